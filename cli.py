@@ -1,0 +1,3 @@
+from netsim_ddp.cli import main
+
+main()

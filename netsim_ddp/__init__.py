@@ -1,0 +1,48 @@
+"""netsim: what gradient compression really buys on a slow network.
+
+The public names load on first use, so that importing the package (for ``netsim --help``, or to build a
+report where torch is not installed) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netsim_ddp.communication.backend import DistributedBackend
+    from netsim_ddp.compression import get_compressor
+    from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+    from netsim_ddp.compression.topk import TopKCompressor
+    from netsim_ddp.workloads import get_dataloaders, get_model
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DistributedBackend": "netsim_ddp.communication.backend",
+    "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
+    "TopKCompressor": "netsim_ddp.compression.topk",
+    "get_compressor": "netsim_ddp.compression",
+    "get_dataloaders": "netsim_ddp.workloads",
+    "get_model": "netsim_ddp.workloads",
+}
+
+__all__ = [
+    "DistributedBackend",
+    "ErrorFeedbackBuffer",
+    "TopKCompressor",
+    "__version__",
+    "get_compressor",
+    "get_dataloaders",
+    "get_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

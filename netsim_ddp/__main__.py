@@ -1,0 +1,5 @@
+"""``python -m netsim_ddp``: the same command as ``netsim``."""
+
+from netsim_ddp.cli import main
+
+main()

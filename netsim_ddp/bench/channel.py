@@ -1,0 +1,90 @@
+"""The out-of-band line between the command and its processes: JSON, one message per line, never on the link.
+
+It is a lifeline too: each side reads end of file when the other is gone, and a rank then ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import threading
+from typing import Any, NoReturn
+
+LINE_LIMIT = 1 << 28
+ORPHANED = 87
+
+
+class Lines:
+    """Splits what arrives on a socket into JSON messages; the reader's side that never blocks."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._buffer = bytearray()
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that the bytes now waiting complete; None at the end of file. Blocks only if none wait."""
+        try:
+            data = self.connection.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return None
+        self._buffer += data
+        if b"\n" not in data:
+            if len(self._buffer) > LINE_LIMIT:
+                raise ValueError("a message without end on the control channel")
+            return []
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = bytearray(rest)
+        return [json.loads(line) for line in lines]
+
+
+def send(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+class RankChannel:
+    """A rank's end. A daemon thread listens, so that the rank ends itself even while it waits in a collective."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True, name="netsim-lifeline").start()
+
+    def _listen(self) -> None:
+        lines = Lines(self._connection)
+        while (messages := lines.receive()) is not None:
+            for message in messages:
+                self._inbox.put(message)
+        os._exit(ORPHANED)
+
+    def receive(self) -> dict[str, Any]:
+        """The next message. Waits without a limit of its own: the command has the deadline and ends us at it."""
+        return self._inbox.get()
+
+    def progress(self, step: int, doing: str) -> None:
+        """Tell how far this rank is; the command names the rank that is furthest behind when none goes on."""
+        self._send({"kind": "progress", "step": step, "doing": doing})
+
+    def gather(self, point: str, value: Any = None) -> list[Any]:
+        """Meet all ranks at ``point``; answers every rank's ``value``, in rank order."""
+        self._send({"kind": "gather", "point": point, "value": value})
+        answer = self.receive()
+        values: list[Any] = answer["values"]
+        return values
+
+    def result(self, record: dict[str, Any]) -> None:
+        self._send({"kind": "result", "record": record})
+
+    def fail(self, **what: Any) -> NoReturn:
+        """Report why this rank cannot go on, and end it."""
+        self._send({"kind": "error", **what})
+        os._exit(1)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            send(self._connection, message)
+        except BrokenPipeError:
+            os._exit(ORPHANED)

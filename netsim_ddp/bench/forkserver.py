@@ -1,0 +1,140 @@
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD [MODEL]``.
+
+Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
+process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
+with all its ranks when the other side is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from netsim_ddp.bench.channel import send
+from netsim_ddp.link.base import die_with_parent
+
+REQUEST_BYTES = 1 << 20
+MAX_RANKS = 128
+
+
+def prepare(model: str) -> None:
+    """Import what every rank needs and compile the kernels, in one thread."""
+    import torch
+
+    from netsim_ddp.bench import worker
+    from netsim_ddp.compression import kernels
+
+    torch.set_num_threads(1)
+    worker.torch.manual_seed(0)
+    kernels.warm()
+    if model.startswith(("resnet", "torchvision:")):
+        import torchvision  # noqa: F401
+    if threads() > 1:
+        raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
+
+
+def threads() -> int:
+    """Threads of this process; 1 where /proc cannot tell."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1
+
+
+def serve(control: socket.socket) -> None:
+    """Fork the ranks of one repeat after another, and tell how each ended."""
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    ranks: dict[int, int] = {}
+    while True:
+        readable, _, _ = select.select([control, wake_read], [], [])
+        if wake_read in readable:
+            os.read(wake_read, 4096)
+            _reap(control, ranks)
+        if control in readable:
+            data, fds, _, _ = socket.recv_fds(control, REQUEST_BYTES, MAX_RANKS)
+            if not data:
+                _kill(ranks)
+                return
+            while not data.endswith(b"\n"):
+                data += control.recv(REQUEST_BYTES)
+            request = json.loads(data)
+            _kill(ranks)
+            if request["kind"] == "fork":
+                _fork(control, request["jobs"], fds, ranks)
+
+
+def _fork(control: socket.socket, jobs: list[dict[str, Any]], fds: list[int], ranks: dict[int, int]) -> None:
+    from netsim_ddp.bench import worker
+    from netsim_ddp.communication.shaped import ArrivalTable
+
+    bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
+    shared = worker.Shared(worker.MeetingPoint(len(jobs)), ArrivalTable(len(jobs)) if bucket else None)
+    for number, job in enumerate(jobs):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                control.close()
+                for other, fd in enumerate(fds):
+                    if other != number:
+                        os.close(fd)
+                worker.run(socket.socket(fileno=fds[number]), worker.Job(**job), shared)
+            except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        ranks[pid] = number
+    for fd in fds:
+        os.close(fd)
+
+
+def _reap(control: socket.socket, ranks: dict[int, int]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if (rank := ranks.pop(pid, None)) is not None:
+            killed = os.WIFSIGNALED(status)
+            code = None if killed else os.WEXITSTATUS(status)
+            number = os.WTERMSIG(status) if killed else None
+            send(control, {"kind": "exit", "rank": rank, "code": code, "signal": number})
+
+
+def _kill(ranks: dict[int, int]) -> None:
+    """End the ranks that are left, silently: whoever asked no longer wants to hear of them."""
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    for pid in ranks:
+        os.waitpid(pid, 0)
+    ranks.clear()
+
+
+def main(fd: int, model: str) -> NoReturn:
+    die_with_parent()
+    control = socket.socket(fileno=fd)
+    control.set_inheritable(False)
+    try:
+        prepare(model)
+    except BaseException:  # noqa: BLE001 - the command prints it
+        send(control, {"kind": "broken", "details": traceback.format_exc()})
+        sys.exit(1)
+    send(control, {"kind": "ready"})
+    serve(control)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

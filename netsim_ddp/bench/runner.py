@@ -1,0 +1,270 @@
+"""The order of it all: choose and probe the link, run cells interleaved, save after each repeat.
+
+Knows nothing of terminals: whoever calls passes ``report``, which receives :class:`Event`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from netsim_ddp import __version__
+from netsim_ddp.bench.launcher import Launcher
+from netsim_ddp.bench.settle import settle_repeat
+from netsim_ddp.errors import LinkUnavailable, NetsimError, RankError
+from netsim_ddp.link.base import Counters, HostLink, Link, LinkSpec
+from netsim_ddp.link.probe import ProbeReport, check, probe
+from netsim_ddp.link.tc import TcLink
+from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
+from netsim_ddp.results.summary import notes, summarise
+from netsim_ddp.scenario import MethodSpec, Scenario, available_cores
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: ``note`` and ``warning`` are sentences, ``progress`` counts repeats."""
+
+    kind: str
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+Report = Callable[[Event], None]
+Save = Callable[[Result], None]
+
+
+def run(scenario: Scenario, *, command: Sequence[str], report: Report, save: Save) -> Result:
+    """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
+
+    Raises:
+        NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
+    """
+    scenario = scenario.resolved()
+    run = _Run(scenario, command, report, save)
+    try:
+        run.execute()
+    except NetsimError as error:
+        run.close("partial" if any(cell.repeats for cell in run.result.cells) else "failed", error)
+        raise
+    except KeyboardInterrupt:
+        run.close("partial", None)
+        raise
+    return run.result
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, command: Sequence[str], report: Report, save: Save) -> None:
+        self.scenario, self.report, self._save = scenario, report, save
+        self.result = Result(
+            tool=Tool(version=__version__),
+            created_utc=now_utc(),
+            status="partial",
+            environment=environment(),
+            scenario=scenario.model_dump(mode="json"),
+            command=shlex.join(command),
+        )
+        self.started = time.monotonic()
+
+    def execute(self) -> None:
+        with ExitStack() as stack:
+            link = stack.enter_context(self._choose_link())
+            measured = self._probe(link)
+            cells = [self._cell(method, link, measured) for method in self.scenario.methods]
+            self.result.cells = cells
+            self._warn_of_contention()
+            self.report(Event("note", "importing torch once for all workers"))
+            launcher = stack.enter_context(
+                Launcher(
+                    link,
+                    model=self.scenario.model,
+                    threads=self.scenario.threads,
+                    timeout_s=self.scenario.timeout_s,
+                )
+            )
+            self._repeat_cells(launcher, link)
+        self.close("complete", None)
+
+    def close(self, status: Any, error: NetsimError | None) -> None:
+        self.result.status = status
+        self.result.cells = summarise(self.result.cells)
+        for note in notes(self.result.cells):
+            self.warn(note)
+        if error is not None:
+            self.result.warnings.append(error.message)
+            for cell in self.result.cells:
+                if len(cell.repeats) < self.scenario.repeats and cell.error is None:
+                    cell.error = "not finished: " + error.message
+        self.save()
+
+    def save(self) -> None:
+        self.result.cells = summarise(self.result.cells)
+        self._save(self.result)
+
+    def warn(self, text: str) -> None:
+        if text not in self.result.warnings:
+            self.result.warnings.append(text)
+            self.report(Event("warning", text))
+
+    def _choose_link(self) -> Link:
+        """The link that was asked for; with ``auto`` tc where a real one can be made, else the bucket."""
+        spec = LinkSpec(self.scenario.workers, self.scenario.bandwidth_bps)
+        if self.scenario.link == "tc":
+            return TcLink(spec)
+        if self.scenario.link != "auto":
+            return HostLink(spec, self.scenario.link)
+        try:
+            with TcLink(LinkSpec(1, spec.rate_bps)):
+                self.report(Event("note", "link: tc, because namespaces and tbf work here"))
+                return TcLink(spec)
+        except LinkUnavailable as error:
+            self.report(Event("note", f"link: bucket, because {error.message}"))
+            return HostLink(spec, "bucket")
+
+    def _probe(self, link: Link) -> ProbeReport | None:
+        if link.mechanism != "tc":
+            return None  # the bucket charges by arithmetic; how late the host is, is counted as it runs
+        self.report(Event("note", "probing the link"))
+        measured = probe(link)
+        if measured is not None:
+            check(link, measured)
+        return measured
+
+    def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
+        shaped = link.mechanism != "none"
+        rate = link.spec.rate_bps if shaped else None
+        ceiling = link.spec.ceiling_bps if shaped else None
+        record = LinkRecord(
+            mechanism=link.mechanism,
+            requested_bps=rate,
+            configured_bps=rate,
+            measured_bps=measured.alone_bps if measured else None,
+            ceiling_bps=ceiling,
+            congestion=link.congestion if isinstance(link, TcLink) else None,
+            host_limited=measured is not None and measured.host_limited(link.spec.ceiling_bps),
+        )
+        params = dict(method.params)
+        return Cell(
+            id=method.id,
+            method=method.name,
+            overlap=bool(params.pop("overlap", False)),
+            params=params,
+            workers=self.scenario.workers,
+            bandwidth_bps=rate,
+            threads=self.scenario.threads,
+            link=record,
+        )
+
+    def _warn_of_contention(self) -> None:
+        used, cores = self.scenario.workers * self.scenario.threads, available_cores()
+        if used > cores:
+            self.warn(
+                f"{self.scenario.workers} workers x {self.scenario.threads} thread share {cores} cores: "
+                "compute and compress take longer here than on machines of their own"
+            )
+        load = os.getloadavg()[0]
+        if load > max(1.0, 0.5 * cores):
+            self.warn(f"this machine is busy already: load {load:.1f} on {cores} cores")
+
+    def _repeat_cells(self, launcher: Launcher, link: Link) -> None:
+        """Repeats outermost and every other one backwards (ABBA), so that a drift of the machine's speed
+        falls on all cells alike."""
+        total = self.scenario.repeats * len(self.result.cells)
+        done = 0
+        for repeat in range(self.scenario.repeats):
+            if repeat and self._out_of_time():
+                self.warn(f"time budget spent after {repeat} of {self.scenario.repeats} repeats")
+                return
+            order = range(len(self.scenario.methods))
+            for index in order if repeat % 2 == 0 else reversed(order):
+                name = self.result.cells[index].id
+                self.report(Event("progress", f"{name}, repeat {repeat + 1}", done, total))
+                try:
+                    self._run_cell(launcher, link, index, repeat)
+                except RankError as error:
+                    self.result.cells[index].error = error.message
+                    raise
+                done += 1
+                self.save()
+        self.report(Event("progress", "done", total, total))
+
+    def _out_of_time(self) -> bool:
+        budget = self.scenario.time_budget_s
+        return budget is not None and time.monotonic() - self.started > budget
+
+    def _run_cell(self, launcher: Launcher, link: Link, index: int, repeat: int) -> None:
+        cell, method = self.result.cells[index], self.scenario.methods[index]
+        snapshots: dict[str, list[Counters] | None] = {}
+        facts: list[dict[str, Any]] = []
+
+        def gathered(point: str, values: list[Any]) -> None:
+            if point == "built":
+                facts.extend(values)
+            elif point in ("measure", "measured"):
+                snapshots[point] = link.counters()
+
+        records = launcher.run(self._jobs(link, method, repeat), gathered)
+        before, after = snapshots["measure"], snapshots["measured"]
+        cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
+        self.result.model_parameters = facts[0]["parameters"]
+        if len({record["sha256"] for record in records}) > 1:
+            raise RankError(
+                f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
+            )
+        aggregate = link.shape.gso if isinstance(link, TcLink) else None
+        settled = settle_repeat(records, facts, before, after, aggregate)
+        cell.repeats.append(settled.repeat)
+        cell.link.drops += settled.drops
+        cell.link.retransmits += settled.retransmits
+        if settled.drops:
+            self.warn(f"{cell.id}: the link dropped {settled.drops} packets")
+
+    def _jobs(self, link: Link, method: MethodSpec, repeat: int) -> list[dict[str, Any]]:
+        scenario = self.scenario.model_dump(mode="json")
+        return [
+            {
+                "world_size": link.spec.workers,
+                "scenario": scenario,
+                "method": method.name,
+                "params": method.params,
+                "mechanism": link.mechanism,
+                "rate_bps": link.spec.rate_bps,
+                "repeat": repeat,
+                **asdict(endpoint),
+            }
+            for endpoint in link.endpoints
+        ]
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know of the machine. Versions are read from metadata, nothing is imported."""
+    versions = {}
+    for package in ("torch", "torchvision", "numpy", "numba"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        **versions,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return names[0] if names else platform.machine()

@@ -1,0 +1,71 @@
+"""From what the ranks and the counters say to the records of one repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netsim_ddp.bench.phases import StepSample, settle
+from netsim_ddp.communication.cost import acknowledgement_bytes, wire_bytes
+from netsim_ddp.link.base import Counters
+from netsim_ddp.results.record import RankRecord, RepeatRecord
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One repeat, and what its link lost on the way."""
+
+    repeat: RepeatRecord
+    drops: int
+    retransmits: int
+
+
+def settle_repeat(
+    records: Sequence[dict[str, Any]],
+    facts: Sequence[dict[str, Any]],
+    before: Sequence[Counters] | None,
+    after: Sequence[Counters] | None,
+    aggregate_bytes: int | None,
+) -> Settled:
+    """Join the ranks' samples and the counters around the measured steps.
+
+    Args:
+        aggregate_bytes: the largest packet of the link, which an acknowledgement answers; None on a link that
+            charges by arithmetic and knows no acknowledgements.
+    """
+    samples = [[_sample(raw) for raw in record["samples"]] for record in records]
+    steps = [settle(row) for row in zip(*samples, strict=True)]
+    ranks = []
+    for rank, record in enumerate(records):
+        tx, rx = record["charged"][:2]
+        if before is not None and after is not None:
+            tx = after[rank].tx_bytes - before[rank].tx_bytes
+            rx = after[rank].rx_bytes - before[rank].rx_bytes
+        predicted = float(wire_bytes(facts[rank]["messages"]))
+        if aggregate_bytes is not None:
+            predicted += acknowledgement_bytes(predicted, aggregate_bytes)  # a rank receives what it sends
+        ranks.append(
+            RankRecord(
+                rank=rank,
+                tx_bytes=tx,
+                rx_bytes=rx,
+                payload_bytes=record["payload_bytes"],
+                predicted_tx_bytes=predicted * len(steps),
+                peak_memory_bytes=record["peak_memory_bytes"],
+                residual_bytes=record["residual_bytes"],
+                parameters_sha256=record["sha256"],
+                steps=[row[rank] for row in steps],
+            )
+        )
+    drops = retransmits = 0
+    if before is not None and after is not None:
+        drops = sum(now.drops - then.drops for now, then in zip(after, before, strict=True))
+        retransmits = sum(now.retransmits - then.retransmits for now, then in zip(after, before, strict=True))
+    return Settled(RepeatRecord(ranks=ranks), drops, retransmits)
+
+
+def _sample(raw: dict[str, Any]) -> StepSample:
+    laps = [(phase, begin, end) for phase, begin, end in raw["laps"]]
+    transfers = [(begin, end) for begin, end in raw["transfers"]]
+    return StepSample(laps, transfers, raw["loss"])

@@ -1,0 +1,284 @@
+"""One rank of one repeat: join the group, build, warm up, run the measured steps, report.
+
+Runs in a process that :mod:`netsim_ddp.bench.forkserver` forked; torch is imported and nothing else has happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
+from netsim_ddp.bench.programs import Emulated, OverlappedEmulated, OverlappedTraining, Program, Training
+from netsim_ddp.communication import cost, shaped
+from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Group
+from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
+from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.bucket import BucketSpec
+from netsim_ddp.link.helper import enter_namespace
+from netsim_ddp.workloads import Workload, build_workload
+from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
+
+GRADIENT_SETS = 3
+MEETING_POLL_S = 50e-6
+
+
+class MeetingPoint:
+    """A barrier in shared memory: ranks meet between steps without a byte on the link.
+
+    Made before the ranks are forked; each rank counts its arrivals in its own slot and waits for the others.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._memory = mmap.mmap(-1, max(8 * workers, 1))
+        self._workers = workers
+
+    def meet(self, rank: int) -> None:
+        (mine,) = struct.unpack_from("q", self._memory, 8 * rank)
+        struct.pack_into("q", self._memory, 8 * rank, mine + 1)
+        while min(struct.unpack_from(f"{self._workers}q", self._memory)) <= mine:
+            time.sleep(MEETING_POLL_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the command tells one rank; ``scenario`` is resolved, ``method`` one of its cells."""
+
+    rank: int
+    world_size: int
+    scenario: dict[str, Any]
+    method: str
+    params: dict[str, Any]
+    mechanism: str
+    rate_bps: int
+    address: str
+    interface: str
+    namespace: int | None
+    repeat: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Memory that all ranks of a repeat share, made before they are forked."""
+
+    meeting: MeetingPoint
+    arrivals: shaped.ArrivalTable | None
+
+
+def run(connection: socket.socket, job: Job, shared: Shared) -> None:
+    """The whole life of a rank; returns when the command has its result, and reports every failure."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
+    channel = RankChannel(connection)
+    rank = _Rank(channel, job, shared)
+    try:
+        rank.run()
+    except NetsimError as error:
+        kind = {UsageError: "usage", EnvironmentFault: "environment"}.get(type(error), "rank")
+        channel.fail(cause=kind, message=error.message, hint=error.hint, doing=rank.doing, details="")
+    except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
+        text = str(error).strip()
+        lost_peer = isinstance(error, dist.DistError) or "Connection closed" in text or "gloo" in text
+        line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+        channel.fail(
+            cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
+            message=line,
+            hint=None,
+            doing=rank.doing,
+            details=traceback.format_exc(),
+        )
+
+
+class _Rank:
+    def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
+        self.channel, self.job, self.shared = channel, job, shared
+        self.scenario = job.scenario
+        self.step = -1
+        self.doing = "starting"
+
+    def run(self) -> None:
+        if self.job.namespace is not None:
+            enter_namespace(self.job.namespace)
+        torch.set_num_threads(self.scenario["threads"])
+        device = _choose_device(self.scenario["device"], self.job.rank)
+        self._say("building the model")
+        workload = build_workload(
+            model=self.scenario["model"],
+            dataset=self.scenario["dataset"],
+            batch_size=self.scenario["batch_size"],
+            rank=self.job.rank,
+            world_size=self.job.world_size,
+            seed=self.scenario["seed"],
+            device=device,
+        )
+        gradients = self._record(workload)
+        self._say("joining the process group")
+        group, backend = self._join(workload, device)
+        program = self._program(workload, group, gradients)
+        ideal = cost.ideal_seconds(program.wires, self.job.rate_bps)
+        facts = {
+            "ideal_s": ideal,
+            "parameters": workload.parameters_count,
+            "backend": backend,
+            "device": _device_name(device),
+            "messages": cost.messages(program.wires),
+        }
+        self.channel.gather("built", facts)
+        timer = StepTimer(CudaClock() if device.type == "cuda" else HostClock())
+        for _ in range(self.scenario["warmup"]):
+            self._step(program, timer)
+        before = self._charged()
+        self.channel.gather("measure")
+        samples = [self._step(program, timer) for _ in range(self.scenario["steps"])]
+        charged = [now - then for now, then in zip(self._charged(), before, strict=True)]
+        self.channel.gather("measured")
+        self.channel.result(self._report(program, samples, charged))
+        self._say("leaving")
+        self.channel.gather("done")
+
+    def _step(self, program: Program, timer: StepTimer) -> StepSample:
+        self.step += 1
+        sample = program.step(timer)
+        if sample.loss is not None and sample.loss != sample.loss:  # NaN
+            raise RuntimeError(f"the loss is not a number at step {self.step}")
+        return sample
+
+    def _say(self, doing: str) -> None:
+        self.doing = doing
+        self.channel.progress(self.step, doing)
+
+    def _record(self, workload: Workload) -> list[list[torch.Tensor]]:
+        if self.scenario["compute_s"] is None:
+            return []
+        self._say("recording gradients")
+        return record_gradient_sets(workload, GRADIENT_SETS)
+
+    def _join(self, workload: Workload, device: torch.device) -> tuple[Group, str]:
+        """Join the process group; rank 0's store listens on its own address and its port goes out of band."""
+        job = self.job
+        backend = _choose_backend(self.scenario["backend"], device, job)
+        if job.world_size == 1:
+            return Group(0, 1), "none"
+        _set_interfaces(job)
+        # The command's deadline acts long before this one, which only keeps a wait from being endless.
+        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.rate_bps * 8
+        timeout = timedelta(seconds=min(seconds, 1e6))
+        store = None
+        if job.rank == 0:
+            store = dist.TCPStore(job.address, 0, job.world_size, True, timeout, wait_for_workers=False)
+        place = [job.address, store.port] if store else None
+        host, port = self.channel.gather("store", place)[0]
+        store = store or dist.TCPStore(host, port, job.world_size, False, timeout)
+        if job.mechanism == "bucket":
+            assert self.shared.arrivals is not None
+            shaped.register(BucketSpec.uniform(job.world_size, job.rate_bps), self.shared.arrivals)
+            backend = shaped.NAME
+        dist.init_process_group(
+            backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
+        )
+        return Group(job.rank, job.world_size), backend
+
+    def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
+        scenario, params = self.scenario, dict(self.job.params)
+        overlap = bool(params.pop("overlap", False))
+        model = workload.model
+        if gradients:
+            compute = EmulatedCompute(scenario["compute_s"])
+            flat = FlatGradients(model.named_parameters())
+            meeting = (lambda: self.shared.meeting.meet(self.job.rank)), self._say
+            if overlap:
+                return OverlappedEmulated(flat, group, gradients, compute, *meeting)
+            method = build_method(self.job.method, flat, group, **params)
+            return Emulated(method, group, gradients, compute, *meeting)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=scenario["learning_rate"], momentum=scenario["momentum"]
+        )
+        if overlap:
+            return OverlappedTraining(workload, group, optimizer, self._say)
+        flat = FlatGradients(model.named_parameters())
+        method = build_method(self.job.method, flat, group, **params)
+        return Training(workload, method, group, optimizer, self._say)
+
+    def _charged(self) -> tuple[int, int, float]:
+        """What the token bucket was charged so far: bytes sent, bytes received, seconds the host was late."""
+        if self.shared.arrivals is None or self.job.world_size == 1:
+            return 0, 0, 0.0
+        group = shaped.shaped_group()
+        return (*group.charged(), group.host_late_s)
+
+    def _report(self, program: Program, samples: list[StepSample], charged: list[Any]) -> dict[str, Any]:
+        digest = hashlib.sha256(program.reduced().cpu().numpy().tobytes()).hexdigest()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "rank": self.job.rank,
+            "samples": [dataclasses.asdict(sample) for sample in samples],
+            "payload_bytes": cost.payload_bytes(program.wires) * len(samples),
+            "charged": charged,
+            "residual_bytes": program.residual_bytes,
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            "sha256": digest,
+        }
+
+
+def _choose_device(wanted: str, rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise EnvironmentFault("--device cuda: torch finds no GPU here", hint="use --device cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _choose_backend(wanted: str, device: torch.device, job: Job) -> str:
+    """NCCL where every rank has a GPU of its own, else Gloo."""
+    own_gpu = device.type == "cuda" and torch.cuda.device_count() >= job.world_size
+    if wanted == "nccl":
+        if not own_gpu:
+            count = torch.cuda.device_count() if device.type == "cuda" else 0
+            raise EnvironmentFault(
+                f"--backend nccl needs a GPU per worker: {job.world_size} workers, {count} GPUs",
+                hint="use --backend gloo",
+            )
+        if job.mechanism == "bucket":
+            raise EnvironmentFault(
+                "the bucket link shapes Gloo only", hint="use --link tc, or --backend gloo"
+            )
+    return "nccl" if own_gpu and wanted != "gloo" and job.mechanism != "bucket" else "gloo"
+
+
+def _set_interfaces(job: Job) -> None:
+    """Bind Gloo and NCCL to the link: unset, Gloo resolves the hostname and may end up on the loopback."""
+    os.environ["GLOO_SOCKET_IFNAME"] = job.interface
+    if job.mechanism == "tc":
+        os.environ |= {
+            "NCCL_SOCKET_IFNAME": f"={job.interface}",
+            "NCCL_NET": "Socket",
+            "NCCL_IB_DISABLE": "1",
+            "NCCL_P2P_DISABLE": "1",
+            "NCCL_SHM_DISABLE": "1",
+            "NCCL_HOSTID": f"netsim-{job.rank}",
+        }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,226 @@
+"""``netsim run``: step times of every method on one link."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from netsim_ddp.bench.runner import Event, Report
+    from netsim_ddp.results.record import Result
+
+SAVED = Path(".netsim")
+
+_Text = str | None
+_Number = int | None
+
+
+def run(
+    bandwidth: Annotated[
+        _Text,
+        typer.Option(metavar="RATE", help="Rate of every rank's link, each way: 100mbps, 1gbps. [1gbps]"),
+    ] = None,
+    ratio: Annotated[
+        _Text,
+        typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,KEY=VALUE]", help="dense, fp16, topk, topk-dense; repeatable. [dense, topk]"
+        ),
+    ] = None,
+    workers: Annotated[
+        _Number, typer.Option("--workers", "-n", "--nproc-per-node", help="Worker processes. [4]")
+    ] = None,
+    model: Annotated[
+        _Text,
+        typer.Option(
+            metavar="NAME",
+            help="simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build. [simple_cnn]",
+        ),
+    ] = None,
+    dataset: Annotated[
+        _Text,
+        typer.Option(metavar="NAME", help="digits, synthetic-cifar10, synthetic-imagenet. [fits the model]"),
+    ] = None,
+    batch_size: Annotated[_Number, typer.Option(help="Images per worker and step. [32]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="SGD's. [0.1]")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="SGD's. [0]")] = None,
+    compute: Annotated[
+        _Text,
+        typer.Option(
+            metavar="TIME",
+            help="Take forward, backward and optimizer as this long, as on an accelerator: 50ms.",
+        ),
+    ] = None,
+    steps: Annotated[_Number, typer.Option(help="Measured steps per repeat. [20]")] = None,
+    warmup: Annotated[_Number, typer.Option(help="Steps before them. [3]")] = None,
+    repeats: Annotated[
+        _Number, typer.Option("--repeats", "--runs", help="Fresh sets of processes per method. [3]")
+    ] = None,
+    seed: Annotated[_Number, typer.Option(help="Of parameters, data split and shuffling. [0]")] = None,
+    link: Annotated[
+        _Text,
+        typer.Option(
+            metavar="HOW",
+            help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
+        ),
+    ] = None,
+    backend: Annotated[
+        _Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
+    ] = None,
+    device: Annotated[
+        _Text, typer.Option(metavar="NAME", help="cpu, cuda, auto: cuda where there is one. [auto]")
+    ] = None,
+    threads: Annotated[
+        _Number, typer.Option(help="Threads per worker. [cores / workers, at least 1]")
+    ] = None,
+    timeout: Annotated[
+        _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
+    ] = None,
+    time_budget: Annotated[
+        _Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Scenario in YAML, or a result file to replay; flags win over it."),
+    ] = None,
+    json: Annotated[
+        _Text,
+        typer.Option(metavar="PATH|-", help="Write the result there too; - is stdout, and nothing else is."),
+    ] = None,
+) -> None:
+    """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
+    given = {
+        "bandwidth": bandwidth,
+        "ratio": ratio,
+        "methods": method,
+        "workers": workers,
+        "model": model,
+        "dataset": dataset,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "compute": compute,
+        "steps": steps,
+        "warmup": warmup,
+        "repeats": repeats,
+        "seed": seed,
+        "link": link,
+        "backend": backend,
+        "device": device,
+        "threads": threads,
+        "timeout": timeout,
+        "time_budget": time_budget,
+    }
+    from netsim_ddp.scenario import build_scenario
+
+    scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
+    copy = None if json in (None, "-") else _writable(Path(str(json)))
+
+    from rich.console import Console
+
+    from netsim_ddp.bench import runner
+    from netsim_ddp.report.terminal import render_result
+    from netsim_ddp.results.record import save, to_json
+
+    kept = _new_file()
+
+    def keep(result: Result) -> None:
+        for path in (kept, copy):
+            if path is not None:
+                save(result, path)
+
+    try:
+        with _progress() as report:
+            result = runner.run(scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+    except BaseException:
+        if kept is not None and kept.exists():
+            _point_last(kept)
+            print(f"netsim: what was measured is in {kept}", file=sys.stderr)
+        raise
+    if kept is not None:
+        _point_last(kept)
+    if json == "-":
+        sys.stdout.write(to_json(result))
+        return
+    console = Console()
+    render_result(result, console)
+    if kept is not None:
+        console.print(f"saved {kept}", highlight=False, soft_wrap=True)
+        console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
+
+
+def _writable(path: Path) -> Path:
+    """Fail before the measuring, not after it."""
+    from netsim_ddp.errors import UsageError
+
+    hint = "name a file in a folder you can write to"
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: permission denied", hint=hint)
+    return path
+
+
+def _new_file() -> Path | None:
+    """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
+    import datetime
+
+    try:
+        SAVED.mkdir(exist_ok=True)
+    except OSError as error:
+        print(f"netsim: the run is not saved: cannot make {SAVED}: {error.strerror}", file=sys.stderr)
+        return None
+    if not os.access(SAVED, os.W_OK):
+        print(f"netsim: the run is not saved: cannot write to {SAVED}", file=sys.stderr)
+        return None
+    stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    return SAVED / f"{stem}-{os.getpid()}.json"
+
+
+def _point_last(path: Path) -> None:
+    """``.netsim/last.json`` names the newest run."""
+    link = SAVED / "last.json"
+    temporary = SAVED / f".last-{os.getpid()}"
+    temporary.symlink_to(path.name)
+    temporary.replace(link)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """Notes and warnings as lines on stderr; a bar beside them while that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(event: Event) -> None:
+        prefix = "warning: " if event.kind == "warning" else ""
+        console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
+
+    if not console.is_terminal:
+        yield lambda event: say(event) if event.kind != "progress" else None
+        return
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(event: Event) -> None:
+            if event.kind == "progress":
+                bar.update(task, description=event.text, completed=event.done, total=event.total)
+            else:
+                say(event)
+
+        yield show

@@ -1,0 +1,1 @@
+"""How a gradient crosses the wire: methods as segments, the backend, the shaped process group."""

@@ -1,0 +1,117 @@
+"""The public way in: average a model's gradients over ranks by a named method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Group, Method, Segment
+from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
+from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.topk import TopKCompressor
+from netsim_ddp.errors import UsageError
+
+METHODS: dict[str, Callable[..., Method]] = {
+    method.name: method for method in (DenseAllReduce, Float16AllReduce, TopKAllGather, TopKDense)
+}
+"""Every method by its name on the command line."""
+
+
+def build_method(name: str, flat: FlatGradients, group: Group, **params: Any) -> Method:
+    """The method ``name`` over ``flat``.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}")
+    return METHODS[name](flat, group, **params)
+
+
+class DistributedBackend:
+    """Averages gradients over the ranks of a process group.
+
+    ::
+
+        backend = DistributedBackend(TopKCompressor(0.01), ErrorFeedbackBuffer(), world_size, rank)
+        loss.backward()
+        backend.allreduce_gradients(model.named_parameters())
+        optimizer.step()
+
+    Args:
+        compressor: None for dense float32; a :class:`TopKCompressor` for ``topk``.
+        error_buffer: keeps what the compressor leaves out; None switches error feedback off.
+        world_size, rank: default to torch.distributed's; with one rank nothing is sent or changed.
+        method: another method by name, with ``params`` for it; ``compressor`` must then be None.
+        process_group: default to torch's default group.
+
+    Raises:
+        UsageError: unknown method.
+        ValueError: ``compressor`` and ``method`` both given, or a compressor that no method takes.
+    """
+
+    def __init__(
+        self,
+        compressor: TopKCompressor | None = None,
+        error_buffer: ErrorFeedbackBuffer | None = None,
+        world_size: int | None = None,
+        rank: int | None = None,
+        *,
+        method: str | None = None,
+        params: dict[str, Any] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if compressor is not None and method is not None:
+            raise ValueError("give a compressor or a method, not both")
+        if compressor is not None and not isinstance(compressor, TopKCompressor):
+            raise ValueError(f"no method takes a {type(compressor).__name__}")
+        initialized = dist.is_available() and dist.is_initialized()
+        if world_size is None:
+            world_size = dist.get_world_size(process_group) if initialized else 1
+        if rank is None:
+            rank = dist.get_rank(process_group) if initialized else 0
+        self.group = Group(rank, world_size, process_group)
+        self._name = method or ("topk" if compressor is not None else "dense")
+        if self._name not in METHODS:
+            raise UsageError(f"unknown method {method!r}", hint=f"known: {', '.join(METHODS)}")
+        self._params = dict(params or {})
+        if compressor is not None:
+            feedback = error_buffer is not None
+            self._params |= {"ratio": compressor.ratio, "feedback": feedback, "error_buffer": error_buffer}
+        self._flat: FlatGradients | None = None
+        self._segments: list[Segment] = []
+        self.method: Method | None = None
+        """The method at work; built by the first call, when the parameters are known."""
+
+    def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
+
+        Collective: every rank must call it with the same parameters in the same order. A parameter whose gradient
+        is missing counts as zero here and receives the average of the others.
+
+        Raises:
+            NonFiniteGradient: on every rank, when one rank's gradient is not finite (``topk``).
+        """
+        if self.group.world_size == 1:
+            return
+        parameters = list(named_parameters)
+        flat = self._prepare(parameters)
+        flat.gather()
+        for segment in self._segments:
+            segment.run()
+        flat.scatter()
+
+    def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
+        if self._flat is None or not self._flat.holds(parameters):
+            state = self.method.state_dict() if self.method else {}
+            self._flat = FlatGradients(parameters)
+            self.method = build_method(self._name, self._flat, self.group, **self._params)
+            if state:
+                self.method.load_state_dict(state)
+            self._segments = self.method.segments()
+        return self._flat

@@ -1,0 +1,68 @@
+"""Dense all-reduce: every gradient crosses the wire, as float32 or rounded to float16."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import (
+    Group,
+    Local,
+    Method,
+    Segment,
+    Wire,
+    ring_all_reduce_messages,
+)
+
+
+class DenseAllReduce(Method):
+    """The baseline: one float32 all-reduce of the whole buffer, then the division by P."""
+
+    name = "dense"
+
+    def segments(self) -> list[Segment]:
+        return [
+            all_reduce(self.flat.data, self.group),
+            Local("decompress", lambda: _divide(self.flat.data, self.group.world_size)),
+        ]
+
+
+class Float16AllReduce(Method):
+    """All-reduce in float16: half the bytes. Divided by P before the sum, as torch's ``fp16_compress_hook``
+    does, so that the sum of P gradients overflows no sooner than one of them."""
+
+    name = "fp16"
+
+    def __init__(self, flat: FlatGradients, group: Group) -> None:
+        super().__init__(flat, group)
+        self._half = torch.empty_like(flat.data, dtype=torch.float16)
+
+    def segments(self) -> list[Segment]:
+        return [
+            Local("compress", self._compress),
+            all_reduce(self._half, self.group),
+            Local("decompress", lambda: _copy(self.flat.data, self._half)),
+        ]
+
+    def _compress(self) -> None:
+        torch.div(self.flat.data, self.group.world_size, out=self.flat.data)
+        self._half.copy_(self.flat.data)
+
+
+def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:
+    """The sum of ``tensor`` over ranks, in place."""
+    size = tensor.numel() * tensor.element_size()
+
+    def run() -> None:
+        dist.all_reduce(tensor, group=group.process_group)
+
+    return Wire("all_reduce", run, size, ring_all_reduce_messages(size, group.world_size))
+
+
+def _divide(tensor: torch.Tensor, divisor: int) -> None:
+    tensor.div_(divisor)
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source)

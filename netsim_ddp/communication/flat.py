@@ -1,0 +1,85 @@
+"""Every gradient of a model in one contiguous buffer, in parameter order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+
+class FlatGradients:
+    """A float32 buffer [N] with one view per parameter.
+
+    A method works on the whole buffer: one pass, one message per step. When a parameter's ``grad`` *is* its view
+    (:meth:`attach`) backward writes straight into the buffer; otherwise :meth:`gather` and :meth:`scatter`
+    copy, one memory pass each.
+
+    Args:
+        named_parameters: as ``model.named_parameters()`` gives them; those that need no gradient are left out.
+
+    Raises:
+        ValueError: no parameter needs a gradient, or they live on several devices.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+        if not trained:
+            raise ValueError("no parameter needs a gradient")
+        devices = {parameter.device for _, parameter in trained}
+        if len(devices) > 1:
+            raise ValueError(f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}")
+        self.parameters = [parameter for _, parameter in trained]
+        self.shapes = {name: parameter.shape for name, parameter in trained}
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.data = torch.zeros(int(self.offsets[-1]), dtype=torch.float32, device=devices.pop())
+        self.views = [
+            self.data[begin:end].view(parameter.shape)
+            for begin, end, parameter in zip(self.offsets, self.offsets[1:], self.parameters, strict=False)
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    @property
+    def numel(self) -> int:
+        return self.data.numel()
+
+    def holds(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
+        """Whether this buffer was laid out for exactly these parameters."""
+        trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+        return len(trained) == len(self.parameters) and all(
+            ours is theirs for ours, theirs in zip(self.parameters, trained, strict=True)
+        )
+
+    def attach(self) -> None:
+        """Make every float32 parameter's ``grad`` a view of the buffer. Clear gradients with
+        ``optimizer.zero_grad(set_to_none=False)`` from then on, or the views are lost."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.dtype == torch.float32:
+                parameter.grad = view
+
+    def gather(self) -> None:
+        """Copy gradients that are not views into the buffer; a missing gradient counts as zero."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad.data_ptr() != view.data_ptr():
+                view.copy_(parameter.grad)
+
+    def scatter(self) -> None:
+        """Copy the buffer back into gradients that are not views; a missing one is created, so that a parameter
+        which only some ranks used still gets the same update on all of them."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                parameter.grad = view.to(parameter.dtype, copy=True)
+            elif parameter.grad.data_ptr() != view.data_ptr():
+                parameter.grad.copy_(view)
+
+    def segment_of(self, position: int) -> str:
+        """The name of the parameter that holds flat ``position``."""
+        return self.names[int(np.searchsorted(self.offsets, position, side="right")) - 1]

@@ -1,0 +1,91 @@
+"""A method is a list of segments, local work and wire operations, built once and run every step.
+
+Keeping the two apart is what lets the bench time them, replay them and test them one by one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.distributed as dist
+
+from netsim_ddp.communication.flat import FlatGradients
+
+
+@dataclass(frozen=True)
+class Local:
+    """Work of this rank alone, counted as ``phase``."""
+
+    phase: Literal["compress", "decompress"]
+    run: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One collective operation, blocking.
+
+    Attributes:
+        payload_bytes: what this rank hands over.
+        messages: the sizes in bytes of what its schedule makes this rank send, in order.
+    """
+
+    operation: str
+    run: Callable[[], None]
+    payload_bytes: int
+    messages: tuple[int, ...]
+
+
+Segment = Local | Wire
+
+
+@dataclass(frozen=True)
+class Group:
+    """This rank's place among the others; ``process_group`` None is torch's default group."""
+
+    rank: int
+    world_size: int
+    process_group: dist.ProcessGroup | None = None
+
+
+class Method(ABC):
+    """How gradients become their average over ranks: in place, in ``flat``.
+
+    A subclass owns whatever it needs between steps (residuals, buffers). Every rank must build it with the same
+    parameters and run its segments in the same order.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, flat: FlatGradients, group: Group) -> None:
+        self.flat = flat
+        self.group = group
+
+    @abstractmethod
+    def segments(self) -> list[Segment]:
+        """The step, in order. Called once; the closures are run every step."""
+
+    @property
+    def residual_bytes(self) -> int:
+        """Memory that error feedback holds between steps."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of this rank must keep."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{self.name} keeps no state, the checkpoint holds {', '.join(sorted(state))}")
+
+
+def ring_all_reduce_messages(size: int, world_size: int) -> tuple[int, ...]:
+    """What one rank sends in a ring all-reduce of ``size`` bytes: 2(P-1) messages of size/P."""
+    return (-(-size // world_size),) * (2 * (world_size - 1))
+
+
+def ring_all_gather_messages(size: int, world_size: int) -> tuple[int, ...]:
+    """What one rank sends in a ring all-gather of ``size`` bytes per rank: P-1 messages."""
+    return (size,) * (world_size - 1)

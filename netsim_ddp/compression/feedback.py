@@ -1,0 +1,201 @@
+"""Error feedback: what was not sent is added to the next gradient instead of being lost.
+
+With g the gradient, e the residual and C the compressor: p = g + e; send C(p); e' = p - C(p) (Karimireddy et
+al. 2019, Alg. 2, EF-SGD; Stich et al. 2018, Alg. 1, Mem-SGD; Lin et al. 2018, Sec. 3, call it local gradient
+accumulation). Two conditions are easy to miss:
+
+* C(p) is this rank's **own** approximation, never the average over ranks: subtracting the average leaves the
+  ranks' disagreement in the residual for ever.
+* C(p) is what the *others receive*: after rounding to fp16, after saturation. See
+  :func:`return_rounding_error` and :meth:`netsim_ddp.compression.codec.Codec.round_trip`.
+
+Residuals here are in gradient space: they are not rescaled when the learning rate changes. They belong to one
+rank; save each rank's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.compression.kernels import all_finite
+
+
+def return_rounding_error(residual: Tensor, indices: Tensor, sent: Tensor, received: Tensor) -> None:
+    """Put what rounding took from the sent entries back: ``residual[indices] += sent - received``.
+
+    Args:
+        residual: flat [N], updated in place. indices: int32 or int64 [k], distinct. sent: [k] before
+            rounding. received: [k] as the others decode them.
+    """
+    residual.index_add_(0, indices, (sent - received).to(residual.dtype))
+
+
+class ErrorFeedbackBuffer:
+    """One residual per parameter name, zero at first use.
+
+    Two ways to use it, over the same residuals: :meth:`compensate` and :meth:`update` per tensor, or
+    :meth:`flat`, which hands out all of them as one vector for
+    :func:`netsim_ddp.compression.kernels.accumulate_select` to work on in place.
+
+    Args:
+        device: where residuals live; None means each gradient's own device.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self._device = None if device is None else torch.device(device)
+        self._buffers: dict[str, Tensor] = {}
+        self._flats: dict[tuple[str, ...], Tensor] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The residual itself, not a copy."""
+        return self._buffers[name]
+
+    def names(self) -> list[str]:
+        """Names in order of first use."""
+        return list(self._buffers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the residuals take."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+
+    def compensate(self, name: str, gradient: Tensor) -> Tensor:
+        """``gradient`` + residual, a new tensor of any shape on the gradient's device; changes no residual.
+
+        Raises:
+            ValueError: the shape is not the one that ``name`` had before.
+        """
+        buffer = self._buffers.get(name)
+        if buffer is None:
+            buffer = torch.zeros_like(
+                gradient, device=self._device, requires_grad=False, memory_format=torch.contiguous_format
+            )
+            self._buffers[name] = buffer
+        self._check_shape(name, gradient.shape)
+        return gradient.detach() + buffer.to(gradient.device)
+
+    def update(self, name: str, compensated: Tensor, approx: Tensor) -> None:
+        """Residual = ``compensated`` - ``approx``, both of the parameter's shape.
+
+        Args:
+            compensated: what :meth:`compensate` returned.
+            approx: this rank's own approximation of it, dense, **as the other ranks receive it**; never the
+                average over ranks.
+
+        Raises:
+            ValueError: ``name`` was never compensated, or a shape differs.
+            ArithmeticError: the new residual would not be finite; the old one is kept.
+        """
+        if name not in self._buffers:
+            raise ValueError(f"{name!r} has no residual: call compensate first")
+        self._check_shape(name, compensated.shape)
+        self._check_shape(name, approx.shape)
+        rest = compensated.detach() - approx.detach()
+        if not all_finite(rest):
+            raise ArithmeticError(f"the residual of {name!r} would hold a NaN or inf")
+        self._buffers[name].copy_(rest)
+
+    def flat(
+        self,
+        layout: Mapping[str, torch.Size],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """One vector [N] whose stretches, in layout order, *are* the residuals of those names.
+
+        The same layout gives the same tensor at every call, so call it every step. Residuals that exist are
+        moved in, whether they were single or part of another layout (DDP reorders its buckets after the
+        first step); vectors given out for another layout with any of these names are stale from then on.
+        Other names are left alone.
+
+        Args:
+            layout: shape of every parameter, by name. device: default the buffer's own, else the CPU.
+
+        Raises:
+            ValueError: a known name has another shape; nothing has changed then.
+        """
+        target = torch.device(device) if device is not None else self._device or torch.device("cpu")
+        key = tuple(layout)
+        flat = self._flats.get(key)
+        for name, shape in layout.items():
+            if name in self._buffers:
+                self._check_shape(name, shape)
+        if flat is not None and flat.dtype == dtype and _same_device(flat.device, target):
+            return flat
+        flat = torch.zeros(sum(shape.numel() for shape in layout.values()), dtype=dtype, device=target)
+        self._flats = {names: old for names, old in self._flats.items() if not set(names) & set(key)}
+        start = 0
+        for name, shape in layout.items():
+            view = flat[start : start + shape.numel()].view(shape)
+            if name in self._buffers:
+                view.copy_(self._buffers[name])
+            self._buffers[name] = view
+            start += shape.numel()
+        self._flats[key] = flat
+        return flat
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of every residual, by name. Per rank: each rank saves its own."""
+        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved residuals; everything is checked before anything changes.
+
+        An empty buffer takes every name. One in use keeps its tensors (so a vector from :meth:`flat` stays
+        valid), devices and dtypes, and wants exactly its own names.
+
+        Raises:
+            ValueError: names or shapes differ, an entry is no floating tensor, or is not finite.
+        """
+        for name, saved in state.items():
+            if not isinstance(saved, Tensor) or not saved.is_floating_point():
+                raise ValueError(f"the saved residual of {name!r} is not a floating tensor")
+            if not all_finite(saved):
+                raise ValueError(f"the saved residual of {name!r} holds a NaN or inf")
+            if name in self._buffers:
+                self._check_shape(name, saved.shape)
+        if self._buffers and set(state) != set(self._buffers):
+            missing, unknown = (
+                sorted(set(self._buffers) - set(state)),
+                sorted(set(state) - set(self._buffers)),
+            )
+            raise ValueError(f"saved residuals do not match: missing {missing}, unknown {unknown}")
+        for name, saved in state.items():
+            if name in self._buffers:
+                self._buffers[name].copy_(saved)
+            else:
+                self._buffers[name] = saved.detach().to(self._device or saved.device, copy=True).contiguous()
+
+    def reset(self) -> None:
+        """Set every residual to zero, in place."""
+        for buffer in self._buffers.values():
+            buffer.zero_()
+
+    def to(self, device: torch.device | str) -> ErrorFeedbackBuffer:
+        """Move every residual, and later ones, to ``device``; vectors given out before are stale."""
+        self._device = torch.device(device)
+        layouts = [
+            ({name: self._buffers[name].shape for name in names}, flat.dtype)
+            for names, flat in self._flats.items()
+        ]
+        self._buffers = {name: buffer.to(self._device) for name, buffer in self._buffers.items()}
+        self._flats = {}
+        for layout, dtype in layouts:
+            self.flat(layout, self._device, dtype)
+        return self
+
+    def _check_shape(self, name: str, shape: torch.Size) -> None:
+        known = self._buffers[name].shape
+        if known != shape:
+            raise ValueError(f"{name!r} has a residual of shape {tuple(known)}, not {tuple(shape)}")
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """``cuda`` without a number is the current device, and matches any tensor's ``cuda:0``."""
+    return one.type == other.type and (other.index is None or one.index == other.index)

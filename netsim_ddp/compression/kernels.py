@@ -1,0 +1,218 @@
+"""Exact Top-K over the segments of a flat tensor, with and without error feedback.
+
+A *segment* is one parameter's stretch of a flat gradient: bounds ``offsets`` int64 [L + 1], starting at 0
+and ending at N, and ``ks`` int64 [L] entries to keep, 1 <= k <= n (0 for an empty segment). Both live on
+the CPU. The chosen entries of segment i are the k_i largest magnitudes, of equal ones the lower index;
+they are written in ascending index order (global positions), so a given input has exactly one result.
+
+CPU float32 takes one fused, single-threaded numba kernel; everything else takes a torch twin with the
+same result, bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.compression import _torch_kernels as twin
+
+fused: ModuleType | None
+try:
+    from netsim_ddp.compression import _numba_kernels as _fused_module
+
+    fused = _fused_module
+except ImportError:
+    fused = None
+
+_INT32_END = 2**31
+_COMPILE_ATTEMPTS = 50  # more than there are compiled functions and signatures
+
+
+class NonFiniteGradient(ArithmeticError):
+    """A NaN or inf among the values to select from. ``segment`` is the number of the first bad segment."""
+
+    def __init__(self, message: str, segment: int) -> None:
+        super().__init__(message)
+        self.segment = segment
+
+
+@functools.cache
+def warm() -> None:
+    """Compile the kernels, or load them from numba's cache, for every signature in use.
+
+    Call it once before workers fork; it starts no thread. Costs about 4 s the first time on a machine and
+    0.3 s afterwards. Without numba it warns, once, and the torch twin does the work.
+    """
+    if fused is None:
+        warnings.warn(
+            "numba is not installed: selecting with torch, several times slower (pip install numba)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return
+    stored: OSError | None = None
+    for _ in range(_COMPILE_ATTEMPTS):
+        try:
+            _call_every_kernel()
+            break
+        except OSError as error:
+            # numba keeps what it compiled and then fails to store it (disk full), one function at a time:
+            # calling again goes one function further.
+            stored = error
+    else:
+        raise stored if stored is not None else RuntimeError("the kernels did not compile")
+    if stored is not None:
+        warnings.warn(f"the compiled kernels could not be stored: {stored}", RuntimeWarning, stacklevel=2)
+
+
+def _call_every_kernel() -> None:
+    assert fused is not None
+    flat, offsets, ks = torch.zeros(4), torch.tensor([0, 4]), torch.tensor([1])
+    for dtype in (torch.int32, torch.int64):
+        _run_fused(flat, flat.clone(), True, offsets, ks, torch.empty(1), torch.empty(1, dtype=dtype))
+    fused.first_bad_segment(flat.numpy(), flat.numpy(), offsets.numpy())
+    fused.max_key(flat.numpy().view("int32"))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether ``tensor`` (any shape, dtype, device) holds neither NaN nor inf; one pass over it."""
+    if _fused_takes(tensor) and tensor.numel():
+        warm()
+        assert fused is not None
+        bits = tensor.detach().reshape(-1).numpy().view("int32")
+        return bool(fused.max_key(bits) < fused.INF_KEY)
+    return bool(torch.isfinite(tensor).all())
+
+
+def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
+    """Write the selected entries of ``flat`` [N] to ``values`` and ``indices`` [sum(ks)]; ``flat`` stays.
+
+    Args:
+        flat: contiguous, float16, bfloat16, float32 or float64.
+        offsets, ks: the segments, see the module's docstring.
+        values: contiguous, dtype and device of ``flat``. indices: int32 or int64, same device.
+
+    Raises:
+        NonFiniteGradient: a segment holds a NaN or inf (``values`` and ``indices`` are then undefined).
+        ValueError: arguments that do not fit each other.
+    """
+    _check(flat, offsets, ks, values, indices)
+    if _fused_takes(flat, values, indices):
+        warm()
+        bad = _run_fused(flat, flat, False, offsets, ks, values, indices)
+    else:
+        bounds = offsets.tolist()
+        bad = twin.first_non_finite(flat, bounds)
+        if bad < 0:
+            twin.select_segments(flat, bounds, ks.tolist(), values, indices)
+    if bad >= 0:
+        raise NonFiniteGradient(f"segment {bad} holds a NaN or inf", bad)
+
+
+def accumulate_select(
+    grad: Tensor, residual: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+) -> None:
+    """``residual += grad``, then move the selected entries of the sum out of it: they become exact 0.
+
+    The memory of error feedback in one step: with e the residual and g the gradient (times the learning
+    rate, where the caller works in that space), p = g + e, the entries sent are top_k(p) and e' = p -
+    top_k(p) (Stich et al. 2018, Alg. 1; Karimireddy et al. 2019, Alg. 2). Zero is *written*, not obtained by
+    subtraction, so residual and sent entries together are the rounded sum bit for bit.
+
+    Args:
+        grad: contiguous [N], not changed. residual: contiguous [N], updated in place.
+        values: dtype of ``residual``. indices: int32 or int64. Both contiguous [sum(ks)].
+
+    Raises:
+        NonFiniteGradient: a gradient, or its sum with the residual, is NaN or inf. Found before anything
+            is written: the residual is untouched, so the step can be skipped.
+        ValueError: arguments that do not fit each other, or a residual that was not finite on entry.
+    """
+    _check(residual, offsets, ks, values, indices)
+    if grad.shape != residual.shape or grad.device != residual.device or not grad.is_contiguous():
+        raise ValueError(
+            f"grad must be contiguous and like residual {tuple(residual.shape)} in shape and device"
+        )
+    if torch.promote_types(grad.dtype, residual.dtype) != residual.dtype:
+        raise ValueError(f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient")
+    message = "the gradient of segment {0}, or its sum with the residual, is not finite"
+    if _fused_takes(grad, residual, values, indices):
+        warm()
+        assert fused is not None
+        bad = int(
+            fused.first_bad_segment(
+                grad.detach().numpy(), residual.detach().numpy(), offsets.detach().numpy()
+            )
+        )
+        if bad < 0 and (bad := _run_fused(residual, grad, True, offsets, ks, values, indices)) >= 0:
+            raise ValueError(f"the residual of segment {bad} was not finite on entry")
+    else:
+        bounds = offsets.tolist()
+        with torch.no_grad():
+            total = residual + grad
+            bad = twin.first_non_finite(total, bounds)
+            if bad < 0:
+                twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
+    if bad >= 0:
+        raise NonFiniteGradient(message.format(bad), bad)
+
+
+def _fused_takes(*tensors: Tensor) -> bool:
+    floats_fit = all(
+        t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() and t.numel() < _INT32_END
+        for t in tensors
+    )
+    kinds = {t.dtype for t in tensors if t.dtype.is_floating_point}
+    if not floats_fit or kinds != {torch.float32}:
+        return False
+    if fused is None:
+        warm()  # says once that numba is missing
+    return fused is not None
+
+
+def _run_fused(
+    flat: Tensor, grad: Tensor, add: bool, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+) -> int:
+    assert fused is not None
+    bad, _ = fused.select_segments(
+        flat.detach().numpy(),
+        grad.detach().numpy(),
+        add,
+        offsets.numpy(),
+        ks.numpy(),
+        values.detach().numpy(),
+        indices.numpy(),
+    )
+    return int(bad)
+
+
+def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
+    """The kernels run without bounds checks, so nothing wrong may reach them."""
+    if flat.dim() != 1 or not flat.is_contiguous():
+        raise ValueError(f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}")
+    if flat.dtype not in twin.DTYPES:
+        raise ValueError(f"cannot select from {flat.dtype}")
+    for name, table in (("offsets", offsets), ("ks", ks)):
+        if table.dtype != torch.int64 or table.dim() != 1 or table.device.type != "cpu":
+            raise ValueError(f"{name} must be an int64 vector on the CPU")
+        if not table.is_contiguous():
+            raise ValueError(f"{name} must be contiguous")
+    sizes = offsets.diff()
+    if offsets.numel() != ks.numel() + 1 or int(offsets[0]) != 0 or int(offsets[-1]) != flat.numel():
+        raise ValueError(f"offsets must be {ks.numel() + 1} bounds from 0 to {flat.numel()}")
+    if bool((sizes < 0).any()) or bool((ks > sizes).any()) or bool((ks < sizes.clamp(max=1)).any()):
+        raise ValueError("every segment needs 1 <= k <= its size, and k = 0 where it is empty")
+    total = int(ks.sum())
+    for name, out in (("values", values), ("indices", indices)):
+        if out.shape != (total,) or not out.is_contiguous() or out.device != flat.device:
+            raise ValueError(f"{name} must be contiguous [{total}] on {flat.device}, not {tuple(out.shape)}")
+    if values.dtype != flat.dtype:
+        raise ValueError(f"values must be {flat.dtype}, not {values.dtype}")
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"indices must be int32 or int64, not {indices.dtype}")
+    if indices.dtype == torch.int32 and flat.numel() > _INT32_END:
+        raise ValueError(f"int32 indices cannot address {flat.numel()} entries")

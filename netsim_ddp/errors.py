@@ -1,0 +1,80 @@
+"""The error tree and its exit codes.
+
+::
+
+    NetsimError            1   a bug of ours, when nothing more precise fits
+      UsageError           2   bad flag, value, key or file
+      RankError            3   a worker failed
+        RankTimeout        3   a worker made no progress before its deadline
+      EnvironmentFault     4   this machine cannot deliver what was asked
+        LinkUnavailable    4   the link cannot be made here
+        LinkOffTarget      4   the link was made and measured, and is not what was asked
+      Regression           5   a comparison found a regression
+      NothingComparable    6   a comparison had nothing to compare
+
+An interrupted command exits with 130. Only ``netsim_ddp.cli`` turns an error into text and a code.
+"""
+
+from __future__ import annotations
+
+INTERRUPTED = 130
+
+
+class NetsimError(Exception):
+    """Base of every error that netsim raises on purpose. ``hint`` says what to type instead."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(NetsimError):
+    """The request itself is wrong: a flag, a value, a key, a file."""
+
+    exit_code = 2
+
+
+class RankError(NetsimError):
+    """A worker process failed; ``rank`` is the first one that did, ``details`` its traceback."""
+
+    exit_code = 3
+
+    def __init__(
+        self, message: str, *, rank: int | None = None, details: str = "", hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rank = rank
+        self.details = details
+
+
+class RankTimeout(RankError):
+    """A worker made no progress before its deadline."""
+
+
+class EnvironmentFault(NetsimError):
+    """The request is fine; this machine cannot carry it out."""
+
+    exit_code = 4
+
+
+class LinkUnavailable(EnvironmentFault):
+    """The emulated link cannot be made here (no privileges, no qdisc, not Linux ...)."""
+
+
+class LinkOffTarget(EnvironmentFault):
+    """The link was made, measured, and does not deliver what was asked for."""
+
+
+class Regression(NetsimError):
+    """A comparison found a regression."""
+
+    exit_code = 5
+
+
+class NothingComparable(NetsimError):
+    """A comparison had no pair of cells to compare."""
+
+    exit_code = 6

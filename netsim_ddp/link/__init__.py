@@ -1,0 +1,1 @@
+"""The emulated network. It knows nothing of torch or of training."""

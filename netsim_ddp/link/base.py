@@ -1,0 +1,219 @@
+"""What a link is: enter it and it exists, with one endpoint per rank; leave it and nothing is left.
+
+Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
+user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
+(the host's loopback, unshaped).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+ETHERNET_MTU = 1500
+SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
+SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """What each rank's interface shall do, in both directions: bits per second, counted with headers."""
+
+    workers: int
+    rate_bps: int
+
+    @property
+    def ceiling_bps(self) -> float:
+        """The TCP goodput that the rate leaves after headers: rate x 1448/1514 at MTU 1500."""
+        return self.rate_bps * SEGMENT_PAYLOAD / SEGMENT_WIRE
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one rank lives: the address and interface it must use, and its namespace (None: the host's)."""
+
+    rank: int
+    address: str
+    interface: str
+    namespace: int | None = None
+
+
+@dataclass(frozen=True)
+class Counters:
+    """One rank's interface since the link was made: bytes with headers, as the qdiscs count them."""
+
+    tx_bytes: int
+    rx_bytes: int
+    drops: int
+    retransmits: int
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: a code, or the signal that killed it."""
+
+    code: int | None
+    signal: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit code {self.code}"
+        try:
+            return f"killed by {signal.Signals(self.signal).name}"
+        except ValueError:
+            return f"killed by signal {self.signal}"
+
+
+class Process(ABC):
+    """A process that was started inside the link."""
+
+    @abstractmethod
+    def poll(self) -> Exit | None:
+        """How it ended, or None while it runs."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """SIGKILL, to it alone; nothing happens when it has already ended."""
+
+
+class Link(ABC):
+    """An emulated network of ``spec.workers`` ranks."""
+
+    mechanism: Literal["tc", "bucket", "none"]
+    description: str
+    """One short word for the table: ``tc/tbf``, ``bucket``, ``none``."""
+
+    def __init__(self, spec: LinkSpec) -> None:
+        self.spec = spec
+        self.endpoints: list[Endpoint] = []
+
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Make the link.
+
+        Raises:
+            LinkUnavailable: it cannot be made on this machine; the message says what stands in the way.
+        """
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the link and everything that runs in it away, whatever happened."""
+
+    @abstractmethod
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        rank: int | None = None,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+        share_namespaces: bool = False,
+    ) -> Process:
+        """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
+
+        Args:
+            env: additions to this process's environment.
+            fds: inherited as descriptors 3, 4, ... of the new process.
+            share_namespaces: the process also inherits every rank's namespace, under the descriptor
+                numbers that ``endpoints[rank].namespace`` gives.
+        """
+
+    def counters(self) -> list[Counters] | None:
+        """Every rank's interface counters; None where the link has no interfaces of its own."""
+        return None
+
+
+class _HostProcess(Process):
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+
+    def poll(self) -> Exit | None:
+        code = self._child.poll()
+        if code is None:
+            return None
+        return Exit(code, None) if code >= 0 else Exit(None, -code)
+
+    def kill(self) -> None:
+        self._child.kill()
+
+
+class HostLink(Link):
+    """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
+
+    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
+        super().__init__(spec)
+        self.mechanism = mechanism
+        self.description = mechanism
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        loopback = "lo" if sys.platform.startswith("linux") else "lo0"
+        self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+        for child in self._children:
+            child.wait(timeout=10)
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        rank: int | None = None,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+        share_namespaces: bool = False,
+    ) -> Process:
+        del rank, share_namespaces  # all endpoints are the same place
+        # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
+        trampoline = [sys.executable, "-I", "-S", "-c", _RENUMBER, ",".join(map(str, fds)), *argv]
+        child = subprocess.Popen(
+            trampoline,
+            env={**os.environ, **(env or {})},
+            pass_fds=tuple(fds),
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
+        )
+        self._children.append(child)
+        return _HostProcess(child)
+
+
+_RENUMBER = """
+import fcntl, os, sys
+fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
+for target, fd in enumerate(high, 3):
+    os.dup2(fd, target)
+    os.close(fd)
+os.closerange(3 + len(fds), 100)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def die_with_parent() -> None:
+    """Ask Linux to SIGKILL this process when its parent dies; elsewhere the lifeline socket must do."""
+    if sys.platform.startswith("linux"):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+
+
+def lifeline_pair() -> tuple[socket.socket, socket.socket]:
+    """A connected pair of stream sockets: when one side's process dies, the other side reads EOF."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

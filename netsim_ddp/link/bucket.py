@@ -1,0 +1,392 @@
+"""The user-space token bucket: when would an operation be done if every rank had its own slow link?
+
+Pure arithmetic, no torch and no clock: times are float seconds of one monotonic clock and are passed in.
+
+A rank's link has a send side and a receive side. A message of w wire bytes from a to b keeps a's send side
+busy for 8w/up_a and b's receive side for 8w/down_b; it has arrived when the slower of the two is done,
+delay_a + delay_b after it left. A side does one thing at a time, in the order in which operations become
+ready; a later message may use the gaps that earlier ones leave. An idle side saves nothing up: there is no
+burst that would carry a small message for free.
+
+What is sent to whom, and what waits for what, is Gloo's own (its sources, and the bytes of each collective
+counted on a loopback interface at P = 2 and 4): a ring all-reduce in segments of which two are in flight,
+an all-gather in two half-chunks, a binomial broadcast, a reduce-scatter that is an all-reduce.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+MSS = 1448  # TCP payload of a full segment at MTU 1500, with timestamps
+HEADER_BYTES = 66  # Ethernet 14, IP 20, TCP 20 + 12: what a qdisc counts per segment
+PREAMBLE_BYTES = 48  # Gloo's, in front of every message
+MAX_SEGMENT_BYTES = 1 << 20  # Gloo's ring segment
+_MEMO_ENTRIES = 256
+_SPANS = 32  # separate busy spans that a side remembers; more are joined, as if the gap were taken
+_INSTANT_S = 1e-9  # a gap too short for anything
+
+Span = tuple[float, float]
+
+
+def wire_bytes(payload: int) -> int:
+    """Bytes that ``payload`` bytes take on an Ethernet of MTU 1500, each segment's headers included."""
+    return payload + HEADER_BYTES * -(-payload // MSS)
+
+
+def message_bytes(payload: int) -> int:
+    """Wire bytes of one Gloo message with ``payload`` bytes of data."""
+    return wire_bytes(payload + PREAMBLE_BYTES)
+
+
+NOTICE_BYTES = message_bytes(0)  # "ready to send", and the "ready to receive" that comes back
+
+
+@dataclass(frozen=True)
+class BucketSpec:
+    """Every rank's link: rates in bit/s, one-way delay of its interface in seconds.
+
+    ``handshake``: a message leaves only when the receiver's readiness has travelled back to the sender, as
+    Gloo does it; it costs one more hop where nothing else hides it.
+    """
+
+    up_bps: tuple[int, ...]
+    down_bps: tuple[int, ...]
+    delay_s: tuple[float, ...]
+    handshake: bool = True
+
+    def __post_init__(self) -> None:
+        if not len(self.up_bps) == len(self.down_bps) == len(self.delay_s) > 0:
+            raise ValueError("a bucket needs one up rate, one down rate and one delay for every rank")
+        if min(self.up_bps) <= 0 or min(self.down_bps) <= 0:
+            raise ValueError("a bucket's rate must be more than zero")
+        if min(self.delay_s) < 0:
+            raise ValueError("a bucket's delay must not be negative")
+
+    @property
+    def workers(self) -> int:
+        return len(self.up_bps)
+
+    @classmethod
+    def uniform(
+        cls,
+        workers: int,
+        rate_bps: int,
+        down_bps: int | None = None,
+        delay_s: float = 0.0,
+        *,
+        handshake: bool = True,
+    ) -> BucketSpec:
+        """The same link for every rank; ``down_bps`` defaults to ``rate_bps``."""
+        down = rate_bps if down_bps is None else down_bps
+        return cls((rate_bps,) * workers, (down,) * workers, (delay_s,) * workers, handshake)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One collective or message, described alike by every rank that takes part.
+
+    ``nbytes`` is payload: all-reduce, reduce, broadcast and reduce-scatter: the whole input tensor of one
+    rank; all-gather, gather: one rank's contribution; scatter: what one rank receives; send: the message
+    from member 0 to member 1. All-to-all reads ``splits[i][j]``, the bytes that i sends to j.
+    """
+
+    kind: str
+    nbytes: int = 0
+    root: int = 0
+    itemsize: int = 1
+    splits: tuple[tuple[int, ...], ...] = ()
+
+
+class Message(NamedTuple):
+    """``wire`` bytes from member ``src`` to member ``dst``."""
+
+    src: int
+    dst: int
+    wire: int
+
+
+class Phase(NamedTuple):
+    """Rounds of messages; a rank begins round i once it has received its round i - window."""
+
+    rounds: tuple[tuple[Message, ...], ...]
+    window: int
+
+
+def _phase(rounds: Iterable[Iterable[tuple[int, int, int]]], window: int = 1) -> Phase:
+    """A phase from (src, dst, payload bytes)."""
+    return Phase(
+        tuple(tuple(Message(a, b, message_bytes(size)) for a, b, size in each) for each in rounds), window
+    )
+
+
+def _ring_segments(p: int, nbytes: int, itemsize: int) -> tuple[int, int, Callable[[int], int]]:
+    """Gloo's cut of a ring all-reduce: segments in all, segments per rank, and the length of each."""
+    limit = itemsize * max(1, MAX_SEGMENT_BYTES // itemsize)
+    count = max(-(-nbytes // limit), 2 * p)
+    count = -(-count // p) * p
+    size = math.ceil(math.ceil(nbytes / count) / itemsize) * itemsize
+    return count, count // p, lambda segment: min(size, nbytes - (segment % count) * size)
+
+
+def _ring(p: int, rounds: int, first: int, per_rank: int, length: Callable[[int], int]) -> Phase:
+    """Rank r sends segment (r + first)·per_rank + i to r - 1 in round i; empty segments are not sent."""
+    return _phase(
+        (
+            [
+                (r, (r - 1) % p, length((r + first) * per_rank + i))
+                for r in range(p)
+                if length((r + first) * per_rank + i) > 0
+            ]
+            for i in range(rounds)
+        ),
+        window=2,
+    )
+
+
+def _allreduce(p: int, op: Operation) -> list[Phase]:
+    count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
+    rounds = count - per_rank
+    return [_ring(p, rounds, 1, per_rank, length), _ring(p, rounds, 0, per_rank, length)]
+
+
+def _reduce(p: int, op: Operation) -> list[Phase]:
+    count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
+    chunks = [
+        (r, op.root, sum(max(0, length(r * per_rank + i)) for i in range(per_rank)))
+        for r in range(p)
+        if r != op.root
+    ]
+    return [_ring(p, count - 2, 1, per_rank, length), _phase([[c for c in chunks if c[2] > 0]])]
+
+
+def _allgather(p: int, op: Operation) -> list[Phase]:
+    halves = (op.nbytes // 2, op.nbytes - op.nbytes // 2)
+    rounds = ([(r, (r + 1) % p, halves[i % 2]) for r in range(p)] for i in range(2 * (p - 1)))
+    return [_phase(rounds, window=2)]
+
+
+def _broadcast(p: int, op: Operation) -> list[Phase]:
+    rounds = []
+    for bit in range((p - 1).bit_length()):
+        step = 1 << bit
+        pairs = [(v, v + step) for v in range(step) if v + step < p]
+        rounds.append([((a + op.root) % p, (b + op.root) % p, op.nbytes) for a, b in pairs])
+    return [_phase(rounds)]
+
+
+def _gather(p: int, op: Operation) -> list[Phase]:
+    return [_phase([[(r, op.root, op.nbytes) for r in range(p) if r != op.root]])]
+
+
+def _scatter(p: int, op: Operation) -> list[Phase]:
+    return [_phase([[(op.root, r, op.nbytes) for r in range(p) if r != op.root]])]
+
+
+def _alltoall(p: int, op: Operation) -> list[Phase]:
+    pairs = ((r, (r + i) % p) for i in range(1, p) for r in range(p))
+    return [_phase([[(a, b, op.splits[a][b]) for a, b in pairs]])]
+
+
+def _barrier(p: int, _op: Operation) -> list[Phase]:
+    steps = [1 << i for i in range((p - 1).bit_length())]
+    return [_phase([(r, (r + step) % p, 0) for r in range(p)] for step in steps)]
+
+
+def _send(_p: int, op: Operation) -> list[Phase]:
+    return [_phase([[(0, 1, op.nbytes)]])]
+
+
+_SCHEDULES: dict[str, Callable[[int, Operation], list[Phase]]] = {
+    "allreduce": _allreduce,
+    "reduce_scatter": _allreduce,  # Gloo all-reduces the whole input and copies a part of it
+    "allgather": _allgather,
+    "broadcast": _broadcast,
+    "reduce": _reduce,
+    "gather": _gather,
+    "scatter": _scatter,
+    "alltoall": _alltoall,
+    "barrier": _barrier,
+    "send": _send,
+}
+_EMPTY_IS_FREE = frozenset({"allreduce", "reduce_scatter", "reduce", "allgather"})
+KINDS = tuple(_SCHEDULES)
+
+
+@lru_cache(maxsize=64)
+def schedule(op: Operation, members: int) -> tuple[Phase, ...]:
+    """What Gloo sends for ``op`` among ``members`` ranks, phase by phase.
+
+    Raises:
+        ValueError: an operation that has no schedule here.
+    """
+    if op.kind not in _SCHEDULES:
+        raise ValueError(f"the bucket has no schedule for {op.kind}")
+    if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
+        return ()
+    return tuple(_SCHEDULES[op.kind](members, op))
+
+
+class Completion(NamedTuple):
+    """When each member is done (seconds, same clock as the arrivals) and what each was charged (bytes)."""
+
+    deadlines: tuple[float, ...]
+    tx_bytes: tuple[int, ...]
+    rx_bytes: tuple[int, ...]
+
+    @property
+    def deadline(self) -> float:
+        return max(self.deadlines)
+
+
+class _Walk(NamedTuple):
+    """A completion relative to its start: when each member is done, and what its sides are busy with."""
+
+    done: tuple[float, ...]
+    sides: tuple[tuple[Span, ...], ...]
+
+
+def _occupy(busy: list[Span], earliest: float, work: float) -> float:
+    """Take ``work`` seconds of a side in the gaps from ``earliest`` on; the last moment taken."""
+    if not busy or earliest > busy[-1][1]:
+        busy.append((earliest, earliest + work))
+        return earliest + work
+    start, end = busy[-1]
+    if earliest >= start:
+        busy[-1] = (start, end + work)
+        return end + work
+    spans: list[Span] = []
+    last = earliest
+    for start, end in busy:
+        if work > 0 and start - earliest > _INSTANT_S:
+            last = min(start, earliest + work)
+            spans.append((earliest, last))
+            work = 0.0 if earliest + work <= start else work - (start - earliest)
+        spans.append((start, end))
+        earliest = max(earliest, end)
+    if work > 0:
+        last = earliest + work
+        spans.append((earliest, last))
+    busy[:] = spans[:1]
+    for start, end in spans[1:]:
+        if start - busy[-1][1] <= _INSTANT_S:
+            busy[-1] = (busy[-1][0], max(end, busy[-1][1]))
+        else:
+            busy.append((start, end))
+    return last
+
+
+class LinkClock:
+    """Every rank's link in time; feed it operations in the order in which they become ready.
+
+    ``memory`` holds ``cells(workers)`` floats, zero at first: the busy spans of every send side, then of
+    every receive side. It may be shared, so that several processes drive one clock (under a lock of
+    theirs). Two clocks that are fed the same operations and arrivals give the same deadlines, bit for bit.
+    """
+
+    def __init__(self, spec: BucketSpec, memory: MutableSequence[float] | None = None) -> None:
+        self.spec = spec
+        self.memory = [0.0] * self.cells(spec.workers) if memory is None else memory
+        if len(self.memory) != self.cells(spec.workers):
+            raise ValueError(f"a clock of {spec.workers} workers keeps {self.cells(spec.workers)} floats")
+        self._memo: dict[tuple[Operation, tuple[int, ...]], _Walk] = {}
+
+    @staticmethod
+    def cells(workers: int) -> int:
+        """Floats of memory that a clock needs."""
+        return 2 * workers * 2 * _SPANS
+
+    def complete(
+        self, op: Operation, arrivals: Sequence[float], members: Sequence[int] | None = None
+    ) -> Completion:
+        """Run ``op`` from the last arrival on, beside what already occupies the sides it needs.
+
+        Args:
+            arrivals: when each member called the operation (seconds).
+            members: the ranks that take part, in the group's order; all of them by default.
+        """
+        ranks = tuple(range(self.spec.workers) if members is None else members)
+        if len(arrivals) != len(ranks):
+            raise ValueError(f"{len(arrivals)} arrivals for {len(ranks)} members")
+        start = max(arrivals)
+        cells = [side * 2 * _SPANS for side in (*ranks, *(self.spec.workers + r for r in ranks))]
+        sides = [self._load(cell, start) for cell in cells]
+        idle = not any(sides)
+        walk = self._memo.get((op, ranks)) if idle else None
+        if walk is None:
+            walk = self._walk(schedule(op, len(ranks)), ranks, sides)
+            if idle:
+                # Training repeats the same few operations on an idle link: one walk serves them all.
+                if len(self._memo) >= _MEMO_ENTRIES:
+                    self._memo.clear()
+                self._memo[op, ranks] = walk
+        for cell, spans in zip(cells, walk.sides, strict=True):
+            self._store(cell, start, spans)
+        tx, rx = charges(op, len(ranks))
+        return Completion(tuple(start + done for done in walk.done), tx, rx)
+
+    def _load(self, cell: int, start: float) -> list[Span]:
+        """A side's busy spans after ``start``, relative to it. A span that ends at 0 ends the list."""
+        spans: list[Span] = []
+        for i in range(cell, cell + 2 * _SPANS, 2):
+            end = self.memory[i + 1]
+            if end == 0:
+                break
+            if end > start:
+                spans.append((self.memory[i] - start, end - start))
+        return spans
+
+    def _store(self, cell: int, start: float, spans: Sequence[Span]) -> None:
+        spare = len(spans) - _SPANS
+        if spare > 0:
+            spans = ((spans[0][0], spans[spare][1]), *spans[spare + 1 :])
+        for begin, end in spans:
+            self.memory[cell], self.memory[cell + 1] = start + begin, start + end
+            cell += 2
+        if len(spans) < _SPANS:
+            self.memory[cell] = self.memory[cell + 1] = 0.0
+
+    def _walk(self, phases: Sequence[Phase], ranks: Sequence[int], sides: list[list[Span]]) -> _Walk:
+        """The schedule on sides (all send sides, then all receive sides) with busy spans; it starts at 0."""
+        spec, size = self.spec, len(ranks)
+        up = [8 / spec.up_bps[r] for r in ranks]
+        down = [8 / spec.down_bps[r] for r in ranks]
+        delay = [spec.delay_s[r] for r in ranks]
+        done = [0.0] * size
+        for phase in phases:
+            issue = list(done)  # Gloo drains its pipeline between phases
+            received: list[list[float]] = []
+            for i, messages in enumerate(phase.rounds):
+                if i >= phase.window:
+                    issue = list(map(max, issue, received[i - phase.window]))
+                got = [0.0] * size
+                for a, b, wire in messages:
+                    hop = delay[a] + delay[b]
+                    ready = max(issue[a], issue[b] + hop) if spec.handshake else issue[a]
+                    sent = _occupy(sides[a], ready, wire * up[a])
+                    # Concurrent messages share a sender's line, so the receiver's work begins before the
+                    # sender's turn for this one; a slow sender leaves the receiver room for others.
+                    received_all = _occupy(sides[size + b], ready + hop, wire * down[b])
+                    arrived = max(received_all, sent + hop)
+                    got[b] = max(got[b], arrived)
+                    done[a] = max(done[a], sent)
+                    done[b] = max(done[b], arrived)
+                received.append(got)
+        return _Walk(tuple(done), tuple(map(tuple, sides)))
+
+
+@lru_cache(maxsize=1024)
+def charges(op: Operation, members: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes each member sends and receives, as a qdisc would count them, acknowledgements left out."""
+    tx, rx = [0] * members, [0] * members
+    for phase in schedule(op, members):
+        for messages in phase.rounds:
+            for a, b, wire in messages:
+                tx[a] += wire + NOTICE_BYTES
+                rx[b] += wire + NOTICE_BYTES
+                tx[b] += NOTICE_BYTES
+                rx[a] += NOTICE_BYTES
+    return tuple(tx), tuple(rx)

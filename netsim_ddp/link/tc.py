@@ -1,0 +1,394 @@
+"""Linux links: one network namespace per rank on a bridge, a token bucket filter on both ends of each veth.
+
+::
+
+    bridge namespace:   br0 -- v0   v1   v2 ...      tbf on v<r>: what rank r receives
+                               |    |    |
+    rank namespaces:         eth0 eth0 eth0          tbf on eth0: what rank r sends, and its byte counter
+
+:func:`plan` is pure and says which commands make the link; :class:`TcLink` has its helper run them. No name
+appears on the host: the namespaces are anonymous and end with the helper. Without root the helper enters a user
+namespace first, where making interfaces is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from netsim_ddp.errors import LinkUnavailable, NetsimError
+from netsim_ddp.link.base import SEGMENT_WIRE, Counters, Endpoint, Exit, Link, LinkSpec, Process
+from netsim_ddp.link.helper import MESSAGE_BYTES
+
+SUBNET = "10.77"
+ANSWER_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of one token bucket filter. Bytes; the rate in bit/s counts Ethernet headers."""
+
+    rate_bps: int
+    burst: int
+    limit: int
+    gso: int
+
+
+def shape_for(rate_bps: int) -> Shape:
+    """Burst, queue and segment size for a rate.
+
+    Tokens that a bucket saves while the link is idle let a small message through for free, and a 64 KB
+    segment that is stored and forwarded whole delays it; too small a burst starves a fast link, because
+    the kernel refills it late. Half a millisecond of burst is the compromise: 62.5 KB at 1 Gbit/s.
+    The queue holds 200 ms so that no sender on a lossless link is dropped.
+    """
+    bytes_per_second = rate_bps / 8
+    burst = max(2 * SEGMENT_WIRE, round(bytes_per_second * 0.5e-3))
+    gso = min(65536, max(SEGMENT_WIRE, burst // 2))
+    return Shape(rate_bps, burst, max(2_000_000, round(bytes_per_second * 0.2)), gso)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the plan and the namespace it belongs in (None: the bridge's)."""
+
+    rank: int | None
+    argv: tuple[str, ...]
+
+
+def plan(spec: LinkSpec, shape: Shape, namespaces: Sequence[str], congestion: str | None) -> list[Step]:
+    """The ``ip`` and ``tc`` commands that make the link, in order.
+
+    Args:
+        namespaces: how ``ip link add ... netns`` names each rank's namespace.
+    """
+    tbf = f"root tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b".split()
+    segments = ("gso_max_size", str(shape.gso))
+    steps = [
+        Step(None, ("ip", "link", "set", "lo", "up")),
+        Step(None, ("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")),
+        Step(None, ("ip", "link", "set", "br0", "addrgenmode", "none", "up")),
+    ]
+
+    def ip(rank: int | None, *words: str) -> None:
+        steps.append(Step(rank, ("ip", *words)))
+
+    for rank, namespace in enumerate(namespaces):
+        outer = f"v{rank}"
+        peer = ("peer", "name", "eth0", "address", _mac(rank), "netns", namespace)
+        ip(None, "link", "add", outer, "type", "veth", *peer)
+        ip(None, "link", "set", outer, "master", "br0", *segments, "addrgenmode", "none", "up")
+        steps.append(Step(None, ("tc", "qdisc", "add", "dev", outer, *tbf)))
+        ip(rank, "link", "set", "lo", "up")
+        ip(rank, "address", "add", f"{_address(rank)}/16", "dev", "eth0")
+        ip(rank, "link", "set", "eth0", *segments, "addrgenmode", "none", "up")
+        # ARP would be counted as traffic of whichever step it happens to fall in.
+        for other in range(spec.workers):
+            if other != rank:
+                where = ("dev", "eth0", "lladdr", _mac(other), "nud", "permanent")
+                ip(rank, "neigh", "replace", _address(other), *where)
+        if congestion:
+            route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", _address(rank), "congctl", congestion)
+            ip(rank, "route", "replace", *route)
+        steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *tbf)))
+    return steps
+
+
+def _address(rank: int) -> str:
+    return f"{SUBNET}.0.{rank + 1}"
+
+
+def _mac(rank: int) -> str:
+    return f"02:00:00:00:00:{rank + 1:02x}"
+
+
+class TcLink(Link):
+    """The link of ``spec``, made by tc in namespaces of its own. See :class:`netsim_ddp.link.base.Link`."""
+
+    mechanism = "tc"
+    description = "tc/tbf"
+
+    def __init__(self, spec: LinkSpec, *, congestion: str | None = "cubic") -> None:
+        super().__init__(spec)
+        self.shape = shape_for(spec.rate_bps)
+        self.congestion = congestion
+        self._channel: _Channel | None = None
+
+    def __enter__(self) -> Self:
+        if not sys.platform.startswith("linux"):
+            raise LinkUnavailable("tc needs Linux", hint="use --link bucket")
+        for tool in ("ip", "tc"):
+            if find_tool(tool) is None:
+                raise LinkUnavailable(
+                    f"{tool} is not installed", hint="install iproute2, or use --link bucket"
+                )
+        self._channel = _open_channel()
+        try:
+            self._make()
+        except BaseException:
+            self._channel.close()
+            raise
+        return self
+
+    def _make(self) -> None:
+        fds = self._ask("namespaces", count=self.spec.workers)["fds"]
+        self.endpoints = [Endpoint(rank, _address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
+        names = [f"/proc/self/fd/{fd}" for fd in fds]
+        for rank, steps in _batches(plan(self.spec, self.shape, names, self.congestion)):
+            tool = steps[0].argv[0]
+            text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
+            done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
+            if done["code"] != 0:
+                raise LinkUnavailable(
+                    f"{tool} could not make the link: {_first_line(done['err'])}",
+                    hint="use --link bucket, which needs no privileges; netsim doctor says more",
+                )
+        self._check_configuration()
+
+    def _check_configuration(self) -> None:
+        """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
+        for rank in [None, *range(self.spec.workers)]:
+            for qdisc in self._qdiscs(rank):
+                if qdisc["kind"] != "tbf":
+                    continue
+                options = qdisc["options"]
+                rate, burst = int(options["rate"]) * 8, int(options["burst"])
+                if abs(rate - self.shape.rate_bps) > self.shape.rate_bps * 1e-3 or burst < SEGMENT_WIRE:
+                    raise LinkUnavailable(
+                        f"tc on {qdisc['dev']} was told {self.shape.rate_bps} bit/s, burst {self.shape.burst} B"
+                        f" and made it {rate} bit/s, {burst} B",
+                        hint="use --link bucket",
+                    )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        rank: int | None = None,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+        share_namespaces: bool = False,
+    ) -> Process:
+        channel = self._connected()
+        with open(os.devnull, "rb") as null:
+            answer = channel.ask(
+                "spawn",
+                fds=[null.fileno(), 2, 2, *fds],
+                argv=list(argv),
+                rank=rank,
+                env={**os.environ, **(env or {})},
+                cwd=os.getcwd(),
+                share_namespaces=share_namespaces,
+            )
+        return _Remote(channel, int(answer["pid"]))
+
+    def counters(self) -> list[Counters]:
+        outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
+        return [
+            self._rank_counters(rank, outer[f"v{rank}"], inner=_only(self._qdiscs(rank), "eth0"))
+            for rank in range(self.spec.workers)
+        ]
+
+    def _rank_counters(self, rank: int, outer: dict[str, Any], inner: dict[str, Any]) -> Counters:
+        return Counters(
+            tx_bytes=int(inner["bytes"]),
+            rx_bytes=int(outer["bytes"]),
+            drops=int(inner["drops"]) + int(outer["drops"]),
+            retransmits=_tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
+        )
+
+    def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
+        done = self._ask("run", argv=[find_tool("tc"), "-s", "-j", "qdisc", "show"], rank=rank)
+        if done["code"] != 0:
+            raise LinkUnavailable(f"tc cannot show its counters: {_first_line(done['err'])}")
+        found: list[dict[str, Any]] = json.loads(done["out"])
+        return found
+
+    def _connected(self) -> _Channel:
+        if self._channel is None:
+            raise RuntimeError("the link is used outside its with block")
+        return self._channel
+
+    def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        return self._connected().ask(request, **arguments)
+
+
+def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
+    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device)
+
+
+def _tcp_retransmits(snmp: str) -> int:
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else "no message"
+
+
+def find_tool(name: str) -> str | None:
+    """``ip`` and ``tc`` live in /sbin, which an ordinary user's PATH often lacks."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
+
+
+def _batches(steps: list[Step]) -> Iterator[tuple[int | None, list[Step]]]:
+    """Runs of consecutive steps with the same tool and namespace: one process each instead of one per step."""
+    batch: list[Step] = []
+    for step in steps:
+        if batch and (step.rank, step.argv[0]) != (batch[0].rank, batch[0].argv[0]):
+            yield batch[0].rank, batch
+            batch = []
+        batch.append(step)
+    if batch:
+        yield batch[0].rank, batch
+
+
+class _Remote(Process):
+    """A process that the helper started; its end is an event on the channel."""
+
+    def __init__(self, channel: _Channel, pid: int) -> None:
+        self._channel, self._pid = channel, pid
+
+    def poll(self) -> Exit | None:
+        self._channel.drain()
+        return self._channel.exits.get(self._pid)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=self._pid, number=9)
+
+
+class _Channel:
+    """The command's end of the helper's socket, and the helper process itself."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control, self.process = control, process
+        self.exits: dict[int, Exit] = {}
+
+    def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer; events that come first are kept."""
+        try:
+            socket.send_fds(self.control, [json.dumps({"request": request, **arguments}).encode()], list(fds))
+            return self.receive_answer()
+        except (BrokenPipeError, ConnectionResetError):
+            raise LinkUnavailable("the process that holds the link died", hint="run it again") from None
+
+    def receive_answer(self) -> dict[str, Any]:
+        while True:
+            message = self._receive(ANSWER_TIMEOUT_S)
+            if message is None:
+                raise LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
+            if "error" in message:
+                raise _HelperError(message["error"], message.get("errno"))
+            if "answer" in message:
+                answer: dict[str, Any] = message["answer"]
+                return answer
+
+    def drain(self) -> None:
+        """Take in every event that has arrived, without waiting."""
+        while True:
+            try:
+                if self._receive(0) is None:
+                    return
+            except LinkUnavailable:
+                return
+
+    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        self.control.settimeout(timeout_s)
+        try:
+            data = self.control.recv(MESSAGE_BYTES)
+        except (TimeoutError, BlockingIOError):
+            return None
+        if not data:
+            raise LinkUnavailable("the process that holds the link died", hint="run it again")
+        message: dict[str, Any] = json.loads(data)
+        if message.get("event") == "exit":
+            self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+        return message
+
+    def close(self) -> None:
+        """Hang up: the helper exits, and with it all that runs in its namespaces."""
+        self.control.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+
+class _HelperError(NetsimError):
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.errno = code
+
+
+def _open_channel() -> _Channel:
+    """Start a helper: in the host's user namespace as root, else (or when that is refused) in one of its own."""
+    modes = ["host", "user"] if os.geteuid() == 0 else ["user"]
+    for mode in modes:
+        try:
+            return _start_helper(mode)
+        except _HelperError as error:
+            refusal = error
+    raise LinkUnavailable(f"namespaces are not allowed here ({refusal.message})", hint=namespace_hint())
+
+
+def _start_helper(mode: str) -> _Channel:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "netsim_ddp.link.helper", str(theirs.fileno()), mode],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
+        )
+    channel = _Channel(ours, process)
+    try:
+        channel.receive_answer()
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def namespace_hint() -> str:
+    """What stops user namespaces on this machine, and the line that lifts it."""
+    for sysctl, blocked in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("user/max_user_namespaces", "0"),
+    ):
+        try:
+            with open(f"/proc/sys/{sysctl}", encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == blocked:
+            allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
+            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}, or use --link bucket"
+    if os.path.exists("/.dockerenv"):
+        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN, or use --link bucket"
+    return "run as root, or use --link bucket"
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Raise what making the smallest real link raises; the only honest test of whether tc works here."""
+    with TcLink(LinkSpec(workers=1, rate_bps=10**9)):
+        yield

@@ -1,0 +1,337 @@
+"""A result on a terminal or in a pipe: header, one table per link, warnings, verdict.
+
+A narrow terminal drops or merges columns, the least telling first; nothing wraps, and the phases that stay
+visible still add up to the step.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netsim_ddp.report import (
+    DASH,
+    clean,
+    group_name,
+    groups,
+    label,
+    milliseconds,
+    plain,
+    resolution,
+    rounded,
+    times,
+    verdict,
+)
+from netsim_ddp.results import stats
+from netsim_ddp.results.record import Cell, Interval, LinkRecord, Result, Summary
+from netsim_ddp.results.summary import baseline, elapsed_step_s
+from netsim_ddp.units import format_duration
+
+# Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
+DROPS = (
+    "payload", "loss", "hidden", "reduction", "wait", "opt", "elapsed",
+    "overlapped", "eff", "decmp", "sent", "other", "compr", "comm", "compute",
+)  # fmt: skip
+_NARROW_LABEL = 24
+
+
+def render_result(result: Result, console: Console) -> None:
+    """Print ``result``, whose cells carry their summaries, to ``console``."""
+
+    def line(text: str, style: str = "") -> None:
+        # Text, not a string: a method name in brackets is not markup.
+        wrapped = textwrap.fill(
+            _encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(Text(wrapped, style=style))
+
+    line(_header(result), "bold")
+    parts = groups(result.cells)
+    for cells in parts:
+        if len(parts) > 1:
+            line("")
+            line(group_name(cells), "bold")
+        line(_link_line([cell.link for cell in cells]))
+        if cells[0].execution == "replayed":
+            line(_replay_line(result, cells))
+        if any(cell.summary for cell in cells):
+            line("")
+            line(_title(cells), "dim")
+            console.print(_table(cells, console))
+    if result.warnings:
+        line("")
+        for warning in result.warnings:
+            line(f"warning: {clean(warning)}", "yellow")
+    sentences = verdict(result)
+    if sentences:
+        line("")
+        for sentence in sentences:
+            line(sentence)
+
+
+def _encodable(text: str, console: Console) -> str:
+    """``text`` without the signs that an ASCII pipe cannot carry."""
+    if not console.options.ascii_only:
+        return text
+    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")
+
+
+def _header(result: Result) -> str:
+    scenario = result.scenario
+    model = str(scenario.get("model", "model unknown"))
+    if result.model_parameters:
+        model += f" {_count(result.model_parameters)} params"
+    workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
+    ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
+    parts = [model, f"{_listed(workers)} workers"]
+    if ratios:
+        parts.append(f"ratio {_listed(list(ratios))}")
+    parts.append(f"{scenario.get('steps', '?')} steps x {scenario.get('repeats', '?')} runs")
+    parts.append(f"seed {scenario.get('seed', '?')}")
+    return clean(" | ".join(parts))
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _count(parameters: int) -> str:
+    """``25557032`` -> ``25.6M``."""
+    for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if parameters >= scale:
+            return f"{parameters / scale:.3g}{letter}"
+    return str(parameters)
+
+
+def _link_line(links: Sequence[LinkRecord]) -> str:
+    """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
+    first = links[0]
+    measured = [link.measured_bps for link in links if link.measured_bps is not None]
+    got = _range(measured)
+    limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
+    if first.mechanism in ("none", "host"):
+        return f"link {first.mechanism}: unshaped host{f', {got} Mbit/s measured' if got else ''}{limited}"
+    text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)}, got {got or '?'} Mbit/s"
+    if first.ceiling_bps is not None:
+        text += f" (ceiling {_mbit(first.ceiling_bps)})"
+    if first.mechanism == "bucket":
+        return f"{text}; bytes are charged, not measured{limited}"
+    drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
+    text += f", {drops} drops, {retransmits} retransmits"
+    return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
+
+
+def _range(rates: Sequence[float]) -> str:
+    """``954-956``: the rates of all cells, shortened."""
+    return "-".join(dict.fromkeys(_mbit(rate) for rate in (min(rates), max(rates)))) if rates else ""
+
+
+def _mbit(rate: float | None) -> str:
+    if rate is None:
+        return "?"
+    value = rate / 1e6
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _replay_line(result: Result, cells: Sequence[Cell]) -> str:
+    cores = result.environment.get("cores", result.environment.get("cpu_count"))
+    parts = [f"REPLAYED: {cells[0].workers} ranks" + (f" on {cores} cores" if cores else "")]
+    compute = result.scenario.get("compute_s")
+    if isinstance(compute, int | float) and compute > 0:
+        parts.append(f"compute emulated {format_duration(float(compute))}")
+    threads = sorted({cell.threads for cell in cells})
+    plural = "" if threads == [1] else "s"
+    parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
+    return clean(" | ".join(parts))
+
+
+def _runs(cells: Sequence[Cell]) -> int:
+    return max(len(cell.repeats) for cell in cells)
+
+
+def _title(cells: Sequence[Cell]) -> str:
+    runs = _runs(cells)
+    text = f"{cells[0].execution}: ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
+    if 1 < runs < stats.REPEATS_FOR_95:
+        text += f" ± range (a {stats.coverage(runs):.0%} interval)"
+    return text
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one line of the table is made from."""
+
+    cell: Cell
+    summary: Summary
+    label: str
+    dense: Interval | None
+    overlapped: Interval | None
+
+    def phase(self, *names: str) -> str:
+        """The sum of some phases, ms, with one digit more than the step's interval supports, three at most.
+
+        A phase of exactly zero does not apply to the method: a dash.
+        """
+        value = sum(float(getattr(self.summary, name)) for name in names) * 1e3
+        if value == 0:
+            return DASH
+        step = self.summary.step_s
+        scaled = Interval(median=step.median * 1e3, ci_low=step.ci_low * 1e3, ci_high=step.ci_high * 1e3)
+        third = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+        return rounded(value, min(max(resolution(scaled) / 10, third, 1e-3), 1.0))
+
+    def versus(self, factor: float | None, other: Interval | None, *, itself: bool) -> str:
+        if factor is None or other is None:
+            return DASH
+        return "1.00" if itself else times(factor, other, self.summary.step_s).rstrip("x")
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    header: str
+    text: Callable[[_Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def _columns(dropped: frozenset[str], step_header: str, *, replayed: bool) -> list[_Column]:
+    """The columns that are left; a phase whose own column is dropped joins a neighbour: rows still add up."""
+
+    def phases(name: str, header: str, *fields: str) -> _Column:
+        return _Column(name, header, lambda row: row.phase(*fields))
+
+    compress = phases("compr", "compr", "compress_s")
+    communicate = phases("comm", "comm", "communicate_s")
+    other = phases("other", "other", "other_s")
+    if "wait" in dropped:
+        communicate = phases("comm", "comm\n+wait", "communicate_s", "wait_s")
+    if "opt" in dropped:
+        other = phases("other", "opt\n+oth", "optimizer_s", "other_s")
+    if "decmp" in dropped:
+        compress = phases("compr", "codec", "compress_s", "decompress_s")
+    columns = [
+        _Column("method", "method", lambda row: row.label, "left"),
+        phases("compute", "compute", "compute_s"),
+        compress,
+        communicate,
+        phases("wait", "wait", "wait_s"),
+        phases("decmp", "decmp", "decompress_s"),
+        phases("opt", "opt", "optimizer_s"),
+        other,
+        _Column("step", step_header, lambda row: milliseconds(row.summary.step_s)),
+        phases("hidden", "hidden\ncomm", "hidden_s"),
+        _Column("elapsed", "clock\nhere", _elapsed),
+        _Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
+        _Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
+        _Column("payload", "payload\nMB", lambda row: _megabytes(row.summary.payload_bytes_per_step)),
+        _Column("reduction", "fewer\nbytes", lambda row: _reduction(row.summary)),
+        _Column("speedup", "vs\ndense", _vs_dense),
+        _Column("overlapped", "vs ovl\ndense", _vs_overlapped),
+        _Column("loss", "loss\nfirst->last", lambda row: _loss(row.summary)),
+    ]
+    return [
+        column for column in columns if column.name not in dropped and (replayed or column.name != "elapsed")
+    ]
+
+
+def _elapsed(row: _Row) -> str:
+    elapsed = elapsed_step_s(row.cell)
+    return DASH if elapsed is None else f"{elapsed * 1e3:.0f}"
+
+
+def _vs_dense(row: _Row) -> str:
+    return row.versus(row.summary.speedup, row.dense, itself=row.dense is row.summary.step_s)
+
+
+def _vs_overlapped(row: _Row) -> str:
+    return row.versus(
+        row.summary.speedup_vs_overlapped, row.overlapped, itself=row.overlapped is row.summary.step_s
+    )
+
+
+def _megabytes(count: float) -> str:
+    """Three or four digits of MB; small messages keep theirs."""
+    value = count / 1e6
+    if value == 0:
+        return DASH
+    return f"{value:.1f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.2f}"
+
+
+def _reduction(summary: Summary) -> str:
+    return times(summary.wire_reduction) if summary.wire_reduction else DASH
+
+
+def _loss(summary: Summary) -> str:
+    if summary.first_loss is None or summary.last_loss is None:
+        return DASH
+    return f"{summary.first_loss:.3g}->{summary.last_loss:.3g}"
+
+
+def _rows(cells: Sequence[Cell]) -> list[_Row]:
+    rows = []
+    for cell in cells:
+        if cell.summary is None:
+            continue
+        dense, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
+        rows.append(
+            _Row(
+                cell,
+                cell.summary,
+                label(cell, cells),
+                dense.summary.step_s if dense and dense.summary else None,
+                overlapped.summary.step_s if overlapped and overlapped.summary else None,
+            )
+        )
+    return rows
+
+
+def _fastest(rows: Sequence[_Row]) -> _Row | None:
+    """The row that is faster than every other beyond noise, if there is one."""
+    order = sorted(rows, key=lambda row: row.summary.step_s.median)
+    if len(order) > 1 and stats.resolved(order[0].summary.step_s, order[1].summary.step_s):
+        return order[0]
+    return None
+
+
+def _table(cells: Sequence[Cell], console: Console) -> Table:
+    """The widest table that fits the console."""
+    rows = _rows(cells)
+    table = Table()
+    for count in range(len(DROPS) + 1):
+        table = _build(rows, cells, frozenset(DROPS[:count]), console)
+        # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
+        free = console.options.update(max_width=10_000)
+        if console.measure(table, options=free).maximum <= console.width:
+            break
+    return table
+
+
+def _build(rows: Sequence[_Row], cells: Sequence[Cell], dropped: frozenset[str], console: Console) -> Table:
+    runs = _runs(cells)
+    header = "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    columns = _columns(dropped, header, replayed=cells[0].execution == "replayed")
+    for column in columns:
+        table.add_column(
+            Text(_encodable(column.header, console)),
+            justify=column.justify,
+            no_wrap=True,
+            overflow="ellipsis",
+            vertical="bottom",
+        )
+    fastest = _fastest(rows)
+    for row in rows:
+        texts = [_encodable(column.text(row), console) for column in columns]
+        if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
+            texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
+        if row is fastest:
+            texts[0] += " (fastest)"
+        table.add_row(*(Text(text) for text in texts), style="bold" if row is fastest else "")
+    return table

@@ -1,0 +1,229 @@
+"""The result file: its schema (version 1), written atomically, read with checks.
+
+SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
+be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
+bit/s. The files are strict JSON: a diverged loss is written as the string "NaN", which ``load`` reads back.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from netsim_ddp.errors import UsageError
+
+SCHEMA_VERSION: Literal[1] = 1
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Mechanism = Literal["tc", "bucket", "host", "none"]
+Execution = Literal["concurrent", "replayed"]
+Status = Literal["complete", "partial", "failed"]
+# A NaN among the times would turn into a median without anybody noticing; a NaN loss is a finding.
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Tool(_Record):
+    name: str = "netsim"
+    version: str
+
+
+class LinkRecord(_Record):
+    """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP."""
+
+    mechanism: Mechanism
+    requested_bps: int | None
+    configured_bps: int | None
+    measured_bps: float | None
+    ceiling_bps: float | None
+    drops: int = 0
+    retransmits: int = 0
+    congestion: str | None = None
+    host_limited: bool = False
+
+
+class StepRecord(_Record):
+    """One rank's step. The seven phases add up to ``wall_s``; ``hidden_s`` stands beside them.
+
+    ``elapsed_s`` is the clock of a replayed step's real execution and equals ``wall_s`` when concurrent.
+    """
+
+    wall_s: Annotated[Seconds, Field(ge=0)]
+    elapsed_s: Seconds
+    compute_s: Seconds
+    compress_s: Seconds
+    communicate_s: Seconds
+    wait_s: Seconds
+    decompress_s: Seconds
+    optimizer_s: Seconds
+    other_s: Seconds
+    hidden_s: Seconds = 0.0
+    loss: float | None = None
+
+
+class RankRecord(_Record):
+    """One rank of one repeat. ``tx_bytes``/``rx_bytes`` cover the measured steps only.
+
+    ``predicted_tx_bytes`` is what the method's formula says for the same steps, headers included.
+    ``parameters_sha256`` is the digest of the rank's parameters after the last step.
+    """
+
+    rank: int
+    tx_bytes: int
+    rx_bytes: int
+    payload_bytes: int
+    predicted_tx_bytes: float | None = None
+    peak_memory_bytes: int
+    residual_bytes: int = 0
+    parameters_sha256: str | None = None
+    steps: list[StepRecord]
+
+
+class RepeatRecord(_Record):
+    ranks: list[RankRecord]
+
+
+class Interval(_Record):
+    """A median over repeats with its bootstrap 95% interval."""
+
+    median: Seconds
+    ci_low: Seconds
+    ci_high: Seconds
+
+
+class Summary(_Record):
+    """What the table shows of one cell.
+
+    Phases are seconds per step: the slowest rank's, mean over steps and repeats, scaled by one factor so that
+    they add up to the median step. Sizes are the largest rank's.
+    """
+
+    step_s: Interval
+    compute_s: float
+    compress_s: float
+    communicate_s: float
+    wait_s: float
+    decompress_s: float
+    optimizer_s: float
+    other_s: float
+    hidden_s: float
+    efficiency: float
+    speedup: float | None = None
+    speedup_vs_overlapped: float | None = None
+    tx_bytes_per_step: float
+    payload_bytes_per_step: float
+    wire_reduction: float | None = None
+    residual_bytes: int = 0
+    peak_memory_bytes: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+class Cell(_Record):
+    """One configuration: its identity, its link, its repeats, its summary."""
+
+    id: str
+    method: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    workers: int
+    bandwidth_bps: int | None
+    execution: Execution = "concurrent"
+    overlap: bool = False
+    threads: int
+    device: str = "cpu"
+    backend: str = "gloo"
+    link: LinkRecord
+    repeats: list[RepeatRecord] = Field(default_factory=list)
+    summary: Summary | None = None
+    error: str | None = None
+
+
+class Result(_Record):
+    """A whole result file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool: Tool
+    created_utc: str
+    status: Status
+    environment: dict[str, Any]
+    scenario: dict[str, Any]
+    command: str
+    model_parameters: int | None = None
+    warnings: list[str] = Field(default_factory=list)
+    cells: list[Cell] = Field(default_factory=list)
+
+
+def now_utc() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def to_json(result: Result) -> str:
+    return result.model_dump_json(indent=1) + "\n"
+
+
+def save(result: Result, path: Path) -> None:
+    """Write ``result`` atomically: a reader sees the old file or the new one, never a half.
+
+    Raises:
+        UsageError: the folder is missing or cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(to_json(result))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}", hint="name a file in a folder you can write to"
+        ) from error
+
+
+def load(path: Path) -> Result:
+    """Read and check a result file.
+
+    Raises:
+        UsageError: unreadable, too large, not JSON, a newer schema, or keys missing or of the wrong type.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: not a result file")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    return parse(data, source=str(path))
+
+
+def parse(data: Any, *, source: str) -> Result:
+    """Check ``data`` (the decoded JSON of ``source``) against the schema."""
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version is None:
+        raise UsageError(f"{source} is not a netsim result file: it has no schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{source} has schema version {version}; this netsim reads up to {SCHEMA_VERSION}",
+            hint="upgrade netsim",
+        )
+    try:
+        return Result.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{source}: {where}: {first['msg']}") from error

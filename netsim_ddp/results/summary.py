@@ -1,0 +1,185 @@
+"""From raw step samples to what the tables show: ``summarise`` fills ``Cell.summary``, ``notes`` warns.
+
+A step lasts as long as its slowest rank, and that rank's phases explain it. Dense fp32 all-reduce, with and
+without overlap, is what every cell is compared with, on the same link, workers and execution only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+from netsim_ddp.results import stats
+from netsim_ddp.results.record import Cell, RankRecord, RepeatRecord, StepRecord, Summary
+
+PHASES = (
+    "compute_s",
+    "compress_s",
+    "communicate_s",
+    "wait_s",
+    "decompress_s",
+    "optimizer_s",
+    "other_s",
+)
+# Clock reads between phases cost microseconds; more than this is a phase nobody timed.
+UNEXPLAINED_FLOOR = 0.01
+
+Setting = tuple[int, int | None, str, str, str, str]
+
+
+def summarise(cells: Sequence[Cell]) -> list[Cell]:
+    """New cells with ``summary`` computed from their samples; the given ones are not changed.
+
+    A cell without a single measured step gets ``summary=None``.
+    """
+    measured = [cell.model_copy(update={"summary": _measure(cell)}) for cell in cells]
+    return [
+        cell.model_copy(update={"summary": _compare(cell, cell.summary, measured)}) if cell.summary else cell
+        for cell in measured
+    ]
+
+
+def setting(cell: Cell) -> Setting:
+    """What two cells must share to be compared: workers, bandwidth, mechanism, execution, device, backend."""
+    return (
+        cell.workers,
+        cell.bandwidth_bps,
+        cell.link.mechanism,
+        cell.execution,
+        cell.device,
+        cell.backend,
+    )
+
+
+def is_dense(cell: Cell) -> bool:
+    """The baseline: an uncompressed fp32 all-reduce."""
+    return cell.method == "dense" and str(cell.params.get("values", "fp32")) == "fp32"
+
+
+def baseline(cell: Cell, cells: Iterable[Cell], *, overlap: bool) -> Cell | None:
+    """The measured dense cell of ``cell``'s setting, of the same ``threads`` where there is a choice."""
+    found = [
+        other
+        for other in cells
+        if other.summary and is_dense(other) and other.overlap == overlap and setting(other) == setting(cell)
+    ]
+    return min(found, key=lambda other: other.threads != cell.threads, default=None)
+
+
+def slowest_steps(repeat: RepeatRecord) -> list[StepRecord]:
+    """For every step that all ranks completed, the record of the rank that took longest."""
+    by_step = zip(*(rank.steps for rank in repeat.ranks), strict=False)
+    return [max(records, key=lambda record: record.wall_s) for records in by_step]
+
+
+def repeat_medians(cell: Cell) -> list[float]:
+    """One number per repeat: its median step, seconds."""
+    measured = (slowest_steps(repeat) for repeat in cell.repeats)
+    return [stats.median([step.wall_s for step in steps]) for steps in measured if steps]
+
+
+def elapsed_step_s(cell: Cell) -> float | None:
+    """Seconds a step took this host when really executed: a replayed cell's other clock."""
+    per_repeat = [
+        stats.median([max(record.elapsed_s for record in records) for records in by_step])
+        for repeat in cell.repeats
+        if (by_step := list(zip(*(rank.steps for rank in repeat.ranks), strict=False)))
+    ]
+    return stats.median(per_repeat) if per_repeat else None
+
+
+def _measure(cell: Cell) -> Summary | None:
+    """Everything that needs this cell alone."""
+    repeats = [(repeat, steps) for repeat in cell.repeats if (steps := slowest_steps(repeat))]
+    if not repeats:
+        return None
+    step = stats.interval(repeat_medians(cell))
+
+    def mean_phase(name: str) -> float:
+        return fmean(fmean(getattr(record, name) for record in steps) for _, steps in repeats)
+
+    # Means add up, medians of phases do not; scaled, the row adds up to the median step it stands beside.
+    phases = {name: mean_phase(name) for name in PHASES}
+    total = math.fsum(phases.values())
+    scale = step.median / total if total > 0 else 0.0
+    phases = {name: value * scale for name, value in phases.items()}
+    if total <= 0:
+        phases["other_s"] = step.median
+
+    def bytes_per_step(count: Callable[[RankRecord], int]) -> float:
+        return fmean(max(count(rank) / len(rank.steps) for rank in repeat.ranks) for repeat, _ in repeats)
+
+    ranks = [rank for repeat, _ in repeats for rank in repeat.ranks]
+    return Summary(
+        step_s=step,
+        **phases,
+        hidden_s=mean_phase("hidden_s") * scale,
+        efficiency=_ratio(phases["compute_s"], step.median) or 0.0,
+        tx_bytes_per_step=bytes_per_step(lambda rank: rank.tx_bytes),
+        payload_bytes_per_step=bytes_per_step(lambda rank: rank.payload_bytes),
+        residual_bytes=max(rank.residual_bytes for rank in ranks),
+        peak_memory_bytes=max(rank.peak_memory_bytes for rank in ranks),
+        first_loss=_mean_loss(ranks, 0),
+        last_loss=_mean_loss(ranks, -1),
+    )
+
+
+def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
+    """``summary`` with what needs the dense cells of the same setting."""
+    dense = baseline(cell, cells, overlap=False)
+    overlapped = baseline(cell, cells, overlap=True)
+    sender = dense or overlapped  # both move the same bytes
+    reduction = None
+    if sender and sender.summary:
+        reduction = _ratio(sender.summary.tx_bytes_per_step, summary.tx_bytes_per_step)
+    return summary.model_copy(
+        update={
+            "wire_reduction": reduction or None,
+            "speedup": _speedup(dense, summary),
+            "speedup_vs_overlapped": _speedup(overlapped, summary),
+        }
+    )
+
+
+def _speedup(dense: Cell | None, summary: Summary) -> float | None:
+    """Dense step / this step. None without a baseline, or with one that shows the host and not the link."""
+    if dense is None or dense.summary is None or dense.link.host_limited:
+        return None
+    return _ratio(dense.summary.step_s.median, summary.step_s.median)
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 else None
+
+
+def _mean_loss(ranks: Sequence[RankRecord], index: int) -> float | None:
+    """Mean over ranks and repeats of one step's loss; a diverged NaN is kept, a missing one not counted."""
+    losses = [loss for rank in ranks if (loss := rank.steps[index].loss) is not None]
+    return fmean(losses) if losses else None
+
+
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """What a careful reader of the samples would object to, one line each, with the number."""
+    found = []
+    for cell in cells:
+        medians = repeat_medians(cell)
+        if (spread := stats.noise(medians)) is not None:
+            low, high = min(medians) * 1e3, max(medians) * 1e3
+            found.append(
+                f"{cell.id}: repeats differ by {spread:.0%} ({low:.3g} to {high:.3g} ms):"
+                " close other programs or raise --repeats"
+            )
+        all_steps = [slowest_steps(repeat) for repeat in cell.repeats]
+        for number, steps in enumerate(all_steps, start=1):
+            change = stats.drift([step.wall_s for step in steps])
+            if change is not None:
+                how = "faster than it starts: raise --warmup"
+                if change > 0:
+                    how = "slower than it starts: is another program or a hot processor slowing it?"
+                found.append(f"{cell.id}: run {number} ends {abs(change):.0%} {how}")
+        wall = math.fsum(step.wall_s for steps in all_steps for step in steps)
+        phases = math.fsum(getattr(step, name) for steps in all_steps for step in steps for name in PHASES)
+        if abs(phases - wall) > UNEXPLAINED_FLOOR * wall:
+            found.append(f"{cell.id}: the phases add up to {phases / wall:.1%} of the step")
+    return found

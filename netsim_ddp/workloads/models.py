@@ -1,0 +1,194 @@
+"""Models by name, initialised from a seed without disturbing the global random numbers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.names import (
+    MODEL_PATTERNS,
+    MODELS,
+    TORCHVISION_PREFIX,
+    check_model,
+    default_classes,
+    did_you_mean,
+)
+
+
+class SimpleCNN(nn.Module):
+    """Two convolutions, a pool, two linear layers: 1,078,666 parameters for 1x8x8 images and 10 classes.
+
+    No BatchNorm: its running statistics follow each rank's own batches, and ranks whose parameters are
+    equal would still be different models. No dropout either, so a step depends on its batch alone.
+
+    Shapes: ``[batch, channels, height, width]`` with height and width at least 4 -> ``[batch, num_classes]``.
+    The pool brings any image to 4x4, hence the same linear layers for 8x8 digits and 32x32 pictures.
+    """
+
+    def __init__(self, num_classes: int = 10, channels: int = 1) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 32, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(4),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, num_classes),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.features(images))
+        return logits
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's CPU random numbers start from ``seed``; afterwards the caller's go on undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed CUDA's generators, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def model_names() -> list[str]:
+    """What ``get_model`` accepts, with the two open-ended forms last."""
+    return [*MODELS, *MODEL_PATTERNS]
+
+
+def get_model(
+    name: str = "simple_cnn", num_classes: int | None = None, seed: int = 0, *, channels: int = 1
+) -> nn.Module:
+    """Build a model in float32 on the CPU, in training mode; the same ``seed`` gives the same parameters.
+
+    Args:
+        name: ``simple_cnn``, ``resnet18``, ``resnet50``, ``torchvision:NAME`` or ``my_module:build``.
+        num_classes: outputs per image; by default what the model's usual dataset has (10 or 1000).
+        seed: seeds torch's CPU generator around the construction; the global state is put back.
+        channels: image channels of ``simple_cnn``; the others fix their own.
+
+    For ``my_module:build`` the current directory is put first on ``sys.path`` and stays there, since the
+    module may import its neighbours later. ``build`` gets ``num_classes`` if it has such a parameter.
+
+    Raises:
+        UsageError: unknown name, no such module or attribute, or a ``build`` that fails or returns
+            something other than a ``torch.nn.Module``.
+    """
+    check_model(name)
+    if num_classes is None:
+        num_classes = default_classes(name)
+    if num_classes < 1:
+        raise UsageError(f"num_classes must be at least 1, got {num_classes}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}", hint="write for example 0")
+    if name == "simple_cnn":
+        with seeded(seed):
+            return SimpleCNN(num_classes, channels)
+    if name in MODELS or name.startswith(TORCHVISION_PREFIX):
+        return _torchvision_model(name.removeprefix(TORCHVISION_PREFIX), num_classes, seed)
+    return _user_model(name, num_classes, seed)
+
+
+def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
+    from torchvision import models  # here: two seconds, and simple_cnn needs none of it
+
+    known: list[str] = models.list_models(module=models)
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UsageError(
+            f"torchvision has no classifier {name!r}",
+            hint=f"{near}write for example torchvision:resnet34 or torchvision:vgg16",
+        )
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Auxiliary heads would make the training output a tuple, unlike every other classifier's.
+        options = {"aux_logits": False, "init_weights": False}
+    with seeded(seed):
+        model = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
+    build = _load(reference)
+    if isinstance(build, nn.Module) or not callable(build):
+        kind = type(build).__name__
+        raise UsageError(
+            f"model {reference!r} is a {kind}, not a function that builds a torch.nn.Module",
+            hint="name a function build(num_classes=...) or build(), or the module's class",
+        )
+    arguments = {"num_classes": num_classes} if _accepts(build, "num_classes") else {}
+    try:
+        with seeded(seed):
+            model = build(**arguments)
+    except Exception as error:
+        raise UsageError(
+            f"model {reference!r} failed while building: {_one_line(error)}",
+            hint="it is called as build(num_classes=...) if it has that parameter, else as build()",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model {reference!r} returned a {type(model).__name__}, not a torch.nn.Module",
+            hint="return the module from the function",
+        )
+    return model
+
+
+def _load(reference: str) -> Any:
+    module_name, _, attribute_path = reference.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        value: Any = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"model {reference!r}: there is no module {error.name!r}",
+                hint=f"looked in {here} and on PYTHONPATH; or choose from {', '.join(model_names())}",
+            ) from error
+        raise UsageError(
+            f"model {reference!r}: importing {module_name!r} failed: {_one_line(error)}",
+            hint=f"try it alone: python -c 'import {module_name}'",
+        ) from error
+    for attribute in attribute_path.split("."):
+        if not hasattr(value, attribute):
+            offered = [name for name, item in vars(value).items() if callable(item) and name[0] != "_"]
+            near = did_you_mean(attribute, offered)
+            listing = f"it has {', '.join(sorted(offered)[:8])}" if offered else "it defines no function"
+            raise UsageError(
+                f"model {reference!r}: {module_name!r} has no {attribute!r}", hint=f"{near}{listing}"
+            )
+        value = getattr(value, attribute)
+    return value
+
+
+def _accepts(function: Callable[..., Any], keyword: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins and C extensions have no signature
+        return False
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        or (parameter.name == keyword and parameter.kind in by_keyword)
+        for parameter in parameters
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

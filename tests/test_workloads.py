@@ -1,0 +1,361 @@
+"""Models by name, the workload of one rank, and the emulated accelerator."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.workloads import Workload, build_workload, get_model, names
+from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets, sleep_until
+from netsim_ddp.workloads.models import model_names
+
+USER_MODULE = """
+import torch
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def batch_norm():
+    return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+def number():
+    return 7
+
+def broken():
+    raise ValueError("first line\\nsecond line")
+
+def frozen():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+instance = Net()
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``netsim_user_model`` in an otherwise empty current directory."""
+    (tmp_path / "netsim_user_model.py").write_text(USER_MODULE)
+    (tmp_path / "netsim_user_fails.py").write_text("import netsim_no_such_dependency\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("netsim_user_model", "netsim_user_fails"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return "netsim_user_model"
+
+
+def same_parameters(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# names
+
+
+def test_names_need_neither_torch_nor_numpy_and_simple_cnn_needs_no_torchvision() -> None:
+    program = """
+import sys
+from netsim_ddp.names import check_model
+check_model("resnet50")
+assert not {"torch", "numpy", "sklearn"} & set(sys.modules)
+from netsim_ddp.workloads import get_model
+get_model("simple_cnn")
+assert not {"torchvision", "sklearn"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet50", "torchvision:vgg16", "a.b:build", "m:C.make"])
+def test_well_formed_model_names(name: str) -> None:
+    assert names.check_model(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("resnet5", "did you mean 'resnet50'?"),
+        ("ResNet18", "did you mean 'resnet18'?"),
+        ("simplecnn", "did you mean 'simple_cnn'?"),
+        ("models/mine.py:make", "did you mean 'models.mine:make'?"),
+        ("mine:", "did you mean 'mine:build'?"),
+        ("zzz", "choose from simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build"),
+    ],
+)
+def test_unknown_model_names_suggest(name: str, suggestion: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        names.check_model(name)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(suggestion)
+    assert "my_module:build" in caught.value.hint
+
+
+def test_default_datasets() -> None:
+    assert names.default_dataset("simple_cnn") == names.default_dataset("mine:build") == "digits"
+    assert names.default_dataset("resnet18") == names.default_dataset("torchvision:vgg16")
+    assert names.default_dataset("resnet50") == "synthetic-imagenet"
+    assert all(names.default_dataset(model) in names.DATASETS for model in names.MODELS)
+
+
+# models
+
+
+def test_simple_cnn_has_a_million_parameters_and_no_buffers() -> None:
+    model = get_model("simple_cnn")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_078_666
+    assert list(model.buffers()) == []
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 11_689_512), ("resnet50", 25_557_032), ("torchvision:squeezenet1_1", 1_235_496)],
+)
+def test_torchvision_models(name: str, count: int) -> None:
+    assert sum(parameter.numel() for parameter in get_model(name).parameters()) == count
+
+
+def test_parameters_depend_on_the_seed_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = get_model("simple_cnn", seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert same_parameters(first, get_model("simple_cnn", seed=1))
+    assert not same_parameters(first, get_model("simple_cnn", seed=2))
+
+
+def test_model_names_are_the_ones_accepted() -> None:
+    assert model_names()[:3] == list(names.MODELS)
+    assert model_names()[3:] == ["torchvision:NAME", "my_module:build"]
+
+
+def test_unknown_torchvision_model_suggests() -> None:
+    with pytest.raises(UsageError, match="torchvision has no classifier 'resnet43'") as caught:
+        get_model("torchvision:resnet43")
+    assert "did you mean 'resnet34'?" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("attribute", ["build", "plain", "Net"])
+def test_user_model_trains(user_module: str, attribute: str) -> None:
+    workload = build_workload(model=f"{user_module}:{attribute}", batch_size=4)
+    images, targets = workload.next_batch()
+    workload.loss(workload.model(images), targets).backward()
+    assert workload.parameters_count == 650
+
+
+def test_user_model_gets_the_number_of_classes(user_module: str) -> None:
+    assert get_model(f"{user_module}:build", num_classes=7)(torch.zeros(1, 1, 8, 8)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message", "hint"),
+    [
+        ("netsim_no_such_module:build", "there is no module 'netsim_no_such_module'", "looked in"),
+        ("netsim_user_fails:build", "importing 'netsim_user_fails' failed: ModuleNotFoundError", "python -c"),
+        ("netsim_user_model:missing", "has no 'missing'", "it has"),
+        ("netsim_user_model:biuld", "has no 'biuld'", "did you mean 'build'?"),
+        ("netsim_user_model:number", "returned a int, not a torch.nn.Module", "return the module"),
+        ("netsim_user_model:broken", "failed while building: ValueError: first line second line", "build()"),
+        ("netsim_user_model:instance", "is a Net, not a function", "name a function"),
+    ],
+)
+@pytest.mark.usefixtures("user_module")
+def test_bad_user_models_are_one_clear_line(reference: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        get_model(reference)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+# workload
+
+
+def test_the_model_learns_digits() -> None:
+    workload = build_workload(model="simple_cnn", batch_size=32)
+    optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(60):
+        images, targets = workload.next_batch()
+        optimizer.zero_grad()
+        loss = workload.loss(workload.model(images), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert workload.epoch == 60 // workload.batches_per_epoch == 1
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    loss_after, accuracy = workload.validate()
+    assert accuracy > 0.8
+    assert 0 < loss_after < losses[0]
+    assert workload.model.training
+
+
+def test_ranks_start_equal_and_see_different_data() -> None:
+    zero, one = (build_workload(batch_size=8, rank=rank, world_size=2) for rank in range(2))
+    assert same_parameters(zero.model, one.model)
+    assert not torch.equal(zero.next_batch()[0], one.next_batch()[0])
+
+
+def test_batches_never_end_and_repeat_by_seed() -> None:
+    runs: list[list[torch.Tensor]] = []
+    for _ in range(2):
+        workload = build_workload(batch_size=512)
+        runs.append([workload.next_batch()[0] for _ in range(5)])
+        assert workload.batches_per_epoch == 2
+        assert workload.epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert not torch.equal(runs[0][0], runs[0][2])
+
+
+def test_simple_cnn_takes_larger_images() -> None:
+    workload = build_workload(model="simple_cnn", dataset="synthetic-cifar10", batch_size=2)
+    assert workload.model(workload.next_batch()[0]).shape == (2, 10)
+
+
+def test_synthetic_images_can_be_learned() -> None:
+    workload = build_workload(model="simple_cnn", dataset="synthetic-cifar10", batch_size=32)
+    optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.05)
+    for _ in range(30):
+        images, targets = workload.next_batch()
+        optimizer.zero_grad()
+        workload.loss(workload.model(images), targets).backward()
+        optimizer.step()
+    images, targets = next(iter(workload.validation_loader))
+    assert (workload.model(images).argmax(dim=1) == targets).float().mean() > 0.3
+
+
+def test_a_model_that_does_not_fit_the_data_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="'resnet18' cannot take the 1x8x8 images of digits") as caught:
+        build_workload(model="resnet18", dataset="digits")
+    assert "\n" not in caught.value.message
+    assert "synthetic-imagenet" in str(caught.value.hint)
+
+
+def test_a_model_without_parameters_to_train(user_module: str) -> None:
+    with pytest.raises(UsageError, match="no parameters to train"):
+        build_workload(model=f"{user_module}:frozen")
+
+
+def test_unknown_device_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="device 'gpu' is not known"):
+        build_workload(device="gpu")
+
+
+# emulated accelerator
+
+
+def test_recorded_gradients_are_those_of_the_next_batches() -> None:
+    recorded = record_gradient_sets(build_workload(batch_size=8), 2)
+    workload = build_workload(batch_size=8)
+    for gradients in recorded:
+        images, targets = workload.next_batch()
+        workload.model.zero_grad()
+        workload.loss(workload.model(images), targets).backward()
+        for parameter, gradient in zip(workload.model.parameters(), gradients, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(gradient, parameter.grad)
+    assert not torch.equal(recorded[0][0], recorded[1][0])
+
+
+def test_recording_leaves_the_model_as_it_was(user_module: str) -> None:
+    workload = build_workload(model=f"{user_module}:batch_norm", batch_size=8)
+    before = {name: value.clone() for name, value in workload.model.state_dict().items()}
+    record_gradient_sets(workload, 1)
+    after = workload.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in workload.model.parameters())
+    with pytest.raises(ValueError, match="at least 1"):
+        record_gradient_sets(workload, 0)
+
+
+def test_ready_times_share_the_backward_by_bytes() -> None:
+    compute = EmulatedCompute(0.03)
+    assert compute.forward_seconds == pytest.approx(0.01)
+    assert compute.forward_seconds + compute.backward_seconds == 0.03
+    times = compute.ready_times([1, 2, 1])
+    assert times == pytest.approx([0.015, 0.025, 0.03])
+    assert times[-1] == 0.03
+    shares = [times[0] - compute.forward_seconds, times[1] - times[0], times[2] - times[1]]
+    assert sum(shares) == pytest.approx(compute.backward_seconds)
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 3, 3], [1] * 161, [0, 5], [0, 0]])
+def test_ready_times_rise_and_end_exactly_at_the_end(sizes: list[int]) -> None:
+    compute = EmulatedCompute(0.05)
+    times = compute.ready_times(sizes)
+    assert len(times) == len(sizes)
+    assert times == sorted(times)
+    assert times[-1] == 0.05
+    assert times[0] >= compute.forward_seconds
+
+
+def test_ready_times_edges() -> None:
+    assert EmulatedCompute(0.05).ready_times([]) == []
+    assert EmulatedCompute(0.0).ready_times([1, 2]) == [0.0, 0.0]
+    assert str(EmulatedCompute(0.05)) == "emulated 50 ms"
+    with pytest.raises(ValueError, match="negative"):
+        EmulatedCompute(0.05).ready_times([1, -1])
+    for seconds in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="zero or more"):
+            EmulatedCompute(seconds)
+
+
+def test_sleep_is_never_early() -> None:
+    for wait in (0.0, 1e-5, 3e-4, 2e-3, 1e-2):
+        deadline = time.perf_counter() + wait
+        late = sleep_until(deadline)
+        assert time.perf_counter() >= deadline
+        assert late >= 0
+
+
+def test_sleep_goes_on_when_woken_early() -> None:
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds / 2
+
+    def clock() -> float:
+        now[0] += 1e-5
+        return now[0]
+
+    late = sleep_until(1.0, clock=clock, sleep=sleep)
+    assert now[0] >= 1.0
+    assert 0 <= late <= 2e-5
+    assert len(slept) > 3
+
+
+def test_a_past_deadline_returns_at_once() -> None:
+    assert sleep_until(1.0, clock=lambda: 3.0, sleep=lambda _: pytest.fail("slept")) == 2.0
+
+
+def test_public_names_resolve() -> None:
+    import netsim_ddp.workloads as package
+
+    assert package.Workload is Workload
+    assert sorted(package.__all__) == dir(package)
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = package.nothing_here
