@@ -54,6 +54,7 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, int] = {}
+    buffer, descriptors = b"", list[int]()
     while True:
         readable, _, _ = select.select([control, wake_read], [], [])
         if wake_read in readable:
@@ -64,12 +65,16 @@ def serve(control: socket.socket) -> None:
             if not data:
                 _kill(ranks)
                 return
-            while not data.endswith(b"\n"):
-                data += control.recv(REQUEST_BYTES)
-            request = json.loads(data)
-            _kill(ranks)
-            if request["kind"] == "fork":
-                _fork(control, request["jobs"], fds, ranks)
+            # An "end" and the "fork" after it may arrive together; descriptors come with a fork's first byte.
+            buffer += data
+            descriptors += fds
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                _kill(ranks)
+                if request["kind"] == "fork":
+                    _fork(control, request["jobs"], descriptors, ranks)
+                    descriptors = []
 
 
 def _fork(control: socket.socket, jobs: list[dict[str, Any]], fds: list[int], ranks: dict[int, int]) -> None:
