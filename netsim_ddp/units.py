@@ -81,7 +81,7 @@ def parse_size(text: str, *, what: str = "size") -> int:
     if match is None or match["unit"] != "B":
         raise UsageError(f"{what} {text!r} is not a size", hint="write for example 4MB, 64KiB or 100kB")
     base = 1024 if match["binary"] else 1000
-    size = float(match["number"]) * base ** "_kmgt".index(match["prefix"].lower() or "_")
+    size = float(match["number"]) * float(base ** "_kmgt".index(match["prefix"].lower() or "_"))
     if not math.isfinite(size) or size < 0:
         raise UsageError(f"{what} {text!r} must not be negative", hint="write for example 4MB")
     return round(size)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.names import DATASETS
 from netsim_ddp.workloads import get_dataloaders
 from netsim_ddp.workloads.data import Digits, ShardSampler, Synthetic
-from netsim_ddp.names import DATASETS
 
 
 def indices(rank: int, world_size: int, *, batch_size: int = 32, seed: int = 0, epoch: int = 0) -> list[int]:

@@ -37,14 +37,22 @@ def make_step(
     )
 
 
-def make_rank(steps: Sequence[StepRecord], *, rank: int = 0, tx: float = 0, residual: int = 0) -> RankRecord:
-    """``tx``: bytes per step."""
+def make_rank(
+    steps: Sequence[StepRecord],
+    *,
+    rank: int = 0,
+    tx: float = 0,
+    residual: int = 0,
+    predicted: float | None = None,
+) -> RankRecord:
+    """``tx`` and ``predicted``: bytes per step."""
     sent = round(tx * len(steps))
     return RankRecord(
         rank=rank,
         tx_bytes=sent,
         rx_bytes=sent,
         payload_bytes=sent // 2,
+        predicted_tx_bytes=predicted * len(steps) if predicted is not None else None,
         peak_memory_bytes=1000 + rank,
         residual_bytes=residual,
         steps=list(steps),
@@ -70,6 +78,7 @@ def make_cell(
     steps: int = 4,
     tx: float = 0,
     residual: int = 0,
+    predicted: float | None = None,
     loss: float | None = None,
     phases: Mapping[str, float] | None = None,
     link: LinkRecord | None = None,
@@ -80,7 +89,11 @@ def make_cell(
         RepeatRecord(
             ranks=[
                 make_rank(
-                    [make_step(ms, loss=loss, **(phases or {}))] * steps, rank=rank, tx=tx, residual=residual
+                    [make_step(ms, loss=loss, **(phases or {}))] * steps,
+                    rank=rank,
+                    tx=tx,
+                    residual=residual,
+                    predicted=predicted,
                 )
                 for rank in range(ranks)
             ]
@@ -218,6 +231,24 @@ def test_a_host_limited_baseline_gives_no_speedup_but_counts_bytes() -> None:
     found = summary(summarise([dense, overlapped, make_cell("topk", [100], tx=1e6)])[2])
     assert found.speedup_vs_overlapped == pytest.approx(9.0)
     assert found.wire_reduction == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(("communicate_ms", "limited"), [(104.0, False), (106.0, True)])
+def test_dense_slower_than_bytes_over_line_rate_is_the_hosts_doing(
+    communicate_ms: float, limited: bool
+) -> None:
+    phases = {"compute": 10.0, "other": 0.0, "communicate": communicate_ms}
+    # 12.5 MB take 100 ms at the 1 Gbit/s of make_cell.
+    cells = summarise(
+        [
+            make_cell("dense", [communicate_ms + 10], tx=12.5e6, predicted=12.5e6, phases=phases),
+            make_cell("dense", [100], tx=12.5e6, predicted=12.5e6, overlap=True),
+            make_cell("topk", [20], tx=1e5, predicted=1e5),
+        ]
+    )
+    assert [cell.link.host_limited for cell in cells] == [limited, limited, False]
+    assert (summary(cells[2]).speedup is None) == limited
+    assert (summary(cells[2]).speedup_vs_overlapped is None) == limited
 
 
 def test_nothing_is_divided_by_zero() -> None:

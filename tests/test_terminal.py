@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_summary import make_cell, make_link, make_result
 
-from netsim_ddp.report import clean, groups, label, milliseconds, times, verdict
 from netsim_ddp.report.terminal import render_result
+from netsim_ddp.report.verdict import verdict
+from netsim_ddp.report.wording import clean, groups, label, milliseconds, times
 from netsim_ddp.results.record import Cell, Interval, Result
 
 RATIO = {"ratio": 0.01}

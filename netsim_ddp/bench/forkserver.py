@@ -27,11 +27,10 @@ def prepare(model: str) -> None:
     """Import what every rank needs and compile the kernels, in one thread."""
     import torch
 
-    from netsim_ddp.bench import worker
+    from netsim_ddp.bench import worker  # noqa: F401 - the ranks need it
     from netsim_ddp.compression import kernels
 
     torch.set_num_threads(1)
-    worker.torch.manual_seed(0)
     kernels.warm()
     if model.startswith(("resnet", "torchvision:")):
         import torchvision  # noqa: F401
@@ -56,11 +55,11 @@ def serve(control: socket.socket) -> None:
     ranks: dict[int, int] = {}
     buffer, descriptors = b"", list[int]()
     while True:
-        readable, _, _ = select.select([control, wake_read], [], [])
+        readable = select.select([control.fileno(), wake_read], [], [])[0]
         if wake_read in readable:
             os.read(wake_read, 4096)
             _reap(control, ranks)
-        if control in readable:
+        if control.fileno() in readable:
             data, fds, _, _ = socket.recv_fds(control, REQUEST_BYTES, MAX_RANKS)
             if not data:
                 _kill(ranks)

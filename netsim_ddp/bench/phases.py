@@ -43,12 +43,12 @@ class CudaClock:
     """CUDA events, for work that is only queued when the call returns; no synchronisation within the step."""
 
     def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def seconds(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        last = torch.cuda.Event(enable_timing=True)
+        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         last.record()
         last.synchronize()
         now = time.monotonic()
@@ -98,10 +98,10 @@ def covered(intervals: Sequence[Interval], until: float) -> float:
     """Seconds that the union of ``intervals`` covers before ``until``."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(intervals):
-        begin, end = max(begin, reached), min(end, until)
-        if end > begin:
-            total += end - begin
-            reached = end
+        fresh, stop = max(begin, reached), min(end, until)
+        if stop > fresh:
+            total += stop - fresh
+            reached = stop
     return total
 
 

@@ -121,7 +121,9 @@ class OverlappedTraining(Program):
                 device_ids=[workload.device] if workload.device.type == "cuda" else None,
                 process_group=group.process_group,
             )
-            model.require_forward_param_sync = False  # as the other programs: BatchNorm's statistics stay local
+            model.require_forward_param_sync = (
+                False  # as the other programs: BatchNorm's statistics stay local
+            )
             model.register_comm_hook(self._log, timed_all_reduce_hook)
             self._model = model
             self.wires = [all_reduce(self.flat.data, group)]

@@ -245,7 +245,7 @@ class _Run:
 
 def environment() -> dict[str, Any]:
     """What a reader needs to know of the machine. Versions are read from metadata, nothing is imported."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("torch", "torchvision", "numpy", "numba"):
         try:
             versions[package] = metadata.version(package)

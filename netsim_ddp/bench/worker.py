@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
@@ -183,10 +184,10 @@ class _Rank:
         timeout = timedelta(seconds=min(seconds, 1e6))
         store = None
         if job.rank == 0:
-            store = dist.TCPStore(job.address, 0, job.world_size, True, timeout, wait_for_workers=False)
+            store = TCPStore(job.address, 0, job.world_size, True, timeout, wait_for_workers=False)
         place = [job.address, store.port] if store else None
         host, port = self.channel.gather("store", place)[0]
-        store = store or dist.TCPStore(host, port, job.world_size, False, timeout)
+        store = store or TCPStore(host, port, job.world_size, False, timeout)
         if job.mechanism == "bucket":
             assert self.shared.arrivals is not None
             shaped.register(BucketSpec.uniform(job.world_size, job.rate_bps), self.shared.arrivals)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.segments import Group
 
@@ -25,7 +26,7 @@ class TransferLog:
     transfers: list[list[float]] = field(default_factory=list)
 
 
-def timed_all_reduce_hook(state: TransferLog, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """What DDP does without a hook, with the clock read: average the bucket over ranks, asynchronously."""
     buffer = bucket.buffer().div_(state.group.world_size)
     if bucket.is_last():

@@ -155,7 +155,7 @@ class TopKAllGather(_TopK):
             raise self._failure
         if self.residual is not None:
             self.residual[self.indices.long()] = self.values
-        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite")
+        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
 
 
 class TopKDense(_TopK):

@@ -198,11 +198,11 @@ class Helper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         while True:
-            readable, _, _ = select.select([self.control, wake_read], [], [])
+            readable = select.select([self.control.fileno(), wake_read], [], [])[0]
             if wake_read in readable:
                 os.read(wake_read, 4096)
                 self.reap()
-            if self.control in readable:
+            if self.control.fileno() in readable:
                 data, fds, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 64)
                 if not data:
                     return

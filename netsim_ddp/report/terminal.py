@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report import (
+from netsim_ddp.report.verdict import verdict
+from netsim_ddp.report.wording import (
     DASH,
     clean,
     group_name,
@@ -27,7 +28,6 @@ from netsim_ddp.report import (
     resolution,
     rounded,
     times,
-    verdict,
 )
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, LinkRecord, Result, Summary

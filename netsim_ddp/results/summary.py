@@ -22,6 +22,8 @@ PHASES = (
     "optimizer_s",
     "other_s",
 )
+# A dense all-reduce slower than this times bytes / line rate shows the host, not the link.
+HOST_LIMIT = 1.05
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 
@@ -33,7 +35,7 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
     A cell without a single measured step gets ``summary=None``.
     """
-    measured = [cell.model_copy(update={"summary": _measure(cell)}) for cell in cells]
+    measured = _mark_host_limited([cell.model_copy(update={"summary": _measure(cell)}) for cell in cells])
     return [
         cell.model_copy(update={"summary": _compare(cell, cell.summary, measured)}) if cell.summary else cell
         for cell in measured
@@ -123,6 +125,34 @@ def _measure(cell: Cell) -> Summary | None:
         first_loss=_mean_loss(ranks, 0),
         last_loss=_mean_loss(ranks, -1),
     )
+
+
+def ideal_ratio(cell: Cell) -> float | None:
+    """How long the cell's communication takes against bytes / line rate; None where the link has no rate.
+
+    The median over ranks and steps: a single rank that was scheduled late does not make a host slow.
+    """
+    ranks = [rank for repeat in cell.repeats for rank in repeat.ranks if rank.steps]
+    predicted = [rank.predicted_tx_bytes / len(rank.steps) for rank in ranks if rank.predicted_tx_bytes]
+    if not cell.bandwidth_bps or not predicted:
+        return None
+    took = stats.median([step.communicate_s for rank in ranks for step in rank.steps])
+    return took * cell.bandwidth_bps / 8 / stats.median(predicted)
+
+
+def _mark_host_limited(cells: Sequence[Cell]) -> list[Cell]:
+    """Mark the dense cells of every setting where dense without overlap communicates slower than it could."""
+    slow = {
+        setting(cell)
+        for cell in cells
+        if is_dense(cell) and not cell.overlap and (ideal_ratio(cell) or 0.0) > HOST_LIMIT
+    }
+    return [
+        cell.model_copy(update={"link": cell.link.model_copy(update={"host_limited": True})})
+        if is_dense(cell) and setting(cell) in slow
+        else cell
+        for cell in cells
+    ]
 
 
 def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:

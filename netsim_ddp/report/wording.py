@@ -1,0 +1,101 @@
+"""Words and figures that every report shares: groups of cells, their labels, and roundings.
+
+A figure never has more digits than its interval supports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from netsim_ddp.results import stats
+from netsim_ddp.results.record import Cell, Interval
+from netsim_ddp.results.summary import setting
+from netsim_ddp.units import format_rate
+
+DASH = "–"
+
+
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that may be compared with each other, in the order they were run."""
+    found: dict[object, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(setting(cell), []).append(cell)
+    return list(found.values())
+
+
+def group_name(cells: Sequence[Cell]) -> str:
+    """``8 workers, 1 Gbit/s``."""
+    rate = cells[0].bandwidth_bps
+    return f"{cells[0].workers} workers, {format_rate(rate) if rate else 'unshaped'}"
+
+
+def label(cell: Cell, cells: Sequence[Cell]) -> str:
+    """The method, with the parameters that tell it from the same method elsewhere in ``cells``."""
+    others = [other for other in cells if other.method == cell.method]
+    keys = sorted({key for other in others for key in other.params} - {"overlap"})
+    parts = [
+        f"{key}={plain(cell.params[key])}"
+        for key in keys
+        if key in cell.params and len({str(other.params.get(key)) for other in others}) > 1
+    ]
+    if len({other.threads for other in others}) > 1:
+        parts.append(f"threads={cell.threads}")
+    if cell.overlap:
+        parts.append("overlap")
+    return clean(",".join([cell.method, *parts]))
+
+
+def plain(value: object) -> str:
+    """A parameter as ``--method`` takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def clean(text: str) -> str:
+    """One printable line: a result file from elsewhere must not move the cursor or colour the terminal."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def resolution(value: Interval) -> float:
+    """The last digit worth printing of ``value``, in its own unit: the first digit of its half width.
+
+    Without an interval it is the third significant digit.
+    """
+    half = stats.half_width(value)
+    if half > 0:
+        return 10.0 ** math.floor(math.log10(half))
+    return 10.0 ** (math.floor(math.log10(value.median)) - 2) if value.median > 0 else 1.0
+
+
+def rounded(value: float, step: float) -> str:
+    """``value`` to a multiple of ``step``, a power of ten: ``rounded(1553.7, 10) == "1550"``."""
+    decimals = max(0, -round(math.log10(step)))
+    return f"{round(value / step) * step:.{decimals}f}"
+
+
+def milliseconds(value: Interval) -> str:
+    """``1554±6``; without an interval ``1550``. ``value`` is in seconds."""
+    scaled = Interval(median=value.median * 1e3, ci_low=value.ci_low * 1e3, ci_high=value.ci_high * 1e3)
+    # Finer than a microsecond is the clock's own noise.
+    last = max(resolution(scaled), 1e-3)
+    half = stats.half_width(scaled)
+    if half <= 0:
+        return rounded(scaled.median, last)
+    # Rounded up, so that the printed interval is never the smaller one.
+    return f"{rounded(scaled.median, last)}±{rounded(math.ceil(round(half / last, 9)) * last, last)}"
+
+
+def times(value: float, *intervals: Interval) -> str:
+    """A ratio of the medians of ``intervals``, as ``14.8x``: three digits at most, two for single runs."""
+    if value <= 0 or not math.isfinite(value):
+        return DASH
+    digits = 10.0 ** math.floor(math.log10(value))
+    errors = [stats.half_width(part) / part.median if part.median > 0 else 0.0 for part in intervals]
+    error = value * sum(errors)
+    last = digits / 10 if intervals and 0.0 in errors else digits / 100
+    if error > 0:
+        last = max(last, 10.0 ** math.floor(math.log10(error)))
+    # A ratio that rounds to nothing would read as infinitely slow.
+    return rounded(value, min(last, digits)) + "x"
