@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from netsim_ddp import names
 from netsim_ddp.errors import UsageError
-from netsim_ddp.workloads import Workload, build_workload, get_model, names
+from netsim_ddp.workloads import Workload, build_workload, get_model
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets, sleep_until
 from netsim_ddp.workloads.models import model_names
 
