@@ -78,7 +78,7 @@ def serve(control: socket.socket) -> None:
 
 def _fork(control: socket.socket, jobs: list[dict[str, Any]], fds: list[int], ranks: dict[int, int]) -> None:
     from netsim_ddp.bench import worker
-    from netsim_ddp.communication.shaped import ArrivalTable
+    from netsim_ddp.link.arrivals import ArrivalTable
 
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     shared = worker.Shared(worker.MeetingPoint(len(jobs)), ArrivalTable(len(jobs)) if bucket else None)

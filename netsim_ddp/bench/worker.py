@@ -32,6 +32,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
+from netsim_ddp.link.arrivals import ArrivalTable
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.helper import enter_namespace
@@ -81,7 +82,7 @@ class Shared:
     """Memory that all ranks of a repeat share, made before they are forked."""
 
     meeting: MeetingPoint
-    arrivals: shaped.ArrivalTable | None
+    arrivals: ArrivalTable | None
 
 
 def run(connection: socket.socket, job: Job, shared: Shared) -> None:

@@ -25,15 +25,10 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.communication.shaped import (
-    ArrivalTable,
-    DeadlineTimer,
-    Meeting,
-    ShapedProcessGroup,
-    register,
-    shaped_group,
-)
+from netsim_ddp.communication.shaped import ShapedProcessGroup, register, shaped_group
+from netsim_ddp.communication.works import DeadlineTimer
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
+from netsim_ddp.link.arrivals import ArrivalTable, Meeting
 from netsim_ddp.link.bucket import BucketSpec, LinkClock, Operation, charges
 
 RATE = 50_000_000
