@@ -130,7 +130,7 @@ class _Run:
 
     def _probe(self, link: Link) -> ProbeReport | None:
         if link.mechanism != "tc":
-            return None  # the bucket charges by arithmetic; how late the host is, is counted as it runs
+            return None  # the bucket is probed by the workers' own group, before each repeat
         self.report(Event("note", "probing the link"))
         measured = probe(link)
         if measured is not None:
@@ -207,6 +207,7 @@ class _Run:
         def gathered(point: str, values: list[Any]) -> None:
             if point == "built":
                 facts.extend(values)
+                self._check_bucket(link, cell, values)
             elif point in ("measure", "measured"):
                 snapshots[point] = link.counters()
 
@@ -225,6 +226,13 @@ class _Run:
         cell.link.retransmits += settled.retransmits
         if settled.drops:
             self.warn(f"{cell.id}: the link dropped {settled.drops} packets")
+
+    def _check_bucket(self, link: Link, cell: Cell, facts: Sequence[dict[str, Any]]) -> None:
+        """The bucket link proves itself within the workers' own group, before each repeat's first step."""
+        probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
+        if probed:
+            cell.link.measured_bps = min(probed)
+            check(link, ProbeReport(min(probed), min(probed)))
 
     def _jobs(self, link: Link, method: MethodSpec, repeat: int) -> list[dict[str, Any]]:
         scenario = self.scenario.model_dump(mode="json")

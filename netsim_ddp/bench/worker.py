@@ -40,6 +40,8 @@ from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
 GRADIENT_SETS = 3
+PROBE_S, PROBE_TRIES = 0.1, 3
+PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 MEETING_POLL_S = 50e-6
 
 
@@ -135,6 +137,7 @@ class _Rank:
         self._say("joining the process group")
         group, backend = self._join(workload, device)
         program = self._program(workload, group, gradients)
+        job = self.job
         ideal = cost.ideal_seconds(program.wires, self.job.rate_bps)
         facts = {
             "ideal_s": ideal,
@@ -142,6 +145,9 @@ class _Rank:
             "backend": backend,
             "device": _device_name(device),
             "messages": cost.messages(program.wires),
+            "probed_bps": _probe_bucket(job, group)
+            if job.mechanism == "bucket" and group.world_size > 1
+            else None,
         }
         self.channel.gather("built", facts)
         timer = StepTimer(CudaClock() if device.type == "cuda" else HostClock())
@@ -238,6 +244,24 @@ class _Rank:
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,
         }
+
+
+def _probe_bucket(job: Job, group: Group) -> float:
+    """Goodput in bit/s of this rank while each sends to its successor: the best of a few tries, since a host
+    that is busy for a moment is not the link."""
+    size = min(max(int(job.rate_bps / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
+    sent, received = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+    after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
+    best = float("inf")
+    for _ in range(PROBE_TRIES):
+        dist.barrier()
+        start = time.monotonic()
+        works = [dist.isend(sent, after), dist.irecv(received, before)]
+        for work in works:
+            assert work is not None
+            work.wait()
+        best = min(best, time.monotonic() - start)
+    return size * 8 / best
 
 
 def _choose_device(wanted: str, rank: int) -> torch.device:
