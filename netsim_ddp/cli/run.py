@@ -154,7 +154,7 @@ def run(
         sys.stdout.write(to_json(result))
         return
     console = Console()
-    render_result(result, console)
+    render_result(result, console, warnings=False)
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)

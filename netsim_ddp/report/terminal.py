@@ -42,8 +42,11 @@ DROPS = (
 _NARROW_LABEL = 24
 
 
-def render_result(result: Result, console: Console) -> None:
-    """Print ``result``, whose cells carry their summaries, to ``console``."""
+def render_result(result: Result, console: Console, *, warnings: bool = True) -> None:
+    """Print ``result``, whose cells carry their summaries, to ``console``.
+
+    ``warnings`` is off where they have gone to stderr while the run went on.
+    """
 
     def line(text: str, style: str = "") -> None:
         # Text, not a string: a method name in brackets is not markup.
@@ -65,7 +68,7 @@ def render_result(result: Result, console: Console) -> None:
             line("")
             line(_title(cells), "dim")
             console.print(_table(cells, console))
-    if result.warnings:
+    if warnings and result.warnings:
         line("")
         for warning in result.warnings:
             line(f"warning: {clean(warning)}", "yellow")
@@ -90,10 +93,11 @@ def _header(result: Result) -> str:
         model += f" {_count(result.model_parameters)} params"
     workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
     ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
-    parts = [model, f"{_listed(workers)} workers"]
+    parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
     if ratios:
         parts.append(f"ratio {_listed(list(ratios))}")
-    parts.append(f"{scenario.get('steps', '?')} steps x {scenario.get('repeats', '?')} runs")
+    steps, repeats = scenario.get("steps", "?"), scenario.get("repeats", "?")
+    parts.append(f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}")
     parts.append(f"seed {scenario.get('seed', '?')}")
     return clean(" | ".join(parts))
 
@@ -118,7 +122,9 @@ def _link_line(links: Sequence[LinkRecord]) -> str:
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if first.mechanism in ("none", "host"):
         return f"link {first.mechanism}: unshaped host{f', {got} Mbit/s measured' if got else ''}{limited}"
-    text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)}, got {got or '?'} Mbit/s"
+    text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)} Mbit/s"
+    if got:
+        text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)}, got {got} Mbit/s"
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"
     if first.mechanism == "bucket":
