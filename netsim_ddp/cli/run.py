@@ -165,11 +165,11 @@ def _writable(path: Path) -> Path:
     from netsim_ddp.errors import UsageError
 
     hint = "name a file in a folder you can write to"
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: permission denied", hint=hint)
     return path
 

@@ -22,9 +22,17 @@ class DenseAllReduce(Method):
     name = "dense"
 
     def segments(self) -> list[Segment]:
+        data, group = self.flat.data, self.group
+        divide = Local("decompress", lambda: _divide(data, group.world_size))
+        device = group.wire_device(data.device)
+        if device == data.device:
+            return [all_reduce(data, group), divide]
+        host = torch.empty_like(data, device=device, pin_memory=True)
         return [
-            all_reduce(self.flat.data, self.group),
-            Local("decompress", lambda: _divide(self.flat.data, self.group.world_size)),
+            Local("compress", lambda: _copy(host, data)),
+            all_reduce(host, group),
+            Local("decompress", lambda: _copy(data, host)),
+            divide,
         ]
 
 
@@ -36,7 +44,9 @@ class Float16AllReduce(Method):
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         super().__init__(flat, group)
-        self._half = torch.empty_like(flat.data, dtype=torch.float16)
+        self._half = torch.empty_like(
+            flat.data, dtype=torch.float16, device=group.wire_device(flat.data.device)
+        )
 
     def segments(self) -> list[Segment]:
         return [

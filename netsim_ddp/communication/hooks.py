@@ -28,7 +28,8 @@ class TransferLog:
 
 def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """What DDP does without a hook, with the clock read: average the bucket over ranks, asynchronously."""
-    buffer = bucket.buffer().div_(state.group.world_size)
+    gradients = bucket.buffer().div_(state.group.world_size)
+    buffer = gradients.to(state.group.wire_device(gradients.device))
     if bucket.is_last():
         state.last_bucket()
     transfer = [time.monotonic(), float("inf")]
@@ -39,6 +40,7 @@ def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futur
 
     def done(finished: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
         transfer[1] = time.monotonic()
-        return finished.value()[0]
+        reduced = finished.value()[0]
+        return reduced if reduced.device == gradients.device else gradients.copy_(reduced)
 
     return future.then(done)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.distributed as dist
 
 from netsim_ddp.communication.flat import FlatGradients
@@ -48,6 +49,12 @@ class Group:
     rank: int
     world_size: int
     process_group: dist.ProcessGroup | None = None
+
+    def wire_device(self, device: torch.device) -> torch.device:
+        """Where a tensor must lie to cross the wire: NCCL moves device memory, Gloo the host's."""
+        if device.type == "cpu" or self.world_size == 1:
+            return device
+        return device if dist.get_backend(self.process_group) == "nccl" else torch.device("cpu")
 
 
 class Method(ABC):

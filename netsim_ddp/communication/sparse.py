@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from netsim_ddp.communication.dense import all_reduce
+from netsim_ddp.communication.dense import DenseAllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import (
     Group,
@@ -106,8 +105,9 @@ class TopKAllGather(_TopK):
         self.codec = Codec(values=values, indices="int32")
         self._exact = values == "fp32"
         size = STATUS_BYTES + self.codec.nbytes(self.k)
-        self._message = torch.zeros(size, dtype=torch.uint8)
-        self._received = torch.empty(size * group.world_size, dtype=torch.uint8)
+        device = group.wire_device(flat.data.device)
+        self._message = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._received = torch.empty(size * group.world_size, dtype=torch.uint8, device=device)
         self._failure: NonFiniteGradient | None = None
 
     def segments(self) -> list[Segment]:
@@ -176,17 +176,9 @@ class TopKDense(_TopK):
         super().__init__(flat, group, ratio=ratio, feedback=feedback, error_buffer=error_buffer)
 
     def segments(self) -> list[Segment]:
-        return [
-            Local("compress", self._compress),
-            all_reduce(self.flat.data, self.group),
-            Local("decompress", lambda: _average(self.flat.data, self.group.world_size)),
-        ]
+        return [Local("compress", self._compress), *DenseAllReduce(self.flat, self.group).segments()]
 
     def _compress(self) -> None:
         self._select()
         approximation = self.flat.data.zero_()
         approximation[self.indices.long()] = self.values
-
-
-def _average(total: Tensor, world_size: int) -> None:
-    total.div_(world_size)

@@ -1,0 +1,210 @@
+"""DistributedBackend on real Gloo ranks: the algebra of every method, and the same bits everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor
+from netsim_ddp.communication.backend import METHODS
+from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.errors import UsageError
+from tests.distributed.ranks import on_ranks
+
+STEPS = 5
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {}),
+    "fp16": ("fp16", {}),
+    "topk": ("topk", {"ratio": 0.05}),
+    "topk fp16": ("topk", {"ratio": 0.05, "values": "fp16"}),
+    "topk without feedback": ("topk", {"ratio": 0.05, "feedback": False}),
+    "topk-dense": ("topk-dense", {"ratio": 0.05}),
+}
+
+
+def build_model() -> nn.Sequential:
+    """Odd sizes, a scalar parameter and one of a single entry."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(13, 17), nn.PReLU(), nn.Linear(17, 3), nn.Linear(3, 1, bias=False))
+    model.register_parameter("scale", nn.Parameter(torch.tensor(0.5)))
+    return model
+
+
+def backward(model: nn.Module, rank: int, step: int) -> None:
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    inputs = torch.randn(8, 13, generator=generator)
+    loss: torch.Tensor = (model(inputs) * model.scale - 1).square().mean()
+    loss.backward()
+
+
+def flat_gradient(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.reshape(-1).clone() for p in model.parameters() if p.grad is not None])
+
+
+def residual_of(backend: DistributedBackend, names: list[str]) -> torch.Tensor | None:
+    if backend.method is None or not (state := backend.method.state_dict()):
+        return None
+    return torch.cat([state["error_buffer"][name].reshape(-1) for name in names])
+
+
+def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """Every case: per step this rank's gradient, residual before and after, the average and the parameters."""
+    del workers
+    found: dict[str, list[dict[str, Any]]] = {}
+    for case, (name, params) in CASES.items():
+        model = build_model()
+        names = [name for name, _ in model.named_parameters()]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        backend = DistributedBackend(method=name, params=params)
+        rows = []
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            backward(model, rank, step)
+            row = {"gradient": flat_gradient(model), "before": residual_of(backend, names)}
+            backend.allreduce_gradients(model.named_parameters())
+            row |= {"average": flat_gradient(model), "after": residual_of(backend, names)}
+            optimizer.step()
+            weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+            row["sha256"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+            rows.append({key: v.numpy() if isinstance(v, torch.Tensor) else v for key, v in row.items()})
+        found[case] = rows
+    return found
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def trained(request: pytest.FixtureRequest) -> list[dict[str, list[dict[str, Any]]]]:
+    return on_ranks(train, request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_hold_the_same_bits_after_every_step(trained: list[Any], case: str) -> None:
+    digests = [[row["sha256"] for row in rank[case]] for rank in trained]
+    assert len(set(digests[0])) == STEPS  # something was learned at every step
+    assert all(other == digests[0] for other in digests)
+
+
+@pytest.mark.parametrize("case", ["dense", "fp16"])
+def test_dense_methods_give_the_mean_of_the_gradients(trained: list[Any], case: str) -> None:
+    for step in range(STEPS):
+        mean = np.mean([rank[case][step]["gradient"] for rank in trained], axis=0)
+        tolerance = 1e-6 if case == "dense" else 1e-3
+        np.testing.assert_allclose(trained[0][case][step]["average"], mean, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", ["topk", "topk fp16", "topk-dense"])
+def test_nothing_is_lost(trained: list[Any], case: str) -> None:
+    """mean(new residuals) + update = mean(gradients + old residuals), rounding of the values included."""
+    for step in range(STEPS):
+        rows = [rank[case][step] for rank in trained]
+        old = [row["before"] if row["before"] is not None else 0.0 for row in rows]
+        came = np.mean([row["gradient"] + before for row, before in zip(rows, old, strict=True)], axis=0)
+        went = np.mean([row["after"] for row in rows], axis=0) + rows[0]["average"]
+        np.testing.assert_allclose(went, came, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["topk", "topk fp16", "topk without feedback", "topk-dense"])
+def test_sparse_methods_change_at_most_workers_times_k_entries(trained: list[Any], case: str) -> None:
+    sizes = [p.numel() for p in build_model().parameters()]
+    k = sum(max(1, int(np.ceil(0.05 * size))) for size in sizes)
+    for row in trained[0][case]:
+        assert 1 <= np.count_nonzero(row["average"]) <= len(trained) * k
+
+
+def test_topk_over_a_dense_all_reduce_gives_the_same_average(trained: list[Any]) -> None:
+    for one, other in zip(trained[0]["topk"], trained[0]["topk-dense"], strict=True):
+        np.testing.assert_allclose(one["average"], other["average"], rtol=1e-5, atol=1e-6)
+
+
+def odd_cases(rank: int, workers: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    # A parameter whose gradient only rank 0 has, and one that nobody trains.
+    model = nn.ParameterDict({"a": torch.ones(5), "b": torch.ones(3), "frozen": torch.ones(2)})
+    model["frozen"].requires_grad_(False)
+    model["a"].grad = torch.full((5,), float(rank + 1))
+    if rank == 0:
+        model["b"].grad = torch.full((3,), float(workers))
+    DistributedBackend().allreduce_gradients(model.named_parameters())
+    found["missing"] = model["a"].grad.tolist(), model["b"].grad.tolist(), model["frozen"].grad
+
+    # One rank's gradient is not finite: all raise, and the next step finds nothing lost.
+    model = nn.ParameterDict({"weight": torch.zeros(50)})
+    buffer = ErrorFeedbackBuffer()
+    backend = DistributedBackend(TopKCompressor(0.1), buffer)
+    good = torch.arange(50.0) + rank
+    for step in range(3):
+        model["weight"].grad = good.clone()
+        if step == 1 and rank == workers - 1:
+            model["weight"].grad[7] = float("nan")
+        before = buffer.state_dict().get("weight")
+        try:
+            backend.allreduce_gradients(model.named_parameters())
+            raised = ""
+        except NonFiniteGradient as error:
+            raised = str(error)
+        if step == 1:
+            after = buffer.state_dict()["weight"]
+            added = before + good
+            found["refused"] = raised, bool(torch.isfinite(after).all())
+            found["kept"] = torch.equal(after, before if rank == workers - 1 else added)
+    found["recovered"] = raised == "" and bool(torch.isfinite(model["weight"].grad).all())
+
+    # A checkpoint: a new backend with the old state goes on with the same bits.
+    copy = DistributedBackend(TopKCompressor(0.1), fresh := ErrorFeedbackBuffer())
+    fresh.load_state_dict(buffer.state_dict())
+    averages = []
+    for each in (backend, copy):
+        model["weight"].grad = good.clone()
+        each.allreduce_gradients(model.named_parameters())
+        averages.append(model["weight"].grad.clone())
+    found["resumed"] = torch.equal(*averages)
+
+    # A process group of two of the ranks.
+    pair = dist.new_group([0, 1])
+    if rank < 2:
+        model["weight"].grad = torch.full((50,), float(rank))
+        DistributedBackend(process_group=pair).allreduce_gradients(model.named_parameters())
+        found["pair"] = model["weight"].grad.unique().tolist()
+    return found
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_odd_cases(workers: int) -> None:
+    for rank, found in enumerate(on_ranks(odd_cases, workers)):
+        a, b, frozen = found["missing"]
+        assert a == [(workers + 1) / 2] * 5
+        assert b == [1.0] * 3
+        assert frozen is None
+        message, finite = found["refused"]
+        assert "not finite" in message
+        assert finite
+        assert found["kept"]
+        assert found["recovered"]
+        assert found["resumed"]
+        assert found.get("pair") == ([0.5] if rank < 2 else None)
+
+
+def test_one_rank_changes_nothing() -> None:
+    model = build_model()
+    backward(model, 0, 0)
+    before = flat_gradient(model)
+    DistributedBackend(TopKCompressor(0.01), ErrorFeedbackBuffer(), world_size=1, rank=0).allreduce_gradients(
+        model.named_parameters()
+    )
+    assert torch.equal(flat_gradient(model), before)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown method 'nope'") as caught:
+        DistributedBackend(method="nope")
+    assert all(name in str(caught.value.hint) for name in METHODS)
+    with pytest.raises(ValueError, match="not both"):
+        DistributedBackend(TopKCompressor(0.1), method="dense")
+    with pytest.raises(ValueError, match="no method takes a str"):
+        DistributedBackend("topk")  # type: ignore[arg-type]

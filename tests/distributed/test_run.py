@@ -1,0 +1,224 @@
+"""``netsim run`` on real links: what it measures is what the formulas and the line rate say."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.tc import usable
+from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.summary import PHASES, ideal_ratio
+
+DEADLINE_S = 240
+MODEL_PARAMETERS = 1_078_666
+
+
+def tc_or_skip() -> None:
+    try:
+        with usable():
+            return
+    except LinkUnavailable as error:
+        pytest.skip(f"tc links cannot be made here: {error.message}")
+
+
+def netsim(
+    folder: Path, *words: str, python: str = sys.executable, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, "-m", "netsim_ddp", "run", *words, "--json", str(folder / "out.json")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        **options,
+    )
+
+
+def measured(folder: Path, *words: str, **options: Any) -> Result:
+    done = netsim(folder, *words, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = load(folder / "out.json")
+    assert result.status == "complete"
+    return result
+
+
+SLOW = ["--bandwidth", "100mbps", "--steps", "4", "--warmup", "1", "--repeats", "1"]
+METHODS = ["dense", "fp16", "topk", "topk,values=fp16"]
+
+
+@pytest.fixture(scope="module", params=[pytest.param("tc", marks=pytest.mark.privileged), "bucket"])
+def slow_link(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Four workers at 100 Mbit/s, every method."""
+    if request.param == "tc":
+        tc_or_skip()
+    methods = [word for method in METHODS for word in ("--method", method)]
+    return measured(tmp_path_factory.mktemp("slow"), *SLOW, "--link", request.param, *methods)
+
+
+def test_every_cell_is_there_and_complete(slow_link: Result) -> None:
+    assert [(cell.method, cell.overlap) for cell in slow_link.cells] == [
+        ("dense", False),
+        ("dense", True),
+        ("fp16", False),
+        ("topk", False),
+        ("topk", False),
+    ]
+    for cell in slow_link.cells:
+        assert [len(repeat.ranks) for repeat in cell.repeats] == [4]
+        assert all(len(rank.steps) == 4 for rank in cell.repeats[0].ranks)
+        assert cell.summary is not None
+        assert cell.link.drops == 0
+    assert slow_link.model_parameters == MODEL_PARAMETERS
+
+
+def test_bytes_at_the_interface_are_what_the_formula_says(slow_link: Result) -> None:
+    for cell in slow_link.cells:
+        for rank in cell.repeats[0].ranks:
+            assert rank.predicted_tx_bytes is not None
+            assert rank.tx_bytes == pytest.approx(rank.predicted_tx_bytes, rel=0.02), (cell.id, rank.rank)
+
+
+def test_dense_communicates_as_fast_as_the_line_allows(slow_link: Result) -> None:
+    dense = slow_link.cells[0]
+    payload = 2 * 3 / 4 * 4 * MODEL_PARAMETERS
+    line = payload * 1514 / 1448 * 8 / 100e6
+    communicate = median(step.communicate_s for rank in dense.repeats[0].ranks for step in rank.steps)
+    assert line * 0.95 < communicate < line * 1.15
+    assert ideal_ratio(dense) == pytest.approx(communicate / line, rel=0.03)  # acknowledgements
+
+
+def test_the_link_delivers_what_was_asked(slow_link: Result) -> None:
+    for cell in slow_link.cells:
+        assert cell.link.requested_bps == cell.link.configured_bps == 100_000_000
+        assert cell.link.measured_bps == pytest.approx(100e6 * 1448 / 1514, rel=0.05)
+
+
+def test_phases_add_up_to_the_step(slow_link: Result) -> None:
+    for cell in slow_link.cells:
+        for rank in cell.repeats[0].ranks:
+            for step in rank.steps:
+                assert sum(getattr(step, phase) for phase in PHASES) == pytest.approx(step.wall_s, rel=1e-6)
+                assert min(getattr(step, phase) for phase in PHASES) >= 0
+        assert cell.summary is not None
+        total = sum(getattr(cell.summary, phase) for phase in PHASES)
+        assert total == pytest.approx(cell.summary.step_s.median)
+
+
+def test_compression_sends_less_and_is_faster_on_a_slow_link(slow_link: Result) -> None:
+    dense, overlapped, fp16, topk, topk_fp16 = (_summary(cell) for cell in slow_link.cells)
+    assert overlapped.wire_reduction == pytest.approx(1, rel=0.02)
+    assert fp16.wire_reduction == pytest.approx(2, rel=0.02)
+    assert topk.wire_reduction == pytest.approx(25, rel=0.05)  # 2N/P against (P-1)k: FACTS of the field
+    assert topk_fp16.wire_reduction == pytest.approx(33, rel=0.05)
+    assert topk.speedup is not None
+    assert topk.speedup > 4
+    assert dense.residual_bytes == 0
+    assert topk.residual_bytes == 4 * MODEL_PARAMETERS
+
+
+def _summary(cell: Cell) -> Any:
+    assert cell.summary is not None
+    return cell.summary
+
+
+def test_all_ranks_end_with_the_same_parameters(slow_link: Result) -> None:
+    for cell in slow_link.cells:
+        assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
+    assert len({cell.repeats[0].ranks[0].parameters_sha256 for cell in slow_link.cells}) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_loss_falls_on_the_digits(tmp_path: Path, workers: int) -> None:
+    words = ["--link", "none", "--workers", str(workers), "--steps", "40", "--warmup", "0", "--repeats", "1"]
+    result = measured(tmp_path, *words, "--ratio", "0.05")
+    for cell in result.cells:
+        losses = [
+            sum(rank.steps[i].loss or 0.0 for rank in cell.repeats[0].ranks) / workers for i in range(40)
+        ]
+        assert losses[0] == pytest.approx(2.3, abs=0.1)  # log 10: an untrained guess
+        assert sum(losses[-5:]) / 5 < 0.8 * losses[0], cell.id
+
+
+def test_emulated_compute_takes_the_time_it_was_given(tmp_path: Path) -> None:
+    words = ["--link", "bucket", "--workers", "2", "--compute", "50ms", "--bandwidth", "1gbps"]
+    result = measured(tmp_path, *words, "--steps", "4", "--warmup", "1", "--repeats", "1")
+    for cell in result.cells:
+        assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
+        for rank in cell.repeats[0].ranks:
+            assert min(step.compute_s for step in rank.steps) >= 0.05
+            assert all(step.loss is None for step in rank.steps)
+
+
+@pytest.mark.slow
+def test_repeats_are_kept_apart_and_agree(tmp_path: Path) -> None:
+    words = ["--link", "none", "--workers", "2", "--steps", "3", "--warmup", "1", "--repeats", "2"]
+    result = measured(tmp_path, *words, "--method", "topk", "--method", "dense,overlap=on")
+    for cell in result.cells:
+        first, second = cell.repeats
+        # The same seeds in fresh processes: the same bits.
+        assert first.ranks[0].parameters_sha256 == second.ranks[0].parameters_sha256
+        assert [s.loss for s in first.ranks[1].steps] == [s.loss for s in second.ranks[1].steps]
+        assert first.ranks[0].steps[0].wall_s != second.ranks[0].steps[0].wall_s
+
+
+def ordinary_user() -> tuple[int, str, dict[str, str]]:
+    """A user without privileges, an interpreter that it may run, and the environment for it."""
+    user = pwd.getpwnam("nobody").pw_uid
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), sysconfig.get_paths()["purelib"]])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        words = [python, "-c", "import torch, netsim_ddp.bench.worker"]
+        try:
+            done = subprocess.run(
+                words,
+                user=user,
+                group=user,
+                extra_groups=[],
+                env=environment,
+                capture_output=True,
+                timeout=120,
+                check=False,
+            )
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return user, python, environment
+    pytest.skip("no interpreter that an ordinary user may run: this one lies in a private folder")
+
+
+@pytest.mark.privileged
+@pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already")
+def test_an_ordinary_user_gets_the_same_link() -> None:
+    tc_or_skip()
+    user, python, environment = ordinary_user()
+    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are root's alone
+        os.chown(home, user, user)
+        _run_as(user, python, environment, Path(home))
+
+
+def _run_as(user: int, python: str, environment: dict[str, str], home: Path) -> None:
+    words = ["--link", "tc", "--workers", "2", "--bandwidth", "200mbps", "--steps", "3", "--repeats", "1"]
+    as_user = {"user": user, "group": user, "extra_groups": [], "env": environment | {"HOME": str(home)}}
+    done = netsim(home, *words, python=python, **as_user)
+    if "namespaces are not allowed here" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    result = json.loads((home / "out.json").read_text())
+    assert (home / "out.json").stat().st_uid == user
+    for cell in result["cells"]:
+        assert cell["link"]["mechanism"] == "tc"
+        for rank in cell["repeats"][0]["ranks"]:
+            assert rank["tx_bytes"] == pytest.approx(rank["predicted_tx_bytes"], rel=0.02)
