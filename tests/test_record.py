@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_summary import make_cell, make_result
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results import record
 from netsim_ddp.results.record import Result, load, parse, save, to_json
+from tests.test_summary import make_cell, make_result
 
 
 @pytest.fixture

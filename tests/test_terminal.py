@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from test_summary import make_cell, make_link, make_result
 
 from netsim_ddp.report.terminal import render_result
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import clean, groups, label, milliseconds, times
 from netsim_ddp.results.record import Cell, Interval, Result
+from tests.test_summary import make_cell, make_link, make_result
 
 RATIO = {"ratio": 0.01}
 
