@@ -43,9 +43,14 @@ def _one_of(*names: str) -> Callable[[str], str]:
 
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
-    "fp16": {},
-    "topk": {"ratio": parse_ratio, "values": _one_of("fp32", "fp16"), "feedback": _switch},
-    "topk-dense": {"ratio": parse_ratio, "feedback": _switch},
+    "fp16": {"overlap": _switch},
+    "topk": {
+        "overlap": _switch,
+        "ratio": parse_ratio,
+        "values": _one_of("fp32", "fp16"),
+        "feedback": _switch,
+    },
+    "topk-dense": {"overlap": _switch, "ratio": parse_ratio, "feedback": _switch},
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
 
@@ -128,6 +133,7 @@ class Scenario(BaseModel):
     link: Literal["auto", "tc", "bucket", "none"] = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    execution: Literal["auto", "concurrent", "replayed"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     methods: tuple[MethodSpec, ...] = (MethodSpec(name="dense"), MethodSpec(name="topk"))
     ratio: float = 0.01
@@ -187,10 +193,17 @@ class Scenario(BaseModel):
 
     def resolved(self) -> Scenario:
         """This scenario with the defaults that depend on other values, or on this machine, filled in."""
+        cores = available_cores()
+        execution = self.execution
+        if execution == "auto":
+            execution = "replayed" if self.workers > cores else "concurrent"
+        # Replayed, a rank has the host to itself while it is measured, as on a machine of its own.
+        threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
             update={
+                "execution": execution,
                 "dataset": self.dataset or default_dataset(self.model),
-                "threads": self.threads or max(1, available_cores() // self.workers),
+                "threads": self.threads or threads,
                 "methods": self.cells(),
             }
         )

@@ -78,10 +78,12 @@ def serve(control: socket.socket) -> None:
 
 def _fork(control: socket.socket, jobs: list[dict[str, Any]], fds: list[int], ranks: dict[int, int]) -> None:
     from netsim_ddp.bench import worker
+    from netsim_ddp.bench.meeting import MeetingPoint
     from netsim_ddp.link.arrivals import ArrivalTable
 
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
-    shared = worker.Shared(worker.MeetingPoint(len(jobs)), ArrivalTable(len(jobs)) if bucket else None)
+    meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
+    shared = worker.Shared(meeting, ArrivalTable(len(jobs)) if bucket else None)
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:

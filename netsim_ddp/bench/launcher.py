@@ -241,6 +241,7 @@ class _Watch:
         if len(arrived) < len(self._ranks):
             return
         values = [arrived[number] for number in range(len(self._ranks))]
+        del self._waiting[point]
         if point == "built":
             # A step on a slow link may take longer than a hang is given.
             self._patience_s = self._timeout_s + 10 * max(fact["ideal_s"] for fact in values)
@@ -255,6 +256,7 @@ def _environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # a rank's idle threads must not spin on cores that another rank needs
         "OPENBLAS_NUM_THREADS": "1",  # its threads would start with the import, before the fork
         "NUMBA_NUM_THREADS": str(threads),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for GPUs must not initialise CUDA before the fork

@@ -17,7 +17,7 @@ import torch
 
 from netsim_ddp.results.record import StepRecord
 
-Phase = Literal["compute", "compress", "wire", "decompress", "optimizer", "other"]
+Phase = Literal["compute", "compress", "send", "wire", "decompress", "optimizer", "other"]
 Interval = tuple[float, float]
 
 
@@ -57,10 +57,22 @@ class CudaClock:
 
 @dataclass
 class StepSample:
-    """One rank's step: absolute times in seconds. ``transfers`` are operations that ran beside a lap."""
+    """One rank's step: absolute times in seconds of CLOCK_MONOTONIC.
+
+    Attributes:
+        laps: (phase, begin, end), contiguous. "wire" is waiting for an exchange, "send" is starting one that
+            other work runs beside.
+        starts: when the exchange of each "wire" lap was started, in the order of those laps.
+        transfers: when exchanges ran that no lap of their own waits for.
+        computing_until: until then an accelerator computed beside whatever the laps say.
+        elapsed: how long the step took this host where it was not played in its own time.
+    """
 
     laps: list[tuple[Phase, float, float]]
+    starts: list[float] = field(default_factory=list)
     transfers: list[Interval] = field(default_factory=list)
+    computing_until: float = float("-inf")
+    elapsed: float | None = None
     loss: float | None = None
 
     @property
@@ -79,29 +91,48 @@ class StepTimer:
         self._clock = clock
         self._marks: list[Any] = []
         self._phases: list[Phase] = []
+        self._started: dict[int, float] = {}
+        self._starts: list[float] = []
+        self._computing_until = float("-inf")
 
     def begin(self) -> None:
         self._marks = [self._clock.mark()]
-        self._phases = []
+        self._phases, self._starts, self._started = [], [], {}
+        self._computing_until = float("-inf")
 
-    def lap(self, phase: Phase) -> None:
-        """All since the last mark was ``phase``."""
+    def lap(self, phase: Phase, wire: object = None) -> None:
+        """All since the last mark was ``phase``; ``wire`` is the exchange that a "wire" lap waited for."""
         self._marks.append(self._clock.mark())
         self._phases.append(phase)
+        if phase == "wire":
+            self._starts.append(self._started[id(wire)])
+
+    def started(self, wire: object) -> None:
+        """The exchange ``wire`` starts now."""
+        self._started[id(wire)] = time.monotonic()
+
+    def computing_until(self, moment: float) -> None:
+        """An accelerator computes until ``moment``."""
+        self._computing_until = moment
+
+    def last(self) -> float:
+        """The end of the last lap, on a host clock."""
+        return float(self._marks[-1])
 
     def finish(self) -> StepSample:
         times = self._clock.seconds(self._marks)
-        return StepSample(list(zip(self._phases, times, times[1:], strict=False)))
+        laps = list(zip(self._phases, times, times[1:], strict=False))
+        return StepSample(laps, self._starts, computing_until=self._computing_until)
 
 
-def covered(intervals: Sequence[Interval], until: float) -> float:
-    """Seconds that the union of ``intervals`` covers before ``until``."""
+def covered(intervals: Sequence[Interval]) -> float:
+    """Seconds that the union of ``intervals`` covers."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(intervals):
-        fresh, stop = max(begin, reached), min(end, until)
-        if stop > fresh:
-            total += stop - fresh
-            reached = stop
+        fresh = max(begin, reached)
+        if end > fresh:
+            total += end - fresh
+            reached = end
     return total
 
 
@@ -111,32 +142,37 @@ def settle(samples: Sequence[StepSample]) -> list[StepRecord]:
     Raises:
         ValueError: the ranks took a different number of laps on the wire.
     """
-    wires = [[lap for lap in sample.laps if lap[0] == "wire"] for sample in samples]
-    if len({len(laps) for laps in wires}) > 1:
+    if len({len(sample.starts) for sample in samples}) > 1:
         raise ValueError("ranks disagree on the number of wire operations in a step")
-    arrivals = [max(begin for _, begin, _ in laps) for laps in zip(*wires, strict=True)]
-    return [_record(sample, laps, arrivals) for sample, laps in zip(samples, wires, strict=True)]
+    arrivals = [max(starts) for starts in zip(*(sample.starts for sample in samples), strict=True)]
+    return [_record(sample, arrivals) for sample in samples]
 
 
-def _record(
-    sample: StepSample, wires: Sequence[tuple[Phase, float, float]], arrivals: Sequence[float]
-) -> StepRecord:
+def _record(sample: StepSample, arrivals: Sequence[float]) -> StepRecord:
+    """What this rank did; while its accelerator computed, that is what it did."""
     phases: dict[str, float] = dict.fromkeys(
         ("compute", "compress", "communicate", "wait", "decompress", "optimizer", "other"), 0.0
     )
+    exposed = 0.0
+    transfers = list(sample.transfers)
+    wires = iter(zip(sample.starts, arrivals, strict=True))
     for phase, begin, end in sample.laps:
-        if phase != "wire":
-            phases[phase] += end - begin
-    for (_, begin, end), arrival in zip(wires, arrivals, strict=True):
-        waited = min(max(arrival - begin, 0.0), end - begin)
-        phases["wait"] += waited
-        phases["communicate"] += end - begin - waited
+        visible = min(max(sample.computing_until, begin), end)
+        phases["compute"] += visible - begin
+        if phase == "wire":
+            start, arrival = next(wires)
+            waited = min(max(arrival - visible, 0.0), end - visible)
+            phases["wait"] += waited
+            phases["communicate"] += end - visible - waited
+            exposed += end - visible
+            transfers.append((start, end))
+        else:
+            phases["communicate" if phase == "send" else phase] += end - visible
     wall = sample.end - sample.begin
-    exposed_from = wires[-1][1] if wires else sample.end
     return StepRecord(
         wall_s=wall,
-        elapsed_s=wall,
-        hidden_s=covered(sample.transfers, exposed_from),
+        elapsed_s=wall if sample.elapsed is None else sample.elapsed,
+        hidden_s=max(covered(transfers) - exposed, 0.0),
         loss=sample.loss,
         **{f"{phase}_s": seconds for phase, seconds in phases.items()},
     )

@@ -1,70 +1,75 @@
-"""The programs that one rank can run: what a step does, in which order, timed lap by lap."""
+"""The programs that one rank can run: what a step does, in which order, piece by piece.
+
+A program is written against :class:`netsim_ddp.bench.execution.Execution`, which times its pieces as they come or
+measures and replays them.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.bench.phases import StepSample, StepTimer
+from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
+from netsim_ddp.bench.phases import StepSample
+from netsim_ddp.bench.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.dense import all_reduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.hooks import TransferLog, timed_all_reduce_hook
-from netsim_ddp.communication.segments import Group, Method, Segment, Wire, ring_all_reduce_messages
+from netsim_ddp.communication.segments import Group, Method, Wire
 from netsim_ddp.workloads import Workload
-from netsim_ddp.workloads.emulated import EmulatedCompute, sleep_until
+from netsim_ddp.workloads.emulated import EmulatedCompute
 
-Meet = Callable[[], None]
-"""Returns when every rank has called it; does not use the link."""
-
-DDP_FIRST_BUCKET_BYTES = 1 << 20
-DDP_BUCKET_BYTES = 25 << 20
+Say = Callable[[str], None]
 
 
 class Program(ABC):
     """One rank's step, and what it must have sent."""
 
-    flat: FlatGradients
     residual_bytes: int = 0
     wires: Sequence[Wire] = ()
 
-    @abstractmethod
-    def step(self, timer: StepTimer) -> StepSample:
+    def step(self, execution: Execution) -> StepSample:
         """Run one step."""
+        self.prepare()
+        sample = execution.step(self.play)
+        sample.loss = self.loss()
+        return sample
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """What the next step needs and nobody waits for: its batch, or its recorded gradient."""
+
+    @abstractmethod
+    def play(self, execution: Execution) -> None:
+        """The step's pieces."""
 
     @abstractmethod
     def reduced(self) -> Tensor:
         """What must be the same bits on every rank after a step."""
 
-
-def run_segments(segments: Sequence[Segment], timer: StepTimer) -> None:
-    """Run a method's step, each segment a lap."""
-    for segment in segments:
-        segment.run()
-        timer.lap("wire" if isinstance(segment, Wire) else segment.phase)
+    def loss(self) -> float | None:
+        """Of the last step; None where nothing is trained."""
+        return None
 
 
-class _Alone(Program):
-    """Forward, backward, the method's segments, optimizer: nothing overlaps."""
-
-    def __init__(self, flat: FlatGradients, method: Method, group: Group) -> None:
-        self.flat = flat
-        self.method = method
-        # One rank has nobody to exchange with; what it would compress and put back is left as it is.
-        self.segments = method.segments() if group.world_size > 1 else []
-        self.wires = [segment for segment in self.segments if isinstance(segment, Wire)]
-        self.residual_bytes = method.residual_bytes
+def _staged(method: Method, group: Group) -> list[Stage]:
+    """One rank has nobody to exchange with; what it would compress and put back is left as it is."""
+    return stages(method.segments()) if group.world_size > 1 else []
 
 
-class Training(_Alone):
-    """Real training; gradients are views of the method's buffer."""
+def _wires(buckets: Sequence[Sequence[Stage]]) -> list[Wire]:
+    return [stage.wire for bucket in buckets for stage in bucket if stage.wire is not None]
+
+
+class Training(Program):
+    """Real training: forward, backward, the method's segments, optimizer; nothing overlaps."""
 
     def __init__(
         self,
@@ -72,29 +77,42 @@ class Training(_Alone):
         method: Method,
         group: Group,
         optimizer: torch.optim.Optimizer,
-        progress: Callable[[str], None],
+        say: Say,
     ) -> None:
-        super().__init__(method.flat, method, group)
-        self.workload, self.optimizer, self.progress = workload, optimizer, progress
-        self.flat.attach()
+        self.workload, self.method, self.optimizer, self.say = workload, method, optimizer, say
+        self.flat = method.flat
+        self._stages = [_staged(method, group)]
+        self.wires = _wires(self._stages)
+        self.residual_bytes = method.residual_bytes
+        self._loss = torch.zeros(())
 
-    def step(self, timer: StepTimer) -> StepSample:
-        self.progress("compute")
-        images, targets = self.workload.next_batch()
-        timer.begin()
+    def prepare(self) -> None:
+        self._images, self._targets = self.workload.next_batch()
+        self.say("compute")
+
+    def play(self, execution: Execution) -> None:
+        execution.local("other", self._clear)
+        execution.local("compute", self._compute)
+        execution.local("other", lambda: self.say("communicate"))
+        for _ in pipeline(execution, self._stages):
+            pass  # there is one bucket, and it is there
+        execution.local("optimizer", self._update)
+
+    def _clear(self) -> None:
+        self.flat.attach()
         self.flat.data.zero_()
-        timer.lap("other")
-        loss = self.workload.loss(self.workload.model(images), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        timer.lap("compute")
-        self.progress("communicate")
-        timer.lap("other")
-        run_segments(self.segments, timer)
+
+    def _compute(self) -> None:
+        self._loss = self.workload.loss(self.workload.model(self._images), self._targets)
+        self._loss.backward()  # type: ignore[no-untyped-call]
+
+    def _update(self) -> None:
+        if self.wires:
+            self.flat.attach(self.method.average)
         self.optimizer.step()
-        timer.lap("optimizer")
-        sample = timer.finish()
-        sample.loss = loss.item()
-        return sample
+
+    def loss(self) -> float:
+        return self._loss.item()
 
     def reduced(self) -> Tensor:
         return _parameters(self.workload.model)
@@ -102,19 +120,13 @@ class Training(_Alone):
 
 class OverlappedTraining(Program):
     """Real training under torch's own DistributedDataParallel, which sends each bucket as soon as backward has
-    filled it: the baseline that people run."""
+    filled it: the baseline that people run. Only for :class:`Concurrent` execution."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        group: Group,
-        optimizer: torch.optim.Optimizer,
-        progress: Callable[[str], None],
-    ) -> None:
-        self.workload, self.optimizer, self.progress = workload, optimizer, progress
-        self.flat = FlatGradients(workload.model.named_parameters())
+    def __init__(self, workload: Workload, group: Group, optimizer: torch.optim.Optimizer, say: Say) -> None:
+        self.workload, self.optimizer, self.say = workload, optimizer, say
         self._log = TransferLog(group)
         self._model: nn.Module = workload.model
+        self._loss = torch.zeros(())
         if group.world_size > 1:
             model = DistributedDataParallel(
                 workload.model,
@@ -126,128 +138,179 @@ class OverlappedTraining(Program):
             )
             model.register_comm_hook(self._log, timed_all_reduce_hook)
             self._model = model
-            self.wires = [all_reduce(self.flat.data, group)]
+            self.wires = [all_reduce(FlatGradients(workload.model.named_parameters()).data, group)]
 
-    def step(self, timer: StepTimer) -> StepSample:
+    def step(self, execution: Execution) -> StepSample:
+        assert isinstance(execution, Concurrent)
         self._log.transfers = []
-        # The last gradient is there: from here on only the wire is waited for.
-        self._log.last_bucket = lambda: timer.lap("compute")
-        self.progress("compute")
-        images, targets = self.workload.next_batch()
-        timer.begin()
-        self.optimizer.zero_grad()
-        timer.lap("other")
-        loss = self.workload.loss(self._model(images), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        timer.lap("wire" if self.wires else "compute")
-        self.optimizer.step()
-        timer.lap("optimizer")
-        sample = timer.finish()
+        sample = super().step(execution)
         sample.transfers = [(begin, end) for begin, end in self._log.transfers]
-        sample.loss = loss.item()
         return sample
+
+    def prepare(self) -> None:
+        self._images, self._targets = self.workload.next_batch()
+        self.say("compute")
+
+    def play(self, execution: Execution) -> None:
+        assert isinstance(execution, Concurrent)
+        # The last gradient is there: from here on only the wire is waited for.
+        self._log.last_bucket = lambda: execution.computed_and_started(self)
+        execution.local("other", self.optimizer.zero_grad)
+        self._loss = self.workload.loss(self._model(self._images), self._targets)
+        self._loss.backward()  # type: ignore[no-untyped-call]
+        if self.wires:
+            execution.waited(self)
+        else:
+            execution.computed()
+        execution.local("optimizer", self._update)
+
+    def _update(self) -> None:
+        self.optimizer.step()
+
+    def loss(self) -> float:
+        return self._loss.item()
 
     def reduced(self) -> Tensor:
         return _parameters(self.workload.model)
 
 
-class Emulated(_Alone):
-    """A clock for forward, backward and optimizer; real gradients, compression and traffic."""
+class BucketedTraining(Program):
+    """Real training on DDP's schedule with any method: a bucket's exchange starts as soon as backward has filled it
+    and those before it."""
 
     def __init__(
         self,
-        method: Method,
+        workload: Workload,
+        flat: FlatGradients,
         group: Group,
-        gradients: list[list[Tensor]],
-        compute: EmulatedCompute,
-        meet: Meet,
-        progress: Callable[[str], None],
+        build: Callable[[FlatGradients], Method],
+        optimizer: torch.optim.Optimizer,
+        say: Say,
     ) -> None:
-        super().__init__(method.flat, method, group)
-        self.source = _Recorded(method.flat, gradients)
-        self.compute, self.meet, self.progress = compute, meet, progress
+        self.workload, self.optimizer, self.say, self.flat = workload, optimizer, say, flat
+        parts = [flat.part(first, last) for first, last in ddp_buckets(flat)]
+        self._methods = [build(part) for part in parts]
+        self._stages = [_staged(method, group) for method in self._methods]
+        self.wires = _wires(self._stages)
+        self.residual_bytes = sum(method.residual_bytes for method in self._methods)
+        self._loss = torch.zeros(())
+        self._sizes = [len(part.parameters) for part in parts]
+        self._missing = list(self._sizes)
+        self._filled: Callable[[int], None] = lambda _: None
+        for number, part in enumerate(parts):
+            for parameter in part.parameters:
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda _, number=number: self._arrived(number)
+                )
 
-    def step(self, timer: StepTimer) -> StepSample:
-        self.source.load_next()
-        self.progress("compute")
-        self.meet()
-        timer.begin()
-        _sleep_until(time.monotonic() + self.compute.seconds)
-        timer.lap("compute")
-        self.progress("communicate")
-        timer.lap("other")
-        run_segments(self.segments, timer)
-        return timer.finish()
+    def _arrived(self, number: int) -> None:
+        self._missing[number] -= 1
+        if self._missing[number] == 0:
+            self._filled(number)
+
+    def prepare(self) -> None:
+        self._images, self._targets = self.workload.next_batch()
+        self.say("compute")
+
+    def play(self, execution: Execution) -> None:
+        execution.local("other", self._clear)
+        if isinstance(execution, Replayed):
+            execution.measure(self._take_times)
+            for bucket in pipeline(execution, self._stages):
+                execution.spent(self._chunks[bucket])
+        else:
+            assert isinstance(execution, Concurrent)
+            self._as_it_comes(execution)
+        execution.local("optimizer", self._update)
+
+    def _take_times(self) -> None:
+        """Forward and backward alone, noting how long each bucket took to fill after the one before."""
+        moments = [0.0] * len(self._sizes)
+
+        def filled(number: int) -> None:
+            moments[number] = time.monotonic()
+
+        self._filled = filled
+        begin = time.monotonic()
+        self._compute()
+        moments[-1] = time.monotonic()
+        # A bucket that fills before an earlier one waits for its turn.
+        reached = list(itertools.accumulate(moments, max))
+        self._chunks = [now - then for then, now in zip([begin, *reached], reached, strict=False)]
+
+    def _as_it_comes(self, execution: Concurrent) -> None:
+        buckets = pipeline(execution, self._stages)
+        wanted = next(buckets, None)
+
+        def advance(_: int) -> None:
+            nonlocal wanted
+            while wanted is not None and self._missing[wanted] == 0:
+                execution.computed()
+                wanted = next(buckets, None)
+
+        # The last bucket's exchange is waited for outside of backward.
+        self._filled = lambda number: advance(number) if wanted != len(self._sizes) - 1 else None
+        self._compute()
+        execution.computed()
+        self._missing = [0] * len(self._sizes)
+        advance(0)
+
+    def _clear(self) -> None:
+        self.flat.attach()
+        self.flat.data.zero_()
+        self._missing = list(self._sizes)
+
+    def _compute(self) -> None:
+        self._loss = self.workload.loss(self.workload.model(self._images), self._targets)
+        self._loss.backward()  # type: ignore[no-untyped-call]
+
+    def _update(self) -> None:
+        if self.wires:
+            for method in self._methods:
+                method.flat.attach(method.average)
+        self.optimizer.step()
+
+    def loss(self) -> float:
+        return self._loss.item()
 
     def reduced(self) -> Tensor:
-        return self.flat.data
+        return _parameters(self.workload.model)
 
 
-class OverlappedEmulated(Program):
-    """Emulated compute with DDP's schedule: buckets of 25 MiB (the first 1 MiB), from the last parameter to the
-    first, each all-reduced as soon as the emulated backward has filled it."""
+class Emulated(Program):
+    """An accelerator that takes a given time for forward, backward and optimizer; real gradients, compression and
+    traffic. With ``overlap`` buckets become ready along the backward pass, as under DDP."""
 
     def __init__(
         self,
         flat: FlatGradients,
         group: Group,
+        build: Callable[[FlatGradients], Method],
         gradients: list[list[Tensor]],
         compute: EmulatedCompute,
-        meet: Meet,
-        progress: Callable[[str], None],
+        say: Say,
+        *,
+        overlap: bool,
     ) -> None:
-        self.flat, self.group = flat, group
-        self.source = _Recorded(flat, gradients)
-        self.compute, self.meet, self.progress = compute, meet, progress
-        self.buckets = [flat.data[begin:end] for begin, end in ddp_buckets(flat)]
-        self._ready = compute.ready_times([bucket.numel() * 4 for bucket in self.buckets])
-        if group.world_size > 1:
-            self.wires = [self._wire(bucket.numel() * 4) for bucket in self.buckets]
+        self.flat, self.compute, self.say = flat, compute, say
+        self._source = _Recorded(flat, gradients)
+        parts = [flat.part(begin, end) for begin, end in ddp_buckets(flat)] if overlap else [flat]
+        self._ready = compute.ready_times([part.numel * 4 for part in parts])
+        self._methods = [build(part) for part in parts]
+        self._stages = [_staged(method, group) for method in self._methods]
+        self.wires = _wires(self._stages)
+        self.residual_bytes = sum(method.residual_bytes for method in self._methods)
 
-    def _wire(self, size: int) -> Wire:
-        return Wire("all_reduce", lambda: None, size, ring_all_reduce_messages(size, self.group.world_size))
+    def prepare(self) -> None:
+        self._source.load_next()
+        self.say("compute")
 
-    def step(self, timer: StepTimer) -> StepSample:
-        self.source.load_next()
-        self.progress("compute")
-        self.meet()
-        timer.begin()
-        start = time.monotonic()
-        transfers: list[list[float]] = []
-        works: list[dist.Work] = []
-        for bucket, ready in zip(self.buckets, self._ready, strict=True):
-            _sleep_until(start + ready)
-            if self.wires:
-                works.append(self._send(bucket, transfers))
-        timer.lap("compute")
-        for work in works:
-            work.wait()
-        if works:
-            timer.lap("wire")
-            self.flat.data.div_(self.group.world_size)
-            timer.lap("decompress")
-        sample = timer.finish()
-        sample.transfers = [(begin, end) for begin, end in transfers]
-        return sample
-
-    def _send(self, bucket: Tensor, transfers: list[list[float]]) -> dist.Work:
-        transfer = [time.monotonic(), float("inf")]
-        transfers.append(transfer)
-        work = dist.all_reduce(bucket, group=self.group.process_group, async_op=True)
-        assert work is not None
-
-        def done(_: torch.futures.Future[Any]) -> None:
-            transfer[1] = time.monotonic()
-
-        work.get_future().add_done_callback(done)
-        return work
+    def play(self, execution: Execution) -> None:
+        for bucket in pipeline(execution, self._stages):
+            execution.until(self._ready[bucket])
 
     def reduced(self) -> Tensor:
-        return self.flat.data
-
-
-def _sleep_until(moment: float) -> None:
-    sleep_until(moment, clock=time.monotonic)
+        return torch.cat([method.average for method in self._methods])
 
 
 @dataclass
@@ -262,21 +325,6 @@ class _Recorded:
         for view, gradient in zip(self.flat.views, self.sets[self.next], strict=True):
             view.copy_(gradient)
         self.next = (self.next + 1) % len(self.sets)
-
-
-def ddp_buckets(flat: FlatGradients) -> list[tuple[int, int]]:
-    """``(begin, end)`` of DDP's buckets in ready order: whole parameters, last to first."""
-    buckets: list[tuple[int, int]] = []
-    end = begin = flat.numel
-    limit = DDP_FIRST_BUCKET_BYTES
-    for offset in flat.offsets[-2::-1]:
-        begin = int(offset)
-        if (end - begin) * 4 >= limit:
-            buckets.append((begin, end))
-            end, limit = begin, DDP_BUCKET_BYTES
-    if end > begin:
-        buckets.append((begin, end))
-    return buckets
 
 
 def _parameters(model: nn.Module) -> Tensor:

@@ -154,6 +154,7 @@ class _Run:
         return Cell(
             id=method.id,
             method=method.name,
+            execution="replayed" if self.scenario.execution == "replayed" else "concurrent",
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
@@ -164,7 +165,7 @@ class _Run:
 
     def _warn_of_contention(self) -> None:
         used, cores = self.scenario.workers * self.scenario.threads, available_cores()
-        if used > cores:
+        if used > cores and self.scenario.execution == "concurrent":
             self.warn(
                 f"{self.scenario.workers} workers x {self.scenario.threads} thread share {cores} cores: "
                 "compute and compress take longer here than on machines of their own"
@@ -201,18 +202,17 @@ class _Run:
 
     def _run_cell(self, launcher: Launcher, link: Link, index: int, repeat: int) -> None:
         cell, method = self.result.cells[index], self.scenario.methods[index]
-        snapshots: dict[str, list[Counters] | None] = {}
+        counted: list[list[Counters] | None] = []
         facts: list[dict[str, Any]] = []
 
         def gathered(point: str, values: list[Any]) -> None:
             if point == "built":
                 facts.extend(values)
                 self._check_bucket(link, cell, values)
-            elif point in ("measure", "measured"):
-                snapshots[point] = link.counters()
+            elif point == "counted":
+                counted.append(link.counters())
 
         records = launcher.run(self._jobs(link, method, repeat), gathered)
-        before, after = snapshots["measure"], snapshots["measured"]
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
         self.result.model_parameters = facts[0]["parameters"]
         if len({record["sha256"] for record in records}) > 1:
@@ -220,7 +220,7 @@ class _Run:
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
         aggregate = link.shape.gso if isinstance(link, TcLink) else None
-        settled = settle_repeat(records, facts, before, after, aggregate)
+        settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
         cell.link.retransmits += settled.retransmits

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import mmap
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -24,12 +22,14 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
+from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
-from netsim_ddp.bench.programs import Emulated, OverlappedEmulated, OverlappedTraining, Program, Training
+from netsim_ddp.bench.programs import BucketedTraining, Emulated, OverlappedTraining, Program, Training
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Group
+from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.arrivals import ArrivalTable
@@ -42,24 +42,6 @@ from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 GRADIENT_SETS = 3
 PROBE_S, PROBE_TRIES = 0.1, 3
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
-MEETING_POLL_S = 50e-6
-
-
-class MeetingPoint:
-    """A barrier in shared memory: ranks meet between steps without a byte on the link.
-
-    Made before the ranks are forked; each rank counts its arrivals in its own slot and waits for the others.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._memory = mmap.mmap(-1, max(8 * workers, 1))
-        self._workers = workers
-
-    def meet(self, rank: int) -> None:
-        (mine,) = struct.unpack_from("q", self._memory, 8 * rank)
-        struct.pack_into("q", self._memory, 8 * rank, mine + 1)
-        while min(struct.unpack_from(f"{self._workers}q", self._memory)) <= mine:
-            time.sleep(MEETING_POLL_S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +99,9 @@ class _Rank:
         self.scenario = job.scenario
         self.step = -1
         self.doing = "starting"
+        self._measuring = self._counted = False
+        self._charges = [0.0, 0.0, 0.0]
+        self._predicted_bytes = self._payload_bytes = 0
 
     def run(self) -> None:
         if self.job.namespace is not None:
@@ -144,27 +129,54 @@ class _Rank:
             "parameters": workload.parameters_count,
             "backend": backend,
             "device": _device_name(device),
-            "messages": cost.messages(program.wires),
             "probed_bps": _probe_bucket(job, group)
             if job.mechanism == "bucket" and group.world_size > 1
             else None,
         }
         self.channel.gather("built", facts)
-        timer = StepTimer(CudaClock() if device.type == "cuda" else HostClock())
+        execution = self._execution(device)
         for _ in range(self.scenario["warmup"]):
-            self._step(program, timer)
-        before = self._charged()
-        self.channel.gather("measure")
-        samples = [self._step(program, timer) for _ in range(self.scenario["steps"])]
-        charged = [now - then for now, then in zip(self._charged(), before, strict=True)]
-        self.channel.gather("measured")
-        self.channel.result(self._report(program, samples, charged))
+            self._step(program, execution)
+        self._measuring = True
+        replayed = isinstance(execution, Replayed)
+        if not replayed:
+            self._count()
+        samples = [self._step(program, execution) for _ in range(self.scenario["steps"])]
+        if not replayed:
+            self._count()
+        self.channel.result(self._report(program, samples))
         self._say("leaving")
         self.channel.gather("done")
 
-    def _step(self, program: Program, timer: StepTimer) -> StepSample:
+    def _execution(self, device: torch.device) -> Execution:
+        meeting = self.shared.meeting
+        if self.scenario["execution"] == "replayed":
+            timer = StepTimer(HostClock())
+            return Replayed(timer, meeting, self.job.rank, device, self._count)
+        # Real training meets on the wire; only an emulated accelerator starts all ranks at once.
+        emulated = self.scenario["compute_s"] is not None
+        clock = CudaClock() if device.type == "cuda" else HostClock()
+        return Concurrent(StepTimer(clock), meeting.meet if emulated else lambda: None)
+
+    def _count(self) -> None:
+        """Have the counters of the link read, while no rank sends; called before and after what is measured."""
+        if not self._measuring:
+            return
+        self._counted = not self._counted
+        sign = -1 if self._counted else 1
+        if not self._counted:
+            self.channel.gather("counted")
+        for i, value in enumerate(self._charged()):
+            self._charges[i] += sign * value
+        if self._counted:
+            self.channel.gather("counted")
+
+    def _step(self, program: Program, execution: Execution) -> StepSample:
         self.step += 1
-        sample = program.step(timer)
+        sample = program.step(execution)
+        if self._measuring:
+            self._predicted_bytes += cost.wire_bytes(cost.messages(program.wires))
+            self._payload_bytes += cost.payload_bytes(program.wires)
         if sample.loss is not None and sample.loss != sample.loss:  # NaN
             raise RuntimeError(f"the loss is not a number at step {self.step}")
         return sample
@@ -208,22 +220,23 @@ class _Rank:
         scenario, params = self.scenario, dict(self.job.params)
         overlap = bool(params.pop("overlap", False))
         model = workload.model
+
+        def build(flat: FlatGradients) -> Method:
+            return build_method(self.job.method, flat, group, **params)
+
         if gradients:
             compute = EmulatedCompute(scenario["compute_s"])
             flat = FlatGradients(model.named_parameters())
-            meeting = (lambda: self.shared.meeting.meet(self.job.rank)), self._say
-            if overlap:
-                return OverlappedEmulated(flat, group, gradients, compute, *meeting)
-            method = build_method(self.job.method, flat, group, **params)
-            return Emulated(method, group, gradients, compute, *meeting)
+            return Emulated(flat, group, build, gradients, compute, self._say, overlap=overlap)
         optimizer = torch.optim.SGD(
             model.parameters(), lr=scenario["learning_rate"], momentum=scenario["momentum"]
         )
-        if overlap:
+        if overlap and self.job.method == "dense" and scenario["execution"] == "concurrent":
             return OverlappedTraining(workload, group, optimizer, self._say)
         flat = FlatGradients(model.named_parameters())
-        method = build_method(self.job.method, flat, group, **params)
-        return Training(workload, method, group, optimizer, self._say)
+        if overlap:
+            return BucketedTraining(workload, flat, group, build, optimizer, self._say)
+        return Training(workload, build(flat), group, optimizer, self._say)
 
     def _charged(self) -> tuple[int, int, float]:
         """What the token bucket was charged so far: bytes sent, bytes received, seconds the host was late."""
@@ -232,14 +245,15 @@ class _Rank:
         group = shaped.shaped_group()
         return (*group.charged(), group.host_late_s)
 
-    def _report(self, program: Program, samples: list[StepSample], charged: list[Any]) -> dict[str, Any]:
+    def _report(self, program: Program, samples: list[StepSample]) -> dict[str, Any]:
         digest = hashlib.sha256(program.reduced().cpu().numpy().tobytes()).hexdigest()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "rank": self.job.rank,
             "samples": [dataclasses.asdict(sample) for sample in samples],
-            "payload_bytes": cost.payload_bytes(program.wires) * len(samples),
-            "charged": charged,
+            "payload_bytes": self._payload_bytes,
+            "predicted_bytes": self._predicted_bytes,
+            "charged": self._charges,
             "residual_bytes": program.residual_bytes,
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,

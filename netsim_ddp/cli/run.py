@@ -81,8 +81,16 @@ def run(
     device: Annotated[
         _Text, typer.Option(metavar="NAME", help="cpu, cuda, auto: cuda where there is one. [auto]")
     ] = None,
+    execution: Annotated[
+        _Text,
+        typer.Option(
+            metavar="HOW",
+            help="concurrent, replayed (local work measured one worker at a time), auto: replayed with more "
+            "workers than cores. [auto]",
+        ),
+    ] = None,
     threads: Annotated[
-        _Number, typer.Option(help="Threads per worker. [cores / workers, at least 1]")
+        _Number, typer.Option(help="Threads per worker. [replayed: cores; else cores / workers]")
     ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
@@ -118,6 +126,7 @@ def run(
         "link": link,
         "backend": backend,
         "device": device,
+        "execution": execution,
         "threads": threads,
         "timeout": timeout,
         "time_budget": time_budget,

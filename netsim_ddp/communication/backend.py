@@ -104,7 +104,8 @@ class DistributedBackend:
         flat.gather()
         for segment in self._segments:
             segment.run()
-        flat.scatter()
+        assert self.method is not None
+        flat.scatter(self.method.average)
 
     def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
         if self._flat is None or not self._flat.holds(parameters):

@@ -36,7 +36,7 @@ def payload_bytes(segments: Iterable[Segment]) -> int:
 
 def messages(segments: Iterable[Segment]) -> list[int]:
     """The sizes of every message of a step, in order."""
-    return [size for segment in segments if isinstance(segment, Wire) for size in segment.messages]
+    return [size for segment in segments if isinstance(segment, Wire) for size in segment.messages()]
 
 
 def ideal_seconds(segments: Iterable[Segment], rate_bps: int) -> float:

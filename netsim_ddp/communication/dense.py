@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import (
+    Collective,
     Group,
     Local,
     Method,
@@ -64,10 +65,10 @@ def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:
     """The sum of ``tensor`` over ranks, in place."""
     size = tensor.numel() * tensor.element_size()
 
-    def run() -> None:
-        dist.all_reduce(tensor, group=group.process_group)
+    def begin() -> dist.Work | None:
+        return dist.all_reduce(tensor, group=group.process_group, async_op=True)
 
-    return Wire("all_reduce", run, size, ring_all_reduce_messages(size, group.world_size))
+    return Collective("all_reduce", begin, size, ring_all_reduce_messages(size, group.world_size))
 
 
 def _divide(tensor: torch.Tensor, divisor: int) -> None:

@@ -24,7 +24,9 @@ class FlatGradients:
         ValueError: no parameter needs a gradient, or they live on several devices.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], data: torch.Tensor | None = None
+    ) -> None:
         trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
         if not trained:
             raise ValueError("no parameter needs a gradient")
@@ -35,11 +37,21 @@ class FlatGradients:
         self.shapes = {name: parameter.shape for name, parameter in trained}
         sizes = [parameter.numel() for parameter in self.parameters]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.data = torch.zeros(int(self.offsets[-1]), dtype=torch.float32, device=devices.pop())
-        self.views = [
-            self.data[begin:end].view(parameter.shape)
+        size, device = int(self.offsets[-1]), devices.pop()
+        self.data = torch.zeros(size, dtype=torch.float32, device=device) if data is None else data
+        self.views = self._views_of(self.data)
+        self._attachable = {self.data.data_ptr(): self.views}
+
+    def _views_of(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            buffer[begin:end].view(parameter.shape)
             for begin, end, parameter in zip(self.offsets, self.offsets[1:], self.parameters, strict=False)
         ]
+
+    def part(self, first: int, last: int) -> FlatGradients:
+        """Parameters ``first`` to ``last - 1`` alone, on the same memory."""
+        named = list(zip(self.names, self.parameters, strict=True))[first:last]
+        return FlatGradients(named, self.data[int(self.offsets[first]) : int(self.offsets[last])])
 
     @property
     def names(self) -> list[str]:
@@ -56,10 +68,13 @@ class FlatGradients:
             ours is theirs for ours, theirs in zip(self.parameters, trained, strict=True)
         )
 
-    def attach(self) -> None:
-        """Make every float32 parameter's ``grad`` a view of the buffer. Clear gradients with
-        ``optimizer.zero_grad(set_to_none=False)`` from then on, or the views are lost."""
-        for parameter, view in zip(self.parameters, self.views, strict=True):
+    def attach(self, buffer: torch.Tensor | None = None) -> None:
+        """Make every float32 parameter's ``grad`` a view of ``buffer`` [N], by default of ``data``. Clear gradients
+        with ``optimizer.zero_grad(set_to_none=False)`` from then on, or the views are lost."""
+        buffer = self.data if buffer is None else buffer
+        if buffer.data_ptr() not in self._attachable:
+            self._attachable[buffer.data_ptr()] = self._views_of(buffer)
+        for parameter, view in zip(self.parameters, self._attachable[buffer.data_ptr()], strict=True):
             if parameter.dtype == torch.float32:
                 parameter.grad = view
 
@@ -71,10 +86,10 @@ class FlatGradients:
             elif parameter.grad.data_ptr() != view.data_ptr():
                 view.copy_(parameter.grad)
 
-    def scatter(self) -> None:
-        """Copy the buffer back into gradients that are not views; a missing one is created, so that a parameter
+    def scatter(self, buffer: torch.Tensor) -> None:
+        """Copy ``buffer`` [N] back into gradients that are not views; a missing one is created, so that a parameter
         which only some ranks used still gets the same update on all of them."""
-        for parameter, view in zip(self.parameters, self.views, strict=True):
+        for parameter, view in zip(self.parameters, self._views_of(buffer), strict=True):
             if parameter.grad is None:
                 parameter.grad = view.to(parameter.dtype, copy=True)
             elif parameter.grad.data_ptr() != view.data_ptr():

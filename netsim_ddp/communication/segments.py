@@ -6,7 +6,7 @@ Keeping the two apart is what lets the bench time them, replay them and test the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,19 +24,69 @@ class Local:
     run: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Wire:
-    """One collective operation, blocking.
+class Wire(ABC):
+    """One exchange with the other ranks, in two halves so that other work can go on between them.
 
-    Attributes:
-        payload_bytes: what this rank hands over.
-        messages: the sizes in bytes of what its schedule makes this rank send, in order.
+    Every rank starts and finishes its exchanges in the same order.
     """
 
     operation: str
-    run: Callable[[], None]
-    payload_bytes: int
-    messages: tuple[int, ...]
+
+    @abstractmethod
+    def start(self) -> None:
+        """Hand the data over; returns at once."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait until this rank has sent and received everything."""
+
+    @abstractmethod
+    def messages(self) -> Sequence[int]:
+        """The sizes in bytes of what this rank sent in the last exchange; before the first one, an estimate."""
+
+    @property
+    @abstractmethod
+    def payload_bytes(self) -> int:
+        """What this rank handed over in the last exchange; before the first one, an estimate."""
+
+    def run(self) -> None:
+        self.start()
+        self.finish()
+
+
+class Collective(Wire):
+    """An exchange by one collective operation of torch.distributed, whose size never changes.
+
+    Args:
+        begin: starts it with ``async_op=True``; answers its Work.
+        messages: the sizes of what its schedule makes this rank send, in order.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        begin: Callable[[], dist.Work | None],
+        payload_bytes: int,
+        messages: tuple[int, ...],
+    ) -> None:
+        self.operation = operation
+        self._begin, self._payload_bytes, self._messages = begin, payload_bytes, messages
+        self._work: dist.Work | None = None
+
+    def start(self) -> None:
+        self._work = self._begin()
+
+    def finish(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    def messages(self) -> tuple[int, ...]:
+        return self._messages
+
+    @property
+    def payload_bytes(self) -> int:
+        return self._payload_bytes
 
 
 Segment = Local | Wire
@@ -58,7 +108,7 @@ class Group:
 
 
 class Method(ABC):
-    """How gradients become their average over ranks: in place, in ``flat``.
+    """How gradients, in ``flat.data``, become their average over ranks, in ``average``.
 
     A subclass owns whatever it needs between steps (residuals, buffers). Every rank must build it with the same
     parameters and run its segments in the same order.
@@ -69,6 +119,12 @@ class Method(ABC):
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         self.flat = flat
         self.group = group
+
+    @property
+    def average(self) -> torch.Tensor:
+        """Where the average is once the segments have run, float32 [N]: in ``flat.data``, or in a buffer of the
+        method's own that it need not clear as a whole."""
+        return self.flat.data
 
     @abstractmethod
     def segments(self) -> list[Segment]:

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from netsim_ddp.communication.dense import DenseAllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import (
+    Collective,
     Group,
     Local,
     Method,
     Segment,
-    Wire,
     ring_all_gather_messages,
 )
 from netsim_ddp.compression.codec import Codec
@@ -115,7 +115,7 @@ class TopKAllGather(_TopK):
         messages = ring_all_gather_messages(size, self.group.world_size)
         return [
             Local("compress", self._compress),
-            Wire("all_gather", self._gather, size, messages),
+            Collective("all_gather", self._gather, size, messages),
             Local("decompress", self._decompress),
         ]
 
@@ -134,8 +134,10 @@ class TopKAllGather(_TopK):
             lost = self.values - self.codec.round_trip(self.values)
             self.residual[self.indices.long()] = lost
 
-    def _gather(self) -> None:
-        dist.all_gather_into_tensor(self._received, self._message, group=self.group.process_group)
+    def _gather(self) -> dist.Work | None:
+        return dist.all_gather_into_tensor(
+            self._received, self._message, group=self.group.process_group, async_op=True
+        )
 
     def _decompress(self) -> None:
         rows = self._received.view(self.group.world_size, -1)

@@ -1,0 +1,58 @@
+"""Where the ranks of one host meet between steps: shared memory and semaphores, not a byte on the link."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Sleeping ranks wake one after another; a common start this far ahead finds all of them awake.
+LEAD_S = 0.004
+
+
+class MeetingPoint:
+    """Made before the ranks are forked. No rank polls: on few cores that would slow those still at work.
+
+    Waiting has a deadline, so that a rank which dies inside leaves nobody behind.
+    """
+
+    def __init__(self, workers: int, timeout_s: float) -> None:
+        context = multiprocessing.get_context("fork")
+        self._memory = mmap.mmap(-1, 8)
+        self._turn = context.Lock()
+        self._barrier = context.Barrier(workers)
+        self._timeout_s = timeout_s
+
+    def meet(self) -> None:
+        """Return when every rank has called it.
+
+        Raises:
+            threading.BrokenBarrierError: a rank did not come in time.
+        """
+        self._barrier.wait(self._timeout_s)
+
+    def start_together(self, rank: int) -> float:
+        """Meet, and agree on a moment a little ahead (CLOCK_MONOTONIC seconds) at which all go on."""
+        self.meet()
+        if rank == 0:
+            struct.pack_into("d", self._memory, 0, time.monotonic() + LEAD_S)
+        self.meet()
+        (moment,) = struct.unpack_from("d", self._memory)
+        return float(moment)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the host to oneself: only one rank is inside at a time.
+
+        Raises:
+            TimeoutError: the rank inside did not come out in time.
+        """
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise TimeoutError("another rank held the host for too long")
+        try:
+            yield
+        finally:
+            self._turn.release()

@@ -1,0 +1,76 @@
+"""Buckets in flight: which piece of which bucket runs when, the same order on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from netsim_ddp.bench.execution import Execution
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Local, Segment, Wire
+
+DDP_FIRST_BUCKET_BYTES = 1 << 20
+DDP_BUCKET_BYTES = 25 << 20
+
+
+@dataclass
+class Stage:
+    """Local pieces, then the exchange that they prepare (None: nothing is left to send)."""
+
+    locals: list[Local] = field(default_factory=list)
+    wire: Wire | None = None
+
+    @property
+    def wires(self) -> list[Wire]:
+        return [] if self.wire is None else [self.wire]
+
+
+def stages(segments: Sequence[Segment]) -> list[Stage]:
+    """Cut a method's segments after each exchange."""
+    found = [Stage()]
+    for segment in segments:
+        if isinstance(segment, Wire):
+            found[-1].wire = segment
+            found.append(Stage())
+        else:
+            found[-1].locals.append(segment)
+    return found
+
+
+def pipeline(execution: Execution, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
+    """Run every bucket's stages, one bucket behind the other: while bucket 2 is compressed, bucket 1 is on the wire.
+
+    Yields each bucket's number when its gradient is needed; whoever iterates goes on when it is there.
+    """
+    depth = max((len(bucket) for bucket in buckets), default=0)
+    for turn in range(len(buckets) + max(depth - 1, 0)):
+        if turn < len(buckets):
+            yield turn
+        # The newest bucket first: its exchange fills the link while the older ones are decoded.
+        for number in range(min(turn, len(buckets) - 1), max(turn - depth, -1), -1):
+            if turn - number < len(buckets[number]):
+                _run(execution, buckets[number], turn - number)
+
+
+def _run(execution: Execution, bucket: Sequence[Stage], level: int) -> None:
+    if level and (before := bucket[level - 1].wire) is not None:
+        execution.finish(before)
+    for piece in bucket[level].locals:
+        execution.local(piece.phase, piece.run)
+    if (wire := bucket[level].wire) is not None:
+        execution.start(wire)
+
+
+def ddp_buckets(flat: FlatGradients) -> list[tuple[int, int]]:
+    """``(first, last + 1)`` parameter of DDP's buckets in ready order: whole parameters, last to first, the first
+    bucket of at least 1 MiB, the others of 25 MiB."""
+    buckets: list[tuple[int, int]] = []
+    last = first = len(flat.parameters)
+    limit = DDP_FIRST_BUCKET_BYTES
+    for first in range(len(flat.parameters) - 1, -1, -1):
+        if int(flat.offsets[last] - flat.offsets[first]) * 4 >= limit:
+            buckets.append((first, last))
+            last, limit = first, DDP_BUCKET_BYTES
+    if first < last:
+        buckets.append((first, last))
+    return buckets
