@@ -41,16 +41,17 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+_SPARSE: Mapping[str, Callable[[Any], Any]] = {
+    "ratio": parse_ratio,
+    "feedback": _switch,
+    "overlap": _switch,
+}
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
-    "topk": {
-        "overlap": _switch,
-        "ratio": parse_ratio,
-        "values": _one_of("fp32", "fp16"),
-        "feedback": _switch,
-    },
-    "topk-dense": {"overlap": _switch, "ratio": parse_ratio, "feedback": _switch},
+    "topk": {**_SPARSE, "values": _one_of("fp32", "fp16"), "keep": _switch},
+    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
+    "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
 

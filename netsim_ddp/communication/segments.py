@@ -5,9 +5,10 @@ Keeping the two apart is what lets the bench time them, replay them and test the
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -99,6 +100,8 @@ class Group:
     rank: int
     world_size: int
     process_group: dist.ProcessGroup | None = None
+    tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+    """Numbers for exchanges; every rank draws them in the same order."""
 
     def wire_device(self, device: torch.device) -> torch.device:
         """Where a tensor must lie to cross the wire: NCCL moves device memory, Gloo the host's."""
@@ -147,8 +150,3 @@ class Method(ABC):
 def ring_all_reduce_messages(size: int, world_size: int) -> tuple[int, ...]:
     """What one rank sends in a ring all-reduce of ``size`` bytes: 2(P-1) messages of size/P."""
     return (-(-size // world_size),) * (2 * (world_size - 1))
-
-
-def ring_all_gather_messages(size: int, world_size: int) -> tuple[int, ...]:
-    """What one rank sends in a ring all-gather of ``size`` bytes per rank: P-1 messages."""
-    return (size,) * (world_size - 1)

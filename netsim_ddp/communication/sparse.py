@@ -3,38 +3,33 @@
 Both select per parameter, k_i = max(1, ceil(ratio n_i)), from gradient + residual, and take the residual from the
 rank's *own* sparse approximation as the others receive it (Karimireddy et al. 2019, Algorithm 1; Stich et al. 2018,
 Algorithm 1). The starting document took it from the average over ranks; disagreement between ranks
-then never clears.
+then never clears. Split-reduce, which they share their selection with, is in
+:mod:`netsim_ddp.communication.split`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
 from netsim_ddp.communication.dense import DenseAllReduce
+from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import (
-    Collective,
-    Group,
-    Local,
-    Method,
-    Segment,
-    ring_all_gather_messages,
-)
+from netsim_ddp.communication.messages import Mailbox
+from netsim_ddp.communication.segments import Group, Local, Method, Segment
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, select
+from netsim_ddp.compression.shares import add_at, clear_at
 from netsim_ddp.compression.topk import entry_count
 
-STATUS_BYTES = 8  # keeps the entries behind it aligned
 
-
-class _TopK(Method):
-    """Selection and feedback, which the sparse methods share."""
+class SelectedEntries(Method):
+    """Selection, rounding and feedback, which the sparse methods share."""
 
     def __init__(
         self,
@@ -42,11 +37,14 @@ class _TopK(Method):
         group: Group,
         *,
         ratio: float,
+        values: str = "fp32",
         feedback: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
     ) -> None:
         super().__init__(flat, group)
         self.ratio = ratio
+        self.codec = Codec(values=values, indices="int32")
+        self._exact = values == "fp32"
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         device = flat.data.device
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
@@ -64,6 +62,19 @@ class _TopK(Method):
         else:
             accumulate_select(self.flat.data, self.residual, *out)
 
+    def _keep_rounding_error(self) -> None:
+        """The residual keeps what rounding takes from the values sent."""
+        if not self._exact and self.residual is not None:
+            self.residual[self.indices.long()] = self.values - self.codec.round_trip(self.values)
+
+    def _refuse(self, failed: int, failure: NonFiniteGradient | None) -> NoReturn:
+        """Every rank raises: the failed one what it found, the others after taking their entries back."""
+        if failure is not None:
+            raise failure
+        if self.residual is not None:
+            self.residual[self.indices.long()] = self.values
+        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
+
     @property
     def residual_bytes(self) -> int:
         return 0 if self.residual is None else self.residual.numel() * self.residual.element_size()
@@ -79,8 +90,8 @@ class _TopK(Method):
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
 
 
-class TopKAllGather(_TopK):
-    """``topk``: every rank sends its k entries to all, and sums what it receives in rank order.
+class TopKAllGather(SelectedEntries):
+    """``topk-allgather``: every rank sends its k entries to all, and sums what it receives in rank order.
 
     Args:
         ratio: kept fraction k/N.
@@ -89,93 +100,61 @@ class TopKAllGather(_TopK):
         error_buffer: where the residual lives; a new buffer by default.
     """
 
-    name = "topk"
+    name = "topk-allgather"
 
-    def __init__(
-        self,
-        flat: FlatGradients,
-        group: Group,
-        *,
-        ratio: float = 0.01,
-        values: str = "fp32",
-        feedback: bool = True,
-        error_buffer: ErrorFeedbackBuffer | None = None,
-    ) -> None:
-        super().__init__(flat, group, ratio=ratio, feedback=feedback, error_buffer=error_buffer)
-        self.codec = Codec(values=values, indices="int32")
-        self._exact = values == "fp32"
-        size = STATUS_BYTES + self.codec.nbytes(self.k)
+    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
+        super().__init__(flat, group, **options)
         device = group.wire_device(flat.data.device)
-        self._message = torch.zeros(size, dtype=torch.uint8, device=device)
-        self._received = torch.empty(size * group.world_size, dtype=torch.uint8, device=device)
+        self._mailbox = Mailbox(self.codec, self.k, flat.numel, device)
+        self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
+        mine = [self._messages[group.rank]] * group.world_size
+        expected = self._mailbox.expected_nbytes(self.k)
+        self._gather = PeerExchange("gather", group, mine, self._messages, expected)
+        self._average = torch.zeros_like(flat.data)
+        self._written: list[Tensor] = []
         self._failure: NonFiniteGradient | None = None
 
+    @property
+    def average(self) -> Tensor:
+        return self._average
+
     def segments(self) -> list[Segment]:
-        size = self._message.numel()
-        messages = ring_all_gather_messages(size, self.group.world_size)
-        return [
-            Local("compress", self._compress),
-            Collective("all_gather", self._gather, size, messages),
-            Local("decompress", self._decompress),
-        ]
+        return [Local("compress", self._compress), self._gather, Local("decompress", self._sum)]
 
     def _compress(self) -> None:
         self._failure = None
+        mine, ranks = self._messages[self.group.rank], self.group.world_size
         try:
             self._select()
         except NonFiniteGradient as error:
             # The others wait for this rank's message: tell them instead of leaving them there.
             self._failure = error
-            self._message[0] = 1
+            self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
-        self._message[0] = 0
-        self.codec.encode(self.values, self.indices, out=self._message[STATUS_BYTES:])
-        if not self._exact and self.residual is not None:
-            lost = self.values - self.codec.round_trip(self.values)
-            self.residual[self.indices.long()] = lost
+        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine)] * ranks
+        self._keep_rounding_error()
 
-    def _gather(self) -> dist.Work | None:
-        return dist.all_gather_into_tensor(
-            self._received, self._message, group=self.group.process_group, async_op=True
-        )
-
-    def _decompress(self) -> None:
-        rows = self._received.view(self.group.world_size, -1)
-        failed = [rank for rank in range(self.group.world_size) if int(rows[rank, 0])]
-        if failed:
-            self._refuse(failed[0])
-        total = self.flat.data.zero_()
+    def _sum(self) -> None:
+        refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
+        if refused:
+            self._refuse(refused[0], self._failure)
+        total = self._average
+        for positions in self._written:
+            clear_at(total, positions)
+        self._written = []
         # In rank order, so that every rank computes the same bits.
-        for row in rows:
-            values, indices = self.codec.decode(row[STATUS_BYTES:], self.k, self.flat.numel)
-            total.index_add_(0, indices.to(total.device), values.to(total.device))
-        total.div_(self.group.world_size)
-
-    def _refuse(self, failed: int) -> None:
-        """Every rank raises: the failed one what it found, the others after taking their entries back."""
-        if self._failure is not None:
-            raise self._failure
-        if self.residual is not None:
-            self.residual[self.indices.long()] = self.values
-        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
+        for message in self._messages:
+            values, indices = self._mailbox.read(message)
+            indices = indices.to(total.device)
+            add_at(total, indices, values.to(total.device) / self.group.world_size)
+            self._written.append(indices)
 
 
-class TopKDense(_TopK):
+class TopKDense(SelectedEntries):
     """``topk-dense``: the starting document's method. The sparse approximation is written into a dense tensor and
     all-reduced, so that the wire carries exactly what it carries without compression. Kept to show that."""
 
     name = "topk-dense"
-
-    def __init__(
-        self,
-        flat: FlatGradients,
-        group: Group,
-        *,
-        ratio: float = 0.01,
-        feedback: bool = True,
-        error_buffer: ErrorFeedbackBuffer | None = None,
-    ) -> None:
-        super().__init__(flat, group, ratio=ratio, feedback=feedback, error_buffer=error_buffer)
 
     def segments(self) -> list[Segment]:
         return [Local("compress", self._compress), *DenseAllReduce(self.flat, self.group).segments()]

@@ -76,6 +76,9 @@ def _call_every_kernel() -> None:
         _run_fused(flat, flat.clone(), True, offsets, ks, torch.empty(1), torch.empty(1, dtype=dtype))
     fused.first_bad_segment(flat.numpy(), flat.numpy(), offsets.numpy())
     fused.max_key(flat.numpy().view("int32"))
+    from netsim_ddp.compression import _numba_shares
+
+    _numba_shares.warm()
 
 
 def all_finite(tensor: Tensor) -> bool:

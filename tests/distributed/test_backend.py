@@ -14,6 +14,7 @@ from torch import nn
 from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor
 from netsim_ddp.communication.backend import METHODS
 from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.compression.shares import Shares
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
 
@@ -22,6 +23,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "fp16": ("fp16", {}),
     "topk": ("topk", {"ratio": 0.05}),
+    "topk keep=off": ("topk", {"ratio": 0.05, "keep": False}),
+    "allgather": ("topk-allgather", {"ratio": 0.05}),
+    "allgather fp16": ("topk-allgather", {"ratio": 0.05, "values": "fp16"}),
     "topk fp16": ("topk", {"ratio": 0.05, "values": "fp16"}),
     "topk without feedback": ("topk", {"ratio": 0.05, "feedback": False}),
     "topk-dense": ("topk-dense", {"ratio": 0.05}),
@@ -48,9 +52,15 @@ def flat_gradient(model: nn.Module) -> torch.Tensor:
 
 
 def residual_of(backend: DistributedBackend, names: list[str]) -> torch.Tensor | None:
-    if backend.method is None or not (state := backend.method.state_dict()):
+    state = backend.method.state_dict() if backend.method else {}
+    if "error_buffer" not in state:
         return None
     return torch.cat([state["error_buffer"][name].reshape(-1) for name in names])
+
+
+def sums_of(backend: DistributedBackend) -> torch.Tensor | None:
+    """What this rank keeps as an owner."""
+    return backend.method.state_dict().get("sums") if backend.method else None
 
 
 def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
@@ -66,9 +76,17 @@ def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
         for step in range(STEPS):
             optimizer.zero_grad()
             backward(model, rank, step)
-            row = {"gradient": flat_gradient(model), "before": residual_of(backend, names)}
+            row = {
+                "gradient": flat_gradient(model),
+                "before": residual_of(backend, names),
+                "sums before": sums_of(backend),
+            }
             backend.allreduce_gradients(model.named_parameters())
-            row |= {"average": flat_gradient(model), "after": residual_of(backend, names)}
+            row |= {
+                "average": flat_gradient(model),
+                "after": residual_of(backend, names),
+                "sums": sums_of(backend),
+            }
             optimizer.step()
             weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
             row["sha256"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
@@ -77,7 +95,7 @@ def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, 3, 4, 5, 8])
 def trained(request: pytest.FixtureRequest) -> list[dict[str, list[dict[str, Any]]]]:
     return on_ranks(train, request.param)
 
@@ -97,18 +115,41 @@ def test_dense_methods_give_the_mean_of_the_gradients(trained: list[Any], case: 
         np.testing.assert_allclose(trained[0][case][step]["average"], mean, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("case", ["topk", "topk fp16", "topk-dense"])
+WITH_FEEDBACK = [case for case in CASES if case.startswith(("topk", "allgather")) and "without" not in case]
+
+
+@pytest.mark.parametrize("case", WITH_FEEDBACK)
 def test_nothing_is_lost(trained: list[Any], case: str) -> None:
-    """mean(new residuals) + update = mean(gradients + old residuals), rounding of the values included."""
+    """mean(residuals) + owners' sums / P + update = mean(gradients + old residuals) + old sums / P, rounding of the
+    values included."""
     for step in range(STEPS):
         rows = [rank[case][step] for rank in trained]
         old = [row["before"] if row["before"] is not None else 0.0 for row in rows]
         came = np.mean([row["gradient"] + before for row, before in zip(rows, old, strict=True)], axis=0)
         went = np.mean([row["after"] for row in rows], axis=0) + rows[0]["average"]
+        came += everywhere([row["sums before"] for row in rows]) / len(rows)
+        went += everywhere([row["sums"] for row in rows]) / len(rows)
         np.testing.assert_allclose(went, came, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["topk", "topk fp16", "topk without feedback", "topk-dense"])
+def everywhere(sums: list[Any]) -> Any:
+    """The owners' sums at their positions in the flat gradient; 0 for a method without owners."""
+    if sums[0] is None:
+        return 0.0
+    numel = sum(p.numel() for p in build_model().parameters())
+    shares, found = Shares(numel, len(sums)), np.zeros(numel, np.float32)
+    for owner, own in enumerate(sums):
+        positions = shares.positions(owner, torch.arange(shares.size(owner)))
+        found[positions.numpy()] = own
+    return found
+
+
+def test_owners_that_keep_nothing_give_the_all_gathers_average(trained: list[Any]) -> None:
+    for split, gathered in zip(trained[0]["topk keep=off"], trained[0]["allgather"], strict=True):
+        np.testing.assert_allclose(split["average"], gathered["average"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", [*WITH_FEEDBACK, "topk without feedback"])
 def test_sparse_methods_change_at_most_workers_times_k_entries(trained: list[Any], case: str) -> None:
     sizes = [p.numel() for p in build_model().parameters()]
     k = sum(max(1, int(np.ceil(0.05 * size))) for size in sizes)
@@ -116,8 +157,31 @@ def test_sparse_methods_change_at_most_workers_times_k_entries(trained: list[Any
         assert 1 <= np.count_nonzero(row["average"]) <= len(trained) * k
 
 
+def test_split_reduce_follows_its_single_process_reference(trained: list[Any]) -> None:
+    """Every owner adds what it is sent to its sums, applies its largest and keeps the rest."""
+    workers = len(trained)
+    shares = Shares(trained[0]["topk"][0]["gradient"].size, workers)
+    sizes = [p.numel() for p in build_model().parameters()]
+    k = sum(max(1, int(np.ceil(0.05 * size))) for size in sizes)
+    sums = np.zeros(sum(sizes), np.float32)
+    for step in range(STEPS):
+        for rank in trained:
+            row = rank["topk"][step]
+            before = row["before"] if row["before"] is not None else 0.0
+            sent = row["gradient"] + before - row["after"]
+            sums += np.where(row["after"] == 0, sent, 0).astype(np.float32)
+        update = np.zeros_like(sums)
+        for owner in range(workers):
+            mine = shares.positions(owner, torch.arange(shares.size(owner))).numpy()
+            count = min(mine.size, int(np.ceil(k * mine.size / sums.size)))
+            largest = mine[np.argsort(-np.abs(sums[mine]), kind="stable")[:count]]
+            update[largest] = sums[largest] / workers
+            sums[largest] = 0
+        np.testing.assert_allclose(trained[0]["topk"][step]["average"], update, rtol=1e-4, atol=1e-6)
+
+
 def test_topk_over_a_dense_all_reduce_gives_the_same_average(trained: list[Any]) -> None:
-    for one, other in zip(trained[0]["topk"], trained[0]["topk-dense"], strict=True):
+    for one, other in zip(trained[0]["allgather"], trained[0]["topk-dense"], strict=True):
         np.testing.assert_allclose(one["average"], other["average"], rtol=1e-5, atol=1e-6)
 
 
