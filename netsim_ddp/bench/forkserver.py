@@ -53,6 +53,7 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, int] = {}
+    recordings: list[int] = []
     buffer, descriptors = b"", list[int]()
     while True:
         readable = select.select([control.fileno(), wake_read], [], [])[0]
@@ -72,18 +73,26 @@ def serve(control: socket.socket) -> None:
                 request = json.loads(line)
                 _kill(ranks)
                 if request["kind"] == "fork":
-                    _fork(control, request["jobs"], descriptors, ranks)
+                    _fork(control, request["jobs"], descriptors, ranks, recordings)
                     descriptors = []
 
 
-def _fork(control: socket.socket, jobs: list[dict[str, Any]], fds: list[int], ranks: dict[int, int]) -> None:
+def _fork(
+    control: socket.socket,
+    jobs: list[dict[str, Any]],
+    fds: list[int],
+    ranks: dict[int, int],
+    recordings: list[int],
+) -> None:
     from netsim_ddp.bench import worker
     from netsim_ddp.bench.meeting import MeetingPoint
+    from netsim_ddp.bench.recordings import anonymous_file
     from netsim_ddp.link.arrivals import ArrivalTable
 
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
-    shared = worker.Shared(meeting, ArrivalTable(len(jobs)) if bucket else None)
+    recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
+    shared = worker.Shared(meeting, ArrivalTable(len(jobs)) if bucket else None, recordings)
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
 from netsim_ddp.bench.programs import BucketedTraining, Emulated, OverlappedTraining, Program, Training
+from netsim_ddp.bench.recordings import recorded
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
@@ -40,6 +42,7 @@ from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
 GRADIENT_SETS = 3
+RECORDED_BATCH = 4
 PROBE_S, PROBE_TRIES = 0.1, 3
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
@@ -67,6 +70,8 @@ class Shared:
 
     meeting: MeetingPoint
     arrivals: ArrivalTable | None
+    recordings: Sequence[int]
+    """A file for each rank's recorded gradients; the repeats that follow find them there."""
 
 
 def run(connection: socket.socket, job: Job, shared: Shared) -> None:
@@ -112,7 +117,7 @@ class _Rank:
         workload = build_workload(
             model=self.scenario["model"],
             dataset=self.scenario["dataset"],
-            batch_size=self.scenario["batch_size"],
+            batch_size=self._batch_size(),
             rank=self.job.rank,
             world_size=self.job.world_size,
             seed=self.scenario["seed"],
@@ -185,11 +190,23 @@ class _Rank:
         self.doing = doing
         self.channel.progress(self.step, doing)
 
+    def _batch_size(self) -> int:
+        """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
+        wanted: int = self.scenario["batch_size"]
+        return wanted if self.scenario["compute_s"] is None else min(wanted, RECORDED_BATCH)
+
     def _record(self, workload: Workload) -> list[list[torch.Tensor]]:
         if self.scenario["compute_s"] is None:
             return []
-        self._say("recording gradients")
-        return record_gradient_sets(workload, GRADIENT_SETS)
+        shapes = [parameter.shape for parameter in workload.model.parameters() if parameter.requires_grad]
+
+        def record() -> list[list[torch.Tensor]]:
+            # One rank after the other: a large model's activations would not fit the host once per rank.
+            with self.shared.meeting.turn():
+                self._say("recording gradients")
+                return record_gradient_sets(workload, GRADIENT_SETS)
+
+        return recorded(self.shared.recordings[self.job.rank], shapes, GRADIENT_SETS, record)
 
     def _join(self, workload: Workload, device: torch.device) -> tuple[Group, str]:
         """Join the process group; rank 0's store listens on its own address and its port goes out of band."""
