@@ -43,7 +43,7 @@ from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4
-PROBE_S, PROBE_TRIES = 0.1, 3
+PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
 
@@ -152,6 +152,26 @@ class _Rank:
         self.channel.result(self._report(program, samples))
         self._say("leaving")
         self.channel.gather("done")
+
+    def _probe(self, group: Group) -> float:
+        """Goodput in bit/s of this rank while each sends to its successor. A host that is busy for a moment is not
+        the link, so ranks try again until all are on target, a few times."""
+        rate = self.job.rate_bps
+        size = min(max(int(rate / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
+        sent, received = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+        after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
+        best = 0.0
+        for _ in range(PROBE_TRIES):
+            dist.barrier()
+            start = time.monotonic()
+            works = [dist.isend(sent, after), dist.irecv(received, before)]
+            for work in works:
+                assert work is not None
+                work.wait()
+            best = max(best, size * 8 / (time.monotonic() - start))
+            if min(self.channel.gather("probed", best)) > PROBE_GOOD * rate:
+                break
+        return best
 
     def _execution(self, device: torch.device) -> Execution:
         meeting = self.shared.meeting
@@ -275,24 +295,6 @@ class _Rank:
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,
         }
-
-
-def _probe_bucket(job: Job, group: Group) -> float:
-    """Goodput in bit/s of this rank while each sends to its successor: the best of a few tries, since a host
-    that is busy for a moment is not the link."""
-    size = min(max(int(job.rate_bps / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
-    sent, received = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
-    after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
-    best = float("inf")
-    for _ in range(PROBE_TRIES):
-        dist.barrier()
-        start = time.monotonic()
-        works = [dist.isend(sent, after), dist.irecv(received, before)]
-        for work in works:
-            assert work is not None
-            work.wait()
-        best = min(best, time.monotonic() - start)
-    return size * 8 / best
 
 
 def _choose_device(wanted: str, rank: int) -> torch.device:

@@ -12,13 +12,17 @@ GLOO_PREAMBLE_BYTES = 48
 
 
 def wire_bytes(messages: Iterable[int]) -> int:
-    """Bytes of Gloo ``messages`` at the interface: each has a preamble and is cut into TCP segments."""
+    """Bytes that a rank sends for Gloo ``messages``, at the interface: each has a preamble and is cut into TCP
+    segments. Before a message its sender says that it is ready, and so does its receiver: a rank that sends and
+    receives as many messages sends two such notices for each.
+    """
     return sum(_message_bytes(size) for size in messages)
 
 
 def _message_bytes(size: int) -> int:
+    notice = GLOO_PREAMBLE_BYTES + HEADER_BYTES
     size += GLOO_PREAMBLE_BYTES
-    return size + HEADER_BYTES * -(-size // SEGMENT_PAYLOAD)
+    return size + HEADER_BYTES * -(-size // SEGMENT_PAYLOAD) + 2 * notice
 
 
 def acknowledgement_bytes(received_wire_bytes: float, aggregate_bytes: int) -> float:
