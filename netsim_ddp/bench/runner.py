@@ -26,7 +26,6 @@ from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import MethodSpec, Scenario, available_cores
 
-
 PROBES = 3  # a host that is busy for a moment is not the link
 
 

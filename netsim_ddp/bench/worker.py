@@ -134,9 +134,7 @@ class _Rank:
             "parameters": workload.parameters_count,
             "backend": backend,
             "device": _device_name(device),
-            "probed_bps": _probe_bucket(job, group)
-            if job.mechanism == "bucket" and group.world_size > 1
-            else None,
+            "probed_bps": self._probe(group) if job.mechanism == "bucket" and group.world_size > 1 else None,
         }
         self.channel.gather("built", facts)
         execution = self._execution(device)
