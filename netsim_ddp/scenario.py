@@ -49,7 +49,12 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
-    "topk": {**_SPARSE, "values": _one_of("fp32", "fp16"), "keep": _switch},
+    "topk": {
+        **_SPARSE,
+        "values": _one_of("fp32", "fp16"),
+        "keep": _switch,
+        "collective": _one_of("auto", "split", "allgather"),
+    },
     "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
     "topk-dense": _SPARSE,
 }

@@ -34,6 +34,7 @@ class Program(ABC):
 
     residual_bytes: int = 0
     wires: Sequence[Wire] = ()
+    collective: str | None = None
 
     def step(self, execution: Execution) -> StepSample:
         """Run one step."""
@@ -84,6 +85,7 @@ class Training(Program):
         self._stages = [_staged(method, group)]
         self.wires = _wires(self._stages)
         self.residual_bytes = method.residual_bytes
+        self.collective = method.collective
         self._loss = torch.zeros(())
 
     def prepare(self) -> None:
@@ -193,6 +195,7 @@ class BucketedTraining(Program):
         self._stages = [_staged(method, group) for method in self._methods]
         self.wires = _wires(self._stages)
         self.residual_bytes = sum(method.residual_bytes for method in self._methods)
+        self.collective = self._methods[0].collective
         self._loss = torch.zeros(())
         self._sizes = [len(part.parameters) for part in parts]
         self._missing = list(self._sizes)
@@ -300,6 +303,7 @@ class Emulated(Program):
         self._stages = [_staged(method, group) for method in self._methods]
         self.wires = _wires(self._stages)
         self.residual_bytes = sum(method.residual_bytes for method in self._methods)
+        self.collective = self._methods[0].collective
 
     def prepare(self) -> None:
         self._source.load_next()

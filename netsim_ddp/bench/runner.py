@@ -224,6 +224,7 @@ class _Run:
 
         records = launcher.run(self._jobs(link, method, repeat), gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
+        self._tell_collective(cell, facts[0]["collective"])
         self.result.model_parameters = facts[0]["parameters"]
         if len({record["sha256"] for record in records}) > 1:
             raise RankError(
@@ -236,6 +237,14 @@ class _Run:
         cell.link.retransmits += settled.retransmits
         if settled.drops:
             self.warn(f"{cell.id}: the link dropped {settled.drops} packets")
+
+    def _tell_collective(self, cell: Cell, collective: str | None) -> None:
+        """What ``topk`` chose; kept with the cell's parameters."""
+        if collective is None or cell.method != "topk" or cell.params.get("collective") == collective:
+            return
+        cell.params["collective"] = collective
+        why = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}[collective]
+        self.report(Event("note", f"{cell.id}: {collective}, {why} at {cell.workers} workers"))
 
     def _check_bucket(self, link: Link, cell: Cell, facts: Sequence[dict[str, Any]]) -> None:
         """The bucket link proves itself within the workers' own group, before each repeat's first step."""

@@ -134,6 +134,7 @@ class _Rank:
             "parameters": workload.parameters_count,
             "backend": backend,
             "device": _device_name(device),
+            "collective": program.collective,
             "probed_bps": self._probe(group) if job.mechanism == "bucket" and group.world_size > 1 else None,
         }
         self.channel.gather("built", facts)
@@ -249,7 +250,8 @@ class _Rank:
         dist.init_process_group(
             backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
         )
-        return Group(job.rank, job.world_size), backend
+        link = {} if job.mechanism == "none" else {"link_bps": float(job.rate_bps)}
+        return Group(job.rank, job.world_size, **link), backend
 
     def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
         scenario, params = self.scenario, dict(self.job.params)

@@ -8,18 +8,18 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
-from netsim_ddp.communication.split import TopKSplitReduce
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
 
 METHODS: dict[str, Callable[..., Method]] = {
-    method.name: method
-    for method in (DenseAllReduce, Float16AllReduce, TopKSplitReduce, TopKAllGather, TopKDense)
+    "topk": topk,
+    **{method.name: method for method in (DenseAllReduce, Float16AllReduce, TopKAllGather, TopKDense)},
 }
 """Every method by its name on the command line."""
 

@@ -95,11 +95,18 @@ Segment = Local | Wire
 
 @dataclass(frozen=True)
 class Group:
-    """This rank's place among the others; ``process_group`` None is torch's default group."""
+    """This rank's place among the others; ``process_group`` None is torch's default group.
+
+    Attributes:
+        link_bps: what a method may take the link's rate to be, when it must choose.
+        round_s: likewise the time of one round of small messages.
+    """
 
     rank: int
     world_size: int
     process_group: dist.ProcessGroup | None = None
+    link_bps: float = 1e9
+    round_s: float = 0.3e-3
     tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
     """Numbers for exchanges; every rank draws them in the same order."""
 
@@ -118,6 +125,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+
+    collective: ClassVar[str | None] = None
+    """How sparse entries travel, where a method could have chosen otherwise."""
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         self.flat = flat

@@ -101,6 +101,7 @@ class TopKAllGather(SelectedEntries):
     """
 
     name = "topk-allgather"
+    collective = "allgather"
 
     def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
         super().__init__(flat, group, **options)

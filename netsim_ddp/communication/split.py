@@ -40,6 +40,7 @@ class TopKSplitReduce(SelectedEntries):
     """
 
     name = "topk"
+    collective = "split"
 
     def __init__(
         self,

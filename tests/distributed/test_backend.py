@@ -22,11 +22,11 @@ STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "fp16": ("fp16", {}),
-    "topk": ("topk", {"ratio": 0.05}),
+    "topk": ("topk", {"ratio": 0.05, "collective": "split"}),
     "topk keep=off": ("topk", {"ratio": 0.05, "keep": False}),
     "allgather": ("topk-allgather", {"ratio": 0.05}),
     "allgather fp16": ("topk-allgather", {"ratio": 0.05, "values": "fp16"}),
-    "topk fp16": ("topk", {"ratio": 0.05, "values": "fp16"}),
+    "topk fp16": ("topk", {"ratio": 0.05, "values": "fp16", "collective": "split"}),
     "topk without feedback": ("topk", {"ratio": 0.05, "feedback": False}),
     "topk-dense": ("topk-dense", {"ratio": 0.05}),
 }
