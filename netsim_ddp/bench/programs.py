@@ -60,6 +60,12 @@ class Program(ABC):
         return None
 
 
+def _collective(methods: Sequence[Method]) -> str | None:
+    """What the methods of all buckets use; small buckets may prefer another than large ones."""
+    used = sorted({method.collective for method in methods if method.collective is not None})
+    return "+".join(used) or None
+
+
 def _staged(method: Method, group: Group) -> list[Stage]:
     """One rank has nobody to exchange with; what it would compress and put back is left as it is."""
     return stages(method.segments()) if group.world_size > 1 else []
@@ -85,7 +91,7 @@ class Training(Program):
         self._stages = [_staged(method, group)]
         self.wires = _wires(self._stages)
         self.residual_bytes = method.residual_bytes
-        self.collective = method.collective
+        self.collective = _collective([method])
         self._loss = torch.zeros(())
 
     def prepare(self) -> None:
@@ -195,7 +201,7 @@ class BucketedTraining(Program):
         self._stages = [_staged(method, group) for method in self._methods]
         self.wires = _wires(self._stages)
         self.residual_bytes = sum(method.residual_bytes for method in self._methods)
-        self.collective = self._methods[0].collective
+        self.collective = _collective(self._methods)
         self._loss = torch.zeros(())
         self._sizes = [len(part.parameters) for part in parts]
         self._missing = list(self._sizes)
@@ -303,7 +309,7 @@ class Emulated(Program):
         self._stages = [_staged(method, group) for method in self._methods]
         self.wires = _wires(self._stages)
         self.residual_bytes = sum(method.residual_bytes for method in self._methods)
-        self.collective = self._methods[0].collective
+        self.collective = _collective(self._methods)
 
     def prepare(self) -> None:
         self._source.load_next()

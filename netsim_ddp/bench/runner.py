@@ -243,7 +243,8 @@ class _Run:
         if collective is None or cell.method != "topk" or cell.params.get("collective") == collective:
             return
         cell.params["collective"] = collective
-        why = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}[collective]
+        reasons = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}
+        why = reasons.get(collective, "by each bucket's size")
         self.report(Event("note", f"{cell.id}: {collective}, {why} at {cell.workers} workers"))
 
     def _check_bucket(self, link: Link, cell: Cell, facts: Sequence[dict[str, Any]]) -> None:

@@ -43,6 +43,7 @@ from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4
+UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
@@ -250,8 +251,8 @@ class _Rank:
         dist.init_process_group(
             backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
         )
-        link = {} if job.mechanism == "none" else {"link_bps": float(job.rate_bps)}
-        return Group(job.rank, job.world_size, **link), backend
+        rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.rate_bps)
+        return Group(job.rank, job.world_size, link_bps=rate), backend
 
     def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
         scenario, params = self.scenario, dict(self.job.params)
