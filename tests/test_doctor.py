@@ -276,7 +276,7 @@ def test_a_busy_or_small_machine_is_warned_of(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["tcc"], "did you mean 'tc'?"),
+        (["tcc"], "gpu, tc, netem"),
         (["python", "--json", "no/such/out.json"], "cannot write no/such/out.json"),
     ],
 )
