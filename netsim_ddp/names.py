@@ -49,6 +49,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'topk'?`` or the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}? known: {', '.join(names)}" if close else f"known: {', '.join(names)}"
+
+
 def check_model(name: str) -> str:
     """Return ``name`` if it is a known model or well-formed ``module:attribute``; nothing is imported.
 

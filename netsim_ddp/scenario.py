@@ -7,119 +7,38 @@ written as people do (``bandwidth: 1gbps``) or resolved, with the unit in the ke
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.names import check_dataset, check_model, default_dataset
+from netsim_ddp.methods import METHODS, MethodSpec, method_of
+from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
+from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_duration, parse_rate, parse_ratio
 
 MAX_WORKERS = 64
-LINKS = ("auto", "tc", "bucket", "none")
+MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
 
-
-def _switch(text: str) -> bool:
-    words = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False}
-    try:
-        return words[str(text).lower()]
-    except KeyError:
-        raise UsageError(f"{text!r} is not a switch", hint="write on or off") from None
-
-
-def _one_of(*names: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in names:
-            raise UsageError(f"{text!r} is not one of {', '.join(names)}")
-        return text
-
-    return check
-
-
-_SPARSE: Mapping[str, Callable[[Any], Any]] = {
-    "ratio": parse_ratio,
-    "feedback": _switch,
-    "overlap": _switch,
-}
-METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
-    "dense": {"overlap": _switch},
-    "fp16": {"overlap": _switch},
-    "topk": {
-        **_SPARSE,
-        "values": _one_of("fp32", "fp16"),
-        "keep": _switch,
-        "collective": _one_of("auto", "split", "allgather"),
-    },
-    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
-    "topk-dense": _SPARSE,
-}
-"""Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
-
-
-class MethodSpec(BaseModel):
-    """One method and its parameters, as ``--method NAME[,key=value...]`` writes them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        """``topk,ratio=0.01``: unique within a scenario, stable between runs."""
-        return ",".join(
-            [self.name, *(f"{key}={_plain(value)}" for key, value in sorted(self.params.items()))]
-        )
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def parse_method(text: str) -> MethodSpec:
-    """``"topk,ratio=0.01"`` -> its spec.
-
-    Raises:
-        UsageError: unknown method or key, or a bad value.
-    """
-    name, *pairs = (part.strip() for part in text.split(","))
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS))
-    options = METHODS[name]
-    params: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"method {text!r}: {pair!r} is not key=value", hint=f"write {name},key=value")
-        if key not in options:
-            known = suggest(key, options) if options else f"{name} takes no options"
-            raise UsageError(f"method {name!r} has no option {key!r}", hint=known)
-        try:
-            params[key] = options[key](value)
-        except UsageError as error:
-            raise UsageError(f"method {text!r}: {error.message}", hint=error.hint) from None
-    return MethodSpec(name=name, params=params)
-
-
-def suggest(word: str, known: Any) -> str:
-    """``did you mean 'topk'?`` or the whole list."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}? known: {', '.join(names)}" if close else f"known: {', '.join(names)}"
-
-
-_QUANTITIES: Mapping[str, tuple[str, Callable[[str], float]]] = {
+_QUANTITIES: Mapping[str, tuple[str, Callable[..., float]]] = {
     "bandwidth": ("bandwidth_bps", parse_rate),
-    "compute": ("compute_s", lambda text: parse_duration(text, what="compute")),
-    "timeout": ("timeout_s", lambda text: parse_duration(text, what="timeout")),
-    "time_budget": ("time_budget_s", lambda text: parse_duration(text, what="time_budget")),
+    "compute": ("compute_s", parse_duration),
+    "timeout": ("timeout_s", parse_duration),
+    "time_budget": ("time_budget_s", parse_duration),
 }
 
 
@@ -132,8 +51,8 @@ class Scenario(BaseModel):
     dataset: str | None = None
     batch_size: int = Field(default=32, ge=1, le=65536)
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    compute_s: float | None = Field(default=None, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    compute_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     workers: int = Field(default=4, ge=1, le=MAX_WORKERS)
     bandwidth_bps: int = Field(default=10**9, ge=1)
     link: Literal["auto", "tc", "bucket", "none"] = "auto"
@@ -147,54 +66,63 @@ class Scenario(BaseModel):
     warmup: int = Field(default=3, ge=0, le=10**6)
     repeats: int = Field(default=3, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
-    timeout_s: float = Field(default=60.0, gt=0)
-    time_budget_s: float | None = Field(default=None, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
+    time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            raise UsageError("a scenario is a mapping of keys to values")
+    def _resolve(cls, data: Any, info: ValidationInfo) -> Any:
+        origin = Origin.of(info)
         values = dict(data)
-        known = [*cls.model_fields, *_QUANTITIES]
         for key in values:
-            if key not in known:
-                raise UsageError(f"unknown key {key!r}", hint=suggest(str(key), known))
+            if key not in cls.model_fields and key not in _QUANTITIES:
+                with origin.naming(key):
+                    known = {*cls.model_fields, *_QUANTITIES} - {name for name, _ in _QUANTITIES.values()}
+                    raise UsageError(f"unknown key {key!r}", hint=suggest(key, known))
+            if isinstance(values[key], bool):  # pydantic would read yes as 1
+                with origin.naming(key):
+                    raise UsageError(f"{key} is not a switch", hint=origin.example(key))
         for name, (resolved, parse) in _QUANTITIES.items():
-            if name in values:
-                text = values.pop(name)
-                values[resolved] = None if text is None else parse(str(text))
-        return values
+            if name not in values:
+                continue
+            with origin.naming(name):
+                if resolved in values:
+                    raise UsageError(f"{name} and {resolved} are the same thing", hint=f"keep {name}")
+                values[resolved] = parse(str(values.pop(name)), what=origin.label(name))
+        return {key: value for key, value in values.items() if value is not None}
+
+    @field_validator("model", "dataset")
+    @classmethod
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        with Origin.of(info).naming(str(info.field_name)):
+            if value is None:
+                return None
+            return check_model(value) if info.field_name == "model" else check_dataset(value)
 
     @field_validator("ratio", mode="before")
     @classmethod
-    def _ratio(cls, value: Any) -> float:
-        return parse_ratio(value)
+    def _ratio(cls, value: Any, info: ValidationInfo) -> float:
+        origin = Origin.of(info)
+        with origin.naming("ratio"):
+            return parse_ratio(value, what=origin.label("ratio"))
 
     @field_validator("methods", mode="before")
     @classmethod
-    def _methods(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = [value]
-        return [parse_method(item) if isinstance(item, str) else item for item in value]
+    def _methods(cls, value: Any, info: ValidationInfo) -> Any:
+        with Origin.of(info).naming("methods"):
+            items = [value] if isinstance(value, str) else value
+            if not isinstance(items, list | tuple):
+                raise UsageError(f"methods {value!r} is not a list", hint="write for example [dense, topk]")
+            if not items:
+                raise UsageError("no method to run", hint="write for example --method dense --method topk")
+            return [method_of(item) for item in items]
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_model(self.model)
-        if self.dataset is not None:
-            check_dataset(self.dataset)
-        for method in self.methods:
-            options = METHODS.get(method.name)
-            if options is None:
-                raise UsageError(f"unknown method {method.name!r}", hint=suggest(method.name, METHODS))
-            for key in method.params:
-                if key not in options:
-                    raise UsageError(f"method {method.name!r} has no option {key!r}")
-        if not self.methods:
-            raise UsageError("no method to run", hint="write for example --method dense --method topk")
+    def _no_cell_twice(self, info: ValidationInfo) -> Self:
         ids = [method.id for method in self.cells()]
         if repeated := sorted({name for name in ids if ids.count(name) > 1}):
-            raise UsageError(f"method {repeated[0]!r} is named twice")
+            with Origin.of(info).naming("methods"):
+                raise UsageError(f"method {repeated[0]!r} is named twice", hint="name it once")
         return self
 
     def resolved(self) -> Scenario:
@@ -246,41 +174,80 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
     Raises:
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
-    values = _read(config) if config is not None else {}
+    values = _read(config, overrides) if config is not None else {}
     for key, value in overrides.items():
         if key in _QUANTITIES:
             values.pop(_QUANTITIES[key][0], None)
         values[key] = value
-    return validate(values, source=str(config) if config else None)
+    return _validate(values, frozenset(overrides), str(config) if config else None)
 
 
 def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
     """Check ``values``; every failure is one :class:`UsageError` that names its key."""
-    prefix = f"{source}: " if source else ""
+    return _validate(values, frozenset(), source)
+
+
+def _validate(values: Mapping[str, Any], flags: frozenset[str], source: str | None) -> Scenario:
+    quantities = {name: resolved for name, (resolved, _) in _QUANTITIES.items()}
+    origin = Origin(values, flags, source, quantities, _examples())
     try:
-        return Scenario.model_validate(values)
-    except UsageError as error:
-        raise UsageError(prefix + error.message, hint=error.hint) from None
+        return Scenario.model_validate(dict(values), context=origin)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{prefix}{where} {first['input']!r}: {first['msg'].lower()}") from None
+        raise origin.explain(error) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _examples() -> dict[str, str]:
+    defaults = {key: str(each.default) for key, each in Scenario.model_fields.items() if key != "methods"}
+    resolved = {"compute_s": "0.05", "time_budget_s": "300"}
+    written = {"bandwidth": "1gbps", "compute": "50ms", "timeout": "60s", "time_budget": "5min"}
+    return defaults | resolved | written | {"dataset": "digits", "methods": "[dense, topk]"}
+
+
+def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    hint = "name a scenario in YAML or a result file"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text in UTF-8", hint=hint) from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply to be a scenario", hint=hint) from error
+    except yaml.YAMLError as error:
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line} is not YAML: {problem}") from error
+        line = f", line {mark.line + 1}," if mark else ""
+        raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
     if isinstance(data, dict) and "schema_version" in data:
         data = data.get("scenario")
+        if isinstance(data, dict):
+            _derive_again(data, overrides)
     if not isinstance(data, dict):
         raise UsageError(
             f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
         )
     return {str(key): value for key, value in data.items() if key not in ("title", "question")}
+
+
+def _parse(text: str) -> Any:
+    """JSON is YAML too, but yaml takes seconds for a result file of a few hundred steps."""
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError):
+            return json.loads(text)
+    return yaml.safe_load(text)
+
+
+def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A result file holds resolved values. Those that followed from a value which a flag now changes must follow
+    the flag, or ``--config result.json --ratio 0.05`` would run at the old ratio."""
+    methods = data.get("methods")
+    if "ratio" in overrides and isinstance(methods, list):
+        for method in methods:
+            params = method.get("params") if isinstance(method, dict) else None
+            if isinstance(params, dict) and params.get("ratio") == data.get("ratio"):
+                params.pop("ratio", None)
+    if "model" in overrides:
+        data.pop("dataset", None)
+    if "workers" in overrides:
+        data.pop("threads", None)
+        data.pop("execution", None)

@@ -22,9 +22,10 @@ from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError, RankE
 from netsim_ddp.link.base import Counters, HostLink, Link, LinkSpec
 from netsim_ddp.link.probe import ProbeReport, check, probe
 from netsim_ddp.link.tc import TcLink
+from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
-from netsim_ddp.scenario import MethodSpec, Scenario, available_cores
+from netsim_ddp.scenario import Scenario, available_cores
 
 PROBES = 3  # a host that is busy for a moment is not the link
 
@@ -54,12 +55,17 @@ def run(scenario: Scenario, *, command: Sequence[str], report: Report, save: Sav
     try:
         run.execute()
     except NetsimError as error:
-        run.close("partial" if any(cell.repeats for cell in run.result.cells) else "failed", error)
+        run.close("partial" if measured(run.result) else "failed", error)
         raise
-    except KeyboardInterrupt:
-        run.close("partial", None)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        run.close("partial" if measured(run.result) else "failed", None)
         raise
     return run.result
+
+
+def measured(result: Result) -> bool:
+    """Whether at least one repeat of one cell is in ``result``."""
+    return any(cell.repeats for cell in result.cells)
 
 
 class _Run:

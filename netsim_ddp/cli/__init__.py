@@ -15,13 +15,13 @@ import typer
 from netsim_ddp import __version__
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.run import run
-from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError
+from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
     name="netsim",
     help="Does gradient compression pay on your network? Real workers, real throttled links, measured.",
     epilog="Start with: netsim run --bandwidth 1gbps --ratio 0.01",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -40,17 +40,21 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_call(lambda: typer.main.get_command(app)(standalone_mode=False)))
+    command = typer.main.get_command(app)
+    sys.exit(_call(lambda: command(prog_name="netsim", standalone_mode=False)))
 
 
 def _terminate(number: int, _: Any) -> NoReturn:
@@ -67,20 +71,29 @@ def _call(command: Any) -> int:
             _say(error.details.rstrip())
         _say(f"netsim: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # typer makes the second of the first
         _say("netsim: interrupted")
-        return INTERRUPTED
-    except typer.Abort:
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
-        if isinstance(error, _UsageMistake):
-            _say(f"netsim: {error.format_message()} (netsim --help lists the commands and flags)")  # type: ignore[attr-defined]
-            return 2
-        raise
+        if not isinstance(error, _UsageMistake):
+            raise
+        _say(f"netsim: {_describe(error)}")
+        return UsageError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _describe(error: Any) -> str:
+    """typer's complaint in the form of our own: what is wrong, and in brackets what to type."""
+    context = getattr(error, "ctx", None)
+    see = f"{context.command_path if context else 'netsim'} --help lists what it takes"
+    near = getattr(error, "possibilities", None)
+    if near:
+        see = f"did you mean {' or '.join(sorted(near))}? {see}"
+    text = str(getattr(error, "message", "") or error.format_message()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]} ({see})"
 
 
 def _say(text: str) -> None:

@@ -2,9 +2,109 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def doctor() -> None:
-    """Check this machine: imports, kernels, namespaces and tc, Gloo, NCCL, cores, a compressed training step."""
-    raise typer.Exit(0)
+    from netsim_ddp.bench.checks import Check
+
+_STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
+_INDENT = 7  # len("[PASS] ")
+
+
+def doctor(
+    checks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECK", help="Run only these, by the names it prints. [all]", show_default=False
+        ),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write the checks there too; - is stdout, and nothing else is."),
+    ] = None,
+) -> None:
+    """Check this machine: imports, kernel, tc and namespaces, netem, Gloo, NCCL, cores, a compressed step."""
+    from rich.console import Console
+
+    from netsim_ddp.bench.checks import CHECKS, run_check
+    from netsim_ddp.cli.run import _writable
+    from netsim_ddp.errors import EnvironmentFault, UsageError
+
+    for name in checks or ():
+        if name not in CHECKS:
+            raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
+    path = None if json in (None, "-") else _writable(Path(str(json)))
+    console, progress = Console(highlight=False), Console(stderr=True)
+    done: list[Check] = []
+    for name in checks or CHECKS:
+        with progress.status(f"checking {name}"):  # shows itself on a terminal only
+            done.append(run_check(name))
+        if json != "-":
+            _print(done[-1], console)
+    document = _document(done)
+    if path is not None:
+        try:
+            path.write_text(document, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    if json == "-":
+        sys.stdout.write(document)
+    failed = [check.name for check in done if check.status == "FAIL"]
+    if failed:
+        raise EnvironmentFault(f"{len(failed)} of {len(done)} checks failed: {', '.join(failed)}")
+
+
+def _document(checks: list[Check]) -> str:
+    """One JSON document; ``status`` is the worst of the checks'."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from netsim_ddp import __version__
+    from netsim_ddp.results.record import now_utc
+
+    statuses = {check.status for check in checks}
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "tool": {"name": "netsim", "version": __version__},
+        "created_utc": now_utc(),
+        "status": next(status for status in ("FAIL", "WARN", "PASS") if status in statuses),
+        "checks": [asdict(check) for check in checks],
+    }
+    return dumps(document, indent=1) + "\n"
+
+
+def _print(check: Check, console: Console) -> None:
+    from rich.text import Text
+
+    head = f"[{check.status}] {check.name:<11} {check.seconds * 1e3:6.0f} ms  "
+    body = _lines(head + _plain(check.found, console), console, len(head))
+    line = Text(body)
+    line.stylize(_STYLES[check.status], 0, _INDENT - 1)
+    console.print(line, soft_wrap=True)
+    if check.remedy:
+        console.print(
+            Text(_lines(" " * _INDENT + _plain(check.remedy, console), console, _INDENT)), soft_wrap=True
+        )
+
+
+def _lines(text: str, console: Console, indent: int) -> str:
+    return textwrap.fill(
+        text,
+        max(console.width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _plain(text: str, console: Console) -> str:
+    """``text`` on one line, in signs that the output can carry."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    return line.encode(console.encoding, "replace").decode(console.encoding)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SAVED = Path(".netsim")
 
+# Numbers are text here too: the scenario checks them, so that flags and files get the same messages.
 _Text = str | None
-_Number = int | None
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        _Number, typer.Option("--workers", "-n", "--nproc-per-node", help="Worker processes. [4]")
+        _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Worker processes. [4]")
     ] = None,
     model: Annotated[
         _Text,
@@ -50,11 +50,11 @@ def run(
         _Text,
         typer.Option(metavar="NAME", help="digits, synthetic-cifar10, synthetic-imagenet. [fits the model]"),
     ] = None,
-    batch_size: Annotated[_Number, typer.Option(help="Images per worker and step. [32]")] = None,
+    batch_size: Annotated[_Text, typer.Option(metavar="N", help="Images per worker and step. [32]")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="SGD's. [0.1]")
+        _Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="SGD's. [0]")] = None,
+    momentum: Annotated[_Text, typer.Option(metavar="X", help="SGD's. [0]")] = None,
     compute: Annotated[
         _Text,
         typer.Option(
@@ -62,12 +62,15 @@ def run(
             help="Take forward, backward and optimizer as this long, as on an accelerator: 50ms.",
         ),
     ] = None,
-    steps: Annotated[_Number, typer.Option(help="Measured steps per repeat. [20]")] = None,
-    warmup: Annotated[_Number, typer.Option(help="Steps before them. [3]")] = None,
+    steps: Annotated[_Text, typer.Option(metavar="N", help="Measured steps per repeat. [20]")] = None,
+    warmup: Annotated[_Text, typer.Option(metavar="N", help="Steps before them. [3]")] = None,
     repeats: Annotated[
-        _Number, typer.Option("--repeats", "--runs", help="Fresh sets of processes per method. [3]")
+        _Text,
+        typer.Option("--repeats", "--runs", metavar="N", help="Fresh sets of processes per method. [3]"),
     ] = None,
-    seed: Annotated[_Number, typer.Option(help="Of parameters, data split and shuffling. [0]")] = None,
+    seed: Annotated[
+        _Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")
+    ] = None,
     link: Annotated[
         _Text,
         typer.Option(
@@ -90,7 +93,7 @@ def run(
         ),
     ] = None,
     threads: Annotated[
-        _Number, typer.Option(help="Threads per worker. [replayed: cores; else cores / workers]")
+        _Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
     ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
@@ -143,8 +146,10 @@ def run(
     from netsim_ddp.results.record import save, to_json
 
     kept = _new_file()
+    last: list[Result] = []
 
     def keep(result: Result) -> None:
+        last[:] = [result]
         for path in (kept, copy):
             if path is not None:
                 save(result, path)
@@ -153,12 +158,16 @@ def run(
         with _progress() as report:
             result = runner.run(scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep)
     except BaseException:
+        if last and runner.measured(last[0]):
+            where = " and ".join(str(path) for path in (kept, copy) if path is not None)
+            if where:
+                print(f"netsim: what was measured is in {where}", file=sys.stderr)
+        elif kept is not None:
+            kept.unlink(missing_ok=True)
+        raise
+    finally:
         if kept is not None and kept.exists():
             _point_last(kept)
-            print(f"netsim: what was measured is in {kept}", file=sys.stderr)
-        raise
-    if kept is not None:
-        _point_last(kept)
     if json == "-":
         sys.stdout.write(to_json(result))
         return
@@ -170,30 +179,39 @@ def run(
 
 
 def _writable(path: Path) -> Path:
-    """Fail before the measuring, not after it."""
+    """Fail before the measuring, not after it. Results replace the file whole, so it is the folder that counts."""
+    import tempfile
+
     from netsim_ddp.errors import UsageError
 
     hint = "name a file in a folder you can write to"
-    if os.path.isdir(path):
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it points
+    if os.path.isdir(target):
         raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
-    if not os.path.isdir(path.parent):
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UsageError(f"cannot write {path}: it is not a file", hint="write --json - for stdout")
+    if not os.path.isdir(target.parent):
         raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
-    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: permission denied", hint=hint)
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            return target
+    except OSError:
+        reason = f"no file can be made in {path.parent}"
+        raise UsageError(f"cannot write {path}: {reason}", hint=hint) from None
 
 
 def _new_file() -> Path | None:
     """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
     import datetime
+    import tempfile
 
     try:
         SAVED.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=SAVED):
+            pass
     except OSError as error:
-        print(f"netsim: the run is not saved: cannot make {SAVED}: {error.strerror}", file=sys.stderr)
-        return None
-    if not os.access(SAVED, os.W_OK):
-        print(f"netsim: the run is not saved: cannot write to {SAVED}", file=sys.stderr)
+        reason = f"cannot write to {SAVED} ({error.strerror})"
+        print(f"netsim: warning: the run is not saved: {reason}", file=sys.stderr)
         return None
     stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     return SAVED / f"{stem}-{os.getpid()}.json"

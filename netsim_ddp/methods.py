@@ -1,0 +1,122 @@
+"""Methods as the command line and a file name them: ``topk,ratio=0.01,values=fp16``. What they do is in
+:mod:`netsim_ddp.communication`; this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.names import suggest
+from netsim_ddp.units import parse_ratio
+
+
+def _switch(text: str) -> bool:
+    words = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False}
+    try:
+        return words[str(text).lower()]
+    except KeyError:
+        raise UsageError(f"{text!r} is not a switch", hint="write on or off") from None
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in names:
+            raise UsageError(f"{text!r} is not known here", hint=f"choose from {', '.join(names)}")
+        return text
+
+    return check
+
+
+_SPARSE: Mapping[str, Callable[[Any], Any]] = {
+    "ratio": parse_ratio,
+    "feedback": _switch,
+    "overlap": _switch,
+}
+METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
+    "dense": {"overlap": _switch},
+    "fp16": {"overlap": _switch},
+    "topk": {
+        **_SPARSE,
+        "values": _one_of("fp32", "fp16"),
+        "keep": _switch,
+        "collective": _one_of("auto", "split", "allgather"),
+    },
+    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
+    "topk-dense": _SPARSE,
+}
+"""Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
+
+
+class MethodSpec(BaseModel):
+    """One method and its parameters, as ``--method NAME[,key=value...]`` writes them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """``topk,ratio=0.01``: unique within a scenario, stable between runs."""
+        return ",".join(
+            [self.name, *(f"{key}={_plain(value)}" for key, value in sorted(self.params.items()))]
+        )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parse_method(text: str) -> MethodSpec:
+    """``"topk,ratio=0.01"`` -> its spec.
+
+    Raises:
+        UsageError: unknown method or key, or a bad value.
+    """
+    name, *pairs = (part.strip() for part in text.split(","))
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"method {text!r}: {pair!r} is not key=value", hint=f"write {name},key=value")
+        if key in params:
+            raise UsageError(f"method {text!r} gives {key!r} twice", hint=f"write {name},{key}={value}")
+        params[key] = value
+    return _method(name, params, shown=text)
+
+
+def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS))
+    options = METHODS[name]
+    parsed: dict[str, Any] = {}
+    for key, value in params.items():
+        if key not in options:
+            known = suggest(key, options) if options else f"{name} takes no options"
+            raise UsageError(f"method {name!r} has no option {key!r}", hint=known)
+        try:
+            parsed[key] = options[key](value)
+        except UsageError as error:
+            raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
+    return MethodSpec(name=name, params=parsed)
+
+
+def method_of(item: Any) -> MethodSpec:
+    """A method as a file holds it: ``topk,ratio=0.01``, or ``{name: topk, params: {ratio: 0.01}}``."""
+    if isinstance(item, MethodSpec):
+        item = item.model_dump()
+    if isinstance(item, str):
+        return parse_method(item)
+    params = item.get("params", {}) if isinstance(item, Mapping) else None
+    if (
+        not isinstance(params, Mapping)
+        or not isinstance(item.get("name"), str)
+        or set(item) - {"name", "params"}
+    ):
+        raise UsageError(f"{item!r} is not a method", hint="write for example topk,ratio=0.01")
+    return _method(item["name"], {str(key): value for key, value in params.items()}, shown=item["name"])
