@@ -154,8 +154,8 @@ class Scenario(BaseModel):
             params = dict(method.params)
             if "ratio" in METHODS[method.name]:
                 params.setdefault("ratio", self.ratio)
-            if method.name != "dense" and "overlap" in METHODS[method.name]:
-                params.setdefault("overlap", self.compute_s is not None)
+            if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
+                params.setdefault("overlap", True)
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
             else:

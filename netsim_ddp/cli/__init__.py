@@ -23,7 +23,8 @@ app = typer.Typer(
     epilog="Start with: netsim run --bandwidth 1gbps --ratio 0.01",
     invoke_without_command=True,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # it reads [auto] as markup and drops it
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.command()(run)
 app.command()(doctor)
