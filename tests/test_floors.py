@@ -1,0 +1,95 @@
+"""The floors of the house: a package imports only from those below it, and what must stay light imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import netsim_ddp
+
+ROOT = Path(netsim_ddp.__file__).parent
+FLOORS = [
+    {"errors", "units", "names"},
+    {"methods", "origin"},
+    {"scenario", "results"},
+    {"link", "compression", "workloads"},
+    {"communication"},
+    {"bench"},
+    {"report"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+FREE = {"__init__", "__main__"}
+FORBIDDEN = {
+    "results": {"torch", "rich", "typer"},
+    "report": {"torch", "typer"},
+    "link": {"torch", "numpy", "rich", "typer"},
+    "bench": {"rich", "typer"},
+    "communication": {"rich", "typer"},
+    "compression": {"torch.distributed", "rich", "typer"},
+}
+LIGHT = [
+    "",
+    ".cli",
+    ".scenario",
+    ".results.record",
+    ".results.summary",
+    ".report.terminal",
+    ".link.tc",
+    ".link.probe",
+]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+MODULES = [path for path in sorted(ROOT.rglob("*.py")) if floor_of(path) not in FREE]
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {floor_of(path) for path in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_from_a_floor_above(path: Path) -> None:
+    here = floor_of(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "netsim_ddp" or len(parts) == 1 or parts[1] not in LEVEL or parts[1] == here:
+            continue
+        below = LEVEL[parts[1]] <= LEVEL[here]
+        assert below, f"{path.relative_to(ROOT)} imports {name}"
+        if here == "report":
+            assert LEVEL[parts[1]] <= LEVEL["results"], f"report imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_what_its_floor_must_not_know(path: Path) -> None:
+    for name in imports(path):
+        for forbidden in FORBIDDEN.get(floor_of(path), ()):
+            assert name != forbidden, f"{path.relative_to(ROOT)} imports {name}"
+            assert not name.startswith(forbidden + "."), f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_light_floors_do_not_load_torch(module: str) -> None:
+    code = f"import sys, netsim_ddp{module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
