@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -151,10 +152,119 @@ def test_large_segments_are_exact_whatever_the_distribution(shape, ratio):
 def test_the_sampled_threshold_is_what_ordinary_data_takes():
     offsets, ks = segment_table([N], 0.01)
     values, indices = outputs(ks)
-    _, fallbacks = kernels.fused.select_segments(
-        NORMAL.numpy(), NORMAL.numpy(), False, *(t.numpy() for t in (offsets, ks, values, indices))
+    arrays = [t.numpy() for t in (offsets, ks, values, indices)]
+    problem = kernels.fused.Problem(NORMAL.numpy(), NORMAL.numpy(), False, *arrays)
+    assert problem._whole_segments(0, 1, 0) == (-1, 0)
+
+
+# Threads share out what is large enough; the sizes put cuts inside and on the bounds of segments.
+MANY = 1_100_003
+SPLITS = {
+    "one": [MANY],
+    "cut on a bound": [MANY // 2, MANY - MANY // 2],
+    "small ones": [1000] * 1100 + [3],
+    "large between small": [70_000, 5, 900_000, 0, 130_000 - 2],
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("data", ["normal", "equal", "sorted", "mostly zero"])
+def test_threads_change_nothing(data, split, threads, monkeypatch):
+    normal = torch.randn(MANY, generator=torch.Generator().manual_seed(1))
+    grad = {
+        "normal": normal,
+        "equal": torch.full((MANY,), 0.5),
+        "sorted": normal.abs().sort().values,
+        "mostly zero": torch.where(normal > 3, normal, torch.zeros(MANY)),
+    }[data]
+    offsets, ks = segment_table(SPLITS[split], 0.01)
+    results = []
+    for count in (1, threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        residual, (values, indices) = normal.flip(0) * (data == "normal"), outputs(ks, index=torch.int32)
+        accumulate_select(grad, residual, offsets, ks, values, indices)
+        results.append((residual, values, indices))
+    assert torch.equal(
+        results[0][2].long(), reference(grad + normal.flip(0) * (data == "normal"), offsets, ks)
     )
-    assert fallbacks == 0
+    for alone, together in zip(*results, strict=True):
+        assert torch.equal(alone, together)
+    bad = normal.clone()
+    bad[MANY // 2 + 7] = float("inf")
+    with pytest.raises(NonFiniteGradient) as raised:
+        select(bad, offsets, ks, values, indices)
+    with pytest.raises(NonFiniteGradient) as accumulated:
+        accumulate_select(bad, residual, offsets, ks, values, indices)
+    assert raised.value.segment == accumulated.value.segment
+    assert same_bits(residual, results[1][0]), "an inf leaves the residual alone"
+
+
+@needs_numba
+@pytest.mark.parametrize("bracket", ["low too high", "high too low", "both", "low zero", "list overflows"])
+@pytest.mark.parametrize("add", [True, False])
+def test_a_wrong_guess_costs_time_and_changes_nothing(bracket, add):
+    """The sampled bracket is a guess; here it is wrong in every way it can be."""
+    kernel = kernels.fused.kernel
+    flat, k = NORMAL.clone(), 600
+    keys = (flat.numpy().view(np.int32) & 0x7FFFFFFF).copy()
+    ranked = np.sort(keys)[::-1]
+    low, high = {
+        "low too high": (ranked[100], 0x7FFFFFFF),
+        "high too low": (ranked[900], ranked[800]),
+        "both": (ranked[100], ranked[100]),
+        "low zero": (0, ranked[300]),
+        "list overflows": (0, 5),
+    }[bracket]
+    lists = [np.zeros(kernel.list_limit(k) + kernel.SLACK, np.int32) for _ in range(4)]
+    histogram = np.zeros(kernel.BUCKETS, np.int32)
+    grad = np.zeros(N, np.float32)
+    before, array = flat.clone(), flat.numpy()
+    count, sure, messy = kernel.collect(
+        array, grad, add, 0, N, k, int(low), int(high), lists[0], lists[1], kernel.list_limit(k), histogram
+    )
+    counts, sures = np.array([count]), np.array([sure])
+    kth, last, done = kernel.settle(
+        array, add, k, int(high), messy, np.zeros(1, np.int64), counts, sures, *lists, histogram
+    )
+    assert done == (bracket not in ("low too high", "both"))
+    expected = reference(before, *segment_table([N], k / N))
+    if not done:
+        assert same_bits(flat, before)
+        return
+    values, indices = np.zeros(k, np.float32), np.zeros(k, np.int32)
+    kernel.emit(lists[1][:count], lists[0][:count], kth, last, values, indices)
+    assert indices.tolist() == expected.tolist()
+    assert same_bits(torch.from_numpy(values), before[expected])
+    if add:
+        before[expected] = 0
+    assert same_bits(flat, before)
+
+
+@needs_numba
+@pytest.mark.parametrize("cpu", ["generic", "x86-64-v3"])
+def test_a_processor_without_avx512_gives_the_same(cpu):
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("names x86 processors")
+    code = """
+import numpy as np, torch
+from netsim_ddp.compression import _vector, accumulate_select, segment_table
+assert not _vector.HAS_COMPRESS
+n = 300_001
+for grad in (torch.randn(n), torch.full((n,), 0.5), torch.zeros(n), torch.randn(n).round()):
+    offsets, ks = segment_table([100_001, 200_000], 0.01)
+    residual, values = torch.zeros(n), torch.empty(int(ks.sum()))
+    indices = torch.empty(int(ks.sum()), dtype=torch.int64)
+    accumulate_select(grad, residual, offsets, ks, values, indices)
+    sorts = [np.sort(np.argsort(-np.abs(part.numpy()), kind="stable")[: int(k)]) for part, k in
+             zip(grad.split([100_001, 200_000]), ks)]
+    assert indices.tolist() == [*sorts[0], *(sorts[1] + 100_001)]
+    residual[indices] = values
+    assert torch.equal(residual, grad)
+"""
+    done = run_python(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
+    assert done.returncode == 0, done.stderr
 
 
 @both

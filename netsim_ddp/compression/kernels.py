@@ -5,8 +5,8 @@ and ending at N, and ``ks`` int64 [L] entries to keep, 1 <= k <= n (0 for an emp
 the CPU. The chosen entries of segment i are the k_i largest magnitudes, of equal ones the lower index;
 they are written in ascending index order (global positions), so a given input has exactly one result.
 
-CPU float32 takes one fused, single-threaded numba kernel; everything else takes a torch twin with the
-same result, bit for bit.
+CPU float32 takes one fused numba kernel, on as many threads as torch may use; everything else takes a torch
+twin with the same result, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from netsim_ddp.compression import _torch_kernels as twin
 
 fused: ModuleType | None
 try:
-    from netsim_ddp.compression import _numba_kernels as _fused_module
+    from netsim_ddp.compression import _fused as _fused_module
 
     fused = _fused_module
 except ImportError:
@@ -71,13 +71,9 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    flat, offsets, ks = torch.zeros(4), torch.tensor([0, 4]), torch.tensor([1])
-    for dtype in (torch.int32, torch.int64):
-        _run_fused(flat, flat.clone(), True, offsets, ks, torch.empty(1), torch.empty(1, dtype=dtype))
-    fused.first_bad_segment(flat.numpy(), flat.numpy(), offsets.numpy())
-    fused.max_key(flat.numpy().view("int32"))
     from netsim_ddp.compression import _numba_shares
 
+    fused.call_every_kernel()
     _numba_shares.warm()
 
 
@@ -86,8 +82,7 @@ def all_finite(tensor: Tensor) -> bool:
     if _fused_takes(tensor) and tensor.numel():
         warm()
         assert fused is not None
-        bits = tensor.detach().reshape(-1).numpy().view("int32")
-        return bool(fused.max_key(bits) < fused.INF_KEY)
+        return bool(fused.all_finite(tensor.detach().reshape(-1).numpy()))
     return bool(torch.isfinite(tensor).all())
 
 
@@ -148,7 +143,7 @@ def accumulate_select(
         assert fused is not None
         bad = int(
             fused.first_bad_segment(
-                grad.detach().numpy(), residual.detach().numpy(), offsets.detach().numpy()
+                grad.detach().numpy(), residual.detach().numpy(), offsets.numpy(), torch.get_num_threads()
             )
         )
         if bad < 0 and (bad := _run_fused(residual, grad, True, offsets, ks, values, indices)) >= 0:
@@ -181,7 +176,7 @@ def _run_fused(
     flat: Tensor, grad: Tensor, add: bool, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
 ) -> int:
     assert fused is not None
-    bad, _ = fused.select_segments(
+    problem = fused.Problem(
         flat.detach().numpy(),
         grad.detach().numpy(),
         add,
@@ -190,7 +185,7 @@ def _run_fused(
         values.detach().numpy(),
         indices.numpy(),
     )
-    return int(bad)
+    return int(problem.run(torch.get_num_threads()))
 
 
 def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
