@@ -117,6 +117,8 @@ class Replayed(Execution):
         self._meeting, self._rank = meeting, rank
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
         self._measuring = True
+        self.warming_up = True
+        """A warm-up step is played once: that warms caches, kernels and connections alike."""
         self._durations: list[float] = []
         self._next = 0
 
@@ -126,6 +128,9 @@ class Replayed(Execution):
         begin = time.monotonic()
         play(self)
         elapsed = time.monotonic() - begin
+        if self.warming_up:
+            now = time.monotonic()
+            return StepSample([("other", begin, now)], elapsed=elapsed)
         self._measuring, self._next = False, 0
         self._count()
         self._begin = self._meeting.start_together(self._rank)

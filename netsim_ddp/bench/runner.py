@@ -26,6 +26,7 @@ from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.units import format_rate
 
 PROBES = 3  # a host that is busy for a moment is not the link
 
@@ -150,6 +151,11 @@ class _Run:
                 if attempt + 1 == PROBES:
                     raise
             else:
+                if measured.host_limited(link.spec.ceiling_bps):
+                    self.warn(
+                        f"all ranks sending at once get {format_rate(measured.together_bps)} of "
+                        f"{format_rate(link.spec.ceiling_bps)}: this host may be the limit, not the link"
+                    )
                 return measured
         raise AssertionError("unreachable")
 
@@ -164,7 +170,6 @@ class _Run:
             measured_bps=measured.alone_bps if measured else None,
             ceiling_bps=ceiling,
             congestion=link.congestion if isinstance(link, TcLink) else None,
-            host_limited=measured is not None and measured.host_limited(link.spec.ceiling_bps),
         )
         params = dict(method.params)
         return Cell(

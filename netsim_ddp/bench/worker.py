@@ -144,7 +144,9 @@ class _Rank:
             self._step(program, execution)
         self._measuring = True
         replayed = isinstance(execution, Replayed)
-        if not replayed:
+        if isinstance(execution, Replayed):
+            execution.warming_up = False
+        else:
             self._count()
         samples = [self._step(program, execution) for _ in range(self.scenario["steps"])]
         if not replayed:
