@@ -24,26 +24,22 @@ from pydantic import (
 )
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling
+from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, MethodSpec, method_of
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
-from netsim_ddp.units import parse_duration, parse_ratio
+from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
 MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
 
 
-def _duration(value: Any, *, what: str) -> tuple[float]:
-    return (parse_duration(str(value), what=what),)
-
-
 _SPELLINGS: Mapping[str, Spelling] = {
     **SPELLINGS,
-    "compute": Spelling(("compute_s",), _duration),
-    "timeout": Spelling(("timeout_s",), _duration),
-    "time_budget": Spelling(("time_budget_s",), _duration),
+    "compute": Spelling(("compute_s",), duration),
+    "timeout": Spelling(("timeout_s",), duration),
+    "time_budget": Spelling(("time_budget_s",), duration),
 }
 
 
@@ -79,9 +75,8 @@ class Scenario(LinkOptions):
             if key not in cls.model_fields and key not in _SPELLINGS:
                 with origin.naming(key):
                     resolved = {name for spelling in _SPELLINGS.values() for name in spelling.fields}
-                    raise UsageError(
-                        f"unknown key {key!r}", hint=suggest(key, {*cls.model_fields, *_SPELLINGS} - resolved)
-                    )
+                    known = {*(cls.model_fields.keys() - resolved), *_SPELLINGS}
+                    raise UsageError(f"unknown key {key!r}", hint=suggest(key, known))
             if isinstance(values[key], bool):  # pydantic would read yes as 1
                 with origin.naming(key):
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
@@ -89,7 +84,7 @@ class Scenario(LinkOptions):
             if name not in values:
                 continue
             with origin.naming(name):
-                if twice := [field for field in spelling.fields if field in values]:
+                if twice := [field for field in spelling.fields if field in values and field != name]:
                     raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
                 parsed = spelling.parse(values.pop(name), what=origin.label(name))
                 values |= zip(spelling.fields, parsed, strict=True)
@@ -135,7 +130,7 @@ class Scenario(LinkOptions):
 
     @model_validator(mode="after")
     def _slow_ranks_exist(self, info: ValidationInfo) -> Self:
-        with Origin.of(info).naming("slow_rank"):
+        with Origin.of(info).naming("slow_rank" if self.slow_ranks else "jitter"):
             self.link_spec()
         return self
 

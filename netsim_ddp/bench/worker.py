@@ -47,6 +47,7 @@ GRADIENT_SETS = 3
 RECORDED_BATCH = 4
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
+PROBE_JITTERS = 50  # the probe takes this many times the jitter, so that jitter is 2% of it
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
 
@@ -135,7 +136,8 @@ class _Rank:
         group, backend = self._join(workload, device)
         program = self._program(workload, group, gradients)
         job = self.job
-        ideal = cost.ideal_seconds(program.wires, self.job.spec.slowest_bps)
+        messages = cost.messages(program.wires)
+        ideal = cost.ideal_seconds(program.wires, job.spec.slowest_bps) + 2 * job.spec.delay_s * len(messages)
         facts = {
             "ideal_s": ideal,
             "parameters": workload.parameters_count,
@@ -164,8 +166,11 @@ class _Rank:
     def _probe(self, group: Group) -> float:
         """Goodput in bit/s of this rank while each sends to its successor. A host that is busy for a moment is not
         the link, so ranks try again until all are on target, a few times."""
-        rate = self.job.spec.slowest_bps
-        size = min(max(int(rate / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
+        spec = self.job.spec
+        rate = spec.slowest_bps
+        seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
+        size = min(max(int(rate / 8 * seconds), PROBE_BYTES[0]), PROBE_BYTES[1])
+        on_its_way = 2 * spec.delay_s  # the receiver's readiness, then the message
         sent, received = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
         best = 0.0
@@ -176,7 +181,7 @@ class _Rank:
             for work in works:
                 assert work is not None
                 work.wait()
-            best = max(best, size * 8 / (time.monotonic() - start))
+            best = max(best, size * 8 / max(1e-9, time.monotonic() - start - on_its_way))
             if min(self.channel.gather("probed", best)) > PROBE_GOOD * rate:
                 break
         return best

@@ -30,3 +30,24 @@ Mechanism = Annotated[
         help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
     ),
 ]
+Delay = Annotated[
+    str | None,
+    typer.Option(
+        "--delay", metavar="TIME", help="One way between two ranks, half a round trip: 20ms. [none]"
+    ),
+]
+Jitter = Annotated[
+    str | None,
+    typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]")
+]
+Queue = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"),
+]
+Congestion = Annotated[
+    str | None,
+    typer.Option("--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"),
+]

@@ -26,6 +26,11 @@ _Text = str | None
 def run(
     bandwidth: link_flags.Bandwidth = None,
     slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -108,6 +113,11 @@ def run(
     given = {
         "bandwidth": bandwidth,
         "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
         "ratio": ratio,
         "methods": method,
         "workers": workers,

@@ -17,8 +17,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
+from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
 
 
@@ -136,6 +137,8 @@ class _HostProcess(Process):
 class HostLink(Link):
     """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
 
+    _NAMES: ClassVar = {"bucket": "the bucket link", "none": "a link that is not shaped"}
+
     def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
         super().__init__(spec)
         self.mechanism = mechanism
@@ -143,9 +146,27 @@ class HostLink(Link):
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        if beyond := self.beyond():
+            raise LinkUnavailable(
+                f"{self._NAMES[self.mechanism]} has no {' and no '.join(beyond)}",
+                hint="use --link tc, on Linux",
+            )
         loopback = "lo" if sys.platform.startswith("linux") else "lo0"
         self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
         return self
+
+    def beyond(self) -> list[str]:
+        """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
+        sees no packets that could be lost or queued, and no TCP."""
+        spec = self.spec
+        wanted: dict[str, object] = {
+            "loss": spec.loss,
+            "queue": spec.queue_s,
+            "congestion control": spec.congestion,
+        }
+        if self.mechanism == "none":
+            wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
+        return [name for name, value in wanted.items() if value]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

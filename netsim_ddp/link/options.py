@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.spec import LinkSpec, RankRate
-from netsim_ddp.units import parse_directions
+from netsim_ddp.units import format_duration, parse_directions, parse_duration, parse_ratio
+
+MAX_DELAY_S = 10.0
 
 
 class SlowRank(BaseModel):
@@ -32,13 +34,22 @@ class LinkOptions(BaseModel):
     bandwidth_bps: int = Field(default=10**9, ge=1)
     bandwidth_down_bps: int | None = Field(default=None, ge=1)
     slow_ranks: tuple[SlowRank, ...] = ()
+    delay_s: float = Field(default=0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    jitter_s: float = Field(default=0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    loss: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    queue_s: float | None = Field(default=None, gt=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    congestion: Literal["cubic", "bbr", "reno"] | None = None
 
     def spec_for(self, workers: int) -> LinkSpec:
         """The link of ``workers`` ranks.
 
         Raises:
-            UsageError: a slow rank that is not among them.
+            UsageError: a slow rank that is not among them, or jitter that would make a delay negative.
         """
+        if self.jitter_s > self.delay_s:
+            jitter, delay = format_duration(self.jitter_s), format_duration(self.delay_s)
+            hint = f"write for example --delay {self.jitter_s * 1e3:g}ms"
+            raise UsageError(f"jitter {jitter} is more than the delay {delay}", hint=hint)
         for each in self.slow_ranks:
             if each.rank >= workers:
                 ranks = f"0 to {workers - 1}" if workers > 1 else "0"
@@ -47,7 +58,17 @@ class LinkOptions(BaseModel):
                     hint="ranks count from 0",
                 )
         slow = tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks)
-        return LinkSpec(workers, self.bandwidth_bps, self.bandwidth_down_bps, slow)
+        return LinkSpec(
+            workers,
+            self.bandwidth_bps,
+            self.bandwidth_down_bps,
+            slow,
+            delay_s=self.delay_s,
+            jitter_s=self.jitter_s,
+            loss=self.loss,
+            queue_s=self.queue_s,
+            congestion=self.congestion,
+        )
 
 
 class Spelling(NamedTuple):
@@ -78,8 +99,30 @@ def _slow_ranks(value: Any, *, what: str) -> tuple[list[dict[str, int]]]:
     return ([found[rank] for rank in sorted(found)],)
 
 
+def duration(value: Any, *, what: str) -> tuple[float]:
+    return (parse_duration(str(value), what=what),)
+
+
+def _loss(value: Any, *, what: str) -> tuple[float]:
+    if str(value).strip().rstrip("%") in ("0", "0.0"):
+        return (0.0,)
+    return (parse_ratio(value, what=what),)
+
+
 SPELLINGS: Mapping[str, Spelling] = {
     "bandwidth": Spelling(("bandwidth_bps", "bandwidth_down_bps"), _bandwidth),
     "slow_rank": Spelling(("slow_ranks",), _slow_ranks),
+    "delay": Spelling(("delay_s",), duration),
+    "jitter": Spelling(("jitter_s",), duration),
+    "loss": Spelling(("loss",), _loss),
+    "queue": Spelling(("queue_s",), duration),
 }
-EXAMPLES = {"bandwidth": "1gbps", "slow_rank": "3=100mbps"}
+EXAMPLES = {
+    "bandwidth": "1gbps",
+    "slow_rank": "3=100mbps",
+    "delay": "20ms",
+    "jitter": "2ms",
+    "loss": "0.1%",
+    "queue": "100ms",
+    "congestion": "cubic",
+}

@@ -27,10 +27,11 @@ from typing import Any, Self
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
 from netsim_ddp.link.helper import MESSAGE_BYTES
-from netsim_ddp.link.plan import Shape, Shapes, Step, address, plan
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
 ANSWER_TIMEOUT_S = 60.0
+_TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
 class TcLink(Link):
@@ -39,10 +40,10 @@ class TcLink(Link):
     mechanism = "tc"
     description = "tc/tbf"
 
-    def __init__(self, spec: LinkSpec, *, congestion: str | None = "cubic") -> None:
+    def __init__(self, spec: LinkSpec) -> None:
         super().__init__(spec)
         self.shapes = Shapes.of(spec)
-        self.congestion = congestion
+        self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
         self._channel: _Channel | None = None
 
@@ -66,16 +67,44 @@ class TcLink(Link):
         fds = self._ask("namespaces", count=self.spec.workers)["fds"]
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
+        self._check_congestion()
         for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion)):
             tool = steps[0].argv[0]
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
             done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
             if done["code"] != 0:
-                raise LinkUnavailable(
-                    f"{tool} could not make the link: {_first_line(done['err'])}",
-                    hint="use --link bucket, which needs no privileges; netsim doctor says more",
-                )
+                raise self._refusal(tool, done["err"])
         self._check_configuration()
+
+    def _check_congestion(self) -> None:
+        known = self._ask("read", path="/proc/sys/net/ipv4/tcp_available_congestion_control", rank=0)[
+            "text"
+        ].split()
+        if self.congestion not in known:
+            raise LinkUnavailable(
+                f"this kernel has no {self.congestion} congestion control",
+                hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
+            )
+
+    def _refusal(self, tool: str, said: str) -> LinkUnavailable:
+        """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
+        wanted = needs_netem(self.spec)
+        if "kind is unknown" not in said:
+            return LinkUnavailable(
+                f"{tool} could not make the link: {_first_line(said)}",
+                hint="use --link bucket, which needs no privileges; netsim doctor says more",
+            )
+        if wanted and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=0)["code"] != 0:
+            only_here = self.spec.loss > 0
+            instead = "sudo modprobe sch_netem, where the kernel has it as a module"
+            return LinkUnavailable(
+                f"this kernel has no netem, which {' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} on tc",
+                hint=instead if only_here else f"use --link bucket, which has delay and jitter; or {instead}",
+            )
+        return LinkUnavailable(
+            "this kernel has no tbf, which shapes the link",
+            hint="sudo modprobe sch_tbf, or use --link bucket",
+        )
 
     def _check_configuration(self) -> None:
         """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
@@ -155,7 +184,7 @@ class TcLink(Link):
 
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device)
+    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device and qdisc.get("root"))
 
 
 def _tcp_retransmits(snmp: str) -> int:
