@@ -24,7 +24,15 @@ from pydantic import (
 )
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
+from netsim_ddp.link.options import (
+    EXAMPLES,
+    SPELLINGS,
+    LinkOptions,
+    Spelling,
+    duration,
+    with_profile,
+    without_link,
+)
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, MethodSpec, method_of
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
@@ -80,6 +88,10 @@ class Scenario(LinkOptions):
             if isinstance(values[key], bool):  # pydantic would read yes as 1
                 with origin.naming(key):
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
+        if "timeline" in values and "trace" in values:
+            raise UsageError(
+                "timeline and trace both say how the link changes", hint="leave one of them away"
+            )
         for name, spelling in _SPELLINGS.items():
             if name not in values:
                 continue
@@ -129,8 +141,8 @@ class Scenario(LinkOptions):
         return self.spec_for(self.workers)
 
     @model_validator(mode="after")
-    def _slow_ranks_exist(self, info: ValidationInfo) -> Self:
-        with Origin.of(info).naming("slow_rank" if self.slow_ranks else "jitter"):
+    def _link_can_exist(self, info: ValidationInfo) -> Self:
+        with Origin.of(info).naming("bandwidth"):
             self.link_spec()
         return self
 
@@ -184,6 +196,9 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
     values = _read(config, overrides) if config is not None else {}
+    if name := overrides.get("link_profile"):
+        # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
+        values = with_profile(without_link(values), str(name))
     for key, value in overrides.items():
         if key in _SPELLINGS:
             for field in _SPELLINGS[key].fields:
@@ -228,7 +243,8 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
-    if isinstance(data, dict) and "schema_version" in data:
+    replayed = isinstance(data, dict) and "schema_version" in data  # everything in it is resolved
+    if replayed:
         data = data.get("scenario")
         if isinstance(data, dict):
             _derive_again(data, overrides)
@@ -236,7 +252,10 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
         )
-    return {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    values = {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    if not replayed and isinstance(name := values.get("link_profile"), str):
+        values = with_profile(values, name)
+    return values
 
 
 def _parse(text: str) -> Any:

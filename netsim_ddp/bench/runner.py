@@ -141,17 +141,17 @@ class _Run:
                 if attempt + 1 == PROBES:
                     raise
             else:
-                if measured.host_limited(link.spec.ceiling_bps):
+                if measured.host_limited(link.spec.at_start.ceiling_bps):
                     self.warn(
                         f"all ranks sending at once get {format_rate(measured.together_bps)} of "
-                        f"{format_rate(link.spec.ceiling_bps)}: this host may be the limit, not the link"
+                        f"{format_rate(link.spec.at_start.ceiling_bps)}: this host may be the limit, not the link"
                     )
                 return measured
         raise AssertionError("unreachable")
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
         shaped = link.mechanism != "none"
-        spec = link.spec
+        spec = link.spec.at_start
         rate = spec.slowest_bps if shaped else None
         ceiling = spec.ceiling_bps if shaped else None
         record = LinkRecord(
@@ -161,8 +161,9 @@ class _Run:
             measured_bps=measured.alone_bps if measured else None,
             ceiling_bps=ceiling,
             congestion=link.congestion if isinstance(link, TcLink) else None,
-            shape=spec.describe() if shaped else None,
+            shape=link.spec.describe() if shaped else None,
             credit_bytes=link.credit_bytes if isinstance(link, TcLink) else None,
+            varies=link.spec.varies,
         )
         params = dict(method.params)
         return Cell(
@@ -172,7 +173,7 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=spec.rate_bps if shaped else None,
+            bandwidth_bps=link.spec.rate_bps if shaped else None,
             threads=self.scenario.threads,
             link=record,
         )
@@ -223,6 +224,7 @@ class _Run:
             if point == "built":
                 facts.extend(values)
                 self._check_bucket(link, cell, values)
+                link.begin()
             elif point == "counted":
                 counted.append(link.counters())
 

@@ -137,7 +137,7 @@ class _Rank:
         program = self._program(workload, group, gradients)
         job = self.job
         messages = cost.messages(program.wires)
-        ideal = cost.ideal_seconds(program.wires, job.spec.slowest_bps) + 2 * job.spec.delay_s * len(messages)
+        ideal = cost.ideal_seconds(program.wires, job.spec.lowest_bps) + 2 * job.spec.delay_s * len(messages)
         facts = {
             "ideal_s": ideal,
             "parameters": workload.parameters_count,
@@ -146,6 +146,8 @@ class _Rank:
             "collective": program.collective,
             "probed_bps": self._probe(group) if job.mechanism == "bucket" and group.world_size > 1 else None,
         }
+        if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
+            shaped.shaped_group().begin()
         self.channel.gather("built", facts)
         execution = self._execution(device)
         for _ in range(self.scenario["warmup"]):
@@ -166,7 +168,7 @@ class _Rank:
     def _probe(self, group: Group) -> float:
         """Goodput in bit/s of this rank while each sends to its successor. A host that is busy for a moment is not
         the link, so ranks try again until all are on target, a few times."""
-        spec = self.job.spec
+        spec = self.job.spec.at_start
         rate = spec.slowest_bps
         seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
         size = min(max(int(rate / 8 * seconds), PROBE_BYTES[0]), PROBE_BYTES[1])
@@ -249,7 +251,7 @@ class _Rank:
             return Group(0, 1), "none"
         _set_interfaces(job)
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.spec.slowest_bps * 8
+        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.spec.lowest_bps * 8
         timeout = timedelta(seconds=min(seconds, 1e6))
         store = None
         if job.rank == 0:

@@ -51,3 +51,33 @@ Congestion = Annotated[
     str | None,
     typer.Option("--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"),
 ]
+Timeline = Annotated[
+    str | None,
+    typer.Option(
+        "--timeline", metavar="FILE", help="Rates over time, in YAML: - {at: 10s, bandwidth: 20mbps}. [none]"
+    ),
+]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="A mahimahi trace, or UP:DOWN for two directions. [none]"),
+]
+Peak = Annotated[
+    str | None,
+    typer.Option(
+        "--peak", metavar="RATE", help="A cloud's token bucket: this rate while there is credit. [none]"
+    ),
+]
+Credit = Annotated[
+    str | None,
+    typer.Option(
+        "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--link-profile",
+        metavar="NAME|FILE",
+        help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
+    ),
+]

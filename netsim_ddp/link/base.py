@@ -115,6 +115,11 @@ class Link(ABC):
                 numbers that ``endpoints[rank].namespace`` gives.
         """
 
+    @abstractmethod
+    def begin(self) -> None:
+        """A link that changes starts from its first rates and with full credit. Called before the warm-up of each
+        repeat, so that all of them see the same."""
+
     def counters(self) -> list[Counters] | None:
         """Every rank's interface counters; None where the link has no interfaces of its own."""
         return None
@@ -155,6 +160,9 @@ class HostLink(Link):
         self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
         return self
 
+    def begin(self) -> None:
+        """The workers' own group begins the bucket's time."""
+
     def beyond(self) -> list[str]:
         """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
         sees no packets that could be lost or queued, and no TCP."""
@@ -166,6 +174,7 @@ class HostLink(Link):
         }
         if self.mechanism == "none":
             wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
+            wanted |= {"timeline": spec.timeline, "credit": spec.credit_bytes}
         return [name for name, value in wanted.items() if value]
 
     def __exit__(

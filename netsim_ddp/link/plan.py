@@ -21,6 +21,8 @@ class Shape:
     burst: int
     limit: int
     gso: int
+    peak: Shape | None = None
+    """Of a bucket with credit, which ``burst`` then is: the rate and the burst while there is some."""
 
 
 def shape_for(rate_bps: int) -> Shape:
@@ -57,7 +59,11 @@ class Shapes:
     @classmethod
     def of(cls, spec: LinkSpec) -> Shapes:
         def shape(rate_bps: int) -> Shape:
-            found = shape_for(rate_bps)
+            if spec.peak_bps is not None:
+                peak = shape_for(max(rate_bps, spec.peak_bps))
+                found = replace(peak, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=peak)
+            else:
+                found = shape_for(rate_bps)
             if (
                 spec.loss
             ):  # netem drops whole packets, and a packet of many segments would lose them all at once
@@ -152,7 +158,26 @@ def _netem(spec: LinkSpec, shape: Shape) -> list[str]:
 
 
 def _tbf(shape: Shape) -> list[str]:
-    return f"root handle 1: tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b".split()
+    words = f"root handle 1: tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b"
+    if shape.peak is not None:
+        words += f" peakrate {shape.peak.rate_bps}bit mtu {shape.peak.burst}b"
+    return words.split()
+
+
+def changes(spec: LinkSpec, namespaces: Sequence[int | None]) -> list[tuple[float, dict[int | None, str]]]:
+    """When each stretch of a link's time begins, and the ``tc`` batch of each namespace that changes the link to it.
+
+    A change also fills the buckets, so that even the only stretch of a link with credit is worth playing.
+    """
+    found = []
+    for at, now in spec.stretches():
+        shapes = Shapes.of(now)
+        batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
+        for rank in range(spec.workers):
+            batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
+            batches[rank] += f"qdisc change dev eth0 {' '.join(_tbf(shapes.up[rank]))}\n"
+        found.append((at, batches))
+    return found
 
 
 def address(rank: int) -> str:

@@ -45,14 +45,15 @@ def probe(link: Link) -> ProbeReport | None:
     """Measure ``link``; None with one rank, which has nobody to send to. Takes one to five seconds."""
     if link.spec.workers < 2:
         return None
-    seconds = min(2.0, max(0.4, 2_000_000 * 8 / link.spec.slowest_bps))
+    spec = link.spec.at_start
+    seconds = min(2.0, max(0.4, 2_000_000 * 8 / spec.slowest_bps))
     with _Peers(link) as peers:
-        alone = peers.send([link.spec.slowest_pair], seconds)
-        ring = list(link.spec.ring())
+        alone = peers.send([spec.slowest_pair], seconds)
+        ring = list(spec.ring())
         together = peers.send(ring, seconds)
     # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
-    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, ring, strict=True)]
-    return ProbeReport(alone[0], min(shares) * link.spec.ceiling_bps)
+    shares = [got / goodput(spec.pair_bps(*pair)) for got, pair in zip(together, ring, strict=True)]
+    return ProbeReport(alone[0], min(shares) * spec.ceiling_bps)
 
 
 def check(link: Link, report: ProbeReport) -> None:
@@ -61,14 +62,15 @@ def check(link: Link, report: ProbeReport) -> None:
     Raises:
         LinkOffTarget: the pair alone got less or more than the ceiling, by over 5%.
     """
-    ceiling = link.spec.ceiling_bps
+    spec = link.spec.at_start
+    ceiling = spec.ceiling_bps
     error = report.alone_bps / ceiling - 1
     if abs(error) <= TOLERANCE:
         return
     low = error < 0
     raise LinkOffTarget(
         f"the {link.description} link delivers {format_rate(report.alone_bps)}, {abs(error):.0%} "
-        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.slowest_bps)}"
+        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(spec.slowest_bps)}"
         " leaves after headers",
         hint="ask for a lower --bandwidth, or free this machine's cores" if low else "use --link bucket",
     )

@@ -77,6 +77,21 @@ class LinkSpec:
         """Whether its rates depend on when one looks."""
         return bool(self.timeline) or self.peak_bps is not None
 
+    @property
+    def at_start(self) -> LinkSpec:
+        """The link as it is before anything was sent and any time has passed: what a probe finds."""
+        _, first = next(self.stretches())
+        if self.peak_bps is None:
+            return first
+        return replace(
+            first, rate_bps=self.peak_bps, down_bps=self.peak_bps, peak_bps=None, credit_bytes=None
+        )
+
+    @property
+    def lowest_bps(self) -> int:
+        """The slowest that it ever is."""
+        return min(now.slowest_bps for _, now in self.stretches())
+
     def stretches(self) -> Iterator[tuple[float, LinkSpec]]:
         """When each stretch of constant rates begins, and the link of that stretch."""
         still = replace(self, timeline=(), period_s=None)

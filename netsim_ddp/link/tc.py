@@ -26,11 +26,14 @@ from typing import Any, Self
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
+from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.helper import MESSAGE_BYTES
-from netsim_ddp.link.plan import Shape, Shapes, Step, address, needs_netem, plan
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.units import format_bytes
 
 ANSWER_TIMEOUT_S = 60.0
+MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
 _TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
@@ -46,6 +49,8 @@ class TcLink(Link):
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
         self._channel: _Channel | None = None
+        self._pipes: dict[int | None, int] = {}
+        self._driver: Driver | None = None
 
     def __enter__(self) -> Self:
         if not sys.platform.startswith("linux"):
@@ -55,6 +60,11 @@ class TcLink(Link):
                 raise LinkUnavailable(
                     f"{tool} is not installed", hint="install iproute2, or use --link bucket"
                 )
+        credit = self.spec.credit_bytes or 0
+        if credit > MAX_CREDIT:
+            most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
+            hint = "--credit 4GB, or use --link bucket"
+            raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
         self._channel = _open_channel()
         try:
             self._make()
@@ -62,6 +72,32 @@ class TcLink(Link):
             self._channel.close()
             raise
         return self
+
+    def begin(self) -> None:
+        if not self.spec.varies:
+            return
+        if self._driver is not None:
+            self._driver.stop()
+        namespaces = [None, *range(self.spec.workers)]
+        for rank in namespaces:
+            if rank not in self._pipes:
+                self._pipes[rank] = self._open_pipe(rank)
+        stretches = changes(self.spec, namespaces)
+        self._driver = Driver(stretches, self.spec.period_s, self._write)
+        self._driver.begin()
+
+    def _open_pipe(self, rank: int | None) -> int:
+        """A ``tc`` in ``rank``'s namespace that carries out each line as it is written."""
+        reading, writing = os.pipe()
+        try:
+            words = ["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))]
+            self.spawn(words, rank=rank, fds=[reading])
+        finally:
+            os.close(reading)
+        return writing
+
+    def _write(self, rank: int | None, text: str) -> None:
+        os.write(self._pipes[rank], text.encode())
 
     def _make(self) -> None:
         fds = self._ask("namespaces", count=self.spec.workers)["fds"]
@@ -127,6 +163,11 @@ class TcLink(Link):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._driver is not None:
+            self._driver.stop()
+        for pipe in self._pipes.values():
+            os.close(pipe)
+        self._pipes.clear()
         if self._channel is not None:
             self._channel.close()
 
@@ -153,6 +194,10 @@ class TcLink(Link):
         return _Remote(channel, int(answer["pid"]))
 
     def counters(self) -> list[Counters]:
+        if self._driver is not None and self._driver.failure is not None:
+            raise LinkUnavailable(
+                f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
+            )
         outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
         return [
             self._rank_counters(rank, outer[f"v{rank}"], inner=_only(self._qdiscs(rank), "eth0"))
