@@ -15,6 +15,7 @@ import typer
 from netsim_ddp import __version__
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.run import run
+from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(doctor)
+app.add_typer(scenarios, name="scenarios")
 
 # typer carries click inside and does not export the base of its usage errors.
 _UsageMistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -36,6 +36,7 @@ def run(
     peak: link_flags.Peak = None,
     credit: link_flags.Credit = None,
     link_profile: link_flags.Profile = None,
+    show_commands: link_flags.ShowCommands = False,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -152,6 +153,9 @@ def run(
     from netsim_ddp.scenario import build_scenario
 
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
+    if show_commands:
+        link_flags.show_commands(scenario.link_spec(), scenario.link)
+        return
     copy = None if json in (None, "-") else _writable(Path(str(json)))
 
     from rich.console import Console

@@ -40,10 +40,11 @@ def test_a_peak_lasts_as_long_as_its_credit_and_comes_back() -> None:
         assert link.credit_bytes == pytest.approx(5_000_000, rel=0.01)
         for _ in range(2):
             link.begin()
-            found = stream(link, 0.6)
-            law = 5_000_000 * 8 / 0.5 + 20 * MBIT  # credit and base rate, over half a second
-            assert found.goodput_bps(0.0, 0.5) == pytest.approx(goodput(law), rel=0.1)
-            assert found.goodput_bps(0.35, 0.55) == pytest.approx(goodput(20 * MBIT), rel=0.1)
+            found = stream(link, 1.2)
+            # A busy host spends the credit later, but never more of it.
+            law = 5_000_000 * 8 + 20 * MBIT  # bits in the first second: the credit and the base rate
+            assert 0.8 * goodput(law) < found.goodput_bps(0.0, 1.0) < 1.02 * goodput(law)
+            assert found.goodput_bps(0.9, 1.15) < 1.1 * goodput(20 * MBIT)
 
 
 def test_more_credit_than_tc_can_hold_is_refused_with_what_can() -> None:
