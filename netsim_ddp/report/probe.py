@@ -24,7 +24,9 @@ def render_probe(probe: Probe, console: Console) -> None:
 
     line(_header(probe), "bold")
     table = _figures(probe, spread=True)
-    console.print(table if console.measure(table).maximum <= console.width else _figures(probe, spread=False))
+    free = console.options.update(max_width=10_000)  # what it wants, not what rich would squeeze it to
+    fits = console.measure(table, options=free).maximum <= console.width
+    console.print(table if fits else _figures(probe, spread=False))
     if probe.link.mechanism in ("tc", "host"):
         line(f"{probe.link.drops} drops, {probe.link.retransmits} retransmits")
     if probe.collectives:
