@@ -35,8 +35,8 @@ def writable(path: Path) -> Path:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """Notes and warnings as lines on stderr; a bar beside them while that is a terminal."""
+def progress(*, bar: bool = True) -> Iterator[Report]:
+    """Notes and warnings as lines on stderr; with ``bar`` a bar below them while that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -46,16 +46,16 @@ def progress() -> Iterator[Report]:
         prefix = "warning: " if event.kind == "warning" else ""
         console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
 
-    if not console.is_terminal:
+    if not (bar and console.is_terminal):
         yield lambda event: say(event) if event.kind != "progress" else None
         return
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
+        task = shown.add_task("starting", total=None)
 
         def show(event: Event) -> None:
             if event.kind == "progress":
-                bar.update(task, description=event.text, completed=event.done, total=event.total)
+                shown.update(task, description=event.text, completed=event.done, total=event.total)
             else:
                 say(event)
 

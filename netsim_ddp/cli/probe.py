@@ -50,7 +50,7 @@ def probe(
     from netsim_ddp.report.probe import render_probe
     from netsim_ddp.results.record import save, to_json
 
-    with progress() as report:
+    with progress(bar=False) as report:
         found = probe_link(scenario, command=["netsim", *sys.argv[1:]], report=report)
     if copy is not None:
         save(found, copy)
