@@ -11,14 +11,13 @@ from netsim_ddp import __version__
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.runner import Event, Report, environment
 from netsim_ddp.errors import LinkUnavailable, UsageError
-from netsim_ddp.link.base import Counters, Link, LinkSpec
+from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.launch import LaunchedRank, Outcome, launch
 from netsim_ddp.link.probe import prove
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.results.launch import Launch, LaunchRank
 from netsim_ddp.results.record import LinkRecord, Tool, now_utc
 from netsim_ddp.scenario import Scenario, available_cores
-from netsim_ddp.units import format_rate
 
 _ELSEWHERE = "use --link bucket"
 
@@ -43,11 +42,11 @@ def launch_program(
     """
     if shutil.which(program[0]) is None:
         raise UsageError(f"cannot run {program[0]!r}: no such program", hint="write its path, or check PATH")
-    spec = LinkSpec(scenario.workers, scenario.bandwidth_bps)
+    spec = scenario.link_spec()
     report(
         Event(
             "note",
-            f"{spec.workers} ranks, each in a network of its own behind {format_rate(spec.rate_bps)}: "
+            f"{spec.workers} ranks, each in a network of its own behind {spec.describe()}: "
             "no route to the internet, so data and models must be on this machine",
         )
     )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from netsim_ddp import __version__
-from netsim_ddp.bench.links import choose_link, link_record
+from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.runner import Event, Report, environment
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import Link
+from netsim_ddp.link.choose import choose
 from netsim_ddp.link.probe import measure
 from netsim_ddp.results.probe import Probe, host_limited, judge, slowest
 from netsim_ddp.results.record import Tool, now_utc
@@ -32,7 +33,7 @@ def probe_link(scenario: Scenario, *, command: Sequence[str], report: Report) ->
     def note(text: str) -> None:
         report(Event("note", text))
 
-    with choose_link(scenario, note) as link:
+    with choose(scenario.link_spec(), scenario.link, note) as link:
         found = Probe(
             tool=Tool(version=__version__),
             created_utc=now_utc(),

@@ -17,10 +17,11 @@ from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.bench.launcher import Launcher
-from netsim_ddp.bench.links import choose_link, link_record
+from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.settle import settle_repeat
 from netsim_ddp.errors import NetsimError, RankError
 from netsim_ddp.link.base import Counters, Link
+from netsim_ddp.link.choose import choose
 from netsim_ddp.link.probe import ProbeReport, check, prove
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import MethodSpec
@@ -82,7 +83,8 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            link = stack.enter_context(choose_link(self.scenario, self._note))
+            link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
+            stack.enter_context(link)
             measured = self._probe(link)
             cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self.result.cells = cells
@@ -140,7 +142,7 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=record.requested_bps,
+            bandwidth_bps=link.spec.rate_bps if link.mechanism != "none" else None,
             threads=self.scenario.threads,
             link=record,
         )
@@ -202,7 +204,7 @@ class _Run:
             raise RankError(
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
-        aggregate = link.shape.gso if isinstance(link, TcLink) else None
+        aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
@@ -235,7 +237,7 @@ class _Run:
                 "method": method.name,
                 "params": method.params,
                 "mechanism": link.mechanism,
-                "rate_bps": link.spec.rate_bps,
+                "link": link.spec.to_json(),
                 "repeat": repeat,
                 **asdict(endpoint),
             }

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
 
 _Text = str | None
@@ -18,10 +19,8 @@ def launch(
         list[str],
         typer.Argument(metavar="-- PROGRAM [ARG]...", help="What every rank runs.", show_default=False),
     ],
-    bandwidth: Annotated[
-        _Text,
-        typer.Option(metavar="RATE", help="Rate of every rank's link, each way: 100mbps, 1gbps. [1gbps]"),
-    ] = None,
+    bandwidth: link_flags.Bandwidth = None,
+    slow_rank: link_flags.SlowRank = None,
     workers: Annotated[
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
@@ -51,7 +50,7 @@ def launch(
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration
 
-    given = {"bandwidth": bandwidth, "workers": workers}
+    given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers}
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
     timeout_s = None if timeout is None else parse_duration(timeout, what="--timeout")
     if str(json) == "-":

@@ -8,26 +8,19 @@ from typing import Annotated
 
 import typer
 
+from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
 
 _Text = str | None
 
 
 def probe(
-    bandwidth: Annotated[
-        _Text,
-        typer.Option(metavar="RATE", help="Rate of every rank's link, each way: 100mbps, 1gbps. [1gbps]"),
-    ] = None,
+    bandwidth: link_flags.Bandwidth = None,
+    slow_rank: link_flags.SlowRank = None,
     workers: Annotated[
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
-    link: Annotated[
-        _Text,
-        typer.Option(
-            metavar="HOW",
-            help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
-        ),
-    ] = None,
+    link: link_flags.Mechanism = None,
     json: Annotated[
         _Text,
         typer.Option(metavar="PATH|-", help="Write the probe there too; - is stdout, and nothing else is."),
@@ -39,7 +32,7 @@ def probe(
     """
     from netsim_ddp.scenario import build_scenario
 
-    given = {"bandwidth": bandwidth, "workers": workers, "link": link}
+    given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers, "link": link}
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
     copy = None if json in (None, "-") else writable(Path(str(json)))
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget
-from netsim_ddp.link.base import SEGMENT_PAYLOAD, SEGMENT_WIRE, Endpoint, Link, LinkSpec, lifeline_pair
+from netsim_ddp.link.base import Endpoint, Link, lifeline_pair
 from netsim_ddp.link.peer import DEADLINE_S
+from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
 from netsim_ddp.units import format_rate
 
@@ -33,7 +34,8 @@ PINGS = 200
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """Goodput in bit/s: of one pair alone, and of the slowest when all ranks send at once."""
+    """Goodput in bit/s: of the slowest pair alone, and of the one that is held up most when all ranks send at
+    once, scaled to the slowest pair's rate."""
 
     alone_bps: float
     together_bps: float
@@ -57,11 +59,14 @@ def probe(link: Link) -> ProbeReport | None:
     """Measure ``link`` shortly; None with one rank, which has nobody to send to. Takes one to three seconds."""
     if link.spec.workers < 2:
         return None
-    seconds = min(1.0, max(0.4, 2_000_000 * 8 / link.spec.rate_bps))
+    seconds = min(1.0, max(0.4, 2_000_000 * 8 / link.spec.slowest_bps))
+    pairs = list(link.spec.ring())
     with Peers(link) as peers:
-        alone = peers.bulk([(0, 1)], seconds)
-        together = peers.bulk(ring(link.spec.workers), seconds)
-    return ProbeReport(alone[0], min(together))
+        alone = peers.bulk([link.spec.slowest_pair], seconds)
+        together = peers.bulk(pairs, seconds)
+    # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
+    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
+    return ProbeReport(alone[0], min(shares) * link.spec.ceiling_bps)
 
 
 def check(link: Link, report: ProbeReport) -> None:
@@ -77,7 +82,7 @@ def check(link: Link, report: ProbeReport) -> None:
     low = error < 0
     raise LinkOffTarget(
         f"the {link.description} link delivers {format_rate(report.alone_bps)}, {abs(error):.0%} "
-        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.rate_bps)}"
+        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.slowest_bps)}"
         " leaves after headers",
         hint="ask for a lower --bandwidth, or free this machine's cores" if low else "use --link bucket",
     )
@@ -115,20 +120,22 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
     Args:
         tell: hears what is being measured.
     """
-    workers, spec, shaped = link.spec.workers, link.spec, link.mechanism != "none"
-    first = (0, 1)
+    spec, shaped = link.spec, link.mechanism != "none"
+    first = spec.slowest_pair
     with Peers(link) as peers:
         tell("bulk, one pair alone")
         alone = _bulk(peers, [first], spec if shaped else None)
         tell("bulk, all ranks at once")
-        together = _bulk(peers, ring(workers), spec if shaped else None)
+        together = _bulk(peers, list(spec.ring()), spec if shaped else None)
         messages = []
         for size in MESSAGE_SIZES:
             tell(f"messages of {size // 1000} KB after idle")
             ideal = ideal_seconds(spec, first, size) if shaped else None
             count = message_count(ideal)
             times = peers.messages(first, size, count)
-            messages.append(Message(sender=0, receiver=1, size_bytes=size, ideal_s=ideal, samples_s=times))
+            messages.append(
+                Message(sender=first[0], receiver=first[1], size_bytes=size, ideal_s=ideal, samples_s=times)
+            )
         tell("round trip")
         trip = RoundTrip(asked_s=0.0 if shaped else None, samples_s=peers.pings(first, PINGS))
     return Measured(alone, together, messages, trip)
@@ -140,32 +147,17 @@ def _bulk(peers: Peers, pairs: Sequence[tuple[int, int]], spec: LinkSpec | None)
         Bulk(
             sender=sender,
             receiver=receiver,
-            ceiling_bps=ceiling(spec, (sender, receiver)) if spec else None,
+            ceiling_bps=goodput(spec.pair_bps(sender, receiver)) if spec else None,
             samples_bps=[run[number] for run in runs],
         )
         for number, (sender, receiver) in enumerate(pairs)
     ]
 
 
-def ring(workers: int) -> list[tuple[int, int]]:
-    """Every rank and its successor."""
-    return [(rank, (rank + 1) % workers) for rank in range(workers)]
-
-
-def line_rate(spec: LinkSpec, _pair: tuple[int, int]) -> int:
-    """Bits per second that the slower of the two sides carries, headers counted."""
-    return spec.rate_bps
-
-
-def ceiling(spec: LinkSpec, pair: tuple[int, int]) -> float:
-    """The TCP goodput that the line's rate leaves after headers."""
-    return line_rate(spec, pair) * SEGMENT_PAYLOAD / SEGMENT_WIRE
-
-
 def ideal_seconds(spec: LinkSpec, pair: tuple[int, int], size: int) -> float:
     """From the first byte's leaving to the last one's arrival, at the line's rate with every header counted."""
     segments = -(-size // SEGMENT_PAYLOAD)
-    return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / line_rate(spec, pair)
+    return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / spec.pair_bps(*pair)
 
 
 def message_count(ideal_s: float | None) -> int:
