@@ -9,7 +9,7 @@ from netsim_ddp.results.record import LinkRecord
 
 def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
     """What ``link`` was asked for and configured to."""
-    shaped = link.mechanism != "none"
+    shaped = link.mechanism in ("tc", "bucket")
     rate = link.spec.slowest_bps if shaped else None
     tc = link if isinstance(link, TcLink) else None
     return LinkRecord(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -19,6 +20,7 @@ from netsim_ddp.bench.task import Task
 from netsim_ddp.communication.cost import wire_bytes
 from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe import (
     BULK_RUNS,
     BULK_S,
@@ -54,6 +56,7 @@ class ProbeTask(Task):
         self.spec = None if self.job.mechanism in ("host", "none") else self.job.spec
         self.rate = GUESS_BPS if self.spec is None else float(self.job.spec.slowest_bps)
         found: dict[str, Any] = {}
+        self._count()
         if not self.job.params["sockets"]:
             first, ring = self.job.spec.slowest_pair, list(self.job.spec.ring())
             if real:
@@ -66,9 +69,15 @@ class ProbeTask(Task):
             found["messages"] = [self._messages(first, size, late).model_dump() for size in MESSAGE_SIZES]
         if self.job.params["collectives"]:
             found["collectives"] = [row.model_dump() for row in self._collectives()]
+        self._count()
         self.channel.result(found)
         self.say("leaving")
         self.channel.gather("done")
+
+    def _count(self) -> None:
+        """Hand over what this rank's interface has counted, on a real network; elsewhere the command reads it."""
+        real = self.job.mechanism == "host"
+        self.channel.gather("counted", asdict(interface_counters(self.job.interface)) if real else None)
 
     def _bulk(self, pairs: Sequence[Pair], runs: int, seconds: float) -> list[Bulk]:
         """Goodput of each pair, all at once, over the time between a receiver's first and last message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,10 +38,21 @@ def probe(
 
     Exits with 4 when a figure is off its target, and names it.
     """
+    from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
     given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers, "link": link}
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from rich.console import Console
@@ -52,7 +64,11 @@ def probe(
 
     with progress(bar=False) as report:
         found = probe_link(
-            scenario, collectives=collectives, command=["netsim", *sys.argv[1:]], report=report
+            scenario,
+            collectives=collectives,
+            command=["netsim", *sys.argv[1:]],
+            report=report,
+            hosts=hosts,
         )
     if copy is not None:
         save(found, copy)

@@ -2,7 +2,7 @@
 
 Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
 user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
-(the host's loopback, unshaped).
+(the host's loopback, unshaped). ``host`` is the real network of several hosts, taken as it is.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Process(ABC):
 class Link(ABC):
     """An emulated network of ``spec.workers`` ranks."""
 
-    mechanism: Literal["tc", "bucket", "none"]
+    mechanism: Literal["tc", "bucket", "none", "host"]
     description: str
     """One short word for the table: ``tc/tbf``, ``bucket``, ``none``."""
 
@@ -146,7 +146,7 @@ class _HostProcess(Process):
 class HostLink(Link):
     """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
 
-    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
+    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none", "host"]) -> None:
         super().__init__(spec)
         self.mechanism = mechanism
         self.description = mechanism
