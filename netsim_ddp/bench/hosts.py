@@ -153,6 +153,12 @@ class Hub(Launcher):
         return found
 
     @property
+    def pair(self) -> tuple[int, int]:
+        """The first rank and successor that are on different hosts, else the first two."""
+        ring = self.link.spec.ring()
+        return next((pair for pair in ring if self._hosts[pair[0]] != self._hosts[pair[1]]), (0, 1))
+
+    @property
     def crowded(self) -> int:
         """The most ranks that share one interface."""
         return max(self._hosts.count(host) for host in self._hosts)

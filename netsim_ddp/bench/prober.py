@@ -90,7 +90,8 @@ def _by_workers(
 
 
 def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:
-    params = {"sockets": bool(found.alone), "collectives": collectives}
+    pair = launcher.pair if isinstance(launcher, Hub) else link.spec.slowest_pair
+    params = {"sockets": bool(found.alone), "collectives": collectives, "pair": pair}
     jobs = jobs_for(link, scenario, "probe", params)
     counted: list[list[Counters]] = []
 

@@ -45,7 +45,8 @@ Pair = tuple[int, int]
 
 
 class ProbeTask(Task):
-    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``."""
+    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, and the ``pair`` that
+    sends alone."""
 
     def run(self) -> None:
         torch.set_num_threads(1)
@@ -58,7 +59,7 @@ class ProbeTask(Task):
         found: dict[str, Any] = {}
         self._count()
         if not self.job.params["sockets"]:
-            first, ring = self.job.spec.slowest_pair, list(self.job.spec.ring())
+            first, ring = tuple(self.job.params["pair"]), list(self.job.spec.ring())
             if real:
                 self.rate = max(1e5, min(row.median_bps for row in self._bulk([first], 1, 0.05)))
             found["alone"] = [row.model_dump() for row in self._bulk([first], BULK_RUNS, BULK_S)]
