@@ -57,6 +57,7 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
+    "bf16": {"overlap": _switch},
     "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,

@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
@@ -22,7 +23,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "topk": topk,
     **{
         method.name: method
-        for method in (DenseAllReduce, Float16AllReduce, PowerSGD, TopKAllGather, TopKDense)
+        for method in (BFloat16Exchange, DenseAllReduce, Float16AllReduce, PowerSGD, TopKAllGather, TopKDense)
     },
 }
 """Every method by its name on the command line."""

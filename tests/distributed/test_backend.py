@@ -22,6 +22,7 @@ STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "fp16": ("fp16", {}),
+    "bf16": ("bf16", {}),
     "topk": ("topk", {"ratio": 0.05, "collective": "split"}),
     "topk keep=off": ("topk", {"ratio": 0.05, "keep": False}),
     "allgather": ("topk-allgather", {"ratio": 0.05}),
@@ -114,6 +115,13 @@ def test_dense_methods_give_the_mean_of_the_gradients(trained: list[Any], case: 
         mean = np.mean([rank[case][step]["gradient"] for rank in trained], axis=0)
         tolerance = 1e-6 if case == "dense" else 1e-3
         np.testing.assert_allclose(trained[0][case][step]["average"], mean, rtol=tolerance, atol=tolerance)
+
+
+def test_bf16_rounds_twice_whatever_the_number_of_workers(trained: list[Any]) -> None:
+    for step in range(STEPS):
+        sent = [torch.from_numpy(rank["bf16"][step]["gradient"]).bfloat16().float() for rank in trained]
+        mean = (sum(sent) / len(sent)).bfloat16().float()
+        np.testing.assert_array_equal(trained[0]["bf16"][step]["average"], mean.numpy())
 
 
 SPARSE_WITH_FEEDBACK = [
