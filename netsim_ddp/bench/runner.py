@@ -94,6 +94,7 @@ class _Run:
                 Launcher(
                     link,
                     model=self.scenario.model,
+                    dataset=str(self.scenario.dataset),
                     threads=self.scenario.threads,
                     timeout_s=self.scenario.timeout_s,
                 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.communication.dense import DenseAllReduce
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
@@ -110,7 +110,7 @@ class TopKAllGather(SelectedEntries):
         self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
         mine = [self._messages[group.rank]] * group.world_size
         expected = self._mailbox.expected_nbytes(self.k)
-        self._gather = PeerExchange("gather", group, mine, self._messages, expected)
+        self._gather = peer_exchange("gather", group, mine, self._messages, expected)
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
         self._failure: NonFiniteGradient | None = None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Segment
@@ -91,10 +91,10 @@ class TopKSplitReduce(SelectedEntries):
         self._received = [self._up[mine].buffer() for _ in range(ranks)]
         self._answers = [self._down[rank].buffer() for rank in range(ranks)]
         typical = self._up[mine].expected_nbytes(math.ceil(self.k / ranks))
-        self._scatter = PeerExchange("scatter", group, self._requests, self._received, typical)
+        self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
         answer = [self._answers[mine]] * ranks
         expected = self._down[mine].expected_nbytes(self._owned)
-        self._gather = PeerExchange("gather", group, answer, self._answers, expected)
+        self._gather = peer_exchange("gather", group, answer, self._answers, expected)
 
     @property
     def average(self) -> Tensor:
