@@ -80,7 +80,7 @@ FLAGS = {
     "--model resnet51": "model 'resnet51' is not known (did you mean 'resnet50'? choose from simple_cnn,",
     "--model a/b.py:build": "model 'a/b.py:build' is not MODULE:ATTRIBUTE (did you mean 'a.b:build'? choose",
     "--dataset mnist": "dataset 'mnist' is not known (choose from digits, synthetic-cifar10, synthetic-imagenet)",
-    "--method topkk": "unknown method 'topkk' (did you mean 'topk'? known: dense, fp16, topk,",
+    "--method topkk": "unknown method 'topkk' (did you mean 'topk'? known: bf16, dense, fp16,",
     "--method topk,rate=1": "method 'topk' has no option 'rate' (did you mean 'ratio'? known:",
     "--method fp16,ratio=1": "method 'fp16' has no option 'ratio' (known: overlap)",
     "--method topk,ratio": "method 'topk,ratio': 'ratio' is not key=value (write topk,key=value)",
