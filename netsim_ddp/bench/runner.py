@@ -18,8 +18,9 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.settle import settle_repeat
-from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError, RankError
-from netsim_ddp.link.base import Counters, HostLink, Link, LinkSpec
+from netsim_ddp.errors import LinkOffTarget, NetsimError, RankError
+from netsim_ddp.link.base import Counters, Link
+from netsim_ddp.link.choose import choose
 from netsim_ddp.link.probe import ProbeReport, check, probe
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import MethodSpec
@@ -84,7 +85,10 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            link = stack.enter_context(self._choose_link())
+            spec = self.scenario.link_spec()
+            link = stack.enter_context(
+                choose(spec, self.scenario.link, lambda text: self.report(Event("note", text)))
+            )
             measured = self._probe(link)
             cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self.result.cells = cells
@@ -123,21 +127,6 @@ class _Run:
             self.result.warnings.append(text)
             self.report(Event("warning", text))
 
-    def _choose_link(self) -> Link:
-        """The link that was asked for; with ``auto`` tc where a real one can be made, else the bucket."""
-        spec = LinkSpec(self.scenario.workers, self.scenario.bandwidth_bps)
-        if self.scenario.link == "tc":
-            return TcLink(spec)
-        if self.scenario.link != "auto":
-            return HostLink(spec, self.scenario.link)
-        try:
-            with TcLink(LinkSpec(1, spec.rate_bps)):
-                self.report(Event("note", "link: tc, because namespaces and tbf work here"))
-                return TcLink(spec)
-        except LinkUnavailable as error:
-            self.report(Event("note", f"link: bucket, because {error.message}"))
-            return HostLink(spec, "bucket")
-
     def _probe(self, link: Link) -> ProbeReport | None:
         if link.mechanism != "tc":
             return None  # the bucket is probed by the workers' own group, before each repeat
@@ -162,8 +151,9 @@ class _Run:
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
         shaped = link.mechanism != "none"
-        rate = link.spec.rate_bps if shaped else None
-        ceiling = link.spec.ceiling_bps if shaped else None
+        spec = link.spec
+        rate = spec.slowest_bps if shaped else None
+        ceiling = spec.ceiling_bps if shaped else None
         record = LinkRecord(
             mechanism=link.mechanism,
             requested_bps=rate,
@@ -171,6 +161,8 @@ class _Run:
             measured_bps=measured.alone_bps if measured else None,
             ceiling_bps=ceiling,
             congestion=link.congestion if isinstance(link, TcLink) else None,
+            shape=spec.describe() if shaped else None,
+            credit_bytes=link.credit_bytes if isinstance(link, TcLink) else None,
         )
         params = dict(method.params)
         return Cell(
@@ -180,7 +172,7 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=rate,
+            bandwidth_bps=spec.rate_bps if shaped else None,
             threads=self.scenario.threads,
             link=record,
         )
@@ -242,7 +234,7 @@ class _Run:
             raise RankError(
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
-        aggregate = link.shape.gso if isinstance(link, TcLink) else None
+        aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
@@ -275,7 +267,7 @@ class _Run:
                 "method": method.name,
                 "params": method.params,
                 "mechanism": link.mechanism,
-                "rate_bps": link.spec.rate_bps,
+                "link": link.spec.to_json(),
                 "repeat": repeat,
                 **asdict(endpoint),
             }

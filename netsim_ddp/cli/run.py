@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from netsim_ddp.cli import link_flags
+
 if TYPE_CHECKING:
     from netsim_ddp.bench.runner import Event, Report
     from netsim_ddp.results.record import Result
@@ -22,10 +24,8 @@ _Text = str | None
 
 
 def run(
-    bandwidth: Annotated[
-        _Text,
-        typer.Option(metavar="RATE", help="Rate of every rank's link, each way: 100mbps, 1gbps. [1gbps]"),
-    ] = None,
+    bandwidth: link_flags.Bandwidth = None,
+    slow_rank: link_flags.SlowRank = None,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -71,13 +71,7 @@ def run(
     seed: Annotated[
         _Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")
     ] = None,
-    link: Annotated[
-        _Text,
-        typer.Option(
-            metavar="HOW",
-            help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
-        ),
-    ] = None,
+    link: link_flags.Mechanism = None,
     backend: Annotated[
         _Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
     ] = None,
@@ -113,6 +107,7 @@ def run(
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
     given = {
         "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
         "ratio": ratio,
         "methods": method,
         "workers": workers,

@@ -19,22 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-ETHERNET_MTU = 1500
-SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
-SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
-
-
-@dataclass(frozen=True)
-class LinkSpec:
-    """What each rank's interface shall do, in both directions: bits per second, counted with headers."""
-
-    workers: int
-    rate_bps: int
-
-    @property
-    def ceiling_bps(self) -> float:
-        """The TCP goodput that the rate leaves after headers: rate x 1448/1514 at MTU 1500."""
-        return self.rate_bps * SEGMENT_PAYLOAD / SEGMENT_WIRE
+from netsim_ddp.link.spec import LinkSpec
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the link really delivers, measured with plain TCP sockets before anything rests on it.
 
 :func:`probe` starts one small process per rank inside the link (``python -m netsim_ddp.link.probe FD``), has
-rank 0 send to rank 1 alone, then every rank to its successor at once, and reports the goodput that the receivers
+the slowest pair send alone, then every rank to its successor at once, and reports the goodput that the receivers
 saw. The first says whether the link is what was asked for, the second whether this host can carry all of its
 ranks' links at the same time.
 """
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget
 from netsim_ddp.link.base import Endpoint, Link, die_with_parent, lifeline_pair
+from netsim_ddp.link.spec import goodput
 from netsim_ddp.units import format_rate
 
 CHUNK_BYTES = 1 << 18
@@ -29,7 +30,8 @@ HOST_TOLERANCE = 0.10
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """Goodput in bit/s: of one pair alone, and of the slowest when all ranks send at once."""
+    """Goodput in bit/s: of the slowest pair alone, and of the one that is held up most when all ranks send at
+    once, scaled to the slowest pair's rate."""
 
     alone_bps: float
     together_bps: float
@@ -43,12 +45,14 @@ def probe(link: Link) -> ProbeReport | None:
     """Measure ``link``; None with one rank, which has nobody to send to. Takes one to five seconds."""
     if link.spec.workers < 2:
         return None
-    seconds = min(2.0, max(0.4, 2_000_000 * 8 / link.spec.rate_bps))
+    seconds = min(2.0, max(0.4, 2_000_000 * 8 / link.spec.slowest_bps))
     with _Peers(link) as peers:
-        alone = peers.send([(0, 1)], seconds)
-        ring = [(rank, (rank + 1) % link.spec.workers) for rank in range(link.spec.workers)]
+        alone = peers.send([link.spec.slowest_pair], seconds)
+        ring = list(link.spec.ring())
         together = peers.send(ring, seconds)
-    return ProbeReport(alone[0], min(together))
+    # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
+    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, ring, strict=True)]
+    return ProbeReport(alone[0], min(shares) * link.spec.ceiling_bps)
 
 
 def check(link: Link, report: ProbeReport) -> None:
@@ -64,7 +68,7 @@ def check(link: Link, report: ProbeReport) -> None:
     low = error < 0
     raise LinkOffTarget(
         f"the {link.description} link delivers {format_rate(report.alone_bps)}, {abs(error):.0%} "
-        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.rate_bps)}"
+        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.slowest_bps)}"
         " leaves after headers",
         hint="ask for a lower --bandwidth, or free this machine's cores" if low else "use --link bucket",
     )

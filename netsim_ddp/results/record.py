@@ -38,7 +38,11 @@ class Tool(_Record):
 
 
 class LinkRecord(_Record):
-    """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP."""
+    """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP.
+
+    The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
+    words what every rank has. ``credit_bytes`` is what an idle interface lets through at once.
+    """
 
     mechanism: Mechanism
     requested_bps: int | None
@@ -48,6 +52,8 @@ class LinkRecord(_Record):
     drops: int = 0
     retransmits: int = 0
     congestion: str | None = None
+    shape: str | None = None
+    credit_bytes: int | None = None
     host_limited: bool = False
 
 
