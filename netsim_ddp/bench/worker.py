@@ -36,8 +36,9 @@ from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.arrivals import ArrivalTable
-from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.base import Endpoint, die_with_parent
 from netsim_ddp.link.bucket import BucketSpec
+from netsim_ddp.link.environment import bound_to
 from netsim_ddp.link.helper import enter_namespace
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.workloads import Workload, build_workload
@@ -338,14 +339,7 @@ def _set_interfaces(job: Job) -> None:
     """Bind Gloo and NCCL to the link: unset, Gloo resolves the hostname and may end up on the loopback."""
     os.environ["GLOO_SOCKET_IFNAME"] = job.interface
     if job.mechanism == "tc":
-        os.environ |= {
-            "NCCL_SOCKET_IFNAME": f"={job.interface}",
-            "NCCL_NET": "Socket",
-            "NCCL_IB_DISABLE": "1",
-            "NCCL_P2P_DISABLE": "1",
-            "NCCL_SHM_DISABLE": "1",
-            "NCCL_HOSTID": f"netsim-{job.rank}",
-        }
+        os.environ |= bound_to(Endpoint(job.rank, job.address, job.interface))
 
 
 def _device_name(device: torch.device) -> str:

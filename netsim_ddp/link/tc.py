@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -109,12 +110,13 @@ class TcLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
                 "spawn",
-                fds=[null.fileno(), 2, 2, *fds],
+                fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
                 rank=rank,
                 env={**os.environ, **(env or {})},
@@ -192,11 +194,17 @@ class _Remote(Process):
 
     def poll(self) -> Exit | None:
         self._channel.drain()
-        return self._channel.exits.get(self._pid)
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
 
     def kill(self) -> None:
         if self.poll() is None:
-            self._channel.ask("kill", pid=self._pid, number=9)
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
 
 
 class _Channel:
@@ -205,6 +213,7 @@ class _Channel:
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
+        self.broken = False
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
@@ -232,6 +241,7 @@ class _Channel:
                 if self._receive(0) is None:
                     return
             except LinkUnavailable:
+                self.broken = True
                 return
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
@@ -240,6 +250,8 @@ class _Channel:
             data = self.control.recv(MESSAGE_BYTES)
         except (TimeoutError, BlockingIOError):
             return None
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise LinkUnavailable("the process that holds the link died", hint="run it again")
         message: dict[str, Any] = json.loads(data)

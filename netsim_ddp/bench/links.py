@@ -1,0 +1,23 @@
+"""What a result file says of a link."""
+
+from __future__ import annotations
+
+from netsim_ddp.link.base import Link
+from netsim_ddp.link.tc import TcLink
+from netsim_ddp.results.record import LinkRecord
+
+
+def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
+    """What ``link`` was asked for and configured to; the rates are those of its slowest side."""
+    shaped = link.mechanism != "none"
+    rate = link.spec.slowest_bps if shaped else None
+    return LinkRecord(
+        mechanism=link.mechanism,
+        requested_bps=rate,
+        configured_bps=rate,
+        measured_bps=measured_bps,
+        ceiling_bps=link.spec.ceiling_bps if shaped else None,
+        congestion=link.congestion if isinstance(link, TcLink) else None,
+        shape=link.spec.describe() if shaped else None,
+        credit_bytes=link.credit_bytes if isinstance(link, TcLink) else None,
+    )
