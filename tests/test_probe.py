@@ -43,7 +43,7 @@ def record(**changes: Any) -> Probe:
         "alone": [Bulk(sender=0, receiver=1, ceiling_bps=CEILING, samples_bps=[CEILING])],
         "together": [
             Bulk(sender=a, receiver=b, ceiling_bps=CEILING, samples_bps=[CEILING * 0.99])
-            for a, b in LinkSpec(4, 1).ring()
+            for a, b in LinkSpec(4, 10**9).ring()
         ],
         "messages": [
             Message(sender=0, receiver=1, size_bytes=size, ideal_s=ideal, samples_s=[ideal])
@@ -112,7 +112,7 @@ def test_the_table_fits_and_says_what_the_host_carries(width: int) -> None:
 
 def test_peers_measure_a_loopback() -> None:
     with HostLink(LinkSpec(3, 10**9), "none") as link, Peers(link) as peers:
-        rates = peers.bulk(list(LinkSpec(3, 1).ring()), 0.2)
+        rates = peers.bulk(list(link.spec.ring()), 0.2)
         times = peers.messages((2, 0), 1_000_000, 3)
         trips = peers.pings((0, 2), 5)
     assert len(rates) == 3

@@ -1,4 +1,4 @@
-"""What a result file says of a link."""
+"""What a file says of a link."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from netsim_ddp.results.record import LinkRecord
 
 
 def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
-    """What ``link`` was asked for and configured to; the rates are those of its slowest side."""
+    """What ``link`` was asked for and configured to."""
     shaped = link.mechanism != "none"
     rate = link.spec.slowest_bps if shaped else None
+    tc = link if isinstance(link, TcLink) else None
     return LinkRecord(
         mechanism=link.mechanism,
         requested_bps=rate,
         configured_bps=rate,
         measured_bps=measured_bps,
         ceiling_bps=link.spec.ceiling_bps if shaped else None,
-        congestion=link.congestion if isinstance(link, TcLink) else None,
+        congestion=tc.congestion if tc else None,
         shape=link.spec.describe() if shaped else None,
-        credit_bytes=link.credit_bytes if isinstance(link, TcLink) else None,
+        credit_bytes=tc.credit_bytes if tc else None,
     )

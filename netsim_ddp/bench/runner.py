@@ -83,8 +83,8 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            spec = self.scenario.link_spec()
-            link = stack.enter_context(choose(spec, self.scenario.link, self._note))
+            link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
+            stack.enter_context(link)
             measured = self._probe(link)
             cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self.result.cells = cells

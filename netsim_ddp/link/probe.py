@@ -60,12 +60,12 @@ def probe(link: Link) -> ProbeReport | None:
     if link.spec.workers < 2:
         return None
     seconds = min(1.0, max(0.4, 2_000_000 * 8 / link.spec.slowest_bps))
-    ring = list(link.spec.ring())
+    pairs = list(link.spec.ring())
     with Peers(link) as peers:
         alone = peers.bulk([link.spec.slowest_pair], seconds)
-        together = peers.bulk(ring, seconds)
+        together = peers.bulk(pairs, seconds)
     # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
-    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, ring, strict=True)]
+    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
     return ProbeReport(alone[0], min(shares) * link.spec.ceiling_bps)
 
 

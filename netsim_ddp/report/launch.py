@@ -26,8 +26,7 @@ def render_launch(launch: Launch, console: Console) -> None:
             format_rate(rank.rx_bps),
         )
     console.print(table)
-    asked = format_rate(launch.link.requested_bps or 0)
-    text = f"{format_duration(launch.wall_s)} on {launch.workers} links of {asked}"
+    text = f"{format_duration(launch.wall_s)} on {launch.workers} links of {launch.link.shape}"
     if launch.link.measured_bps is not None:
         text += f" (probed: {format_rate(launch.link.measured_bps)} goodput)"
     text += f", {launch.link.drops} drops, {launch.link.retransmits} retransmits"

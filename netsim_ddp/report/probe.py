@@ -40,7 +40,7 @@ def render_probe(probe: Probe, console: Console) -> None:
 
 def _header(probe: Probe) -> str:
     link = probe.link
-    asked = f"asked {format_rate(link.requested_bps)}" if link.requested_bps else "no rate asked"
+    asked = f"asked {link.shape}" if link.shape else "no rate asked"
     parts = [f"link {link.mechanism}: {asked}", f"{probe.workers} workers"]
     if link.congestion:
         parts.append(link.congestion)
