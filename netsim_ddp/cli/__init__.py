@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from netsim_ddp import __version__
+from netsim_ddp.cli import bench
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.run import run
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(doctor)
+app.add_typer(bench.app, name="bench")
 
 # typer carries click inside and does not export the base of its usage errors.
 _UsageMistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
