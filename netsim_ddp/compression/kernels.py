@@ -78,6 +78,12 @@ def _call_every_kernel() -> None:
     _numba_codec.warm()
 
 
+def release() -> None:
+    """Give back the scratch memory that calls keep for the next one, a few times k entries."""
+    if fused is not None:
+        fused.release()
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether ``tensor`` (any shape, dtype, device) holds neither NaN nor inf; one pass over it."""
     if _fused_takes(tensor) and tensor.numel():
