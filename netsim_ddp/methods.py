@@ -54,6 +54,10 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "feedback": _switch,
     "overlap": _switch,
 }
+_CODED: Mapping[str, Callable[[Any], Any]] = {
+    "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
+    "indices": _one_of("packed", "int32", "int64"),
+}
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
@@ -61,11 +65,11 @@ METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
-        "values": _one_of("fp32", "fp16"),
+        **_CODED,
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
+    "topk-allgather": {**_SPARSE, **_CODED},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""

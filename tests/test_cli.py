@@ -87,7 +87,7 @@ FLAGS = {
     "--method topk,ratio=5": "method 'topk,ratio=5': ratio '5' must be above 0 and at most 1 (for 5 percent",
     "--method topk,ratio=1,ratio=0.5": "method 'topk,ratio=1,ratio=0.5' gives 'ratio' twice (write topk,",
     "--method dense,overlap=so": "method 'dense,overlap=so': 'so' is not a switch (write on or off)",
-    "--method topk,values=int8": "method 'topk,values=int8': 'int8' is not known here (choose from fp32, fp16)",
+    "--method topk,values=int4": "method 'topk,values=int4': 'int4' is not known here (choose from fp32, fp16, bf16,",
     "--method topk --method topk": "method 'topk,ratio=0.01' is named twice (name it once)",
     "--bandwith 1gbps": "no such option: --bandwith (did you mean --backend or --bandwidth? netsim run --help",
     "--workers": "option '--workers' requires an argument (netsim",

@@ -71,10 +71,11 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    from netsim_ddp.compression import _numba_shares
+    from netsim_ddp.compression import _numba_codec, _numba_shares
 
     fused.call_every_kernel()
     _numba_shares.warm()
+    _numba_codec.warm()
 
 
 def all_finite(tensor: Tensor) -> bool:

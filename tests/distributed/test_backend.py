@@ -28,6 +28,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "allgather": ("topk-allgather", {"ratio": 0.05}),
     "allgather fp16": ("topk-allgather", {"ratio": 0.05, "values": "fp16"}),
     "topk fp16": ("topk", {"ratio": 0.05, "values": "fp16", "collective": "split"}),
+    "allgather int8": ("topk-allgather", {"ratio": 0.05, "values": "int8", "indices": "int64"}),
+    "topk int8": ("topk", {"ratio": 0.05, "values": "int8-stochastic", "collective": "split"}),
     "topk without feedback": ("topk", {"ratio": 0.05, "feedback": False}),
     "topk-dense": ("topk-dense", {"ratio": 0.05}),
     "powersgd": ("powersgd", {"rank": 2, "min_compression": 1.0}),
