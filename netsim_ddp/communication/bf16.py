@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
 
@@ -29,10 +29,10 @@ class BFloat16Exchange(Method):
         self._sum = torch.zeros(share, dtype=torch.float32, device=device)
         mine = self._rounded[group.rank]
         size = share * mine.element_size()
-        self._scatter = PeerExchange("scatter", group, _bytes(self._rounded), _bytes(self._received), size)
+        self._scatter = peer_exchange("scatter", group, _bytes(self._rounded), _bytes(self._received), size)
         # Everybody has received what this rank sent of the others' stretches: their means may replace it.
         answers = [mine.view(torch.uint8)] * ranks
-        self._gather = PeerExchange("gather", group, answers, _bytes(self._rounded), size)
+        self._gather = peer_exchange("gather", group, answers, _bytes(self._rounded), size)
 
     def segments(self) -> list[Segment]:
         return [

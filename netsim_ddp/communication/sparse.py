@@ -160,10 +160,30 @@ class TopKDense(SelectedEntries):
 
     name = "topk-dense"
 
+    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
+        super().__init__(flat, group, **options)
+        self._failure: NonFiniteGradient | None = None
+
     def segments(self) -> list[Segment]:
-        return [Local("compress", self._compress), *DenseAllReduce(self.flat, self.group).segments()]
+        return [
+            Local("compress", self._compress),
+            *DenseAllReduce(self.flat, self.group).segments(),
+            Local("decompress", self._check),
+        ]
 
     def _compress(self) -> None:
-        self._select()
-        approximation = self.flat.data.zero_()
-        approximation[self.indices.long()] = self.values
+        self._failure = None
+        approximation = self.flat.data
+        try:
+            self._select()
+        except NonFiniteGradient as error:
+            # The others wait in the all-reduce: its sum tells them, and who it was.
+            self._failure = error
+            approximation.zero_()[self.group.rank % approximation.numel()] = torch.nan
+            return
+        approximation.zero_()[self.indices.long()] = self.values
+
+    def _check(self) -> None:
+        refused = self.flat.data[: self.group.world_size].isnan().nonzero().flatten().tolist()
+        if refused:
+            self._refuse(refused[0], self._failure)
