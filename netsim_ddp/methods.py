@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import suggest
 from netsim_ddp.units import parse_ratio
+
+MAX_RANK = 1024  # of an approximation; far above where it pays
 
 
 def _switch(text: str) -> bool:
@@ -30,21 +33,43 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+def _count(text: str) -> int:
+    if not (str(text).isdecimal() and 1 <= int(text) <= MAX_RANK):
+        raise UsageError(f"{text!r} is not a whole number from 1 to {MAX_RANK}", hint="write for example 2")
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(str(text))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"{text!r} is not a number above 0", hint="write for example 2")
+    return value
+
+
 _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "ratio": parse_ratio,
     "feedback": _switch,
     "overlap": _switch,
 }
+_CODED: Mapping[str, Callable[[Any], Any]] = {
+    "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
+    "indices": _one_of("packed", "int32", "int64"),
+}
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
+    "bf16": {"overlap": _switch},
+    "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
-        "values": _one_of("fp32", "fp16"),
+        **_CODED,
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
+    "topk-allgather": {**_SPARSE, **_CODED},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""

@@ -38,13 +38,13 @@ class SelectedEntries(Method):
         *,
         ratio: float,
         values: str = "fp32",
+        indices: str = "packed",
         feedback: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
     ) -> None:
         super().__init__(flat, group)
         self.ratio = ratio
-        self.codec = Codec(values=values, indices="int32")
-        self._exact = values == "fp32"
+        self.codec = Codec(values, indices, seed=group.rank)
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         device = flat.data.device
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
@@ -53,6 +53,8 @@ class SelectedEntries(Method):
         self.k = int(self._counts.sum())
         self.values = torch.empty(self.k, dtype=torch.float32, device=device)
         self.indices = torch.empty(self.k, dtype=torch.int32, device=device)
+        self.received = None if self.codec.exact else torch.empty_like(self.values)
+        """The values as the others decode them, where those differ."""
 
     def _select(self) -> None:
         """Fill ``values`` and ``indices`` [k] from the buffer; the residual keeps the rest."""
@@ -64,8 +66,8 @@ class SelectedEntries(Method):
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
-        if not self._exact and self.residual is not None:
-            self.residual[self.indices.long()] = self.values - self.codec.round_trip(self.values)
+        if self.received is not None and self.residual is not None:
+            self.residual[self.indices.long()] = self.values - self.received
 
     def _refuse(self, failed: int, failure: NonFiniteGradient | None) -> NoReturn:
         """Every rank raises: the failed one what it found, the others after taking their entries back."""
@@ -95,7 +97,8 @@ class TopKAllGather(SelectedEntries):
 
     Args:
         ratio: kept fraction k/N.
-        values: ``fp32``, or ``fp16`` for half the value bytes; its rounding error stays in the residual.
+        values, indices: formats of :class:`~netsim_ddp.compression.codec.Codec`; what rounding takes from the
+            values stays in the residual.
         feedback: keep the residual; off only to show what happens.
         error_buffer: where the residual lives; a new buffer by default.
     """
@@ -132,7 +135,7 @@ class TopKAllGather(SelectedEntries):
             self._failure = error
             self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
-        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine)] * ranks
+        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
         self._keep_rounding_error()
 
     def _sum(self) -> None:
@@ -157,10 +160,30 @@ class TopKDense(SelectedEntries):
 
     name = "topk-dense"
 
+    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
+        super().__init__(flat, group, **options)
+        self._failure: NonFiniteGradient | None = None
+
     def segments(self) -> list[Segment]:
-        return [Local("compress", self._compress), *DenseAllReduce(self.flat, self.group).segments()]
+        return [
+            Local("compress", self._compress),
+            *DenseAllReduce(self.flat, self.group).segments(),
+            Local("decompress", self._check),
+        ]
 
     def _compress(self) -> None:
-        self._select()
-        approximation = self.flat.data.zero_()
-        approximation[self.indices.long()] = self.values
+        self._failure = None
+        approximation = self.flat.data
+        try:
+            self._select()
+        except NonFiniteGradient as error:
+            # The others wait in the all-reduce: its sum tells them, and who it was.
+            self._failure = error
+            approximation.zero_()[self.group.rank % approximation.numel()] = torch.nan
+            return
+        approximation.zero_()[self.indices.long()] = self.values
+
+    def _check(self) -> None:
+        refused = self.flat.data[: self.group.world_size].isnan().nonzero().flatten().tolist()
+        if refused:
+            self._refuse(refused[0], self._failure)

@@ -21,7 +21,6 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
@@ -32,7 +31,8 @@ class TopKSplitReduce(SelectedEntries):
 
     Args:
         ratio: kept fraction k/N.
-        values: how values are rounded on the wire; the rounding error stays in the residuals.
+        values, indices: formats of :class:`~netsim_ddp.compression.codec.Codec`; what rounding takes from the
+            values stays in the residuals.
         feedback: keep residuals; off only to show what happens.
         keep: owners keep all but the k/P largest sums of their share for later steps; off, they send every sum,
             which gives the all-gather's average for more traffic.
@@ -49,12 +49,19 @@ class TopKSplitReduce(SelectedEntries):
         *,
         ratio: float = 0.01,
         values: str = "fp32",
+        indices: str = "packed",
         feedback: bool = True,
         keep: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
     ) -> None:
         super().__init__(
-            flat, group, ratio=ratio, values=values, feedback=feedback, error_buffer=error_buffer
+            flat,
+            group,
+            ratio=ratio,
+            values=values,
+            indices=indices,
+            feedback=feedback,
+            error_buffer=error_buffer,
         )
         self.keep = keep
         ranks, device = group.world_size, flat.data.device
@@ -78,7 +85,7 @@ class TopKSplitReduce(SelectedEntries):
         return min(size, math.ceil(self.k * size / self.flat.numel))
 
     def _make_buffers(self, group: Group, ranks: int, device: torch.device) -> None:
-        codec, wire = Codec(values=self.codec.values, indices="int32"), group.wire_device(device)
+        codec, wire = self.codec, group.wire_device(device)
         sizes = [self.shares.size(rank) for rank in range(ranks)]
         self._up = [Mailbox(codec, min(self.k, size), max(size, 1), wire) for size in sizes]
         sent = [
@@ -122,14 +129,18 @@ class TopKSplitReduce(SelectedEntries):
         values, local = self._grouped
         bounds = self.shares.partition(self.values, self.indices, values, local)
         self._scatter.sizes = [
-            self._up[rank].write(
-                values[bounds[rank] : bounds[rank + 1]],
-                local[bounds[rank] : bounds[rank + 1]],
-                self._requests[rank],
-            )
-            for rank in ranks
+            self._send_to(rank, slice(bounds[rank], bounds[rank + 1]), values, local) for rank in ranks
         ]
-        self._keep_rounding_error()
+
+    def _send_to(self, owner: int, part: slice, values: Tensor, local: Tensor) -> int:
+        """Write ``owner`` its message; the residual keeps what rounding takes from the values in it."""
+        values, local = values[part], local[part]
+        received = None if self.received is None else self.received[part]
+        size = self._up[owner].write(values, local, self._requests[owner], received)
+        if received is not None and self.residual is not None:
+            written = torch.empty_like(local)
+            self.shares.write(owner, values - received, local, 1.0, self.residual, written)
+        return size
 
     def _sum(self) -> None:
         mine = self.group.rank
@@ -145,10 +156,12 @@ class TopKSplitReduce(SelectedEntries):
             add_at(self.sums, local.to(self.sums.device), values.to(self.sums.device))
             locals_.append(local)
         values, local = self._largest() if self.keep else self._all(locals_)
-        self._gather.sizes = [self._down[mine].write(values, local, self._answers[mine])] * len(messages)
+        received = None if self.codec.exact else torch.empty_like(values)
+        size = self._down[mine].write(values, local, self._answers[mine], received)
+        self._gather.sizes = [size] * len(messages)
         clear_at(self.sums, local)
-        if not self._exact:
-            self.sums[local.long()] = values - self.codec.round_trip(values)
+        if received is not None:
+            self.sums[local.long()] = values - received
         if self.buffer is None:
             self.sums.zero_()
 

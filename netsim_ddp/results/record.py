@@ -177,7 +177,12 @@ def to_json(result: Strict) -> str:
 
 
 def save(result: Strict, path: Path) -> None:
-    """Write ``result`` atomically: a reader sees the old file or the new one, never a half.
+    """Write ``result`` atomically; see :func:`write_whole`."""
+    write_whole(to_json(result), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write ``text`` atomically: a reader sees the old file or the new one, never a half.
 
     Raises:
         UsageError: the folder is missing or cannot be written.
@@ -186,7 +191,7 @@ def save(result: Strict, path: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(to_json(result))
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
