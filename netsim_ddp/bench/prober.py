@@ -49,7 +49,7 @@ def probe_link(
             found = _empty(scenario, hosts.link, command)
             note("probing: by the workers")
             _take(found, hosts, hosts.link, scenario, collectives)
-        return _judged(found)
+        return _judged(found, scenario)
     with choose(scenario.link_spec(), scenario.link, note) as link:
         found = _empty(scenario, link, command)
         sockets = link.mechanism != "bucket"
@@ -59,7 +59,7 @@ def probe_link(
         if collectives or not sockets:
             _by_workers(found, link, scenario.resolved(), collectives, note)
         _count(found, before, link.counters())
-    return _judged(found)
+    return _judged(found, scenario)
 
 
 def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
@@ -119,10 +119,14 @@ def _count(found: Probe, before: Sequence[Counters] | None, after: Sequence[Coun
         found.link.retransmits = sum(new.retransmits - old.retransmits for old, new in pairs)
 
 
-def _judged(found: Probe) -> Probe:
+def _judged(found: Probe, scenario: Scenario) -> Probe:
     """``found`` with what follows from its figures."""
     if (row := slowest(found.alone)) is not None:
         found.link.measured_bps = median(row.samples_bps)
     found.link.host_limited = host_limited(found)
-    found.off_target = judge(found)
+    spec = scenario.link_spec()
+    lossless = spec.loss == 0 and spec.queue_s is None
+    found.off_target = judge(found, lossless=lossless, jitter_s=spec.jitter_s)
+    if spec.varies and found.link.mechanism != "host":
+        found.warnings.append("the link changes over time: its figures have no targets")
     return found

@@ -24,11 +24,13 @@ from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe import (
     BULK_RUNS,
     BULK_S,
+    IDLE_DELAYS,
     IDLE_S,
     MESSAGE_SIZES,
     WARM_UP,
     ideal_seconds,
     message_count,
+    targets,
 )
 from netsim_ddp.link.spec import goodput
 from netsim_ddp.results.probe import Bulk, Collective, Message, RoundTrip
@@ -45,8 +47,8 @@ Pair = tuple[int, int]
 
 
 class ProbeTask(Task):
-    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, and the ``pair`` that
-    sends alone."""
+    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, and the ``pair``
+    that sends alone."""
 
     def run(self) -> None:
         torch.set_num_threads(1)
@@ -54,8 +56,10 @@ class ProbeTask(Task):
         cpu = torch.device("cpu")
         self.group, _ = join(self.channel, self.job, self.shared, cpu)
         real = self.job.mechanism == "host"
-        self.spec = None if self.job.mechanism in ("host", "none") else self.job.spec
-        self.rate = GUESS_BPS if self.spec is None else float(self.job.spec.slowest_bps)
+        now = self.job.spec.at_start
+        self.spec = targets(self.job.spec, self.job.mechanism)
+        self.rate = GUESS_BPS if self.job.mechanism in ("host", "none") else float(now.slowest_bps)
+        self.idle_s = max(IDLE_S, IDLE_DELAYS * now.delay_s)
         found: dict[str, Any] = {}
         self._count()
         if not self.job.params["sockets"]:
@@ -127,7 +131,7 @@ class ProbeTask(Task):
                 _wait(dist.irecv(back, pair[0]))
                 _wait(dist.isend(byte, pair[0]))
         samples: list[float] = self.channel.gather("pings done", times[WARM_UP:])[pair[0]]
-        return RoundTrip(asked_s=0.0 if self.spec else None, samples_s=samples)
+        return RoundTrip(asked_s=2 * self.spec.delay_s if self.spec else None, samples_s=samples)
 
     def _messages(self, pair: Pair, size: int, late: float | None) -> Message:
         """Messages after idle. Ranks of one host share a clock; between hosts an answer comes back, and ``late``
@@ -141,7 +145,7 @@ class ProbeTask(Task):
         self.channel.gather("messages")
         for _ in range(count):
             if me == pair[0]:
-                time.sleep(IDLE_S)
+                time.sleep(self.idle_s)
                 answer = dist.irecv(byte, pair[1])
                 begin = time.monotonic()
                 _wait(dist.isend(data, pair[1]))

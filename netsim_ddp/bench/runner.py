@@ -218,6 +218,7 @@ class _Run:
             if point == "built":
                 facts.extend(values)
                 self._check_bucket(link, cell, values)
+                link.begin()
             elif point == "counted":
                 counted.append(link.counters() if self._hosts is None else self._hosts.counters(values))
 

@@ -18,6 +18,16 @@ _Text = str | None
 def probe(
     bandwidth: link_flags.Bandwidth = None,
     slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
     workers: Annotated[
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
@@ -41,7 +51,22 @@ def probe(
     from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
-    given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers, "link": link}
+    given = {
+        "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
+        "workers": workers,
+        "link": link,
+    }
     place = place_of(os.environ)
     if place is not None:
         given["workers"] = given["workers"] or str(place.world_size)

@@ -27,5 +27,10 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
             note("link: tc, because namespaces and tbf work here")
             return TcLink(spec)
     except LinkUnavailable as error:
+        link = HostLink(spec, "bucket")
+        if beyond := link.beyond():
+            raise LinkUnavailable(
+                f"{error.message}, and the bucket link has no {beyond[0]}", hint=error.hint
+            ) from None
         note(f"link: bucket, because {error.message}")
-        return HostLink(spec, "bucket")
+        return link
