@@ -30,10 +30,22 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+def _count(text: str) -> int:
+    if not str(text).isdecimal():
+        raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
+    return int(text)
+
+
 _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "ratio": parse_ratio,
     "feedback": _switch,
     "overlap": _switch,
+    "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
+    "scope": _one_of("parameter", "bucket", "model"),
+    "dense_below": _count,
+    "dense_norms": _switch,
+    "warmup_steps": _count,
+    "adaptive": _switch,
 }
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
@@ -103,7 +115,31 @@ def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
             parsed[key] = options[key](value)
         except UsageError as error:
             raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
+    try:
+        check_together(parsed)
+    except UsageError as error:
+        raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
     return MethodSpec(name=name, params=parsed)
+
+
+def check_together(params: Mapping[str, Any]) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: with the two that do.
+    """
+    scope = params.get("scope", "parameter")
+    for option in ("dense_below", "dense_norms", "adaptive"):
+        if scope != "parameter" and params.get(option):
+            raise UsageError(
+                f"{option} is about single parameters, scope={scope} selects among all of them at once",
+                hint=f"leave {option} or scope out",
+            )
+    if scope == "model" and params.get("overlap"):
+        raise UsageError(
+            "scope=model selects when the last gradient is there, so it cannot overlap the backward pass",
+            hint="write scope=bucket, or overlap=off",
+        )
 
 
 def method_of(item: Any) -> MethodSpec:

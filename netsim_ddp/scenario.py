@@ -155,7 +155,7 @@ class Scenario(BaseModel):
             if "ratio" in METHODS[method.name]:
                 params.setdefault("ratio", self.ratio)
             if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
-                params.setdefault("overlap", True)
+                params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
             else:

@@ -1,8 +1,8 @@
 """Sparse methods: Top-K with error feedback, over a sparse all-gather or, to show why not, a dense all-reduce.
 
-Both select per parameter, k_i = max(1, ceil(ratio n_i)), from gradient + residual, and take the residual from the
-rank's *own* sparse approximation as the others receive it (Karimireddy et al. 2019, Algorithm 1; Stich et al. 2018,
-Algorithm 1). The starting document took it from the average over ranks; disagreement between ranks
+Both select from gradient + residual, by default the k_i = max(1, ceil(ratio n_i)) largest of each parameter, and take
+the residual from the rank's *own* sparse approximation as the others receive it (Karimireddy et al. 2019, Algorithm 1;
+Stich et al. 2018, Algorithm 1). The starting document took it from the average over ranks; disagreement between ranks
 then never clears. Split-reduce, which they share their selection with, is in
 :mod:`netsim_ddp.communication.split`.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,46 +20,56 @@ from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
+from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
-from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, select
+from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.shares import add_at, clear_at
-from netsim_ddp.compression.topk import entry_count
+from netsim_ddp.errors import UsageError
 
 
 class SelectedEntries(Method):
-    """Selection, rounding and feedback, which the sparse methods share."""
+    """Selection, rounding and feedback, which the sparse methods share.
+
+    Args:
+        values: ``fp32``, or ``fp16`` for half the value bytes; its rounding error stays in the residual.
+        feedback: keep the residual; off only to show what happens.
+        error_buffer: where the residual lives; a new buffer by default.
+        selection: what is sent, as :class:`~netsim_ddp.compression.budget.SelectionOptions` takes it.
+    """
 
     def __init__(
         self,
         flat: FlatGradients,
         group: Group,
         *,
-        ratio: float,
         values: str = "fp32",
         feedback: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
+        **selection: Any,
     ) -> None:
         super().__init__(flat, group)
-        self.ratio = ratio
+        options = SelectionOptions(**selection)
+        if options.scope == "model" and flat.is_part:
+            raise UsageError(
+                "scope=model needs the whole gradient, this method is built for one bucket of it",
+                hint="write scope=bucket, or overlap=off",
+            )
         self.codec = Codec(values=values, indices="int32")
         self._exact = values == "fp32"
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         device = flat.data.device
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
-        counts = [entry_count(int(size), ratio) for size in np.diff(flat.offsets)]
-        self._offsets, self._counts = torch.from_numpy(flat.offsets), torch.tensor(counts, dtype=torch.int64)
-        self.k = int(self._counts.sum())
-        self.values = torch.empty(self.k, dtype=torch.float32, device=device)
-        self.indices = torch.empty(self.k, dtype=torch.int32, device=device)
+        self.selection = Selection(list(flat.shapes.values()), options, device)
+        self.values = torch.empty(0, device=device)
+        """What this rank selected last, float32 [k], before rounding."""
+        self.indices = torch.empty(0, dtype=torch.int32, device=device)
+        """Its positions, int32 [k]."""
 
     def _select(self) -> None:
-        """Fill ``values`` and ``indices`` [k] from the buffer; the residual keeps the rest."""
-        out = (self._offsets, self._counts, self.values, self.indices)
-        if self.residual is None:
-            select(self.flat.data, *out)
-        else:
-            accumulate_select(self.flat.data, self.residual, *out)
+        """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
+        self.values, self.indices = self.selection.run(self.flat.data, self.residual)
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
@@ -71,6 +80,7 @@ class SelectedEntries(Method):
         """Every rank raises: the failed one what it found, the others after taking their entries back."""
         if failure is not None:
             raise failure
+        self.selection.take_back()
         if self.residual is not None:
             self.residual[self.indices.long()] = self.values
         raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
@@ -80,24 +90,23 @@ class SelectedEntries(Method):
         return 0 if self.residual is None else self.residual.numel() * self.residual.element_size()
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.buffer is None else {"error_buffer": self.buffer.state_dict()}
+        state: dict[str, Any] = {"selection": self.selection.state_dict()}
+        if self.buffer is not None:
+            state["error_buffer"] = self.buffer.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self.buffer is None:
-            super().load_state_dict(state)
-        else:
+        if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"])
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
+        self.selection.load_state_dict(state["selection"])
 
 
 class TopKAllGather(SelectedEntries):
     """``topk-allgather``: every rank sends its k entries to all, and sums what it receives in rank order.
 
     Args:
-        ratio: kept fraction k/N.
-        values: ``fp32``, or ``fp16`` for half the value bytes; its rounding error stays in the residual.
-        feedback: keep the residual; off only to show what happens.
-        error_buffer: where the residual lives; a new buffer by default.
+        options: as :class:`SelectedEntries` takes them.
     """
 
     name = "topk-allgather"
@@ -106,10 +115,10 @@ class TopKAllGather(SelectedEntries):
     def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
         super().__init__(flat, group, **options)
         device = group.wire_device(flat.data.device)
-        self._mailbox = Mailbox(self.codec, self.k, flat.numel, device)
+        self._mailbox = Mailbox(self.codec, self.selection.capacity, flat.numel, device)
         self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
         mine = [self._messages[group.rank]] * group.world_size
-        expected = self._mailbox.expected_nbytes(self.k)
+        expected = self._mailbox.expected_nbytes(self.selection.budget.final)
         self._gather = PeerExchange("gather", group, mine, self._messages, expected)
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
