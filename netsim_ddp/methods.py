@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +38,18 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(least: float, limit: float, example: str) -> Callable[[str], float]:
+    def check(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (number := float(text)) < limit:
+                return number
+        raise UsageError(
+            f"{text!r} is not a number from {least:g} to below {limit:g}", hint=f"write for example {example}"
+        )
+
+    return check
+
+
 _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "ratio": parse_ratio,
     "feedback": _switch,
@@ -46,17 +60,23 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "dense_norms": _switch,
     "warmup_steps": _count,
     "adaptive": _switch,
+    "nonfinite": _one_of("raise", "skip"),
+}
+_CORRECTED: Mapping[str, Callable[[Any], Any]] = {
+    "momentum": _number(0, 1, "0.9"),
+    "clip": _number(1e-9, math.inf, "1.0"),
 }
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
     "topk": {
         **_SPARSE,
+        **_CORRECTED,
         "values": _one_of("fp32", "fp16"),
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, "values": _one_of("fp32", "fp16")},
+    "topk-allgather": {**_SPARSE, **_CORRECTED, "values": _one_of("fp32", "fp16")},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
@@ -134,6 +154,12 @@ def check_together(params: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{option} is about single parameters, scope={scope} selects among all of them at once",
                 hint=f"leave {option} or scope out",
+            )
+    for option in ("momentum", "clip"):
+        if params.get(option) and not params.get("feedback", True):
+            raise UsageError(
+                f"{option} is accumulated in the residual, which feedback=off switches off",
+                hint=f"leave {option} or feedback out",
             )
     if scope == "model" and params.get("overlap"):
         raise UsageError(

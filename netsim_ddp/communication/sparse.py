@@ -9,12 +9,14 @@ then never clears. Split-reduce, which they share their selection with, is in
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from netsim_ddp.communication.agreement import Agreement
 from netsim_ddp.communication.dense import DenseAllReduce
 from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.flat import FlatGradients
@@ -24,9 +26,11 @@ from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.shares import add_at, clear_at
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import check_together
 
 
 class SelectedEntries(Method):
@@ -36,6 +40,10 @@ class SelectedEntries(Method):
         values: ``fp32``, or ``fp16`` for half the value bytes; its rounding error stays in the residual.
         feedback: keep the residual; off only to show what happens.
         error_buffer: where the residual lives; a new buffer by default.
+        momentum: of :class:`~netsim_ddp.compression.momentum.MomentumCorrection`; the optimizer must then have none.
+        clip: likewise, a limit on the gradient's norm.
+        nonfinite: what a NaN or inf in one rank's gradient does: ``raise`` on every rank, or ``skip``: no rank changes
+            anything, the average is 0 and ``skipped`` says so. Skipping takes one more round of one byte per peer.
         selection: what is sent, as :class:`~netsim_ddp.compression.budget.SelectionOptions` takes it.
     """
 
@@ -47,9 +55,13 @@ class SelectedEntries(Method):
         values: str = "fp32",
         feedback: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
+        momentum: float = 0.0,
+        clip: float | None = None,
+        nonfinite: str = "raise",
         **selection: Any,
     ) -> None:
         super().__init__(flat, group)
+        check_together({**selection, "feedback": feedback, "momentum": momentum, "clip": clip})
         options = SelectionOptions(**selection)
         if options.scope == "model" and flat.is_part:
             raise UsageError(
@@ -62,43 +74,93 @@ class SelectedEntries(Method):
         device = flat.data.device
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
         self.selection = Selection(list(flat.shapes.values()), options, device)
+        self.momentum = (
+            MomentumCorrection(flat.shapes, device, momentum, clip, group.world_size)
+            if momentum or clip is not None
+            else None
+        )
+        self._agreement = Agreement(group, device) if nonfinite == "skip" else None
         self.values = torch.empty(0, device=device)
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
         """Its positions, int32 [k]."""
 
+    def segments(self) -> list[Segment]:
+        if self._agreement is None:
+            first = [] if self.momentum is None else [Local("compress", self._correct)]
+            return [*first, *self._exchange()]
+        return [
+            Local("compress", self._examine),
+            self._agreement.exchange,
+            Local("compress", self._agree),
+            *self._exchange(),
+        ]
+
+    @abstractmethod
+    def _exchange(self) -> list[Segment]:
+        """Select and send, unless ``skipped``; the momentum is in the gradient by then."""
+
+    def _correct(self) -> None:
+        if self.momentum is not None:
+            self.momentum.correct(self.flat.data)
+
+    def _examine(self) -> None:
+        """Tell the others whether this rank's gradient can be used; nothing is accumulated before they answer."""
+        assert self._agreement is not None
+        self._correct()
+        try:
+            self.selection.check(self.flat.data, self.residual)
+        except NonFiniteGradient:
+            self._agreement.object(True)
+        else:
+            self._agreement.object(False)
+
+    def _agree(self) -> None:
+        assert self._agreement is not None
+        self.skipped = bool(self._agreement.objectors)
+
     def _select(self) -> None:
         """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
         self.values, self.indices = self.selection.run(self.flat.data, self.residual)
+        if self.momentum is not None:
+            self.momentum.keep(self.flat.data, self.indices)
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
         if not self._exact and self.residual is not None:
             self.residual[self.indices.long()] = self.values - self.codec.round_trip(self.values)
 
-    def _refuse(self, failed: int, failure: NonFiniteGradient | None) -> NoReturn:
-        """Every rank raises: the failed one what it found, the others after taking their entries back."""
+    def _refuse(self, failed: str, failure: NonFiniteGradient | None) -> NoReturn:
+        """Every rank raises: the failed one what it found, the others after taking their entries back, so that they
+        keep this step's gradient for later."""
         if failure is not None:
             raise failure
         self.selection.take_back()
         if self.residual is not None:
             self.residual[self.indices.long()] = self.values
-        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
+        if self.momentum is not None:
+            self.momentum.keep(self.flat.data, self.indices[:0])
+        raise NonFiniteGradient(f"{failed} found a gradient that is not finite", -1)
 
     @property
     def residual_bytes(self) -> int:
-        return 0 if self.residual is None else self.residual.numel() * self.residual.element_size()
+        velocity = 0 if self.momentum is None else self.momentum.nbytes
+        return velocity + (0 if self.buffer is None else self.buffer.nbytes)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"selection": self.selection.state_dict()}
         if self.buffer is not None:
             state["error_buffer"] = self.buffer.state_dict()
+        if self.momentum is not None:
+            state["velocity"] = self.momentum.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"])
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
+        if self.momentum is not None:
+            self.momentum.load_state_dict(state["velocity"])
         self.selection.load_state_dict(state["selection"])
 
 
@@ -128,12 +190,15 @@ class TopKAllGather(SelectedEntries):
     def average(self) -> Tensor:
         return self._average
 
-    def segments(self) -> list[Segment]:
+    def _exchange(self) -> list[Segment]:
         return [Local("compress", self._compress), self._gather, Local("decompress", self._sum)]
 
     def _compress(self) -> None:
         self._failure = None
         mine, ranks = self._messages[self.group.rank], self.group.world_size
+        if self.skipped:
+            self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
+            return
         try:
             self._select()
         except NonFiniteGradient as error:
@@ -145,13 +210,15 @@ class TopKAllGather(SelectedEntries):
         self._keep_rounding_error()
 
     def _sum(self) -> None:
-        refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
-        if refused:
-            self._refuse(refused[0], self._failure)
         total = self._average
         for positions in self._written:
             clear_at(total, positions)
         self._written = []
+        if self.skipped:
+            return
+        refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
+        if refused:
+            self._refuse(f"rank {refused[0]}", self._failure)
         # In rank order, so that every rank computes the same bits.
         for message in self._messages:
             values, indices = self._mailbox.read(message)
@@ -166,10 +233,30 @@ class TopKDense(SelectedEntries):
 
     name = "topk-dense"
 
-    def segments(self) -> list[Segment]:
-        return [Local("compress", self._compress), *DenseAllReduce(self.flat, self.group).segments()]
+    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
+        super().__init__(flat, group, **options)
+        self._failure: NonFiniteGradient | None = None
+
+    def _exchange(self) -> list[Segment]:
+        return [
+            Local("compress", self._compress),
+            *DenseAllReduce(self.flat, self.group).segments(),
+            Local("decompress", self._look_for_refusal),
+        ]
 
     def _compress(self) -> None:
-        self._select()
+        self._failure = None
+        if not self.skipped:
+            try:
+                self._select()
+            except NonFiniteGradient as error:
+                self._failure = error
         approximation = self.flat.data.zero_()
-        approximation[self.indices.long()] = self.values
+        if self._failure is not None:
+            approximation[0] = float("nan")  # which no sum of finite entries can be: the others see it
+        elif not self.skipped:
+            approximation[self.indices.long()] = self.values
+
+    def _look_for_refusal(self) -> None:
+        if bool(self.flat.data[0].isnan()):
+            self._refuse("another rank", self._failure)

@@ -97,7 +97,7 @@ class TopKSplitReduce(SelectedEntries):
     def average(self) -> Tensor:
         return self._average
 
-    def segments(self) -> list[Segment]:
+    def _exchange(self) -> list[Segment]:
         return [
             Local("compress", self._compress),
             self._scatter,
@@ -110,6 +110,9 @@ class TopKSplitReduce(SelectedEntries):
         self._failure = None
         self._owned = self._owned_count(self.group.rank, self.selection.budget.total)
         ranks = range(self.group.world_size)
+        if self.skipped:
+            self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
+            return
         try:
             self._select()
         except NonFiniteGradient as error:
@@ -131,11 +134,14 @@ class TopKSplitReduce(SelectedEntries):
 
     def _sum(self) -> None:
         mine = self.group.rank
+        if self.skipped:
+            self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
+            return
         messages = list(self._received)
         messages[mine] = self._requests[mine]
         refused = [rank for rank, message in enumerate(messages) if self._up[mine].refused(message)]
         if refused:
-            self._refuse(refused[0], self._failure)
+            self._refuse(f"rank {refused[0]}", self._failure)
         # In rank order, so that the sums do not depend on which message came first.
         locals_ = []
         for message in messages:
@@ -166,6 +172,8 @@ class TopKSplitReduce(SelectedEntries):
         for positions in self._written:
             clear_at(self._average, positions)
         self._written = []
+        if self.skipped:
+            return
         for owner, (mailbox, message) in enumerate(zip(self._down, self._answers, strict=True)):
             values, local = mailbox.read(message)
             values, local = values.to(self._average.device), local.to(self._average.device)

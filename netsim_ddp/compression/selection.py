@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netsim_ddp.compression import kernels
 from netsim_ddp.compression.budget import Budget, SelectionOptions
 from netsim_ddp.compression.selectors import BlockSelector, ExactSelector, RandomSelector, Selector
 from netsim_ddp.compression.thresholds import FittedSelector, SampledSelector
@@ -59,6 +60,17 @@ class Selection:
         values, indices = self._values[:count], self._indices[:count]
         self.budget.learn(values, indices)
         return values, indices
+
+    def check(self, flat: Tensor, residual: Tensor | None) -> None:
+        """Refuse what :meth:`run` would refuse, without running it.
+
+        Raises:
+            NonFiniteGradient: ``flat``, or its sum with the residual, holds a NaN or inf.
+        """
+        if residual is None:
+            kernels.check_finite(flat, self.budget.offsets)
+        else:
+            kernels.check_sum(flat, residual, self.budget.offsets)
 
     def take_back(self) -> None:
         """The last step counts for nothing: another rank could not take part."""
