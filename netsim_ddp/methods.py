@@ -14,6 +14,8 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.names import suggest
 from netsim_ddp.units import parse_ratio
 
+MAX_RANK = 1024  # of an approximation; far above where it pays
+
 
 def _switch(text: str) -> bool:
     words = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False}
@@ -33,6 +35,22 @@ def _one_of(*names: str) -> Callable[[str], str]:
 
 
 def _count(text: str) -> int:
+    if not (str(text).isdecimal() and 1 <= int(text) <= MAX_RANK):
+        raise UsageError(f"{text!r} is not a whole number from 1 to {MAX_RANK}", hint="write for example 2")
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(str(text))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"{text!r} is not a number above 0", hint="write for example 2")
+    return value
+
+
+def _whole(text: str) -> int:
     if not str(text).isdecimal():
         raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
     return int(text)
@@ -56,27 +74,33 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "overlap": _switch,
     "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
     "scope": _one_of("parameter", "bucket", "model"),
-    "dense_below": _count,
+    "dense_below": _whole,
     "dense_norms": _switch,
-    "warmup_steps": _count,
+    "warmup_steps": _whole,
     "adaptive": _switch,
     "nonfinite": _one_of("raise", "skip"),
 }
 _CORRECTED: Mapping[str, Callable[[Any], Any]] = {
     "momentum": _number(0, 1, "0.9"),
-    "clip": _number(1e-9, math.inf, "1.0"),
+    "clip": _factor,
+}
+_CODED: Mapping[str, Callable[[Any], Any]] = {
+    "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
+    "indices": _one_of("packed", "int32", "int64"),
 }
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
+    "bf16": {"overlap": _switch},
+    "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
         **_CORRECTED,
-        "values": _one_of("fp32", "fp16"),
+        **_CODED,
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, **_CORRECTED, "values": _one_of("fp32", "fp16")},
+    "topk-allgather": {**_SPARSE, **_CORRECTED, **_CODED},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""

@@ -1,4 +1,4 @@
-"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD [MODEL]``.
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD MODEL DATASET``.
 
 Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
 process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
@@ -23,17 +23,19 @@ REQUEST_BYTES = 1 << 20
 MAX_RANKS = 128
 
 
-def prepare(model: str) -> None:
+def prepare(model: str, dataset: str) -> None:
     """Import what every rank needs and compile the kernels, in one thread."""
     import torch
+    import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
     from netsim_ddp.bench import worker  # noqa: F401 - the ranks need it
     from netsim_ddp.compression import kernels
+    from netsim_ddp.workloads import data, models
 
     torch.set_num_threads(1)
     kernels.warm()
-    if model.startswith(("resnet", "torchvision:")):
-        import torchvision  # noqa: F401
+    models.preload(model)
+    data.preload(dataset)
     if threads() > 1:
         raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
 
@@ -137,12 +139,12 @@ def _kill(ranks: dict[int, int]) -> None:
     ranks.clear()
 
 
-def main(fd: int, model: str) -> NoReturn:
+def main(fd: int, model: str, dataset: str) -> NoReturn:
     die_with_parent()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
     try:
-        prepare(model)
+        prepare(model, dataset)
     except BaseException:  # noqa: BLE001 - the command prints it
         send(control, {"kind": "broken", "details": traceback.format_exc()})
         sys.exit(1)
@@ -152,4 +154,4 @@ def main(fd: int, model: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

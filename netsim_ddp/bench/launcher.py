@@ -68,8 +68,9 @@ Gathered = Callable[[str, list[Any]], None]
 class Launcher:
     """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes."""
 
-    def __init__(self, link: Link, *, model: str, threads: int, timeout_s: float) -> None:
-        self._link, self._model, self._threads, self._timeout_s = link, model, threads, timeout_s
+    def __init__(self, link: Link, *, model: str, dataset: str, threads: int, timeout_s: float) -> None:
+        self._link, self._threads, self._timeout_s = link, threads, timeout_s
+        self._workload = [model, dataset]
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
@@ -78,7 +79,7 @@ class Launcher:
         ours, theirs = lifeline_pair()
         with theirs:
             self._server = self._link.spawn(
-                [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", self._model],
+                [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", *self._workload],
                 env=_environment(self._threads),
                 fds=[theirs.fileno()],
                 share_namespaces=True,

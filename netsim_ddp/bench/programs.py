@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.phases import StepSample
-from netsim_ddp.bench.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.dense import all_reduce
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.hooks import TransferLog, timed_all_reduce_hook
+from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
+from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
 from netsim_ddp.workloads import Workload
 from netsim_ddp.workloads.emulated import EmulatedCompute
 

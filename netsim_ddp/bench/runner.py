@@ -17,18 +17,17 @@ from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.bench.launcher import Launcher
+from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.settle import settle_repeat
-from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError, RankError
-from netsim_ddp.link.base import Counters, HostLink, Link, LinkSpec
-from netsim_ddp.link.probe import ProbeReport, check, probe
+from netsim_ddp.errors import NetsimError, RankError
+from netsim_ddp.link.base import Counters, Link
+from netsim_ddp.link.choose import choose
+from netsim_ddp.link.probe import ProbeReport, check, prove
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
+from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
-from netsim_ddp.units import format_rate
-
-PROBES = 3  # a host that is busy for a moment is not the link
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            link = stack.enter_context(self._choose_link())
+            link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
+            stack.enter_context(link)
             measured = self._probe(link)
             cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self.result.cells = cells
@@ -94,6 +94,7 @@ class _Run:
                 Launcher(
                     link,
                     model=self.scenario.model,
+                    dataset=str(self.scenario.dataset),
                     threads=self.scenario.threads,
                     timeout_s=self.scenario.timeout_s,
                 )
@@ -122,55 +123,17 @@ class _Run:
             self.result.warnings.append(text)
             self.report(Event("warning", text))
 
-    def _choose_link(self) -> Link:
-        """The link that was asked for; with ``auto`` tc where a real one can be made, else the bucket."""
-        spec = LinkSpec(self.scenario.workers, self.scenario.bandwidth_bps)
-        if self.scenario.link == "tc":
-            return TcLink(spec)
-        if self.scenario.link != "auto":
-            return HostLink(spec, self.scenario.link)
-        try:
-            with TcLink(LinkSpec(1, spec.rate_bps)):
-                self.report(Event("note", "link: tc, because namespaces and tbf work here"))
-                return TcLink(spec)
-        except LinkUnavailable as error:
-            self.report(Event("note", f"link: bucket, because {error.message}"))
-            return HostLink(spec, "bucket")
+    def _note(self, text: str) -> None:
+        self.report(Event("note", text))
 
     def _probe(self, link: Link) -> ProbeReport | None:
         if link.mechanism != "tc":
             return None  # the bucket is probed by the workers' own group, before each repeat
-        self.report(Event("note", "probing the link"))
-        for attempt in range(PROBES):
-            measured = probe(link)
-            if measured is None:
-                return None
-            try:
-                check(link, measured)
-            except LinkOffTarget:
-                if attempt + 1 == PROBES:
-                    raise
-            else:
-                if measured.host_limited(link.spec.ceiling_bps):
-                    self.warn(
-                        f"all ranks sending at once get {format_rate(measured.together_bps)} of "
-                        f"{format_rate(link.spec.ceiling_bps)}: this host may be the limit, not the link"
-                    )
-                return measured
-        raise AssertionError("unreachable")
+        self._note("probing the link")
+        return prove(link, self.warn)
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
-        shaped = link.mechanism != "none"
-        rate = link.spec.rate_bps if shaped else None
-        ceiling = link.spec.ceiling_bps if shaped else None
-        record = LinkRecord(
-            mechanism=link.mechanism,
-            requested_bps=rate,
-            configured_bps=rate,
-            measured_bps=measured.alone_bps if measured else None,
-            ceiling_bps=ceiling,
-            congestion=link.congestion if isinstance(link, TcLink) else None,
-        )
+        record = link_record(link, measured.alone_bps if measured else None)
         params = dict(method.params)
         return Cell(
             id=method.id,
@@ -179,7 +142,7 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=rate,
+            bandwidth_bps=link.spec.rate_bps if link.mechanism != "none" else None,
             threads=self.scenario.threads,
             link=record,
         )
@@ -241,7 +204,7 @@ class _Run:
             raise RankError(
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
-        aggregate = link.shape.gso if isinstance(link, TcLink) else None
+        aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
@@ -274,7 +237,7 @@ class _Run:
                 "method": method.name,
                 "params": method.params,
                 "mechanism": link.mechanism,
-                "rate_bps": link.spec.rate_bps,
+                "link": link.spec.to_json(),
                 "repeat": repeat,
                 **asdict(endpoint),
             }

@@ -6,6 +6,7 @@ Runs in a process that :mod:`netsim_ddp.bench.forkserver` forked; torch is impor
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import resource
@@ -35,9 +36,11 @@ from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.arrivals import ArrivalTable
-from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.base import Endpoint, die_with_parent
 from netsim_ddp.link.bucket import BucketSpec
+from netsim_ddp.link.environment import bound_to
 from netsim_ddp.link.helper import enter_namespace
+from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
@@ -58,11 +61,15 @@ class Job:
     method: str
     params: dict[str, Any]
     mechanism: str
-    rate_bps: int
+    link: dict[str, Any]
     address: str
     interface: str
     namespace: int | None
     repeat: int
+
+    @functools.cached_property
+    def spec(self) -> LinkSpec:
+        return LinkSpec.from_json(self.link)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +136,7 @@ class _Rank:
         group, backend = self._join(workload, device)
         program = self._program(workload, group, gradients)
         job = self.job
-        ideal = cost.ideal_seconds(program.wires, self.job.rate_bps)
+        ideal = cost.ideal_seconds(program.wires, self.job.spec.slowest_bps)
         facts = {
             "ideal_s": ideal,
             "parameters": workload.parameters_count,
@@ -158,7 +165,7 @@ class _Rank:
     def _probe(self, group: Group) -> float:
         """Goodput in bit/s of this rank while each sends to its successor. A host that is busy for a moment is not
         the link, so ranks try again until all are on target, a few times."""
-        rate = self.job.rate_bps
+        rate = self.job.spec.slowest_bps
         size = min(max(int(rate / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
         sent, received = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
@@ -238,7 +245,7 @@ class _Rank:
             return Group(0, 1), "none"
         _set_interfaces(job)
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.rate_bps * 8
+        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.spec.slowest_bps * 8
         timeout = timedelta(seconds=min(seconds, 1e6))
         store = None
         if job.rank == 0:
@@ -248,12 +255,12 @@ class _Rank:
         store = store or TCPStore(host, port, job.world_size, False, timeout)
         if job.mechanism == "bucket":
             assert self.shared.arrivals is not None
-            shaped.register(BucketSpec.uniform(job.world_size, job.rate_bps), self.shared.arrivals)
+            shaped.register(BucketSpec.of(job.spec), self.shared.arrivals)
             backend = shaped.NAME
         dist.init_process_group(
             backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
         )
-        rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.rate_bps)
+        rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.spec.slowest_bps)
         return Group(job.rank, job.world_size, link_bps=rate), backend
 
     def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
@@ -332,14 +339,7 @@ def _set_interfaces(job: Job) -> None:
     """Bind Gloo and NCCL to the link: unset, Gloo resolves the hostname and may end up on the loopback."""
     os.environ["GLOO_SOCKET_IFNAME"] = job.interface
     if job.mechanism == "tc":
-        os.environ |= {
-            "NCCL_SOCKET_IFNAME": f"={job.interface}",
-            "NCCL_NET": "Socket",
-            "NCCL_IB_DISABLE": "1",
-            "NCCL_P2P_DISABLE": "1",
-            "NCCL_SHM_DISABLE": "1",
-            "NCCL_HOSTID": f"netsim-{job.rank}",
-        }
+        os.environ |= bound_to(Endpoint(job.rank, job.address, job.interface))
 
 
 def _device_name(device: torch.device) -> str:

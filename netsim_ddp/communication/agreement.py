@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.segments import Group
 
 
@@ -19,7 +19,7 @@ class Agreement:
         wire = group.wire_device(device)
         self._votes = [torch.zeros(1, dtype=torch.uint8, device=wire) for _ in range(group.world_size)]
         mine = [self._votes[group.rank]] * group.world_size
-        self.exchange = PeerExchange("agree", group, mine, self._votes, 1)
+        self.exchange = peer_exchange("agree", group, mine, self._votes, 1)
 
     def object(self, objects: bool) -> None:
         """This rank's vote."""

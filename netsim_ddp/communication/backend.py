@@ -8,9 +8,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
@@ -19,7 +21,10 @@ from netsim_ddp.errors import UsageError
 
 METHODS: dict[str, Callable[..., Method]] = {
     "topk": topk,
-    **{method.name: method for method in (DenseAllReduce, Float16AllReduce, TopKAllGather, TopKDense)},
+    **{
+        method.name: method
+        for method in (BFloat16Exchange, DenseAllReduce, Float16AllReduce, PowerSGD, TopKAllGather, TopKDense)
+    },
 }
 """Every method by its name on the command line."""
 

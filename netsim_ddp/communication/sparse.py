@@ -18,7 +18,7 @@ from torch import Tensor
 
 from netsim_ddp.communication.agreement import Agreement
 from netsim_ddp.communication.dense import DenseAllReduce
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
@@ -37,7 +37,8 @@ class SelectedEntries(Method):
     """Selection, rounding and feedback, which the sparse methods share.
 
     Args:
-        values: ``fp32``, or ``fp16`` for half the value bytes; its rounding error stays in the residual.
+        values, indices: formats of :class:`~netsim_ddp.compression.codec.Codec`; what rounding takes from the
+            values stays in the residual.
         feedback: keep the residual; off only to show what happens.
         error_buffer: where the residual lives; a new buffer by default.
         momentum: of :class:`~netsim_ddp.compression.momentum.MomentumCorrection`; the optimizer must then have none.
@@ -53,6 +54,7 @@ class SelectedEntries(Method):
         group: Group,
         *,
         values: str = "fp32",
+        indices: str = "packed",
         feedback: bool = True,
         error_buffer: ErrorFeedbackBuffer | None = None,
         momentum: float = 0.0,
@@ -68,8 +70,7 @@ class SelectedEntries(Method):
                 "scope=model needs the whole gradient, this method is built for one bucket of it",
                 hint="write scope=bucket, or overlap=off",
             )
-        self.codec = Codec(values=values, indices="int32")
-        self._exact = values == "fp32"
+        self.codec = Codec(values, indices, seed=group.rank)
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         device = flat.data.device
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
@@ -84,6 +85,9 @@ class SelectedEntries(Method):
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
         """Its positions, int32 [k]."""
+        self.received: Tensor | None = None
+        """The values as the others decode them, where those differ."""
+        self._room = None if self.codec.exact else torch.empty(self.selection.capacity, device=device)
 
     def segments(self) -> list[Segment]:
         if self._agreement is None:
@@ -122,15 +126,17 @@ class SelectedEntries(Method):
     def _select(self) -> None:
         """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
         self.values, self.indices = self.selection.run(self.flat.data, self.residual)
+        if self._room is not None:
+            self.received = self._room[: self.values.numel()]
         if self.momentum is not None:
             self.momentum.keep(self.flat.data, self.indices)
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
-        if not self._exact and self.residual is not None:
-            self.residual[self.indices.long()] = self.values - self.codec.round_trip(self.values)
+        if self.received is not None and self.residual is not None:
+            self.residual[self.indices.long()] = self.values - self.received
 
-    def _refuse(self, failed: str, failure: NonFiniteGradient | None) -> NoReturn:
+    def _refuse(self, failed: int, failure: NonFiniteGradient | None) -> NoReturn:
         """Every rank raises: the failed one what it found, the others after taking their entries back, so that they
         keep this step's gradient for later."""
         if failure is not None:
@@ -140,7 +146,7 @@ class SelectedEntries(Method):
             self.residual[self.indices.long()] = self.values
         if self.momentum is not None:
             self.momentum.keep(self.flat.data, self.indices[:0])
-        raise NonFiniteGradient(f"{failed} found a gradient that is not finite", -1)
+        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
 
     @property
     def residual_bytes(self) -> int:
@@ -181,7 +187,7 @@ class TopKAllGather(SelectedEntries):
         self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
         mine = [self._messages[group.rank]] * group.world_size
         expected = self._mailbox.expected_nbytes(self.selection.budget.final)
-        self._gather = PeerExchange("gather", group, mine, self._messages, expected)
+        self._gather = peer_exchange("gather", group, mine, self._messages, expected)
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
         self._failure: NonFiniteGradient | None = None
@@ -206,7 +212,7 @@ class TopKAllGather(SelectedEntries):
             self._failure = error
             self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
-        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine)] * ranks
+        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
         self._keep_rounding_error()
 
     def _sum(self) -> None:
@@ -218,7 +224,7 @@ class TopKAllGather(SelectedEntries):
             return
         refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
         if refused:
-            self._refuse(f"rank {refused[0]}", self._failure)
+            self._refuse(refused[0], self._failure)
         # In rank order, so that every rank computes the same bits.
         for message in self._messages:
             values, indices = self._mailbox.read(message)
@@ -241,22 +247,25 @@ class TopKDense(SelectedEntries):
         return [
             Local("compress", self._compress),
             *DenseAllReduce(self.flat, self.group).segments(),
-            Local("decompress", self._look_for_refusal),
+            Local("decompress", self._check),
         ]
 
     def _compress(self) -> None:
         self._failure = None
-        if not self.skipped:
-            try:
-                self._select()
-            except NonFiniteGradient as error:
-                self._failure = error
-        approximation = self.flat.data.zero_()
-        if self._failure is not None:
-            approximation[0] = float("nan")  # which no sum of finite entries can be: the others see it
-        elif not self.skipped:
-            approximation[self.indices.long()] = self.values
+        approximation = self.flat.data
+        if self.skipped:
+            approximation.zero_()
+            return
+        try:
+            self._select()
+        except NonFiniteGradient as error:
+            # The others wait in the all-reduce: its sum tells them, and who it was.
+            self._failure = error
+            approximation.zero_()[self.group.rank % approximation.numel()] = torch.nan
+            return
+        approximation.zero_()[self.indices.long()] = self.values
 
-    def _look_for_refusal(self) -> None:
-        if bool(self.flat.data[0].isnan()):
-            self._refuse("another rank", self._failure)
+    def _check(self) -> None:
+        refused = self.flat.data[: self.group.world_size].isnan().nonzero().flatten().tolist()
+        if refused:
+            self._refuse(refused[0], self._failure)

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.kernels import NonFiniteGradient, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
 
@@ -74,7 +73,7 @@ class TopKSplitReduce(SelectedEntries):
         return min(size, math.ceil(k * size / self.flat.numel))
 
     def _make_buffers(self, group: Group, ranks: int, device: torch.device) -> None:
-        codec, wire = Codec(values=self.codec.values, indices="int32"), group.wire_device(device)
+        codec, wire = self.codec, group.wire_device(device)
         sizes = [self.shares.size(rank) for rank in range(ranks)]
         room, most = self.selection.capacity, self.selection.budget.total
         self._up = [Mailbox(codec, min(room, size), max(size, 1), wire) for size in sizes]
@@ -88,10 +87,10 @@ class TopKSplitReduce(SelectedEntries):
         self._received = [self._up[mine].buffer() for _ in range(ranks)]
         self._answers = [self._down[rank].buffer() for rank in range(ranks)]
         typical = self._up[mine].expected_nbytes(math.ceil(final / ranks))
-        self._scatter = PeerExchange("scatter", group, self._requests, self._received, typical)
+        self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
         answer = [self._answers[mine]] * ranks
         expected = self._down[mine].expected_nbytes(self._owned_count(mine, final))
-        self._gather = PeerExchange("gather", group, answer, self._answers, expected)
+        self._gather = peer_exchange("gather", group, answer, self._answers, expected)
 
     @property
     def average(self) -> Tensor:
@@ -123,14 +122,18 @@ class TopKSplitReduce(SelectedEntries):
         values, local = self._grouped
         bounds = self.shares.partition(self.values, self.indices, values, local)
         self._scatter.sizes = [
-            self._up[rank].write(
-                values[bounds[rank] : bounds[rank + 1]],
-                local[bounds[rank] : bounds[rank + 1]],
-                self._requests[rank],
-            )
-            for rank in ranks
+            self._send_to(rank, slice(bounds[rank], bounds[rank + 1]), values, local) for rank in ranks
         ]
-        self._keep_rounding_error()
+
+    def _send_to(self, owner: int, part: slice, values: Tensor, local: Tensor) -> int:
+        """Write ``owner`` its message; the residual keeps what rounding takes from the values in it."""
+        values, local = values[part], local[part]
+        received = None if self.received is None else self.received[part]
+        size = self._up[owner].write(values, local, self._requests[owner], received)
+        if received is not None and self.residual is not None:
+            written = torch.empty_like(local)
+            self.shares.write(owner, values - received, local, 1.0, self.residual, written)
+        return size
 
     def _sum(self) -> None:
         mine = self.group.rank
@@ -141,7 +144,7 @@ class TopKSplitReduce(SelectedEntries):
         messages[mine] = self._requests[mine]
         refused = [rank for rank, message in enumerate(messages) if self._up[mine].refused(message)]
         if refused:
-            self._refuse(f"rank {refused[0]}", self._failure)
+            self._refuse(refused[0], self._failure)
         # In rank order, so that the sums do not depend on which message came first.
         locals_ = []
         for message in messages:
@@ -149,10 +152,12 @@ class TopKSplitReduce(SelectedEntries):
             add_at(self.sums, local.to(self.sums.device), values.to(self.sums.device))
             locals_.append(local)
         values, local = self._largest() if self.keep else self._all(locals_)
-        self._gather.sizes = [self._down[mine].write(values, local, self._answers[mine])] * len(messages)
+        received = None if self.codec.exact else torch.empty_like(values)
+        size = self._down[mine].write(values, local, self._answers[mine], received)
+        self._gather.sizes = [size] * len(messages)
         clear_at(self.sums, local)
-        if not self._exact:
-            self.sums[local.long()] = values - self.codec.round_trip(values)
+        if received is not None:
+            self.sums[local.long()] = values - received
         if self.buffer is None:
             self.sums.zero_()
 

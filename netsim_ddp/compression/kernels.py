@@ -72,11 +72,18 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    from netsim_ddp.compression import _numba_shares, _numba_thresholds
+    from netsim_ddp.compression import _numba_codec, _numba_shares, _numba_thresholds
 
     fused.call_every_kernel()
     _numba_shares.warm()
+    _numba_codec.warm()
     _numba_thresholds.warm()
+
+
+def release() -> None:
+    """Give back the scratch memory that calls keep for the next one, a few times k entries."""
+    if fused is not None:
+        fused.release()
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -19,22 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-ETHERNET_MTU = 1500
-SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
-SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
-
-
-@dataclass(frozen=True)
-class LinkSpec:
-    """What each rank's interface shall do, in both directions: bits per second, counted with headers."""
-
-    workers: int
-    rate_bps: int
-
-    @property
-    def ceiling_bps(self) -> float:
-        """The TCP goodput that the rate leaves after headers: rate x 1448/1514 at MTU 1500."""
-        return self.rate_bps * SEGMENT_PAYLOAD / SEGMENT_WIRE
+from netsim_ddp.link.spec import LinkSpec
 
 
 @dataclass(frozen=True)
@@ -84,6 +69,10 @@ class Process(ABC):
     def kill(self) -> None:
         """SIGKILL, to it alone; nothing happens when it has already ended."""
 
+    @abstractmethod
+    def signal(self, number: int) -> None:
+        """Signal it and the children in its process group; nothing happens when it has already ended."""
+
 
 class Link(ABC):
     """An emulated network of ``spec.workers`` ranks."""
@@ -119,6 +108,7 @@ class Link(ABC):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
 
@@ -127,6 +117,7 @@ class Link(ABC):
             fds: inherited as descriptors 3, 4, ... of the new process.
             share_namespaces: the process also inherits every rank's namespace, under the descriptor
                 numbers that ``endpoints[rank].namespace`` gives.
+            output: the descriptors that become its stdout and stderr.
         """
 
     def counters(self) -> list[Counters] | None:
@@ -146,6 +137,10 @@ class _HostProcess(Process):
 
     def kill(self) -> None:
         self._child.kill()
+
+    def signal(self, number: int) -> None:
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, number)
 
 
 class HostLink(Link):
@@ -179,6 +174,7 @@ class HostLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         del rank, share_namespaces  # all endpoints are the same place
         # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
@@ -188,7 +184,8 @@ class HostLink(Link):
             env={**os.environ, **(env or {})},
             pass_fds=tuple(fds),
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=output[0],
+            stderr=output[1],
             start_new_session=True,
         )
         self._children.append(child)

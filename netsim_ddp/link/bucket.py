@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-MSS = 1448  # TCP payload of a full segment at MTU 1500, with timestamps
-HEADER_BYTES = 66  # Ethernet 14, IP 20, TCP 20 + 12: what a qdisc counts per segment
+from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec
+
+MSS = SEGMENT_PAYLOAD
+HEADER_BYTES = SEGMENT_WIRE - SEGMENT_PAYLOAD  # Ethernet 14, IP 20, TCP 20 + 12
 PREAMBLE_BYTES = 48  # Gloo's, in front of every message
 MAX_SEGMENT_BYTES = 1 << 20  # Gloo's ring segment
 _MEMO_ENTRIES = 256
@@ -69,6 +71,13 @@ class BucketSpec:
     @property
     def workers(self) -> int:
         return len(self.up_bps)
+
+    @classmethod
+    def of(cls, link: LinkSpec) -> BucketSpec:
+        """Every rank's link as ``link`` describes it."""
+        ranks = range(link.workers)
+        up, down = tuple(map(link.up, ranks)), tuple(map(link.down, ranks))
+        return cls(up, down, (0.0,) * link.workers)
 
     @classmethod
     def uniform(

@@ -6,7 +6,7 @@
                                |    |    |
     rank namespaces:         eth0 eth0 eth0          tbf on eth0: what rank r sends, and its byte counter
 
-:func:`plan` is pure and says which commands make the link; :class:`TcLink` has its helper run them. No name
+:mod:`netsim_ddp.link.plan` says which commands make the link; :class:`TcLink` has its helper run them. No name
 appears on the host: the namespaces are anonymous and end with the helper. Without root the helper enters a user
 namespace first, where making interfaces is allowed.
 """
@@ -16,99 +16,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
-from netsim_ddp.link.base import SEGMENT_WIRE, Counters, Endpoint, Exit, Link, LinkSpec, Process
+from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
 from netsim_ddp.link.helper import MESSAGE_BYTES
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, plan
+from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
-SUBNET = "10.77"
 ANSWER_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of one token bucket filter. Bytes; the rate in bit/s counts Ethernet headers."""
-
-    rate_bps: int
-    burst: int
-    limit: int
-    gso: int
-
-
-def shape_for(rate_bps: int) -> Shape:
-    """Burst, queue and segment size for a rate.
-
-    Tokens that a bucket saves while the link is idle let a small message through for free, and a 64 KB
-    segment that is stored and forwarded whole delays it; too small a burst starves a fast link, because
-    the kernel refills it late. Half a millisecond of burst is the compromise: 62.5 KB at 1 Gbit/s.
-    The queue holds 200 ms so that no sender on a lossless link is dropped.
-    """
-    bytes_per_second = rate_bps / 8
-    burst = max(2 * SEGMENT_WIRE, round(bytes_per_second * 0.5e-3))
-    gso = min(65536, max(SEGMENT_WIRE, burst // 2))
-    return Shape(rate_bps, burst, max(2_000_000, round(bytes_per_second * 0.2)), gso)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the plan and the namespace it belongs in (None: the bridge's)."""
-
-    rank: int | None
-    argv: tuple[str, ...]
-
-
-def plan(spec: LinkSpec, shape: Shape, namespaces: Sequence[str], congestion: str | None) -> list[Step]:
-    """The ``ip`` and ``tc`` commands that make the link, in order.
-
-    Args:
-        namespaces: how ``ip link add ... netns`` names each rank's namespace.
-    """
-    tbf = f"root tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b".split()
-    segments = ("gso_max_size", str(shape.gso))
-    steps = [
-        Step(None, ("ip", "link", "set", "lo", "up")),
-        Step(None, ("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")),
-        Step(None, ("ip", "link", "set", "br0", "addrgenmode", "none", "up")),
-    ]
-
-    def ip(rank: int | None, *words: str) -> None:
-        steps.append(Step(rank, ("ip", *words)))
-
-    for rank, namespace in enumerate(namespaces):
-        outer = f"v{rank}"
-        peer = ("peer", "name", "eth0", "address", _mac(rank), "netns", namespace)
-        ip(None, "link", "add", outer, "type", "veth", *peer)
-        ip(None, "link", "set", outer, "master", "br0", *segments, "addrgenmode", "none", "up")
-        steps.append(Step(None, ("tc", "qdisc", "add", "dev", outer, *tbf)))
-        ip(rank, "link", "set", "lo", "up")
-        ip(rank, "address", "add", f"{_address(rank)}/16", "dev", "eth0")
-        ip(rank, "link", "set", "eth0", *segments, "addrgenmode", "none", "up")
-        # ARP would be counted as traffic of whichever step it happens to fall in.
-        for other in range(spec.workers):
-            if other != rank:
-                where = ("dev", "eth0", "lladdr", _mac(other), "nud", "permanent")
-                ip(rank, "neigh", "replace", _address(other), *where)
-        if congestion:
-            route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", _address(rank), "congctl", congestion)
-            ip(rank, "route", "replace", *route)
-        steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *tbf)))
-    return steps
-
-
-def _address(rank: int) -> str:
-    return f"{SUBNET}.0.{rank + 1}"
-
-
-def _mac(rank: int) -> str:
-    return f"02:00:00:00:00:{rank + 1:02x}"
 
 
 class TcLink(Link):
@@ -119,8 +42,9 @@ class TcLink(Link):
 
     def __init__(self, spec: LinkSpec, *, congestion: str | None = "cubic") -> None:
         super().__init__(spec)
-        self.shape = shape_for(spec.rate_bps)
+        self.shapes = Shapes.of(spec)
         self.congestion = congestion
+        self.credit_bytes = 0
         self._channel: _Channel | None = None
 
     def __enter__(self) -> Self:
@@ -141,9 +65,9 @@ class TcLink(Link):
 
     def _make(self) -> None:
         fds = self._ask("namespaces", count=self.spec.workers)["fds"]
-        self.endpoints = [Endpoint(rank, _address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
+        self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
-        for rank, steps in _batches(plan(self.spec, self.shape, names, self.congestion)):
+        for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion)):
             tool = steps[0].argv[0]
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
             done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
@@ -156,18 +80,21 @@ class TcLink(Link):
 
     def _check_configuration(self) -> None:
         """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
-        for rank in [None, *range(self.spec.workers)]:
-            for qdisc in self._qdiscs(rank):
-                if qdisc["kind"] != "tbf":
-                    continue
-                options = qdisc["options"]
-                rate, burst = int(options["rate"]) * 8, int(options["burst"])
-                if abs(rate - self.shape.rate_bps) > self.shape.rate_bps * 1e-3 or burst < SEGMENT_WIRE:
-                    raise LinkUnavailable(
-                        f"tc on {qdisc['dev']} was told {self.shape.rate_bps} bit/s, burst {self.shape.burst} B"
-                        f" and made it {rate} bit/s, {burst} B",
-                        hint="use --link bucket",
-                    )
+        for rank in range(self.spec.workers):
+            self._check_bucket(_only(self._qdiscs(rank), "eth0"), self.shapes.up[rank])
+        outer = self._qdiscs(None)
+        for rank in range(self.spec.workers):
+            self._check_bucket(_only(outer, f"v{rank}"), self.shapes.down[rank])
+
+    def _check_bucket(self, qdisc: dict[str, Any], asked: Shape) -> None:
+        rate, burst = int(qdisc["options"]["rate"]) * 8, int(qdisc["options"]["burst"])
+        if abs(rate - asked.rate_bps) > max(8, asked.rate_bps * 1e-3) or burst < SEGMENT_WIRE:
+            raise LinkUnavailable(
+                f"tc on {qdisc['dev']} was told {asked.rate_bps} bit/s, burst {asked.burst} B"
+                f" and made it {rate} bit/s, {burst} B",
+                hint="use --link bucket",
+            )
+        self.credit_bytes = max(self.credit_bytes, burst)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -183,12 +110,13 @@ class TcLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
                 "spawn",
-                fds=[null.fileno(), 2, 2, *fds],
+                fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
                 rank=rank,
                 env={**os.environ, **(env or {})},
@@ -266,11 +194,17 @@ class _Remote(Process):
 
     def poll(self) -> Exit | None:
         self._channel.drain()
-        return self._channel.exits.get(self._pid)
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
 
     def kill(self) -> None:
         if self.poll() is None:
-            self._channel.ask("kill", pid=self._pid, number=9)
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
 
 
 class _Channel:
@@ -279,6 +213,7 @@ class _Channel:
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
+        self.broken = False
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
@@ -306,6 +241,7 @@ class _Channel:
                 if self._receive(0) is None:
                     return
             except LinkUnavailable:
+                self.broken = True
                 return
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
@@ -314,6 +250,8 @@ class _Channel:
             data = self.control.recv(MESSAGE_BYTES)
         except (TimeoutError, BlockingIOError):
             return None
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise LinkUnavailable("the process that holds the link died", hint="run it again")
         message: dict[str, Any] = json.loads(data)

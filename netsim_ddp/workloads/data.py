@@ -79,6 +79,12 @@ def _raw_digits() -> Batch:
     return images, torch.from_numpy(digits.target.astype(np.int64))
 
 
+def preload(dataset: str) -> None:
+    """Read what does not depend on the rank, so that processes forked afterwards share it."""
+    if dataset == "digits":
+        _raw_digits()
+
+
 def _split_class(labels: Tensor, label: int, seed: int) -> Batch:
     """Indices of one class's (training, validation) images."""
     members = (labels == label).nonzero().flatten()

@@ -102,6 +102,13 @@ def get_model(
     return _user_model(name, num_classes, seed)
 
 
+def preload(model: str) -> None:
+    """Import what building ``model`` needs, so that processes forked afterwards need not. A user's own module is
+    not imported: what it does on import belongs in each rank."""
+    if model != "simple_cnn" and (model in MODELS or model.startswith(TORCHVISION_PREFIX)):
+        import torchvision  # noqa: F401 - two seconds
+
+
 def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
     from torchvision import models  # here: two seconds, and simple_cnn needs none of it
 

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,23 +45,14 @@ def interfaces() -> list[str]:
     return sorted(line.split(":")[0].strip() for line in lines)
 
 
-def namespaces() -> set[str]:
-    found = set()
+def namespaces() -> dict[int, str]:
+    """The network namespace of every process that still has one; one that is ending may have no more than that."""
+    found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
-                found.add(os.readlink(f"/proc/{entry}/ns/net"))
-            except OSError:
-                continue
+            with suppress(OSError):
+                found[int(entry)] = os.readlink(f"/proc/{entry}/ns/net")
     return found
-
-
-def settled(mark: str, seconds: float) -> dict[int, str]:
-    """What is still there when ``seconds`` are over, or nothing as soon as that is so."""
-    deadline = time.monotonic() + seconds
-    while (left := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
 
 
 @pytest.fixture(params=[pytest.param("tc", marks=pytest.mark.privileged), "bucket"])
@@ -79,7 +71,7 @@ class Running:
 
     def __init__(self, folder: Path, link: str) -> None:
         self.mark = uuid.uuid4().hex
-        self.before = namespaces(), interfaces()
+        self.interfaces = interfaces()
         words = ["--workers", "2", "--steps", "4", "--repeats", "500", "--method", "topk", "--link", link]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "netsim_ddp", "run", *words, "--json", "out.json"],
@@ -95,6 +87,9 @@ class Running:
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
             assert time.monotonic() < deadline, "the ranks did not start"
             time.sleep(0.05)
+        here = namespaces()
+        self.namespaces = {here[pid] for pid in marked(self.mark) if pid in here} - {here[os.getpid()]}
+        assert bool(self.namespaces) == (link == "tc")
 
     def ranks(self) -> list[int]:
         """The fork server, first, and its ranks."""
@@ -103,10 +98,16 @@ class Running:
     def helper(self) -> int:
         return next(pid for pid, line in marked(self.mark).items() if "link.helper" in line)
 
+    def left(self) -> tuple[dict[int, str], set[str], list[str]]:
+        """Processes, network namespaces and interfaces that the command made and that are still there."""
+        held = self.namespaces & set(namespaces().values())
+        return marked(self.mark), held, [name for name in interfaces() if name not in self.interfaces]
+
     def nothing_is_left(self) -> None:
-        assert settled(self.mark, LEFT_S) == {}
-        assert namespaces() <= self.before[0]
-        assert interfaces() == self.before[1]
+        deadline = time.monotonic() + LEFT_S
+        while (left := self.left()) != ({}, set(), []) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == ({}, set(), [])
 
 
 @pytest.fixture

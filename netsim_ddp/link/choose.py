@@ -1,0 +1,26 @@
+"""Which mechanism makes a link: the one that was asked for, or with ``auto`` the most real one that works here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.base import HostLink, Link
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.link.tc import TcLink
+
+
+def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
+    """The link for ``how`` (tc, bucket, none or auto), not entered yet; ``note`` hears why ``auto`` took it."""
+    if how == "tc":
+        return TcLink(spec)
+    if how in ("bucket", "none"):
+        return HostLink(spec, "bucket" if how == "bucket" else "none")
+    try:
+        with TcLink(replace(spec, workers=1)):
+            note("link: tc, because namespaces and tbf work here")
+            return TcLink(spec)
+    except LinkUnavailable as error:
+        note(f"link: bucket, because {error.message}")
+        return HostLink(spec, "bucket")
