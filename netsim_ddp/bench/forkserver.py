@@ -28,7 +28,7 @@ def prepare(model: str, dataset: str) -> None:
     import torch
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
-    from netsim_ddp.bench import worker  # noqa: F401 - the ranks need it
+    from netsim_ddp.bench import ranks  # noqa: F401 - forked processes need it
     from netsim_ddp.compression import kernels
     from netsim_ddp.workloads import data, models
 
@@ -86,7 +86,8 @@ def _fork(
     ranks: dict[int, int],
     recordings: list[int],
 ) -> None:
-    from netsim_ddp.bench import worker
+    from netsim_ddp.bench import ranks as lives
+    from netsim_ddp.bench.jobs import Job, Shared
     from netsim_ddp.bench.meeting import MeetingPoint
     from netsim_ddp.bench.recordings import anonymous_file
     from netsim_ddp.link.arrivals import ArrivalTable
@@ -94,7 +95,7 @@ def _fork(
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
     recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
-    shared = worker.Shared(meeting, ArrivalTable(len(jobs)) if bucket else None, recordings)
+    arrivals = ArrivalTable(len(jobs)) if bucket else None
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:
@@ -105,7 +106,8 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                worker.run(socket.socket(fileno=fds[number]), worker.Job(**job), shared)
+                shared = Shared(meeting, arrivals, recordings[number])
+                lives.run(socket.socket(fileno=fds[number]), Job(**job), shared)
             except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
                 traceback.print_exc()
                 os._exit(1)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.jobs import jobs_for
+from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.runner import Event, Report, environment
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.base import Link
+from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.choose import choose
 from netsim_ddp.link.probe import measure
 from netsim_ddp.results.probe import Probe, host_limited, judge, slowest
@@ -18,8 +20,11 @@ from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.scenario import Scenario
 
 
-def probe_link(scenario: Scenario, *, command: Sequence[str], report: Report) -> Probe:
+def probe_link(scenario: Scenario, *, collectives: bool, command: Sequence[str], report: Report) -> Probe:
     """Measure the link that ``scenario`` describes and answer everything that was found, misses included.
+
+    Args:
+        collectives: measure those too, by real workers.
 
     Raises:
         UsageError: a single worker.
@@ -42,21 +47,51 @@ def probe_link(scenario: Scenario, *, command: Sequence[str], report: Report) ->
             workers=scenario.workers,
             link=link_record(link, None),
         )
-        _by_sockets(found, link, note)
+        sockets = link.mechanism != "bucket"
+        before = link.counters()
+        if sockets:
+            _by_sockets(found, link, note)
+        if collectives or not sockets:
+            _by_workers(found, link, scenario.resolved(), collectives, note)
+        _count(found, before, link.counters())
     return _judged(found)
 
 
 def _by_sockets(found: Probe, link: Link, note: Callable[[str], None]) -> None:
-    before = link.counters()
     measured = measure(link, lambda what: note(f"probing: {what}"))
-    after = link.counters()
     found.alone, found.together = measured.alone, measured.together
     found.messages, found.round_trip = measured.messages, measured.round_trip
+
+
+def _by_workers(
+    found: Probe, link: Link, scenario: Scenario, collectives: bool, note: Callable[[str], None]
+) -> None:
+    """What ranks measure through their process group; plain sockets' figures, where there are some, stay."""
+    note("importing torch once for all workers")
+    with Launcher(link, threads=1, timeout_s=scenario.timeout_s) as launcher:
+        note(f"probing: {'collectives' if found.alone else 'by the workers'}")
+        _take(found, launcher, link, scenario, collectives)
+
+
+def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:
+    params = {"sockets": bool(found.alone), "collectives": collectives}
+    jobs = jobs_for(link, scenario, "probe", params)
+    record = launcher.run(jobs, lambda _point, _values: None)[0]
+    for name, value in Probe.model_validate({**found.model_dump(), **record}):
+        if name in record:
+            setattr(found, name, value)
+    found.warnings += [
+        f"{row.operation} of {row.size_bytes} bytes: {row.wrong} elements are wrong"
+        for row in found.collectives
+        if row.wrong
+    ]
+
+
+def _count(found: Probe, before: Sequence[Counters] | None, after: Sequence[Counters] | None) -> None:
     if before is not None and after is not None:
-        found.link.drops = sum(new.drops - old.drops for old, new in zip(before, after, strict=True))
-        found.link.retransmits = sum(
-            new.retransmits - old.retransmits for old, new in zip(before, after, strict=True)
-        )
+        pairs = list(zip(before, after, strict=True))
+        found.link.drops = sum(new.drops - old.drops for old, new in pairs)
+        found.link.retransmits = sum(new.retransmits - old.retransmits for old, new in pairs)
 
 
 def _judged(found: Probe) -> Probe:

@@ -11,11 +11,12 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.settle import settle_repeat
@@ -196,7 +197,8 @@ class _Run:
             elif point == "counted":
                 counted.append(link.counters())
 
-        records = launcher.run(self._jobs(link, method, repeat), gathered)
+        jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
+        records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
         self._tell_collective(cell, facts[0]["collective"])
         self.result.model_parameters = facts[0]["parameters"]
@@ -227,22 +229,6 @@ class _Run:
         if probed:
             cell.link.measured_bps = min(probed)
             check(link, ProbeReport(min(probed), min(probed)))
-
-    def _jobs(self, link: Link, method: MethodSpec, repeat: int) -> list[dict[str, Any]]:
-        scenario = self.scenario.model_dump(mode="json")
-        return [
-            {
-                "world_size": link.spec.workers,
-                "scenario": scenario,
-                "method": method.name,
-                "params": method.params,
-                "mechanism": link.mechanism,
-                "link": link.spec.to_json(),
-                "repeat": repeat,
-                **asdict(endpoint),
-            }
-            for endpoint in link.endpoints
-        ]
 
 
 def environment() -> dict[str, Any]:

@@ -21,6 +21,13 @@ def probe(
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
     link: link_flags.Mechanism = None,
+    collectives: Annotated[
+        bool,
+        typer.Option(
+            "--collectives",
+            help="Measure all_reduce, all_gather and the split exchange too, as nccl-tests does.",
+        ),
+    ] = False,
     json: Annotated[
         _Text,
         typer.Option(metavar="PATH|-", help="Write the probe there too; - is stdout, and nothing else is."),
@@ -44,7 +51,9 @@ def probe(
     from netsim_ddp.results.record import save, to_json
 
     with progress(bar=False) as report:
-        found = probe_link(scenario, command=["netsim", *sys.argv[1:]], report=report)
+        found = probe_link(
+            scenario, collectives=collectives, command=["netsim", *sys.argv[1:]], report=report
+        )
     if copy is not None:
         save(found, copy)
     if json == "-":

@@ -28,6 +28,7 @@ from typing import Any, Self
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
 from netsim_ddp.link.helper import MESSAGE_BYTES
+from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.plan import Shape, Shapes, Step, address, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
@@ -137,7 +138,7 @@ class TcLink(Link):
             tx_bytes=int(inner["bytes"]),
             rx_bytes=int(outer["bytes"]),
             drops=int(inner["drops"]) + int(outer["drops"]),
-            retransmits=_tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
+            retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
         )
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
@@ -158,11 +159,6 @@ class TcLink(Link):
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
     return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device)
-
-
-def _tcp_retransmits(snmp: str) -> int:
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("RetransSegs")])
 
 
 def _first_line(text: str) -> str:
