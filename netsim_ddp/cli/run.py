@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netsim_ddp.cli import link_flags
+from netsim_ddp.cli.output import progress, writable
 
 if TYPE_CHECKING:
-    from netsim_ddp.bench.runner import Event, Report
     from netsim_ddp.results.record import Result
 
 SAVED = Path(".netsim")
@@ -150,13 +148,24 @@ def run(
         "timeout": timeout,
         "time_budget": time_budget,
     }
+    from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
     if show_commands:
         link_flags.show_commands(scenario.link_spec(), scenario.link)
         return
-    copy = None if json in (None, "-") else _writable(Path(str(json)))
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
+    copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from rich.console import Console
 
@@ -174,8 +183,10 @@ def run(
                 save(result, path)
 
     try:
-        with _progress() as report:
-            result = runner.run(scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+        with progress() as report:
+            result = runner.run(
+                scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep, hosts=hosts
+            )
     except BaseException:
         if last and runner.measured(last[0]):
             where = " and ".join(str(path) for path in (kept, copy) if path is not None)
@@ -195,28 +206,6 @@ def run(
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
-
-
-def _writable(path: Path) -> Path:
-    """Fail before the measuring, not after it. Results replace the file whole, so it is the folder that counts."""
-    import tempfile
-
-    from netsim_ddp.errors import UsageError
-
-    hint = "name a file in a folder you can write to"
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it points
-    if os.path.isdir(target):
-        raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UsageError(f"cannot write {path}: it is not a file", hint="write --json - for stdout")
-    if not os.path.isdir(target.parent):
-        raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            return target
-    except OSError:
-        reason = f"no file can be made in {path.parent}"
-        raise UsageError(f"cannot write {path}: {reason}", hint=hint) from None
 
 
 def _new_file() -> Path | None:
@@ -242,31 +231,3 @@ def _point_last(path: Path) -> None:
     temporary = SAVED / f".last-{os.getpid()}"
     temporary.symlink_to(path.name)
     temporary.replace(link)
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """Notes and warnings as lines on stderr; a bar beside them while that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def say(event: Event) -> None:
-        prefix = "warning: " if event.kind == "warning" else ""
-        console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
-
-    if not console.is_terminal:
-        yield lambda event: say(event) if event.kind != "progress" else None
-        return
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(event: Event) -> None:
-            if event.kind == "progress":
-                bar.update(task, description=event.text, completed=event.done, total=event.total)
-            else:
-                say(event)
-
-        yield show

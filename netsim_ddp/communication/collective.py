@@ -49,9 +49,8 @@ def topk(flat: FlatGradients, group: Group, *, collective: str = "auto", **optio
     if collective not in COLLECTIVES:
         raise ValueError(f"collective {collective!r} is not one of {', '.join(COLLECTIVES)}")
     if collective == "auto":
-        payload = Codec(values=options.get("values", "fp32")).nbytes(
-            entry_count(flat.numel, options.get("ratio", 0.01))
-        )
+        codec = Codec(**{key: options[key] for key in ("values", "indices") if key in options})
+        payload = codec.expected(entry_count(flat.numel, options.get("ratio", 0.01)), flat.numel)
         chosen = choose_collective(group.world_size, payload, group.link_bps, group.round_s)
         collective = "split" if "keep" in options else chosen
     if collective == "split":

@@ -24,19 +24,19 @@ class Mailbox:
     @property
     def nbytes(self) -> int:
         """Room for the largest message."""
-        return HEADER.size + self.codec.nbytes(self.capacity)
+        return HEADER.size + self.codec.capacity(self.capacity, self.numel)
 
     def expected_nbytes(self, k: int) -> int:
-        """What a message of ``k`` entries takes."""
-        return HEADER.size + self.codec.nbytes(k)
+        """About what a message of ``k`` entries takes."""
+        return HEADER.size + self.codec.expected(k, self.numel)
 
     def buffer(self) -> Tensor:
         return torch.zeros(self.nbytes, dtype=torch.uint8, device=self.device)
 
-    def write(self, values: Tensor, indices: Tensor, out: Tensor) -> int:
-        """Put the entries into ``out``; answers the message's bytes."""
-        size = self.codec.nbytes(values.numel())
-        self.codec.encode(values, indices, out=out[HEADER.size : HEADER.size + size])
+    def write(self, values: Tensor, indices: Tensor, out: Tensor, received: Tensor | None = None) -> int:
+        """Put the entries into ``out``; answers the message's bytes. ``received`` becomes the values that
+        :meth:`read` will answer."""
+        size = self.codec.encode(values, indices, out[HEADER.size :], received).numel()
         _put(out, OK, values.numel(), size)
         return HEADER.size + size
 
@@ -54,10 +54,11 @@ class Mailbox:
         Raises:
             CodecError: the message is damaged.
         """
-        status, count, size, _ = _header(message)
-        if status != OK or count > self.capacity or HEADER.size + size > message.numel():
+        status, count, size, zero = _header(message)
+        if status != OK or zero or count > self.capacity or HEADER.size + size > message.numel():
             raise CodecError(f"a message that starts with {_header(message)} is damaged")
-        return self.codec.decode(message[HEADER.size : HEADER.size + size], count, self.numel)
+        values, indices = self.codec.decode(message[HEADER.size : HEADER.size + size], count, self.numel)
+        return values, indices.to(torch.int32)
 
 
 def _put(out: Tensor, status: int, count: int, size: int) -> None:

@@ -38,9 +38,9 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._arrays = _four(0)
 
-    def lists(self, length: int) -> _Four:
-        """``where``, ``found`` and a spare of each, at least ``length`` long."""
-        if self._arrays[0].shape[0] < length:
+    def lists(self, length: int, keep: bool = True) -> _Four:
+        """``where``, ``found`` and a spare of each, at least ``length`` long; without ``keep`` made anew."""
+        if self._arrays[0].shape[0] < length or not keep:
             self._arrays = _four(length)
         return self._arrays
 
@@ -57,7 +57,7 @@ def _helpers(threads: int) -> ThreadPoolExecutor:
     return _pool[2]
 
 
-def _together(threads: int, jobs: list[Callable[[], None]]) -> None:
+def together(threads: int, jobs: list[Callable[[], None]]) -> None:
     """Run the jobs, the first here and the others in the pool; return when all are done."""
     waiting = [_helpers(threads).submit(job) for job in jobs[1:]]
     try:
@@ -155,7 +155,7 @@ class _Shared:
 
     def run(self) -> int:
         stretches = list(zip(self.cuts, self.cuts[1:], strict=False))
-        _together(self.threads, [functools.partial(self._stretch, *stretch) for stretch in stretches])
+        together(self.threads, [functools.partial(self._stretch, *stretch) for stretch in stretches])
         for s, pieces in self.pieces.items():
             self._decide(s, pieces)
         return min(self.bad, default=-1)
@@ -218,7 +218,7 @@ class _Shared:
                 arguments = found[part], where[part], kth, last, values[out], indices[out]
                 jobs.append(functools.partial(kernel.emit, *arguments))
                 at += sent
-            _together(self.threads, jobs)
+            together(self.threads, jobs)
         else:
             start, stop = int(problem.offsets[s]), int(problem.offsets[s + 1])
             kernel.select_whole(problem.flat, problem.add, start, stop, k, values, indices)
@@ -227,6 +227,16 @@ class _Shared:
 
 
 _scratch_for_pieces = _Scratch()  # the thread that decides also collects, with the other scratch
+
+
+def release() -> None:
+    """Give back what calls of this thread keep for the next one, helper threads included."""
+    global _pool
+    if _pool is not None and _pool[0] == os.getpid():
+        _pool[2].shutdown()
+        _pool = None
+    for scratch in (_scratch, _scratch_for_pieces):
+        scratch.lists(0, keep=False)
 
 
 def _cuts(offsets: I64, ks: I64, threads: int) -> list[int]:
@@ -256,7 +266,7 @@ def first_bad_segment(grad: F32, residual: F32, offsets: I64, threads: int) -> i
     def look(t: int) -> None:
         harmless[t] = bool(kernel.is_harmless(grad[cuts[t] : cuts[t + 1]]))
 
-    _together(threads, [functools.partial(look, t) for t in range(threads)])
+    together(threads, [functools.partial(look, t) for t in range(threads)])
     return -1 if all(harmless) else int(kernel.first_bad_segment(grad, residual, offsets))
 
 

@@ -1,18 +1,20 @@
 """Entries as bytes: what a worker puts on the wire for k (index, value) pairs.
 
-A message of k entries is the index section followed by the value section, both little endian and without
-a header: k and the formats are agreed beforehand, so a message has exactly ``nbytes(k)`` bytes. Coding goes
-through views, never through a Python loop.
+A message is the index section (:mod:`~netsim_ddp.compression.packing`, or plain integers) followed by the value section
+(:mod:`~netsim_ddp.compression.rounding`), both little endian and without a header: k and the formats are agreed
+beforehand. Packed indices make its length depend on them.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from netsim_ddp.compression import packing
+from netsim_ddp.compression.kernels import all_finite
+from netsim_ddp.compression.rounding import Cast, Levels, ValueFormat, from_bytes, to_bytes
 from netsim_ddp.errors import UsageError
 
 
@@ -20,138 +22,153 @@ class CodecError(ValueError):
     """A message that no worker of this run can have sent: damaged, truncated, or of another format."""
 
 
-@dataclass(frozen=True)
-class _Format:
-    dtype: torch.dtype
-
-    @property
-    def width(self) -> int:
-        """Bytes per entry."""
-        return self.dtype.itemsize
-
-
-VALUE_FORMATS = {
-    "fp32": _Format(torch.float32),
-    "fp16": _Format(torch.float16),
-    "bf16": _Format(torch.bfloat16),
+VALUE_FORMATS: dict[str, Callable[[int], ValueFormat]] = {
+    "fp32": lambda _: Cast(torch.float32),
+    "fp16": lambda _: Cast(torch.float16),
+    "bf16": lambda _: Cast(torch.bfloat16),
+    "int8": lambda _: Levels(stochastic=False),
+    "int8-stochastic": lambda seed: Levels(stochastic=True, seed=seed),
 }
-INDEX_FORMATS = {"int32": _Format(torch.int32), "int64": _Format(torch.int64)}
-
-
-def _look_up(table: dict[str, _Format], what: str, name: str) -> _Format:
-    if name not in table:
-        raise UsageError(f"there is no {what} format {name!r}", hint=f"choose from {', '.join(table)}")
-    return table[name]
+INDEX_FORMATS = {"packed": None, "int32": torch.int32, "int64": torch.int64}
 
 
 class Codec:
     """Turns entries into one message and back.
 
     Args:
-        values: ``"fp32"`` (exact), ``"fp16"`` or ``"bf16"`` (rounded to nearest, and to the largest finite
-            number where the value is beyond it: an inf would never leave a residual again).
-        indices: ``"int32"`` (positions up to 2**31 - 1) or ``"int64"``.
+        values: ``"fp32"`` (exact), ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"int8-stochastic"``.
+        indices: ``"packed"`` (about 8 bits each at 1%), ``"int32"`` (both hold positions up to 2**31 - 1) or
+            ``"int64"``.
+        seed: of stochastic rounding; each rank takes its own.
 
     Raises:
         UsageError: an unknown format.
     """
 
-    def __init__(self, values: str = "fp32", indices: str = "int32") -> None:
+    def __init__(self, values: str = "fp32", indices: str = "packed", seed: int = 0) -> None:
+        for what, name, known in (("value", values, VALUE_FORMATS), ("index", indices, INDEX_FORMATS)):
+            if name not in known:
+                raise UsageError(
+                    f"there is no {what} format {name!r}", hint=f"choose from {', '.join(known)}"
+                )
         self.values = values
         self.indices = indices
-        self._value = _look_up(VALUE_FORMATS, "value", values)
-        self._index = _look_up(INDEX_FORMATS, "index", indices)
+        self._value = VALUE_FORMATS[values](seed)
+        self._index = INDEX_FORMATS[indices]
 
     def __repr__(self) -> str:
         return f"Codec(values={self.values!r}, indices={self.indices!r})"
 
-    def nbytes(self, k: int) -> int:
-        """Bytes of a message of ``k`` entries."""
+    @property
+    def exact(self) -> bool:
+        """Whether float32 values arrive as they were sent."""
+        return self.values == "fp32"
+
+    def capacity(self, k: int, numel: int) -> int:
+        """Bytes that no message of up to ``k`` entries of a tensor of ``numel`` exceeds."""
+        self._check_count(k)
+        index = packing.capacity(k, numel) if self._index is None else k * self._index.itemsize
+        return index + self._value.nbytes(k)
+
+    def expected(self, k: int, numel: int) -> int:
+        """Bytes that a message of ``k`` entries takes, spread evenly over ``numel`` where they are packed."""
+        self._check_count(k)
+        index = packing.expected(k, numel) if self._index is None else k * self._index.itemsize
+        return index + self._value.nbytes(k)
+
+    @staticmethod
+    def _check_count(k: int) -> None:
         if k < 0:
             raise ValueError(f"a message cannot hold {k} entries")
-        return k * (self._index.width + self._value.width)
 
-    def encode(self, values: Tensor, indices: Tensor, out: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, indices: Tensor, out: Tensor | None = None, received: Tensor | None = None
+    ) -> Tensor:
         """One message.
 
         Args:
             values: floating [k], finite. indices: int32 or int64 [k], ascending, not negative.
-            out: uint8 [nbytes(k)] on the same device to write to; made where it is None. It may start at
-                any address.
+            out: uint8 with room for the message, to write it to the front of; made where it is None. It may
+                start at any address, and lie on another device.
+            received: float32 [k] on the device of ``values``, written: what :meth:`decode` will answer.
+
+        Returns:
+            uint8, the message: the front of ``out``.
 
         Raises:
-            ValueError: shapes that do not match, or an index that the format cannot hold.
+            ValueError: shapes that do not match, an index that the format cannot hold or packed indices out of
+                order, too little room.
         """
         k = values.numel()
         if values.shape != (k,) or indices.shape != (k,):
             raise ValueError(f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices")
-        last = torch.iinfo(self._index.dtype).max
-        if k and not 0 <= int(indices[0]) <= int(indices[-1]) <= last:
-            raise ValueError(f"{self.indices} indices must ascend from 0 or more to at most {last}")
+        if received is not None and (received.shape != (k,) or received.dtype != torch.float32):
+            raise ValueError(f"received must be float32 [{k}], not {received.dtype} {tuple(received.shape)}")
+        if out is not None and out.device != values.device:
+            back = None if received is None else torch.empty(k, device=out.device)
+            message = self.encode(values.to(out.device), indices.to(out.device), out, back)
+            if received is not None and back is not None:
+                received.copy_(back)
+            return message
+        section = self._index_section(indices)
+        size = section.numel() + self._value.nbytes(k)
         if out is None:
-            out = torch.empty(self.nbytes(k), dtype=torch.uint8, device=values.device)
-        elif out.dtype != torch.uint8 or out.shape != (self.nbytes(k),):
-            raise ValueError(f"out must be uint8 [{self.nbytes(k)}], not {out.dtype} {tuple(out.shape)}")
-        split = k * self._index.width
-        out[:split].copy_(_to_bytes(indices.detach().to(self._index.dtype)))
-        out[split:].copy_(_to_bytes(self._rounded(values)))
-        return out
+            out = torch.empty(size, dtype=torch.uint8, device=values.device)
+        elif out.dtype != torch.uint8 or out.dim() != 1 or out.numel() < size:
+            raise ValueError(
+                f"out must be uint8 with room for {size} bytes, not {out.dtype} {tuple(out.shape)}"
+            )
+        message = out[:size]
+        message[: section.numel()].copy_(section)
+        self._value.write(values, message[section.numel() :], received)
+        return message
+
+    def _index_section(self, indices: Tensor) -> Tensor:
+        last = torch.iinfo(self._index or torch.int32).max
+        if indices.numel() and not 0 <= int(indices[0]) <= int(indices[-1]) <= last:
+            raise ValueError(f"{self.indices} indices must ascend from 0 or more to at most {last}")
+        if self._index is None:
+            return packing.pack(indices, torch.get_num_threads())
+        return to_bytes(indices.detach().to(self._index))
 
     def decode(self, message: Tensor, k: int, numel: int) -> tuple[Tensor, Tensor]:
         """The ``k`` entries of a message that addresses a flat tensor of ``numel`` entries.
 
         Returns:
-            values float32 [k]; indices [k] in the format's own dtype. Neither shares memory with the
-            message.
+            values float32 [k]; indices [k], int64 from ``"int64"`` and else int32. Neither shares memory with
+            the message.
 
         Raises:
-            CodecError: the message is not ``nbytes(k)`` long, more entries than positions, an index out of
-                [0, numel) or not above the one before, a value that is not finite.
+            CodecError: the message has not the length that its entries take, more entries than positions, an
+                index out of [0, numel) or not above the one before, a value that is not finite.
             ValueError: the message is not a uint8 vector.
         """
         if message.dtype != torch.uint8 or message.dim() != 1:
             raise ValueError(f"a message is a uint8 vector, not {message.dtype} {tuple(message.shape)}")
-        if message.numel() != self.nbytes(k):
-            raise CodecError(f"{message.numel()} bytes where {k} entries take {self.nbytes(k)}")
+        self._check_count(k)
         if k > numel:
             raise CodecError(f"{k} entries cannot address {numel} positions")
-        split = k * self._index.width
-        indices = _from_bytes(message[:split], self._index.dtype)
-        values = _from_bytes(message[split:], self._value.dtype).to(torch.float32)
-        if k:
-            if not bool((indices[1:] > indices[:-1]).all()):
-                raise CodecError("the indices do not ascend")
-            if int(indices[0]) < 0 or int(indices[-1]) >= numel:  # ascending, so the ends bound the rest
-                raise CodecError(f"an index lies outside [0, {numel})")
-            if not bool(torch.isfinite(values).all()):
-                raise CodecError("a value is not finite")
+        split = message.numel() - self._value.nbytes(k)
+        if split < 0 or (self._index is not None and split != k * self._index.itemsize):
+            raise CodecError(f"{message.numel()} bytes do not hold {k} entries, {self.indices} {self.values}")
+        if self._index is None:
+            packed = packing.unpack(message[:split], k, numel, torch.get_num_threads())
+            if packed is None:
+                raise CodecError(f"{split} bytes are no packed indices of {k} entries in [0, {numel})")
+            indices = packed
+        else:
+            indices = from_bytes(message[:split], self._index)
+            _check_indices(indices, numel)
+        values = self._value.read(message[split:])
+        if not all_finite(values):
+            raise CodecError("a value is not finite")
         return values, indices
 
-    def round_trip(self, values: Tensor) -> Tensor:
-        """``values`` [k] as the others receive them, float32: what error feedback must subtract."""
-        return self._rounded(values).to(torch.float32)
 
-    def _rounded(self, values: Tensor) -> Tensor:
-        largest = torch.finfo(self._value.dtype).max
-        # Saturate in a type that holds the limit exactly: in bfloat16 the largest float16 would round up.
-        wide = values.detach()
-        wide = wide if wide.dtype == torch.float64 else wide.to(torch.float32)
-        return wide.clamp(-largest, largest).to(self._value.dtype)
-
-
-def _to_bytes(section: Tensor) -> Tensor:
-    octets = section.contiguous().view(torch.uint8)
-    return octets if sys.byteorder == "little" else _swapped(octets, section.element_size())
-
-
-def _from_bytes(octets: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, because the section need not start where ``dtype`` may."""
-    if sys.byteorder == "big":
-        octets = _swapped(octets, dtype.itemsize)
-    aligned = torch.empty(octets.numel() // dtype.itemsize, dtype=dtype, device=octets.device)
-    aligned.view(torch.uint8).copy_(octets)
-    return aligned
-
-
-def _swapped(octets: Tensor, width: int) -> Tensor:
-    return octets.reshape(-1, width).flip(1).reshape(-1)
+def _check_indices(indices: Tensor, numel: int) -> None:
+    if indices.numel() == 0:
+        return
+    if not bool((indices[1:] > indices[:-1]).all()):
+        raise CodecError("the indices do not ascend")
+    if int(indices[0]) < 0 or int(indices[-1]) >= numel:  # ascending, so the ends bound the rest
+        raise CodecError(f"an index lies outside [0, {numel})")

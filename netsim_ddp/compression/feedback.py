@@ -7,7 +7,7 @@ accumulation). Two conditions are easy to miss:
 * C(p) is this rank's **own** approximation, never the average over ranks: subtracting the average leaves the
   ranks' disagreement in the residual for ever.
 * C(p) is what the *others receive*: after rounding to fp16, after saturation. See
-  :func:`return_rounding_error` and :meth:`netsim_ddp.compression.codec.Codec.round_trip`.
+  :func:`return_rounding_error` and ``received`` of :meth:`netsim_ddp.compression.codec.Codec.encode`.
 
 Residuals here are in gradient space: they are not rescaled when the learning rate changes. They belong to one
 rank; save each rank's own.

@@ -2,7 +2,7 @@
 
 Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
 user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
-(the host's loopback, unshaped).
+(the host's loopback, unshaped). ``host`` is the real network of several hosts, taken as it is.
 """
 
 from __future__ import annotations
@@ -70,11 +70,15 @@ class Process(ABC):
     def kill(self) -> None:
         """SIGKILL, to it alone; nothing happens when it has already ended."""
 
+    @abstractmethod
+    def signal(self, number: int) -> None:
+        """Signal it and the children in its process group; nothing happens when it has already ended."""
+
 
 class Link(ABC):
     """An emulated network of ``spec.workers`` ranks."""
 
-    mechanism: Literal["tc", "bucket", "none"]
+    mechanism: Literal["tc", "bucket", "none", "host"]
     description: str
     """One short word for the table: ``tc/tbf``, ``bucket``, ``none``."""
 
@@ -105,6 +109,7 @@ class Link(ABC):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
 
@@ -113,6 +118,7 @@ class Link(ABC):
             fds: inherited as descriptors 3, 4, ... of the new process.
             share_namespaces: the process also inherits every rank's namespace, under the descriptor
                 numbers that ``endpoints[rank].namespace`` gives.
+            output: the descriptors that become its stdout and stderr.
         """
 
     @abstractmethod
@@ -138,13 +144,21 @@ class _HostProcess(Process):
     def kill(self) -> None:
         self._child.kill()
 
+    def signal(self, number: int) -> None:
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, number)
+
 
 class HostLink(Link):
     """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
 
-    _NAMES: ClassVar = {"bucket": "the bucket link", "none": "a link that is not shaped"}
+    _NAMES: ClassVar = {
+        "bucket": "the bucket link",
+        "none": "a link that is not shaped",
+        "host": "the hosts' own network",
+    }
 
-    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
+    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none", "host"]) -> None:
         super().__init__(spec)
         self.mechanism = mechanism
         self.description = mechanism
@@ -194,6 +208,7 @@ class HostLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         del rank, share_namespaces  # all endpoints are the same place
         # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
@@ -203,7 +218,8 @@ class HostLink(Link):
             env={**os.environ, **(env or {})},
             pass_fds=tuple(fds),
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=output[0],
+            stderr=output[1],
             start_new_session=True,
         )
         self._children.append(child)

@@ -167,9 +167,10 @@ class Helper:
             os._exit(127)
 
     def kill(self, pid: int, number: int) -> dict[str, Any]:
-        """Signal a process that :meth:`spawn` started, while it is still ours to signal."""
-        if pid in self.children:
-            os.kill(pid, number)
+        """Signal a process that :meth:`spawn` started, or as ``-pid`` its group, while it is still ours to signal."""
+        if abs(pid) in self.children:
+            with suppress(ProcessLookupError):  # a child that has not made its group yet, or has just ended
+                os.kill(pid, number)
         return {}
 
     def reap(self) -> None:

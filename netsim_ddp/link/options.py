@@ -50,7 +50,7 @@ class LinkOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    link: Literal["auto", "tc", "bucket", "none"] = "auto"
+    link: Literal["auto", "tc", "bucket", "none", "host"] = "auto"
     bandwidth_bps: int = Field(default=10**9, ge=1)
     bandwidth_down_bps: int | None = Field(default=None, ge=1)
     slow_ranks: tuple[SlowRank, ...] = ()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
 from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.helper import MESSAGE_BYTES
+from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 from netsim_ddp.units import format_bytes
@@ -179,12 +181,13 @@ class TcLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
                 "spawn",
-                fds=[null.fileno(), 2, 2, *fds],
+                fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
                 rank=rank,
                 env={**os.environ, **(env or {})},
@@ -209,7 +212,7 @@ class TcLink(Link):
             tx_bytes=int(inner["bytes"]),
             rx_bytes=int(outer["bytes"]),
             drops=int(inner["drops"]) + int(outer["drops"]),
-            retransmits=_tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
+            retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
         )
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
@@ -230,11 +233,6 @@ class TcLink(Link):
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
     return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device and qdisc.get("root"))
-
-
-def _tcp_retransmits(snmp: str) -> int:
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("RetransSegs")])
 
 
 def _first_line(text: str) -> str:
@@ -266,11 +264,17 @@ class _Remote(Process):
 
     def poll(self) -> Exit | None:
         self._channel.drain()
-        return self._channel.exits.get(self._pid)
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
 
     def kill(self) -> None:
         if self.poll() is None:
-            self._channel.ask("kill", pid=self._pid, number=9)
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
 
 
 class _Channel:
@@ -279,6 +283,7 @@ class _Channel:
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
+        self.broken = False
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
@@ -306,6 +311,7 @@ class _Channel:
                 if self._receive(0) is None:
                     return
             except LinkUnavailable:
+                self.broken = True
                 return
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
@@ -314,6 +320,8 @@ class _Channel:
             data = self.control.recv(MESSAGE_BYTES)
         except (TimeoutError, BlockingIOError):
             return None
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise LinkUnavailable("the process that holds the link died", hint="run it again")
         message: dict[str, Any] = json.loads(data)

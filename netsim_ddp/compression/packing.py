@@ -1,0 +1,173 @@
+"""Ascending indices as few bytes: Golomb-Rice codes of the gaps between them.
+
+An index of a 1% selection carries 8.1 bits of information, its code about 8.2. The format of k indices, in 32-bit
+little-endian words:
+
+* a table with two words per block of up to 2048 indices: the block's first index; then, in 27 bits, the number of words
+  of its unary part, and above them its Rice parameter r;
+* for each block, of every further index the r low bits of its gap (the positions skipped since the one before), packed
+  from the lowest bit up and filled to a whole word; then the unary part: for each gap as many 0 bits as gap >> r says,
+  and a 1, filled to a whole word.
+
+Each block takes the r that makes it smallest, so dense layers and sparse ones may follow one another. With r = 0 the
+unary part *is* a bitmap of the stretch, which is what a selection of more than a third becomes. Blocks are independent,
+and threads share them out.
+
+The compiled code of :mod:`._numba_codec` works on the CPU, its torch twin anywhere; the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from netsim_ddp.compression import _torch_codec as twin
+
+compiled: ModuleType | None
+try:
+    from netsim_ddp.compression import _numba_codec as _compiled_module
+    from netsim_ddp.compression._fused import together
+
+    compiled = _compiled_module
+except ImportError:  # numba is missing; netsim_ddp.compression.kernels says so
+    compiled = None
+
+BLOCK = twin.BLOCK
+LARGEST_INDEX = 2**31 - 1
+_WORTH_A_THREAD = 1 << 17  # indices per thread below which waking one costs as much as it saves
+
+
+def capacity(k: int, numel: int) -> int:
+    """Bytes that no section of up to ``k`` indices below ``numel`` exceeds.
+
+    A block of c gaps that skip s positions takes at most c (log2(1 + s/c) + 3) bits, with r = floor(log2(s/c)); the sum
+    over blocks is largest where they are alike.
+    """
+    if k == 0:
+        return 0
+    bits = k * (math.log2(1 + numel / k) + 3)
+    return 4 * (math.ceil(bits / 32) + 1 + 4 * -(-k // BLOCK))
+
+
+def expected(k: int, numel: int) -> int:
+    """About what ``k`` indices take that lie anywhere below ``numel`` alike: 2% above their entropy."""
+    if k == 0:
+        return 0
+    p = min(k / max(numel, 1), 1.0)
+    entropy = -math.log2(p) - ((1 - p) / p * math.log2(1 - p) if p < 1 else 0.0)
+    return math.ceil(k * max(entropy, 1.0) * 1.02 / 32) * 4 + 8 * -(-k // BLOCK)
+
+
+def pack(indices: Tensor, threads: int) -> Tensor:
+    """The section of int32 or int64 ``indices`` [k] between 0 and :data:`LARGEST_INDEX`: uint8, on their device.
+
+    Raises:
+        ValueError: they do not ascend.
+    """
+    k = indices.numel()
+    if k == 0:
+        return torch.empty(0, dtype=torch.uint8, device=indices.device)
+    if compiled is None or indices.device.type != "cpu":
+        words = twin.pack(indices)
+        if words is None:
+            raise ValueError("indices must ascend")
+        return _octets(words)
+    source = indices.detach().contiguous().numpy()
+    blocks = -(-k // BLOCK)
+    table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
+    shares = _shares(blocks, k, threads)
+    ascending: list[bool] = []
+
+    def plan(begin: int, end: int) -> None:
+        ascending.append(compiled.plan(source, begin, end, table))
+
+    _share_out(plan, shares)
+    if not all(ascending):
+        raise ValueError("indices must ascend")
+    starts: NDArray[np.int64] = np.empty(blocks, np.int64)
+    length = int(compiled.check(table, k, int(source[-1]) + 1, starts))
+    section: NDArray[np.uint32] = np.empty(table.shape[0] + length, np.uint32)
+    section[: table.shape[0]] = table
+    _share_out(functools.partial(_pack_blocks, source, table, starts, section[table.shape[0] :]), shares)
+    return torch.from_numpy(section.astype("<u4", copy=False).view(np.uint8))
+
+
+def _pack_blocks(
+    source: NDArray[np.int32],
+    table: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    words: NDArray[np.uint32],
+    begin: int,
+    end: int,
+) -> None:
+    assert compiled is not None
+    compiled.pack(source, begin, end, table, starts, words)
+
+
+def unpack(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
+    """The ``k`` indices below ``numel`` that ``section`` (uint8) holds: int32, ascending; None where it is damaged."""
+    blocks = -(-k // BLOCK)
+    if section.numel() % 4 or section.numel() < 8 * blocks or (k == 0 and section.numel()):
+        return None
+    if k == 0:
+        return torch.empty(0, dtype=torch.int32, device=section.device)
+    numel = min(numel, LARGEST_INDEX + 1)
+    if compiled is None or section.device.type != "cpu":
+        indices = twin.unpack(_words(section), k, numel)
+    else:
+        indices = _unpack_compiled(section, k, numel, threads)
+    if indices is not None and not bool((indices[BLOCK::BLOCK] > indices[BLOCK - 1 : k - 1 : BLOCK]).all()):
+        return None
+    return indices
+
+
+def _unpack_compiled(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
+    assert compiled is not None
+    # A copy: the section may start anywhere, and what is checked must not change before it is used.
+    whole = np.frombuffer(section.numpy().tobytes(), "<u4").astype(np.uint32, copy=False)
+    blocks = -(-k // BLOCK)
+    table, words = whole[: 2 * blocks], whole[2 * blocks :]
+    starts: NDArray[np.int64] = np.empty(blocks, np.int64)
+    if compiled.check(table, k, numel, starts) != words.shape[0]:
+        return None
+    indices: NDArray[np.int32] = np.empty(k, np.int32)
+    sound: list[bool] = []
+
+    def part(begin: int, end: int) -> None:
+        sound.append(compiled.unpack(table, words, begin, end, k, numel, starts, indices))
+
+    _share_out(part, _shares(blocks, k, threads))
+    return torch.from_numpy(indices) if all(sound) else None
+
+
+def _shares(blocks: int, k: int, threads: int) -> list[tuple[int, int]]:
+    """Consecutive blocks for each thread that is worth waking."""
+    threads = max(1, min(threads, k // _WORTH_A_THREAD))
+    cuts = [blocks * t // threads for t in range(threads + 1)]
+    return list(itertools.pairwise(cuts))
+
+
+def _share_out(work: Callable[[int, int], None], shares: list[tuple[int, int]]) -> None:
+    if len(shares) == 1:
+        work(*shares[0])
+    else:
+        together(len(shares), [functools.partial(work, *share) for share in shares])
+
+
+def _octets(words: Tensor) -> Tensor:
+    """uint8 of int64 ``words`` that hold 32 bits each, little endian whatever the machine."""
+    shifts = torch.arange(0, 32, 8, device=words.device)
+    return ((words[:, None] >> shifts) & 0xFF).to(torch.uint8).view(-1)
+
+
+def _words(octets: Tensor) -> Tensor:
+    shifts = torch.arange(0, 32, 8, device=octets.device)
+    return (octets.view(-1, 4).long() << shifts).sum(1)
