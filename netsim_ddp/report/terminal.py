@@ -133,6 +133,8 @@ def _link_line(links: Sequence[LinkRecord]) -> str:
     text += f", {drops} drops, {retransmits} retransmits"
     if first.credit_bytes:
         text += f", credit {format_bytes(first.credit_bytes)}"
+    if first.queue_s:
+        text += f", queue {format_duration(first.queue_s)}"
     return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
 
 
