@@ -113,12 +113,12 @@ def test_the_interface_to_the_master_and_its_counters() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as sender,
+        server.accept()[0] as receiver,
     ):
-        with server.accept()[0] as receiver:
-            sender.sendall(bytes(100_000))
-            got = 0
-            while got < 100_000:
-                got += len(receiver.recv(65536))
+        sender.sendall(bytes(100_000))
+        got = 0
+        while got < 100_000:
+            got += len(receiver.recv(65536))
     after = interface_counters("lo")
     assert after.tx_bytes - before.tx_bytes >= 100_000
     assert after.rx_bytes - before.rx_bytes >= 100_000
