@@ -176,7 +176,7 @@ class Scenario(LinkOptions):
             if "ratio" in METHODS[method.name]:
                 params.setdefault("ratio", self.ratio)
             if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
-                params.setdefault("overlap", True)
+                params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
             else:

@@ -164,9 +164,9 @@ class StepsTask(Task):
             compute = EmulatedCompute(scenario["compute_s"])
             flat = FlatGradients(model.named_parameters())
             return Emulated(flat, group, build, gradients, compute, self.say, overlap=overlap)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=scenario["learning_rate"], momentum=scenario["momentum"]
-        )
+        # A method that corrects momentum applies it before the exchange: twice would be wrong.
+        momentum = 0.0 if params.get("momentum") else scenario["momentum"]
+        optimizer = torch.optim.SGD(model.parameters(), lr=scenario["learning_rate"], momentum=momentum)
         if overlap and self.job.method == "dense" and scenario["execution"] == "concurrent":
             return OverlappedTraining(workload, group, optimizer, self.say)
         flat = FlatGradients(model.named_parameters())

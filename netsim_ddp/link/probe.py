@@ -165,7 +165,8 @@ def targets(spec: LinkSpec, mechanism: str) -> LinkSpec | None:
 
 
 def ideal_seconds(spec: LinkSpec, pair: tuple[int, int], size: int) -> float:
-    """From the first byte's leaving to the last one's arrival, at the line's rate, headers counted, and its delay."""
+    """From the first byte's leaving to the last one's arrival: the line's rate with every header counted, and its
+    delay."""
     segments = -(-size // SEGMENT_PAYLOAD)
     return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / spec.pair_bps(*pair) + spec.delay_s
 
