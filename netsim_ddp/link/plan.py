@@ -82,6 +82,11 @@ class Shapes:
         """Bytes of the largest packet that any interface makes: it must suit the slowest, which forwards it whole."""
         return min(shape.gso for shape in (*self.up, *self.down))
 
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the last packet of a full queue waits, where that is longest."""
+        return max(shape.limit * 8 / shape.rate_bps for shape in (*self.up, *self.down))
+
 
 @dataclass(frozen=True)
 class Step:
