@@ -26,7 +26,7 @@ from pydantic import (
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import METHODS, MethodSpec, method_of
+from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_duration, parse_ratio
@@ -166,9 +166,9 @@ class Scenario(LinkOptions):
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = dict(method.params)
-            if "ratio" in METHODS[method.name]:
+            if takes(method.name, "ratio"):
                 params.setdefault("ratio", self.ratio)
-            if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
+            if method.name != "dense" and takes(method.name, "overlap") and self.compute_s is not None:
                 params.setdefault("overlap", True)
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
