@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from netsim_ddp.bench import method_trials
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.meeting import MeetingPoint
@@ -66,6 +67,8 @@ class Job:
     interface: str
     namespace: int | None
     repeat: int
+    trial: str | None = None
+    """Of :mod:`netsim_ddp.bench.method_trials`, instead of measured steps."""
 
     @functools.cached_property
     def spec(self) -> LinkSpec:
@@ -121,6 +124,9 @@ class _Rank:
             enter_namespace(self.job.namespace)
         torch.set_num_threads(self.scenario["threads"])
         device = _choose_device(self.scenario["device"], self.job.rank)
+        if self.job.trial is not None:
+            self._try(self.job.trial, device)
+            return
         self._say("building the model")
         workload = build_workload(
             model=self.scenario["model"],
@@ -133,7 +139,7 @@ class _Rank:
         )
         gradients = self._record(workload)
         self._say("joining the process group")
-        group, backend = self._join(workload, device)
+        group, backend = self._join(workload.parameters_count, device)
         program = self._program(workload, group, gradients)
         job = self.job
         ideal = cost.ideal_seconds(program.wires, self.job.spec.slowest_bps)
@@ -160,6 +166,21 @@ class _Rank:
             self._count()
         self.channel.result(self._report(program, samples))
         self._say("leaving")
+        self.channel.gather("done")
+
+    def _try(self, trial: str, device: torch.device) -> None:
+        """What ``netsim check`` asks of a method."""
+        self._say(f"trial {trial!r}")
+        group, _ = self._join(0, device)
+        bench = method_trials.Bench(
+            group,
+            lambda flat: build_method(self.job.method, flat, group, **self.job.params),
+            self.shared.meeting,
+            self._say,
+            lambda: self._meet("counted"),
+            lambda: self._charged()[0],
+        )
+        self.channel.result(method_trials.TRIALS[trial](bench))
         self.channel.gather("done")
 
     def _probe(self, group: Group) -> float:
@@ -215,6 +236,9 @@ class _Rank:
             raise RuntimeError(f"the loss is not a number at step {self.step}")
         return sample
 
+    def _meet(self, point: str) -> None:
+        self.channel.gather(point)
+
     def _say(self, doing: str) -> None:
         self.doing = doing
         self.channel.progress(self.step, doing)
@@ -237,7 +261,7 @@ class _Rank:
 
         return recorded(self.shared.recordings[self.job.rank], shapes, GRADIENT_SETS, record)
 
-    def _join(self, workload: Workload, device: torch.device) -> tuple[Group, str]:
+    def _join(self, parameters: int, device: torch.device) -> tuple[Group, str]:
         """Join the process group; rank 0's store listens on its own address and its port goes out of band."""
         job = self.job
         backend = _choose_backend(self.scenario["backend"], device, job)
@@ -245,7 +269,7 @@ class _Rank:
             return Group(0, 1), "none"
         _set_interfaces(job)
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        seconds = 4 * self.scenario["timeout_s"] + 400 * workload.parameters_count / job.spec.slowest_bps * 8
+        seconds = 4 * self.scenario["timeout_s"] + 400 * parameters / job.spec.slowest_bps * 8
         timeout = timedelta(seconds=min(seconds, 1e6))
         store = None
         if job.rank == 0:

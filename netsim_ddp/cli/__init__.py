@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from netsim_ddp import __version__
+from netsim_ddp.cli.check import check
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(probe)
 app.command(context_settings={"allow_interspersed_args": False})(launch)
+app.command()(check)
 app.command()(doctor)
 
 # typer carries click inside and does not export the base of its usage errors.
