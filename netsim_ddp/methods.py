@@ -50,10 +50,39 @@ def _factor(text: str) -> float:
     return value
 
 
+def _whole(text: str) -> int:
+    if not str(text).isdecimal():
+        raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
+    return int(text)
+
+
+def _number(least: float, limit: float, example: str) -> Callable[[str], float]:
+    def check(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (number := float(text)) < limit:
+                return number
+        raise UsageError(
+            f"{text!r} is not a number from {least:g} to below {limit:g}", hint=f"write for example {example}"
+        )
+
+    return check
+
+
 _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "ratio": parse_ratio,
     "feedback": _switch,
     "overlap": _switch,
+    "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
+    "scope": _one_of("parameter", "bucket", "model"),
+    "dense_below": _whole,
+    "dense_norms": _switch,
+    "warmup_steps": _whole,
+    "adaptive": _switch,
+    "nonfinite": _one_of("raise", "skip"),
+}
+_CORRECTED: Mapping[str, Callable[[Any], Any]] = {
+    "momentum": _number(0, 1, "0.9"),
+    "clip": _factor,
 }
 _CODED: Mapping[str, Callable[[Any], Any]] = {
     "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
@@ -66,11 +95,12 @@ METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
+        **_CORRECTED,
         **_CODED,
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, **_CODED},
+    "topk-allgather": {**_SPARSE, **_CORRECTED, **_CODED},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
@@ -150,7 +180,37 @@ def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
             parsed[key] = options[key](value)
         except UsageError as error:
             raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
+    try:
+        check_together(parsed)
+    except UsageError as error:
+        raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
     return MethodSpec(name=name, params=parsed)
+
+
+def check_together(params: Mapping[str, Any]) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: with the two that do.
+    """
+    scope = params.get("scope", "parameter")
+    for option in ("dense_below", "dense_norms", "adaptive"):
+        if scope != "parameter" and params.get(option):
+            raise UsageError(
+                f"{option} is about single parameters, scope={scope} selects among all of them at once",
+                hint=f"leave {option} or scope out",
+            )
+    for option in ("momentum", "clip"):
+        if params.get(option) and not params.get("feedback", True):
+            raise UsageError(
+                f"{option} is accumulated in the residual, which feedback=off switches off",
+                hint=f"leave {option} or feedback out",
+            )
+    if scope == "model" and params.get("overlap"):
+        raise UsageError(
+            "scope=model selects when the last gradient is there, so it cannot overlap the backward pass",
+            hint="write scope=bucket, or overlap=off",
+        )
 
 
 def method_of(item: Any) -> MethodSpec:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.communication.cost import acknowledgement_bytes
 from netsim_ddp.errors import RankError
@@ -63,9 +64,7 @@ def check_method(
     ).resolved()
     with (
         choose(LinkSpec(WORKERS, RATE_BPS), link, note) as made,
-        Launcher(
-            made, model=scenario.model, dataset=str(scenario.dataset), threads=1, timeout_s=timeout_s
-        ) as launcher,
+        Launcher(made, threads=1, timeout_s=timeout_s) as launcher,
     ):
         trials = _Trials(launcher, made, scenario)
         for name, check in CHECKS.items():
@@ -86,26 +85,16 @@ class _Trials:
     def run(self, trial: str, method: MethodSpec, workers: int = WORKERS) -> _Tried:
         """``trial`` of :mod:`netsim_ddp.bench.method_trials`, in fresh processes."""
         link, counted = self._link, list[list[Counters] | None]()
-        jobs = [
-            {
-                "world_size": workers,
-                "scenario": self._scenario.model_dump(mode="json"),
-                "method": method.name,
-                "params": {key: value for key, value in method.params.items() if key != "overlap"},
-                "mechanism": link.mechanism,
-                "link": replace(link.spec, workers=workers).to_json(),
-                "repeat": 0,
-                "trial": trial,
-                **asdict(endpoint),
-            }
-            for endpoint in link.endpoints[:workers]
-        ]
+        options = {key: value for key, value in method.params.items() if key != "overlap"}
+        params = {"trial": trial, "options": options}
+        jobs = jobs_for(link, self._scenario, "trial", params, method=method.name)[:workers]
+        spec = replace(link.spec, workers=workers).to_json()
 
         def gathered(point: str, _: list[Any]) -> None:
             if point == "counted":
                 counted.append(link.counters())
 
-        records = self._launcher.run(jobs, gathered)
+        records = self._launcher.run([{**job, "world_size": workers, "link": spec} for job in jobs], gathered)
         return _Tried(records, counted, link.shapes.gso if isinstance(link, TcLink) else None)
 
 

@@ -19,8 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from netsim_ddp.bench.joining import choose_device, join
 from netsim_ddp.bench.meeting import MeetingPoint
-from netsim_ddp.communication import cost
+from netsim_ddp.bench.task import Task
+from netsim_ddp.communication import cost, shaped
+from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import InOrder, pipeline, stages
 from netsim_ddp.communication.segments import Group, Local, Method, Segment, Wire
@@ -249,3 +252,28 @@ TRIALS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     each.__name__: each
     for each in (builds, identical, deterministic, conserves, buckets, state, nan, sends, times)
 }
+
+
+class TrialTask(Task):
+    """``params``: the ``trial``'s name, and the method's ``options``."""
+
+    def run(self) -> None:
+        job, params = self.job, self.job.params
+        self.say(f"in the trial {params['trial']!r}")
+        group, _ = join(self.channel, job, self.shared, choose_device(self.scenario["device"], job.rank))
+        bench = Bench(
+            group,
+            lambda flat: build_method(job.method, flat, group, **params["options"]),
+            self.shared.meeting,
+            self.say,
+            self._count,
+            self._charged,
+        )
+        self.channel.result(TRIALS[params["trial"]](bench))
+        self.channel.gather("done")
+
+    def _count(self) -> None:
+        self.channel.gather("counted")
+
+    def _charged(self) -> float:
+        return shaped.shaped_group().charged()[0] if self.job.mechanism == "bucket" else 0

@@ -71,6 +71,16 @@ def _staged(method: Method, group: Group) -> list[Stage]:
     return stages(method.segments()) if group.world_size > 1 else []
 
 
+def _apply(methods: Sequence[Method]) -> None:
+    """Give the optimizer every average; parameters of a bucket that the ranks skipped have none, so it leaves them."""
+    for method in methods:
+        if method.skipped:
+            for parameter in method.flat.parameters:
+                parameter.grad = None
+        else:
+            method.flat.attach(method.average)
+
+
 def _wires(buckets: Sequence[Sequence[Stage]]) -> list[Wire]:
     return [stage.wire for bucket in buckets for stage in bucket if stage.wire is not None]
 
@@ -116,7 +126,7 @@ class Training(Program):
 
     def _update(self) -> None:
         if self.wires:
-            self.flat.attach(self.method.average)
+            _apply([self.method])
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -275,8 +285,7 @@ class BucketedTraining(Program):
 
     def _update(self) -> None:
         if self.wires:
-            for method in self._methods:
-                method.flat.attach(method.average)
+            _apply(self._methods)
         self.optimizer.step()
 
     def loss(self) -> float:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from netsim_ddp import __version__
+from netsim_ddp.cli import bench
 from netsim_ddp.cli.check import check
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
@@ -34,6 +35,7 @@ app.command()(probe)
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 app.command()(check)
 app.command()(doctor)
+app.add_typer(bench.app, name="bench")
 
 # typer carries click inside and does not export the base of its usage errors.
 _UsageMistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

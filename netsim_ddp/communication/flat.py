@@ -19,6 +19,7 @@ class FlatGradients:
 
     Args:
         named_parameters: as ``model.named_parameters()`` gives them; those that need no gradient are left out.
+        data: the memory to use, a stretch of a larger buffer; new memory by default.
 
     Raises:
         ValueError: no parameter needs a gradient, or they live on several devices.
@@ -33,6 +34,8 @@ class FlatGradients:
         devices = {parameter.device for _, parameter in trained}
         if len(devices) > 1:
             raise ValueError(f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}")
+        self.is_part = data is not None
+        """Whether this is one bucket of a model's gradient."""
         self.parameters = [parameter for _, parameter in trained]
         self.shapes = {name: parameter.shape for name, parameter in trained}
         sizes = [parameter.numel() for parameter in self.parameters]

@@ -38,9 +38,9 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._arrays = _four(0)
 
-    def lists(self, length: int) -> _Four:
-        """``where``, ``found`` and a spare of each, at least ``length`` long."""
-        if self._arrays[0].shape[0] < length:
+    def lists(self, length: int, keep: bool = True) -> _Four:
+        """``where``, ``found`` and a spare of each, at least ``length`` long; without ``keep`` made anew."""
+        if self._arrays[0].shape[0] < length or not keep:
             self._arrays = _four(length)
         return self._arrays
 
@@ -227,6 +227,16 @@ class _Shared:
 
 
 _scratch_for_pieces = _Scratch()  # the thread that decides also collects, with the other scratch
+
+
+def release() -> None:
+    """Give back what calls of this thread keep for the next one, helper threads included."""
+    global _pool
+    if _pool is not None and _pool[0] == os.getpid():
+        _pool[2].shutdown()
+        _pool = None
+    for scratch in (_scratch, _scratch_for_pieces):
+        scratch.lists(0, keep=False)
 
 
 def _cuts(offsets: I64, ks: I64, threads: int) -> list[int]:

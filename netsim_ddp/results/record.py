@@ -41,7 +41,8 @@ class LinkRecord(Strict):
     """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP.
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
-    words what every rank has. ``credit_bytes`` is what an idle interface lets through at once.
+    words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
+    idle interface lets through at once.
     """
 
     mechanism: Mechanism
@@ -54,6 +55,7 @@ class LinkRecord(Strict):
     congestion: str | None = None
     shape: str | None = None
     credit_bytes: int | None = None
+    varies: bool = False
     host_limited: bool = False
 
 
@@ -177,7 +179,12 @@ def to_json(result: Strict) -> str:
 
 
 def save(result: Strict, path: Path) -> None:
-    """Write ``result`` atomically: a reader sees the old file or the new one, never a half.
+    """Write ``result`` atomically; see :func:`write_whole`."""
+    write_whole(to_json(result), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write ``text`` atomically: a reader sees the old file or the new one, never a half.
 
     Raises:
         UsageError: the folder is missing or cannot be written.
@@ -186,7 +193,7 @@ def save(result: Strict, path: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(to_json(result))
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
