@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netsim_ddp.communication.backend import DistributedBackend
+    from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
     from netsim_ddp.compression.topk import TopKCompressor
@@ -21,20 +22,28 @@ __version__ = "0.1.0"
 _HOME = {
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
+    "HookState": "netsim_ddp.communication.hooks",
     "TopKCompressor": "netsim_ddp.compression.topk",
+    "TopKState": "netsim_ddp.communication.hooks",
     "get_compressor": "netsim_ddp.compression",
     "get_dataloaders": "netsim_ddp.workloads",
     "get_model": "netsim_ddp.workloads",
+    "method_hook": "netsim_ddp.communication.hooks",
+    "topk_hook": "netsim_ddp.communication.hooks",
 }
 
 __all__ = [
     "DistributedBackend",
     "ErrorFeedbackBuffer",
+    "HookState",
     "TopKCompressor",
+    "TopKState",
     "__version__",
     "get_compressor",
     "get_dataloaders",
     "get_model",
+    "method_hook",
+    "topk_hook",
 ]
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import suggest
 from netsim_ddp.units import parse_ratio
+
+MAX_RANK = 1024  # of an approximation; far above where it pays
 
 
 def _switch(text: str) -> bool:
@@ -30,10 +34,55 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+def _count(text: str) -> int:
+    if not (str(text).isdecimal() and 1 <= int(text) <= MAX_RANK):
+        raise UsageError(f"{text!r} is not a whole number from 1 to {MAX_RANK}", hint="write for example 2")
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(str(text))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"{text!r} is not a number above 0", hint="write for example 2")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not str(text).isdecimal():
+        raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
+    return int(text)
+
+
+def _number(least: float, limit: float, example: str) -> Callable[[str], float]:
+    def check(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (number := float(text)) < limit:
+                return number
+        raise UsageError(
+            f"{text!r} is not a number from {least:g} to below {limit:g}", hint=f"write for example {example}"
+        )
+
+    return check
+
+
 _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "ratio": parse_ratio,
     "feedback": _switch,
     "overlap": _switch,
+    "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
+    "scope": _one_of("parameter", "bucket", "model"),
+    "dense_below": _whole,
+    "dense_norms": _switch,
+    "warmup_steps": _whole,
+    "adaptive": _switch,
+    "nonfinite": _one_of("raise", "skip"),
+}
+_CORRECTED: Mapping[str, Callable[[Any], Any]] = {
+    "momentum": _number(0, 1, "0.9"),
+    "clip": _factor,
 }
 _CODED: Mapping[str, Callable[[Any], Any]] = {
     "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
@@ -42,13 +91,16 @@ _CODED: Mapping[str, Callable[[Any], Any]] = {
 METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
+    "bf16": {"overlap": _switch},
+    "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
+        **_CORRECTED,
         **_CODED,
         "keep": _switch,
         "collective": _one_of("auto", "split", "allgather"),
     },
-    "topk-allgather": {**_SPARSE, **_CODED},
+    "topk-allgather": {**_SPARSE, **_CORRECTED, **_CODED},
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
@@ -107,7 +159,37 @@ def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
             parsed[key] = options[key](value)
         except UsageError as error:
             raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
+    try:
+        check_together(parsed)
+    except UsageError as error:
+        raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
     return MethodSpec(name=name, params=parsed)
+
+
+def check_together(params: Mapping[str, Any]) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: with the two that do.
+    """
+    scope = params.get("scope", "parameter")
+    for option in ("dense_below", "dense_norms", "adaptive"):
+        if scope != "parameter" and params.get(option):
+            raise UsageError(
+                f"{option} is about single parameters, scope={scope} selects among all of them at once",
+                hint=f"leave {option} or scope out",
+            )
+    for option in ("momentum", "clip"):
+        if params.get(option) and not params.get("feedback", True):
+            raise UsageError(
+                f"{option} is accumulated in the residual, which feedback=off switches off",
+                hint=f"leave {option} or feedback out",
+            )
+    if scope == "model" and params.get("overlap"):
+        raise UsageError(
+            "scope=model selects when the last gradient is there, so it cannot overlap the backward pass",
+            hint="write scope=bucket, or overlap=off",
+        )
 
 
 def method_of(item: Any) -> MethodSpec:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -26,26 +24,35 @@ from pydantic import (
 )
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.link.options import (
+    EXAMPLES,
+    SPELLINGS,
+    LinkOptions,
+    Spelling,
+    duration,
+    with_profile,
+    without_link,
+)
+from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, MethodSpec, method_of
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
-from netsim_ddp.units import parse_duration, parse_rate, parse_ratio
+from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
 MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
 
-_QUANTITIES: Mapping[str, tuple[str, Callable[..., float]]] = {
-    "bandwidth": ("bandwidth_bps", parse_rate),
-    "compute": ("compute_s", parse_duration),
-    "timeout": ("timeout_s", parse_duration),
-    "time_budget": ("time_budget_s", parse_duration),
+
+_SPELLINGS: Mapping[str, Spelling] = {
+    **SPELLINGS,
+    "compute": Spelling(("compute_s",), duration),
+    "timeout": Spelling(("timeout_s",), duration),
+    "time_budget": Spelling(("time_budget_s",), duration),
 }
 
 
-class Scenario(BaseModel):
+class Scenario(LinkOptions):
     """One run: the model, the link, the methods and how often. Every field is printed and saved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "simple_cnn"
     dataset: str | None = None
@@ -54,8 +61,6 @@ class Scenario(BaseModel):
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     compute_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     workers: int = Field(default=4, ge=1, le=MAX_WORKERS)
-    bandwidth_bps: int = Field(default=10**9, ge=1)
-    link: Literal["auto", "tc", "bucket", "none"] = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     execution: Literal["auto", "concurrent", "replayed"] = "auto"
@@ -75,20 +80,26 @@ class Scenario(BaseModel):
         origin = Origin.of(info)
         values = dict(data)
         for key in values:
-            if key not in cls.model_fields and key not in _QUANTITIES:
+            if key not in cls.model_fields and key not in _SPELLINGS:
                 with origin.naming(key):
-                    known = {*cls.model_fields, *_QUANTITIES} - {name for name, _ in _QUANTITIES.values()}
+                    resolved = {name for spelling in _SPELLINGS.values() for name in spelling.fields}
+                    known = {*(cls.model_fields.keys() - resolved), *_SPELLINGS}
                     raise UsageError(f"unknown key {key!r}", hint=suggest(key, known))
             if isinstance(values[key], bool):  # pydantic would read yes as 1
                 with origin.naming(key):
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
-        for name, (resolved, parse) in _QUANTITIES.items():
+        if "timeline" in values and "trace" in values:
+            raise UsageError(
+                "timeline and trace both say how the link changes", hint="leave one of them away"
+            )
+        for name, spelling in _SPELLINGS.items():
             if name not in values:
                 continue
             with origin.naming(name):
-                if resolved in values:
-                    raise UsageError(f"{name} and {resolved} are the same thing", hint=f"keep {name}")
-                values[resolved] = parse(str(values.pop(name)), what=origin.label(name))
+                if twice := [field for field in spelling.fields if field in values and field != name]:
+                    raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
+                parsed = spelling.parse(values.pop(name), what=origin.label(name))
+                values |= zip(spelling.fields, parsed, strict=True)
         return {key: value for key, value in values.items() if value is not None}
 
     @field_validator("model", "dataset")
@@ -125,6 +136,16 @@ class Scenario(BaseModel):
                 raise UsageError(f"method {repeated[0]!r} is named twice", hint="name it once")
         return self
 
+    def link_spec(self) -> LinkSpec:
+        """The link that all of its cells run on."""
+        return self.spec_for(self.workers)
+
+    @model_validator(mode="after")
+    def _link_can_exist(self, info: ValidationInfo) -> Self:
+        with Origin.of(info).naming("bandwidth"):
+            self.link_spec()
+        return self
+
     def resolved(self) -> Scenario:
         """This scenario with the defaults that depend on other values, or on this machine, filled in."""
         cores = available_cores()
@@ -155,7 +176,7 @@ class Scenario(BaseModel):
             if "ratio" in METHODS[method.name]:
                 params.setdefault("ratio", self.ratio)
             if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
-                params.setdefault("overlap", True)
+                params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
             else:
@@ -175,9 +196,13 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
     values = _read(config, overrides) if config is not None else {}
+    if name := overrides.get("link_profile"):
+        # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
+        values = with_profile(without_link(values), str(name))
     for key, value in overrides.items():
-        if key in _QUANTITIES:
-            values.pop(_QUANTITIES[key][0], None)
+        if key in _SPELLINGS:
+            for field in _SPELLINGS[key].fields:
+                values.pop(field, None)
         values[key] = value
     return _validate(values, frozenset(overrides), str(config) if config else None)
 
@@ -188,7 +213,7 @@ def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenari
 
 
 def _validate(values: Mapping[str, Any], flags: frozenset[str], source: str | None) -> Scenario:
-    quantities = {name: resolved for name, (resolved, _) in _QUANTITIES.items()}
+    quantities = {name: spelling.fields[0] for name, spelling in _SPELLINGS.items()}
     origin = Origin(values, flags, source, quantities, _examples())
     try:
         return Scenario.model_validate(dict(values), context=origin)
@@ -199,7 +224,7 @@ def _validate(values: Mapping[str, Any], flags: frozenset[str], source: str | No
 def _examples() -> dict[str, str]:
     defaults = {key: str(each.default) for key, each in Scenario.model_fields.items() if key != "methods"}
     resolved = {"compute_s": "0.05", "time_budget_s": "300"}
-    written = {"bandwidth": "1gbps", "compute": "50ms", "timeout": "60s", "time_budget": "5min"}
+    written = EXAMPLES | {"compute": "50ms", "timeout": "60s", "time_budget": "5min"}
     return defaults | resolved | written | {"dataset": "digits", "methods": "[dense, topk]"}
 
 
@@ -218,7 +243,8 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
-    if isinstance(data, dict) and "schema_version" in data:
+    replayed = isinstance(data, dict) and "schema_version" in data  # everything in it is resolved
+    if replayed:
         data = data.get("scenario")
         if isinstance(data, dict):
             _derive_again(data, overrides)
@@ -226,7 +252,10 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
         )
-    return {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    values = {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    if not replayed and isinstance(name := values.get("link_profile"), str):
+        values = with_profile(values, name)
+    return values
 
 
 def _parse(text: str) -> Any:

@@ -55,6 +55,16 @@ def parse_rate(text: str, *, what: str = "bandwidth") -> int:
     return round(rate)
 
 
+def parse_directions(text: str, *, what: str = "bandwidth") -> tuple[int, int]:
+    """``"100mbit:20mbit"`` -> (up, down) in bit/s; one rate is both."""
+    up, colon, down = text.partition(":")
+    if not colon:
+        return parse_rate(text, what=what), parse_rate(text, what=what)
+    if not up.strip() or not down.strip():
+        raise UsageError(f"{what} {text!r} is not UP:DOWN", hint="write for example 100mbps:20mbps")
+    return parse_rate(up, what=f"{what} up"), parse_rate(down, what=f"{what} down")
+
+
 def parse_duration(text: str, *, what: str = "duration") -> float:
     """``"50ms"`` -> ``0.05`` seconds. Zero is allowed, a bare number other than 0 is not."""
     text = text.strip()

@@ -16,8 +16,10 @@ ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
     {"errors", "units", "names"},
     {"methods", "origin"},
-    {"scenario", "results"},
-    {"link", "compression", "workloads"},
+    {"results"},
+    {"link"},
+    {"scenario"},
+    {"compression", "workloads"},
     {"communication"},
     {"bench"},
     {"report"},
@@ -42,6 +44,7 @@ LIGHT = [
     ".report.terminal",
     ".link.tc",
     ".link.probe",
+    ".link.options",
 ]
 
 

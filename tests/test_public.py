@@ -12,10 +12,14 @@ import netsim_ddp
 NAMES = {
     "DistributedBackend",
     "ErrorFeedbackBuffer",
+    "HookState",
     "TopKCompressor",
+    "TopKState",
     "get_compressor",
     "get_dataloaders",
     "get_model",
+    "method_hook",
+    "topk_hook",
 }
 
 

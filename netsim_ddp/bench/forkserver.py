@@ -28,7 +28,7 @@ def prepare(model: str, dataset: str) -> None:
     import torch
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
-    from netsim_ddp.bench import worker  # noqa: F401 - the ranks need it
+    from netsim_ddp.bench import ranks  # noqa: F401 - forked processes need it
     from netsim_ddp.compression import kernels
     from netsim_ddp.workloads import data, models
 
@@ -54,7 +54,7 @@ def serve(control: socket.socket) -> None:
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    ranks: dict[int, int] = {}
+    ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     recordings: list[int] = []
     buffer, descriptors = b"", list[int]()
     while True:
@@ -75,26 +75,28 @@ def serve(control: socket.socket) -> None:
                 request = json.loads(line)
                 _kill(ranks)
                 if request["kind"] == "fork":
-                    _fork(control, request["jobs"], descriptors, ranks, recordings)
+                    _fork(control, request, descriptors, ranks, recordings)
                     descriptors = []
 
 
 def _fork(
     control: socket.socket,
-    jobs: list[dict[str, Any]],
+    request: dict[str, Any],
     fds: list[int],
-    ranks: dict[int, int],
+    ranks: dict[int, tuple[int, int]],
     recordings: list[int],
 ) -> None:
-    from netsim_ddp.bench import worker
+    from netsim_ddp.bench import ranks as lives
+    from netsim_ddp.bench.jobs import Job, Shared
     from netsim_ddp.bench.meeting import MeetingPoint
     from netsim_ddp.bench.recordings import anonymous_file
     from netsim_ddp.link.arrivals import ArrivalTable
 
+    jobs = request["jobs"]
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
     recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
-    shared = worker.Shared(meeting, ArrivalTable(len(jobs)) if bucket else None, recordings)
+    arrivals = ArrivalTable(len(jobs)) if bucket else None
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:
@@ -105,17 +107,18 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                worker.run(socket.socket(fileno=fds[number]), worker.Job(**job), shared)
+                shared = Shared(meeting, arrivals, recordings[number])
+                lives.run(socket.socket(fileno=fds[number]), Job(**job), shared)
             except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-        ranks[pid] = number
+        ranks[pid] = number, request["start"]
     for fd in fds:
         os.close(fd)
 
 
-def _reap(control: socket.socket, ranks: dict[int, int]) -> None:
+def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -123,14 +126,15 @@ def _reap(control: socket.socket, ranks: dict[int, int]) -> None:
             return
         if pid == 0:
             return
-        if (rank := ranks.pop(pid, None)) is not None:
+        if (known := ranks.pop(pid, None)) is not None:
             killed = os.WIFSIGNALED(status)
             code = None if killed else os.WEXITSTATUS(status)
             number = os.WTERMSIG(status) if killed else None
-            send(control, {"kind": "exit", "rank": rank, "code": code, "signal": number})
+            rank, start = known
+            send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
 
 
-def _kill(ranks: dict[int, int]) -> None:
+def _kill(ranks: dict[int, tuple[int, int]]) -> None:
     """End the ranks that are left, silently: whoever asked no longer wants to hear of them."""
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)

@@ -66,14 +66,22 @@ Gathered = Callable[[str, list[Any]], None]
 
 
 class Launcher:
-    """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes."""
+    """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes.
 
-    def __init__(self, link: Link, *, model: str, dataset: str, threads: int, timeout_s: float) -> None:
+    Args:
+        model, dataset: what the fork server imports and reads beforehand, for all ranks; nothing by default.
+    """
+
+    def __init__(
+        self, link: Link, *, model: str = "", dataset: str = "", threads: int, timeout_s: float
+    ) -> None:
         self._link, self._threads, self._timeout_s = link, threads, timeout_s
         self._workload = [model, dataset]
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
+        self.starts = 0
+        """Repeats started so far; news of how a rank ended carries its repeat's number."""
 
     def __enter__(self) -> Launcher:
         ours, theirs = lifeline_pair()
@@ -120,26 +128,41 @@ class Launcher:
             RankError: a rank raised or was killed; its traceback is in ``details``.
             RankTimeout: no rank made progress for too long.
         """
-        assert self._control is not None
-        assert self._lines is not None
-        pairs = [lifeline_pair() for _ in jobs]
-        request = json.dumps({"kind": "fork", "jobs": list(jobs)}).encode() + b"\n"
+        self.starts += 1
+        watched = [_Watched(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
-            socket.send_fds(self._control, [request], [theirs.fileno() for _, theirs in pairs])
-        except (BrokenPipeError, ConnectionResetError):
-            raise RankError("the process that starts the workers died") from None
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-        watched = [_Watched(rank, Lines(ours)) for rank, (ours, _) in enumerate(pairs)]
-        try:
-            return _Watch(self._control, self._lines, watched, gathered, self._timeout_s).run()
+            return _Watch(self.servers(), watched, gathered, self._timeout_s, self.starts).run()
         finally:
             for rank in watched:
                 rank.lines.connection.close()
-            self._end_ranks()
+            self.end_ranks()
 
-    def _end_ranks(self) -> None:
+    def start(self, jobs: Sequence[dict[str, Any]]) -> list[socket.socket]:
+        """Start one process per job; answers our ends of their channels."""
+        pairs = [lifeline_pair() for _ in jobs]
+        try:
+            self.fork(jobs, [theirs for _, theirs in pairs], self.starts)
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        return [ours for ours, _ in pairs]
+
+    def fork(self, jobs: Sequence[dict[str, Any]], channels: Sequence[socket.socket], start: int) -> None:
+        """Have one process per job forked, which talks on the channel of the same number, for repeat ``start``."""
+        assert self._control is not None
+        request = json.dumps({"kind": "fork", "jobs": list(jobs), "start": start}).encode() + b"\n"
+        try:
+            socket.send_fds(self._control, [request], [channel.fileno() for channel in channels])
+        except (BrokenPipeError, ConnectionResetError):
+            raise RankError("the process that starts the workers died") from None
+
+    def servers(self) -> list[Lines]:
+        """The lines on which one hears how ranks ended."""
+        assert self._lines is not None
+        return [self._lines]
+
+    def end_ranks(self) -> None:
+        """End the ranks of the last repeat that are left, silently."""
         assert self._control is not None
         try:
             send(self._control, {"kind": "end"})
@@ -152,20 +175,21 @@ class _Watch:
 
     def __init__(
         self,
-        control: socket.socket,
-        server: Lines,
+        servers: Sequence[Lines],
         ranks: list[_Watched],
         gathered: Gathered,
         timeout_s: float,
+        start: int,
     ) -> None:
-        self._server, self._ranks, self._gathered = server, ranks, gathered
+        self._ranks, self._gathered, self._start = ranks, gathered, start
         self._timeout_s = self._patience_s = timeout_s
         self._waiting: dict[str, dict[int, Any]] = {}
         self._failures: list[_Failure] = []
         self._fail_at = float("inf")
         self._last = time.monotonic()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ, None)
+        for server in servers:
+            self._selector.register(server.connection, selectors.EVENT_READ, server)
         for rank in ranks:
             rank.lines.connection.settimeout(timeout_s)
             self._selector.register(rank.lines.connection, selectors.EVENT_READ, rank)
@@ -174,8 +198,8 @@ class _Watch:
         with self._selector:
             while not all(rank.finished for rank in self._ranks):
                 for key, _ in self._selector.select(POLL_S):
-                    if key.data is None:
-                        self._from_server()
+                    if isinstance(key.data, Lines):
+                        self._from_server(key.data)
                     else:
                         self._from_rank(key.data)
                 self._check_deadlines()
@@ -200,13 +224,13 @@ class _Watch:
         self._failures.append(failure)
         self._fail_at = min(self._fail_at, time.monotonic() + GRACE_S)
 
-    def _from_server(self) -> None:
-        messages = self._server.receive()
+    def _from_server(self, server: Lines) -> None:
+        messages = server.receive()
         if messages is None:
-            raise RankError("the process that starts the workers was killed")
+            raise RankError("a process that starts workers was killed, or its host is gone")
         for message in messages:
-            if message["kind"] != "exit":
-                continue
+            if message["kind"] != "exit" or message["start"] != self._start:
+                continue  # a rank of the repeat before may end after its result was taken
             rank = self._ranks[message["rank"]]
             ended = Exit(message["code"], message["signal"])
             if ended.signal is not None:

@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.phases import StepSample
-from netsim_ddp.bench.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.dense import all_reduce
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.hooks import TransferLog, timed_all_reduce_hook
+from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
+from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
 from netsim_ddp.workloads import Workload
 from netsim_ddp.workloads.emulated import EmulatedCompute
 
@@ -71,6 +71,16 @@ def _staged(method: Method, group: Group) -> list[Stage]:
     return stages(method.segments()) if group.world_size > 1 else []
 
 
+def _apply(methods: Sequence[Method]) -> None:
+    """Give the optimizer every average; parameters of a bucket that the ranks skipped have none, so it leaves them."""
+    for method in methods:
+        if method.skipped:
+            for parameter in method.flat.parameters:
+                parameter.grad = None
+        else:
+            method.flat.attach(method.average)
+
+
 def _wires(buckets: Sequence[Sequence[Stage]]) -> list[Wire]:
     return [stage.wire for bucket in buckets for stage in bucket if stage.wire is not None]
 
@@ -116,7 +126,7 @@ class Training(Program):
 
     def _update(self) -> None:
         if self.wires:
-            self.flat.attach(self.method.average)
+            _apply([self.method])
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -275,8 +285,7 @@ class BucketedTraining(Program):
 
     def _update(self) -> None:
         if self.wires:
-            for method in self._methods:
-                method.flat.attach(method.average)
+            _apply(self._methods)
         self.optimizer.step()
 
     def loss(self) -> float:

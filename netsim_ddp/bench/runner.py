@@ -11,24 +11,25 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.hosts import Hub
+from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
+from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.settle import settle_repeat
-from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError, RankError
-from netsim_ddp.link.base import Counters, HostLink, Link, LinkSpec
-from netsim_ddp.link.probe import ProbeReport, check, probe
+from netsim_ddp.errors import NetsimError, RankError
+from netsim_ddp.link.base import Counters, Link
+from netsim_ddp.link.choose import choose
+from netsim_ddp.link.probe import ProbeReport, check, prove
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
+from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
-from netsim_ddp.units import format_rate
-
-PROBES = 3  # a host that is busy for a moment is not the link
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,19 @@ Report = Callable[[Event], None]
 Save = Callable[[Result], None]
 
 
-def run(scenario: Scenario, *, command: Sequence[str], report: Report, save: Save) -> Result:
+def run(
+    scenario: Scenario, *, command: Sequence[str], report: Report, save: Save, hosts: Hub | None = None
+) -> Result:
     """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
+
+    Args:
+        hosts: the real hosts to run on, instead of a link of our own.
 
     Raises:
         NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
     """
     scenario = scenario.resolved()
-    run = _Run(scenario, command, report, save)
+    run = _Run(scenario, command, report, save, hosts)
     try:
         run.execute()
     except NetsimError as error:
@@ -70,8 +76,10 @@ def measured(result: Result) -> bool:
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, command: Sequence[str], report: Report, save: Save) -> None:
-        self.scenario, self.report, self._save = scenario, report, save
+    def __init__(
+        self, scenario: Scenario, command: Sequence[str], report: Report, save: Save, hosts: Hub | None
+    ) -> None:
+        self.scenario, self.report, self._save, self._hosts = scenario, report, save, hosts
         self.result = Result(
             tool=Tool(version=__version__),
             created_utc=now_utc(),
@@ -84,23 +92,32 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            link = stack.enter_context(self._choose_link())
-            measured = self._probe(link)
-            cells = [self._cell(method, link, measured) for method in self.scenario.methods]
-            self.result.cells = cells
+            if self._hosts is not None:
+                self._note("waiting for the other ranks' commands")
+                launcher: Launcher = stack.enter_context(self._hosts)
+                link: Link = self._hosts.link
+                measured = None
+            else:
+                link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
+                stack.enter_context(link)
+                measured = self._probe(link)
+            self.result.cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self._warn_of_contention()
-            self.report(Event("note", "importing torch once for all workers"))
-            launcher = stack.enter_context(
-                Launcher(
-                    link,
-                    model=self.scenario.model,
-                    dataset=str(self.scenario.dataset),
-                    threads=self.scenario.threads,
-                    timeout_s=self.scenario.timeout_s,
-                )
-            )
+            if self._hosts is None:
+                self._note("importing torch once for all workers")
+                launcher = stack.enter_context(self._launcher(link))
             self._repeat_cells(launcher, link)
         self.close("complete", None)
+
+    def _launcher(self, link: Link) -> Launcher:
+        scenario = self.scenario
+        return Launcher(
+            link,
+            model=scenario.model,
+            dataset=scenario.dataset or "",
+            threads=scenario.threads,
+            timeout_s=scenario.timeout_s,
+        )
 
     def close(self, status: Any, error: NetsimError | None) -> None:
         self.result.status = status
@@ -123,55 +140,17 @@ class _Run:
             self.result.warnings.append(text)
             self.report(Event("warning", text))
 
-    def _choose_link(self) -> Link:
-        """The link that was asked for; with ``auto`` tc where a real one can be made, else the bucket."""
-        spec = LinkSpec(self.scenario.workers, self.scenario.bandwidth_bps)
-        if self.scenario.link == "tc":
-            return TcLink(spec)
-        if self.scenario.link != "auto":
-            return HostLink(spec, self.scenario.link)
-        try:
-            with TcLink(LinkSpec(1, spec.rate_bps)):
-                self.report(Event("note", "link: tc, because namespaces and tbf work here"))
-                return TcLink(spec)
-        except LinkUnavailable as error:
-            self.report(Event("note", f"link: bucket, because {error.message}"))
-            return HostLink(spec, "bucket")
+    def _note(self, text: str) -> None:
+        self.report(Event("note", text))
 
     def _probe(self, link: Link) -> ProbeReport | None:
         if link.mechanism != "tc":
             return None  # the bucket is probed by the workers' own group, before each repeat
-        self.report(Event("note", "probing the link"))
-        for attempt in range(PROBES):
-            measured = probe(link)
-            if measured is None:
-                return None
-            try:
-                check(link, measured)
-            except LinkOffTarget:
-                if attempt + 1 == PROBES:
-                    raise
-            else:
-                if measured.host_limited(link.spec.ceiling_bps):
-                    self.warn(
-                        f"all ranks sending at once get {format_rate(measured.together_bps)} of "
-                        f"{format_rate(link.spec.ceiling_bps)}: this host may be the limit, not the link"
-                    )
-                return measured
-        raise AssertionError("unreachable")
+        self._note("probing the link")
+        return prove(link, self.warn)
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
-        shaped = link.mechanism != "none"
-        rate = link.spec.rate_bps if shaped else None
-        ceiling = link.spec.ceiling_bps if shaped else None
-        record = LinkRecord(
-            mechanism=link.mechanism,
-            requested_bps=rate,
-            configured_bps=rate,
-            measured_bps=measured.alone_bps if measured else None,
-            ceiling_bps=ceiling,
-            congestion=link.congestion if isinstance(link, TcLink) else None,
-        )
+        record = link_record(link, measured.alone_bps if measured else None)
         params = dict(method.params)
         return Cell(
             id=method.id,
@@ -180,16 +159,24 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=rate,
+            bandwidth_bps=None if record.requested_bps is None else link.spec.rate_bps,
             threads=self.scenario.threads,
             link=record,
         )
 
     def _warn_of_contention(self) -> None:
-        used, cores = self.scenario.workers * self.scenario.threads, available_cores()
+        workers = self.scenario.workers
+        if self._hosts is not None:
+            workers = self._hosts.crowded
+            if workers > 1:
+                self.warn(
+                    f"up to {workers} ranks share a host and its interface: the bytes it counts are divided evenly "
+                    "among them, and what they send each other is not among them"
+                )
+        used, cores = workers * self.scenario.threads, available_cores()
         if used > cores and self.scenario.execution == "concurrent":
             self.warn(
-                f"{self.scenario.workers} workers x {self.scenario.threads} thread share {cores} cores: "
+                f"{workers} workers x {self.scenario.threads} thread share {cores} cores: "
                 "compute and compress take longer here than on machines of their own"
             )
         load = os.getloadavg()[0]
@@ -231,10 +218,12 @@ class _Run:
             if point == "built":
                 facts.extend(values)
                 self._check_bucket(link, cell, values)
+                link.begin()
             elif point == "counted":
-                counted.append(link.counters())
+                counted.append(link.counters() if self._hosts is None else self._hosts.counters(values))
 
-        records = launcher.run(self._jobs(link, method, repeat), gathered)
+        jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
+        records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
         self._tell_collective(cell, facts[0]["collective"])
         self.result.model_parameters = facts[0]["parameters"]
@@ -242,7 +231,7 @@ class _Run:
             raise RankError(
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
-        aggregate = link.shape.gso if isinstance(link, TcLink) else None
+        aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
@@ -264,23 +253,8 @@ class _Run:
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
         if probed:
             cell.link.measured_bps = min(probed)
-            check(link, ProbeReport(min(probed), min(probed)))
-
-    def _jobs(self, link: Link, method: MethodSpec, repeat: int) -> list[dict[str, Any]]:
-        scenario = self.scenario.model_dump(mode="json")
-        return [
-            {
-                "world_size": link.spec.workers,
-                "scenario": scenario,
-                "method": method.name,
-                "params": method.params,
-                "mechanism": link.mechanism,
-                "rate_bps": link.spec.rate_bps,
-                "repeat": repeat,
-                **asdict(endpoint),
-            }
-            for endpoint in link.endpoints
-        ]
+            if link.mechanism == "bucket":
+                check(link, ProbeReport(min(probed), min(probed)))
 
 
 def environment() -> dict[str, Any]:

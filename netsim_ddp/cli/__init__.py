@@ -15,6 +15,8 @@ import typer
 from netsim_ddp import __version__
 from netsim_ddp.cli import bench
 from netsim_ddp.cli.doctor import doctor
+from netsim_ddp.cli.launch import launch
+from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.run import run
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
@@ -28,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.command()(run)
+app.command()(probe)
+app.command(context_settings={"allow_interspersed_args": False})(launch)
 app.command()(doctor)
 app.add_typer(bench.app, name="bench")
 

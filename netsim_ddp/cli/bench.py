@@ -69,13 +69,13 @@ def compress(
     from netsim_ddp import __version__
     from netsim_ddp.bench.compress import Plan, measure
     from netsim_ddp.bench.runner import environment
-    from netsim_ddp.cli.run import _writable
+    from netsim_ddp.cli.output import writable
     from netsim_ddp.compression.codec import Codec
     from netsim_ddp.report.codec import render_codec_times
     from netsim_ddp.results.codec import CodecTimes, to_json
     from netsim_ddp.results.record import Tool, now_utc, write_whole
 
-    path = None if json in (None, "-") else _writable(Path(str(json)))
+    path = None if json in (None, "-") else writable(Path(str(json)))
     times = CodecTimes(
         tool=Tool(version=__version__),
         created_utc=now_utc(),

@@ -34,13 +34,13 @@ def doctor(
     from rich.console import Console
 
     from netsim_ddp.bench.checks import CHECKS, run_check
-    from netsim_ddp.cli.run import _writable
+    from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import EnvironmentFault, UsageError
 
     for name in checks or ():
         if name not in CHECKS:
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
-    path = None if json in (None, "-") else _writable(Path(str(json)))
+    path = None if json in (None, "-") else writable(Path(str(json)))
     console, progress = Console(highlight=False), Console(stderr=True)
     done: list[Check] = []
     for name in checks or CHECKS:

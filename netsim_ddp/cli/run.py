@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netsim_ddp.cli import link_flags
+from netsim_ddp.cli.output import progress, writable
+
 if TYPE_CHECKING:
-    from netsim_ddp.bench.runner import Event, Report
     from netsim_ddp.results.record import Result
 
 SAVED = Path(".netsim")
@@ -22,10 +22,18 @@ _Text = str | None
 
 
 def run(
-    bandwidth: Annotated[
-        _Text,
-        typer.Option(metavar="RATE", help="Rate of every rank's link, each way: 100mbps, 1gbps. [1gbps]"),
-    ] = None,
+    bandwidth: link_flags.Bandwidth = None,
+    slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -71,13 +79,7 @@ def run(
     seed: Annotated[
         _Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")
     ] = None,
-    link: Annotated[
-        _Text,
-        typer.Option(
-            metavar="HOW",
-            help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
-        ),
-    ] = None,
+    link: link_flags.Mechanism = None,
     backend: Annotated[
         _Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
     ] = None,
@@ -113,6 +115,17 @@ def run(
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
     given = {
         "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
         "ratio": ratio,
         "methods": method,
         "workers": workers,
@@ -134,10 +147,21 @@ def run(
         "timeout": timeout,
         "time_budget": time_budget,
     }
+    from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
-    copy = None if json in (None, "-") else _writable(Path(str(json)))
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
+    copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from rich.console import Console
 
@@ -155,8 +179,10 @@ def run(
                 save(result, path)
 
     try:
-        with _progress() as report:
-            result = runner.run(scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+        with progress() as report:
+            result = runner.run(
+                scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep, hosts=hosts
+            )
     except BaseException:
         if last and runner.measured(last[0]):
             where = " and ".join(str(path) for path in (kept, copy) if path is not None)
@@ -176,28 +202,6 @@ def run(
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
-
-
-def _writable(path: Path) -> Path:
-    """Fail before the measuring, not after it. Results replace the file whole, so it is the folder that counts."""
-    import tempfile
-
-    from netsim_ddp.errors import UsageError
-
-    hint = "name a file in a folder you can write to"
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it points
-    if os.path.isdir(target):
-        raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UsageError(f"cannot write {path}: it is not a file", hint="write --json - for stdout")
-    if not os.path.isdir(target.parent):
-        raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            return target
-    except OSError:
-        reason = f"no file can be made in {path.parent}"
-        raise UsageError(f"cannot write {path}: {reason}", hint=hint) from None
 
 
 def _new_file() -> Path | None:
@@ -223,31 +227,3 @@ def _point_last(path: Path) -> None:
     temporary = SAVED / f".last-{os.getpid()}"
     temporary.symlink_to(path.name)
     temporary.replace(link)
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """Notes and warnings as lines on stderr; a bar beside them while that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def say(event: Event) -> None:
-        prefix = "warning: " if event.kind == "warning" else ""
-        console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
-
-    if not console.is_terminal:
-        yield lambda event: say(event) if event.kind != "progress" else None
-        return
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(event: Event) -> None:
-            if event.kind == "progress":
-                bar.update(task, description=event.text, completed=event.done, total=event.total)
-            else:
-                say(event)
-
-        yield show

@@ -8,9 +8,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
@@ -19,7 +21,10 @@ from netsim_ddp.errors import UsageError
 
 METHODS: dict[str, Callable[..., Method]] = {
     "topk": topk,
-    **{method.name: method for method in (DenseAllReduce, Float16AllReduce, TopKAllGather, TopKDense)},
+    **{
+        method.name: method
+        for method in (BFloat16Exchange, DenseAllReduce, Float16AllReduce, PowerSGD, TopKAllGather, TopKDense)
+    },
 }
 """Every method by its name on the command line."""
 
@@ -90,17 +95,21 @@ class DistributedBackend:
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
 
-    def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
 
         Collective: every rank must call it with the same parameters in the same order. A parameter whose gradient
         is missing counts as zero here and receives the average of the others.
 
+        Returns:
+            False where the ranks skipped the step (``nonfinite=skip``): every ``grad`` is 0 then, no rank's state has
+            changed, and ``optimizer.step()`` should be left out.
+
         Raises:
-            NonFiniteGradient: on every rank, when one rank's gradient is not finite (``topk``).
+            NonFiniteGradient: on every rank, when one rank's gradient is not finite (``topk``, ``nonfinite=raise``).
         """
         if self.group.world_size == 1:
-            return
+            return True
         parameters = list(named_parameters)
         flat = self._prepare(parameters)
         flat.gather()
@@ -108,6 +117,7 @@ class DistributedBackend:
             segment.run()
         assert self.method is not None
         flat.scatter(self.method.average)
+        return not self.method.skipped
 
     def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
         if self._flat is None or not self._flat.holds(parameters):

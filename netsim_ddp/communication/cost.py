@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from netsim_ddp.communication.segments import Segment, Wire
-from netsim_ddp.link.base import SEGMENT_PAYLOAD, SEGMENT_WIRE
+from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
 
 HEADER_BYTES = SEGMENT_WIRE - SEGMENT_PAYLOAD  # Ethernet 14 + IPv4 20 + TCP 32
 GLOO_PREAMBLE_BYTES = 48

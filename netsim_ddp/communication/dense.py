@@ -23,18 +23,8 @@ class DenseAllReduce(Method):
     name = "dense"
 
     def segments(self) -> list[Segment]:
-        data, group = self.flat.data, self.group
-        divide = Local("decompress", lambda: _divide(data, group.world_size))
-        device = group.wire_device(data.device)
-        if device == data.device:
-            return [all_reduce(data, group), divide]
-        host = torch.empty_like(data, device=device, pin_memory=True)
-        return [
-            Local("compress", lambda: _copy(host, data)),
-            all_reduce(host, group),
-            Local("decompress", lambda: _copy(data, host)),
-            divide,
-        ]
+        data, ranks = self.flat.data, self.group.world_size
+        return [*summed(data, self.group), Local("decompress", lambda: _divide(data, ranks))]
 
 
 class Float16AllReduce(Method):
@@ -69,6 +59,19 @@ def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:
         return dist.all_reduce(tensor, group=group.process_group, async_op=True)
 
     return Collective("all_reduce", begin, size, ring_all_reduce_messages(size, group.world_size))
+
+
+def summed(tensor: torch.Tensor, group: Group) -> list[Segment]:
+    """:func:`all_reduce` of a tensor that may lie where it cannot cross the wire: then by way of the host."""
+    device = group.wire_device(tensor.device)
+    if device == tensor.device:
+        return [all_reduce(tensor, group)]
+    host = torch.empty_like(tensor, device=device, pin_memory=True)
+    return [
+        Local("compress", lambda: _copy(host, tensor)),
+        all_reduce(host, group),
+        Local("decompress", lambda: _copy(tensor, host)),
+    ]
 
 
 def _divide(tensor: torch.Tensor, divisor: int) -> None:

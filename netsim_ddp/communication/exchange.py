@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -32,21 +33,28 @@ class PeerExchange(Wire):
         expected: int,
     ) -> None:
         self.operation = operation
-        self._group, self._outgoing, self._incoming = group, outgoing, incoming
+        self.group, self._outgoing, self._incoming = group, outgoing, incoming
         self._tag = next(group.tags)
         self.sizes = [expected] * group.world_size
         """Bytes of each rank's message; whoever writes the messages sets them before the exchange starts."""
         self._works: list[dist.Work] = []
 
     def start(self) -> None:
-        me, ranks, group = self._group.rank, self._group.world_size, self._group.process_group
-        for step in range(1, ranks):
-            peer = (me - step) % ranks
-            self._note(dist.irecv(self._incoming[peer], group=group, tag=self._tag, group_src=peer))
-        for step in range(1, ranks):
-            peer = (me + step) % ranks
-            message = self._outgoing[peer][: self.sizes[peer]]
+        group = self.group.process_group
+        for peer, room in self._receives():
+            self._note(dist.irecv(room, group=group, tag=self._tag, group_src=peer))
+        for peer, message in self._sends():
             self._note(dist.isend(message, group=group, tag=self._tag, group_dst=peer))
+
+    def _receives(self) -> list[tuple[int, Tensor]]:
+        me, ranks = self.group.rank, self.group.world_size
+        peers = [(me - step) % ranks for step in range(1, ranks)]
+        return [(peer, self._incoming[peer]) for peer in peers]
+
+    def _sends(self) -> list[tuple[int, Tensor]]:
+        me, ranks = self.group.rank, self.group.world_size
+        peers = [(me + step) % ranks for step in range(1, ranks)]
+        return [(peer, self._outgoing[peer][: self.sizes[peer]]) for peer in peers]
 
     def _note(self, work: dist.Work | None) -> None:
         assert work is not None
@@ -58,8 +66,38 @@ class PeerExchange(Wire):
         self._works.clear()
 
     def messages(self) -> list[int]:
-        return [size for rank, size in enumerate(self.sizes) if rank != self._group.rank]
+        return [size for rank, size in enumerate(self.sizes) if rank != self.group.rank]
 
     @property
     def payload_bytes(self) -> int:
         return sum(self.messages())
+
+
+class AnnouncedExchange(PeerExchange):
+    """The same where a receive must ask for exactly what was sent (NCCL): the sizes go ahead, one int64 to each
+    peer, and :meth:`start` waits for them. They are no payload."""
+
+    def start(self) -> None:
+        group, device = self.group.process_group, self._incoming[0].device
+        told = torch.tensor(self.sizes, dtype=torch.int64, device=device)
+        heard = torch.empty_like(told)
+        dist.all_to_all_single(heard, told, group=group)
+        sizes = heard.tolist()
+        self._works = dist.batch_isend_irecv(
+            [
+                *(self._operation(dist.irecv, room[: sizes[peer]], peer) for peer, room in self._receives()),
+                *(self._operation(dist.isend, message, peer) for peer, message in self._sends()),
+            ]
+        )
+
+    def _operation(self, kind: Callable[..., dist.Work | None], message: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(kind, message, group=self.group.process_group, group_peer=peer, tag=self._tag)
+
+
+def peer_exchange(
+    operation: str, group: Group, outgoing: Sequence[Tensor], incoming: Sequence[Tensor], expected: int
+) -> PeerExchange:
+    """The exchange that ``group``'s backend can do."""
+    nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
+    kind = AnnouncedExchange if nccl else PeerExchange
+    return kind(operation, group, outgoing, incoming, expected)

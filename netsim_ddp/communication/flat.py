@@ -19,6 +19,7 @@ class FlatGradients:
 
     Args:
         named_parameters: as ``model.named_parameters()`` gives them; those that need no gradient are left out.
+        data: the memory to use, a stretch of a larger buffer; new memory by default.
 
     Raises:
         ValueError: no parameter needs a gradient, or they live on several devices.
@@ -33,16 +34,19 @@ class FlatGradients:
         devices = {parameter.device for _, parameter in trained}
         if len(devices) > 1:
             raise ValueError(f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}")
+        self.is_part = data is not None
+        """Whether this is one bucket of a model's gradient."""
         self.parameters = [parameter for _, parameter in trained]
         self.shapes = {name: parameter.shape for name, parameter in trained}
         sizes = [parameter.numel() for parameter in self.parameters]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         size, device = int(self.offsets[-1]), devices.pop()
         self.data = torch.zeros(size, dtype=torch.float32, device=device) if data is None else data
-        self.views = self._views_of(self.data)
+        self.views = self.views_of(self.data)
         self._attachable = {self.data.data_ptr(): self.views}
 
-    def _views_of(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+    def views_of(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """``buffer`` [N] cut into one view per parameter."""
         return [
             buffer[begin:end].view(parameter.shape)
             for begin, end, parameter in zip(self.offsets, self.offsets[1:], self.parameters, strict=False)
@@ -73,7 +77,7 @@ class FlatGradients:
         with ``optimizer.zero_grad(set_to_none=False)`` from then on, or the views are lost."""
         buffer = self.data if buffer is None else buffer
         if buffer.data_ptr() not in self._attachable:
-            self._attachable[buffer.data_ptr()] = self._views_of(buffer)
+            self._attachable[buffer.data_ptr()] = self.views_of(buffer)
         for parameter, view in zip(self.parameters, self._attachable[buffer.data_ptr()], strict=True):
             if parameter.dtype == torch.float32:
                 parameter.grad = view
@@ -89,7 +93,7 @@ class FlatGradients:
     def scatter(self, buffer: torch.Tensor) -> None:
         """Copy ``buffer`` [N] back into gradients that are not views; a missing one is created, so that a parameter
         which only some ranks used still gets the same update on all of them."""
-        for parameter, view in zip(self.parameters, self._views_of(buffer), strict=True):
+        for parameter, view in zip(self.parameters, self.views_of(buffer), strict=True):
             if parameter.grad is None:
                 parameter.grad = view.to(parameter.dtype, copy=True)
             elif parameter.grad.data_ptr() != view.data_ptr():

@@ -129,6 +129,9 @@ class Method(ABC):
     collective: ClassVar[str | None] = None
     """How sparse entries travel, where a method could have chosen otherwise."""
 
+    skipped: bool = False
+    """Whether the ranks agreed to leave the last step out: the average is 0 and the optimizer should not use it."""
+
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         self.flat = flat
         self.group = group

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
 
@@ -30,13 +29,9 @@ class TopKSplitReduce(SelectedEntries):
     """Top-K with error feedback at the workers and at the owners.
 
     Args:
-        ratio: kept fraction k/N.
-        values, indices: formats of :class:`~netsim_ddp.compression.codec.Codec`; what rounding takes from the
-            values stays in the residuals.
-        feedback: keep residuals; off only to show what happens.
         keep: owners keep all but the k/P largest sums of their share for later steps; off, they send every sum,
             which gives the all-gather's average for more traffic.
-        error_buffer: where the worker's residual lives; a new buffer by default.
+        options: as :class:`SelectedEntries` takes them; rounding error stays in the owners' residuals too.
     """
 
     name = "topk"
@@ -47,67 +42,61 @@ class TopKSplitReduce(SelectedEntries):
         flat: FlatGradients,
         group: Group,
         *,
-        ratio: float = 0.01,
-        values: str = "fp32",
-        indices: str = "packed",
-        feedback: bool = True,
         keep: bool = True,
-        error_buffer: ErrorFeedbackBuffer | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            flat,
-            group,
-            ratio=ratio,
-            values=values,
-            indices=indices,
-            feedback=feedback,
-            error_buffer=error_buffer,
-        )
+        super().__init__(flat, group, **options)
         self.keep = keep
         ranks, device = group.world_size, flat.data.device
         self.shares = Shares(flat.numel, ranks)
         size = self.shares.size(group.rank)
         self.sums = torch.zeros(size, dtype=torch.float32, device=device)
         """What this rank owns, summed over ranks and not yet sent on."""
-        self._owned = self._owned_count(group.rank)
-        self._bounds = torch.tensor([0, size]), torch.tensor([self._owned])
-        self._own_values = torch.empty(self._owned, dtype=torch.float32, device=device)
-        self._own_local = torch.empty(self._owned, dtype=torch.int32, device=device)
+        most = self._owned_count(group.rank, self.selection.budget.total)
+        self._own_values = torch.empty(most, dtype=torch.float32, device=device)
+        self._own_local = torch.empty(most, dtype=torch.int32, device=device)
+        self._owned = 0
+        """Entries that this rank sends on in this step; every rank's selection has the same total."""
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
-        self._grouped = torch.empty_like(self.values), torch.empty_like(self.indices)
+        room = self.selection.capacity
+        self._grouped = (
+            torch.empty(room, dtype=torch.float32, device=device),
+            torch.empty(room, dtype=torch.int32, device=device),
+        )
         self._make_buffers(group, ranks, device)
         self._failure: NonFiniteGradient | None = None
 
-    def _owned_count(self, owner: int) -> int:
-        """Entries that ``owner`` sends on: its part of k."""
+    def _owned_count(self, owner: int, k: int) -> int:
+        """Entries that ``owner`` sends on: its part of ``k``."""
         size = self.shares.size(owner)
-        return min(size, math.ceil(self.k * size / self.flat.numel))
+        return min(size, math.ceil(k * size / self.flat.numel))
 
     def _make_buffers(self, group: Group, ranks: int, device: torch.device) -> None:
         codec, wire = self.codec, group.wire_device(device)
         sizes = [self.shares.size(rank) for rank in range(ranks)]
-        self._up = [Mailbox(codec, min(self.k, size), max(size, 1), wire) for size in sizes]
+        room, most = self.selection.capacity, self.selection.budget.total
+        self._up = [Mailbox(codec, min(room, size), max(size, 1), wire) for size in sizes]
         sent = [
-            self._owned_count(rank) if self.keep else min(sizes[rank], ranks * self.k)
+            self._owned_count(rank, most) if self.keep else min(sizes[rank], ranks * room)
             for rank in range(ranks)
         ]
         self._down = [Mailbox(codec, sent[rank], max(sizes[rank], 1), wire) for rank in range(ranks)]
-        mine = group.rank
+        mine, final = group.rank, self.selection.budget.final
         self._requests = [self._up[rank].buffer() for rank in range(ranks)]
         self._received = [self._up[mine].buffer() for _ in range(ranks)]
         self._answers = [self._down[rank].buffer() for rank in range(ranks)]
-        typical = self._up[mine].expected_nbytes(math.ceil(self.k / ranks))
-        self._scatter = PeerExchange("scatter", group, self._requests, self._received, typical)
+        typical = self._up[mine].expected_nbytes(math.ceil(final / ranks))
+        self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
         answer = [self._answers[mine]] * ranks
-        expected = self._down[mine].expected_nbytes(self._owned)
-        self._gather = PeerExchange("gather", group, answer, self._answers, expected)
+        expected = self._down[mine].expected_nbytes(self._owned_count(mine, final))
+        self._gather = peer_exchange("gather", group, answer, self._answers, expected)
 
     @property
     def average(self) -> Tensor:
         return self._average
 
-    def segments(self) -> list[Segment]:
+    def _exchange(self) -> list[Segment]:
         return [
             Local("compress", self._compress),
             self._scatter,
@@ -118,7 +107,11 @@ class TopKSplitReduce(SelectedEntries):
 
     def _compress(self) -> None:
         self._failure = None
+        self._owned = self._owned_count(self.group.rank, self.selection.budget.total)
         ranks = range(self.group.world_size)
+        if self.skipped:
+            self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
+            return
         try:
             self._select()
         except NonFiniteGradient as error:
@@ -144,6 +137,9 @@ class TopKSplitReduce(SelectedEntries):
 
     def _sum(self) -> None:
         mine = self.group.rank
+        if self.skipped:
+            self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
+            return
         messages = list(self._received)
         messages[mine] = self._requests[mine]
         refused = [rank for rank, message in enumerate(messages) if self._up[mine].refused(message)]
@@ -166,9 +162,12 @@ class TopKSplitReduce(SelectedEntries):
             self.sums.zero_()
 
     def _largest(self) -> tuple[Tensor, Tensor]:
+        values, local = self._own_values[: self._owned], self._own_local[: self._owned]
         if self._owned:
-            select(self.sums, *self._bounds, self._own_values, self._own_local)
-        return self._own_values, self._own_local
+            select(
+                self.sums, torch.tensor([0, self.sums.numel()]), torch.tensor([self._owned]), values, local
+            )
+        return values, local
 
     def _all(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
         local = torch.unique(torch.cat(locals_)).to(self.sums.device)
@@ -178,6 +177,8 @@ class TopKSplitReduce(SelectedEntries):
         for positions in self._written:
             clear_at(self._average, positions)
         self._written = []
+        if self.skipped:
+            return
         for owner, (mailbox, message) in enumerate(zip(self._down, self._answers, strict=True)):
             values, local = mailbox.read(message)
             values, local = values.to(self._average.device), local.to(self._average.device)

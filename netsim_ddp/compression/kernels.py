@@ -29,6 +29,7 @@ except ImportError:
     fused = None
 
 _INT32_END = 2**31
+_BAD_SUM = "the gradient of segment {0}, or its sum with the residual, is not finite"
 _COMPILE_ATTEMPTS = 50  # more than there are compiled functions and signatures
 
 
@@ -71,11 +72,12 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    from netsim_ddp.compression import _numba_codec, _numba_shares
+    from netsim_ddp.compression import _numba_codec, _numba_shares, _numba_thresholds
 
     fused.call_every_kernel()
     _numba_shares.warm()
     _numba_codec.warm()
+    _numba_thresholds.warm()
 
 
 def release() -> None:
@@ -144,8 +146,28 @@ def accumulate_select(
         )
     if torch.promote_types(grad.dtype, residual.dtype) != residual.dtype:
         raise ValueError(f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient")
-    message = "the gradient of segment {0}, or its sum with the residual, is not finite"
     if _fused_takes(grad, residual, values, indices):
+        check_sum(grad, residual, offsets)
+        bad = _run_fused(residual, grad, True, offsets, ks, values, indices)
+        if bad >= 0:
+            raise ValueError(f"the residual of segment {bad} was not finite on entry")
+        return
+    bounds = offsets.tolist()
+    with torch.no_grad():
+        total = residual + grad
+        bad = twin.first_non_finite(total, bounds)
+        if bad >= 0:
+            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
+        twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
+
+
+def check_sum(grad: Tensor, residual: Tensor, offsets: Tensor) -> None:
+    """Refuse a gradient [N] that is not finite, or whose sum with the finite residual [N] would not be.
+
+    Raises:
+        NonFiniteGradient: with the first such segment.
+    """
+    if _fused_takes(grad, residual):
         warm()
         assert fused is not None
         bad = int(
@@ -153,17 +175,22 @@ def accumulate_select(
                 grad.detach().numpy(), residual.detach().numpy(), offsets.numpy(), torch.get_num_threads()
             )
         )
-        if bad < 0 and (bad := _run_fused(residual, grad, True, offsets, ks, values, indices)) >= 0:
-            raise ValueError(f"the residual of segment {bad} was not finite on entry")
     else:
-        bounds = offsets.tolist()
         with torch.no_grad():
-            total = residual + grad
-            bad = twin.first_non_finite(total, bounds)
-            if bad < 0:
-                twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
+            bad = twin.first_non_finite(residual + grad, offsets.tolist())
     if bad >= 0:
-        raise NonFiniteGradient(message.format(bad), bad)
+        raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
+
+
+def check_finite(flat: Tensor, offsets: Tensor) -> None:
+    """Refuse a tensor [N] that holds a NaN or inf.
+
+    Raises:
+        NonFiniteGradient: with the first segment that does.
+    """
+    if not all_finite(flat):
+        bad = twin.first_non_finite(flat, offsets.tolist())
+        raise NonFiniteGradient(f"segment {bad} holds a NaN or inf", bad)
 
 
 def _fused_takes(*tensors: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
 user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
-(the host's loopback, unshaped).
+(the host's loopback, unshaped). ``host`` is the real network of several hosts, taken as it is.
 """
 
 from __future__ import annotations
@@ -17,24 +17,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-ETHERNET_MTU = 1500
-SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
-SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
-
-
-@dataclass(frozen=True)
-class LinkSpec:
-    """What each rank's interface shall do, in both directions: bits per second, counted with headers."""
-
-    workers: int
-    rate_bps: int
-
-    @property
-    def ceiling_bps(self) -> float:
-        """The TCP goodput that the rate leaves after headers: rate x 1448/1514 at MTU 1500."""
-        return self.rate_bps * SEGMENT_PAYLOAD / SEGMENT_WIRE
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.spec import LinkSpec
 
 
 @dataclass(frozen=True)
@@ -84,11 +70,15 @@ class Process(ABC):
     def kill(self) -> None:
         """SIGKILL, to it alone; nothing happens when it has already ended."""
 
+    @abstractmethod
+    def signal(self, number: int) -> None:
+        """Signal it and the children in its process group; nothing happens when it has already ended."""
+
 
 class Link(ABC):
     """An emulated network of ``spec.workers`` ranks."""
 
-    mechanism: Literal["tc", "bucket", "none"]
+    mechanism: Literal["tc", "bucket", "none", "host"]
     description: str
     """One short word for the table: ``tc/tbf``, ``bucket``, ``none``."""
 
@@ -119,6 +109,7 @@ class Link(ABC):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
 
@@ -127,7 +118,13 @@ class Link(ABC):
             fds: inherited as descriptors 3, 4, ... of the new process.
             share_namespaces: the process also inherits every rank's namespace, under the descriptor
                 numbers that ``endpoints[rank].namespace`` gives.
+            output: the descriptors that become its stdout and stderr.
         """
+
+    @abstractmethod
+    def begin(self) -> None:
+        """A link that changes starts from its first rates and with full credit. Called before the warm-up of each
+        repeat, so that all of them see the same."""
 
     def counters(self) -> list[Counters] | None:
         """Every rank's interface counters; None where the link has no interfaces of its own."""
@@ -147,20 +144,52 @@ class _HostProcess(Process):
     def kill(self) -> None:
         self._child.kill()
 
+    def signal(self, number: int) -> None:
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, number)
+
 
 class HostLink(Link):
     """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
 
-    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
+    _NAMES: ClassVar = {
+        "bucket": "the bucket link",
+        "none": "a link that is not shaped",
+        "host": "the hosts' own network",
+    }
+
+    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none", "host"]) -> None:
         super().__init__(spec)
         self.mechanism = mechanism
         self.description = mechanism
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        if beyond := self.beyond():
+            raise LinkUnavailable(
+                f"{self._NAMES[self.mechanism]} has no {' and no '.join(beyond)}",
+                hint="use --link tc, on Linux",
+            )
         loopback = "lo" if sys.platform.startswith("linux") else "lo0"
         self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
         return self
+
+    def begin(self) -> None:
+        """The workers' own group begins the bucket's time."""
+
+    def beyond(self) -> list[str]:
+        """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
+        sees no packets that could be lost or queued, and no TCP."""
+        spec = self.spec
+        wanted: dict[str, object] = {
+            "loss": spec.loss,
+            "queue": spec.queue_s,
+            "congestion control": spec.congestion,
+        }
+        if self.mechanism == "none":
+            wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
+            wanted |= {"timeline": spec.timeline, "credit": spec.credit_bytes}
+        return [name for name, value in wanted.items() if value]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -179,6 +208,7 @@ class HostLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         del rank, share_namespaces  # all endpoints are the same place
         # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
@@ -188,7 +218,8 @@ class HostLink(Link):
             env={**os.environ, **(env or {})},
             pass_fds=tuple(fds),
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=output[0],
+            stderr=output[1],
             start_new_session=True,
         )
         self._children.append(child)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from netsim_ddp.link.base import die_with_parent
@@ -166,9 +167,10 @@ class Helper:
             os._exit(127)
 
     def kill(self, pid: int, number: int) -> dict[str, Any]:
-        """Signal a process that :meth:`spawn` started, while it is still ours to signal."""
-        if pid in self.children:
-            os.kill(pid, number)
+        """Signal a process that :meth:`spawn` started, or as ``-pid`` its group, while it is still ours to signal."""
+        if abs(pid) in self.children:
+            with suppress(ProcessLookupError):  # a child that has not made its group yet, or has just ended
+                os.kill(pid, number)
         return {}
 
     def reap(self) -> None:
@@ -193,7 +195,8 @@ class Helper:
         self.control.send(json.dumps(message).encode())
 
     def serve(self) -> None:
-        """Answer requests until the command hangs up."""
+        """Say that the namespaces stand, then answer requests until the command hangs up."""
+        self.send({"answer": {}})
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -207,6 +210,11 @@ class Helper:
                 if not data:
                     return
                 self.answer(json.loads(data), fds)
+
+    def serve_until_hung_up(self) -> None:
+        """A command that dies abruptly resets the connection instead of closing it: that is hanging up too."""
+        with suppress(ConnectionResetError, BrokenPipeError):
+            self.serve()
 
     def answer(self, request: dict[str, Any], fds: list[int]) -> None:
         name = request.pop("request")
@@ -250,8 +258,7 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
     try:
         _remount_proc()
         helper = Helper(control)
-        helper.send({"answer": {}})
-        helper.serve()
+        helper.serve_until_hung_up()
     except BaseException:  # noqa: BLE001 - PID 1 must exit whatever happened, and say why on the way out
         traceback.print_exc()
         os._exit(1)

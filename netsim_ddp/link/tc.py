@@ -6,7 +6,7 @@
                                |    |    |
     rank namespaces:         eth0 eth0 eth0          tbf on eth0: what rank r sends, and its byte counter
 
-:func:`plan` is pure and says which commands make the link; :class:`TcLink` has its helper run them. No name
+:mod:`netsim_ddp.link.plan` says which commands make the link; :class:`TcLink` has its helper run them. No name
 appears on the host: the namespaces are anonymous and end with the helper. Without root the helper enters a user
 namespace first, where making interfaces is allowed.
 """
@@ -16,99 +16,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
-from netsim_ddp.link.base import SEGMENT_WIRE, Counters, Endpoint, Exit, Link, LinkSpec, Process
+from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
+from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.helper import MESSAGE_BYTES
+from netsim_ddp.link.hosts import tcp_retransmits
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
+from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.units import format_bytes
 
-SUBNET = "10.77"
 ANSWER_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of one token bucket filter. Bytes; the rate in bit/s counts Ethernet headers."""
-
-    rate_bps: int
-    burst: int
-    limit: int
-    gso: int
-
-
-def shape_for(rate_bps: int) -> Shape:
-    """Burst, queue and segment size for a rate.
-
-    Tokens that a bucket saves while the link is idle let a small message through for free, and a 64 KB
-    segment that is stored and forwarded whole delays it; too small a burst starves a fast link, because
-    the kernel refills it late. Half a millisecond of burst is the compromise: 62.5 KB at 1 Gbit/s.
-    The queue holds 200 ms so that no sender on a lossless link is dropped.
-    """
-    bytes_per_second = rate_bps / 8
-    burst = max(2 * SEGMENT_WIRE, round(bytes_per_second * 0.5e-3))
-    gso = min(65536, max(SEGMENT_WIRE, burst // 2))
-    return Shape(rate_bps, burst, max(2_000_000, round(bytes_per_second * 0.2)), gso)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the plan and the namespace it belongs in (None: the bridge's)."""
-
-    rank: int | None
-    argv: tuple[str, ...]
-
-
-def plan(spec: LinkSpec, shape: Shape, namespaces: Sequence[str], congestion: str | None) -> list[Step]:
-    """The ``ip`` and ``tc`` commands that make the link, in order.
-
-    Args:
-        namespaces: how ``ip link add ... netns`` names each rank's namespace.
-    """
-    tbf = f"root tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b".split()
-    segments = ("gso_max_size", str(shape.gso))
-    steps = [
-        Step(None, ("ip", "link", "set", "lo", "up")),
-        Step(None, ("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")),
-        Step(None, ("ip", "link", "set", "br0", "addrgenmode", "none", "up")),
-    ]
-
-    def ip(rank: int | None, *words: str) -> None:
-        steps.append(Step(rank, ("ip", *words)))
-
-    for rank, namespace in enumerate(namespaces):
-        outer = f"v{rank}"
-        peer = ("peer", "name", "eth0", "address", _mac(rank), "netns", namespace)
-        ip(None, "link", "add", outer, "type", "veth", *peer)
-        ip(None, "link", "set", outer, "master", "br0", *segments, "addrgenmode", "none", "up")
-        steps.append(Step(None, ("tc", "qdisc", "add", "dev", outer, *tbf)))
-        ip(rank, "link", "set", "lo", "up")
-        ip(rank, "address", "add", f"{_address(rank)}/16", "dev", "eth0")
-        ip(rank, "link", "set", "eth0", *segments, "addrgenmode", "none", "up")
-        # ARP would be counted as traffic of whichever step it happens to fall in.
-        for other in range(spec.workers):
-            if other != rank:
-                where = ("dev", "eth0", "lladdr", _mac(other), "nud", "permanent")
-                ip(rank, "neigh", "replace", _address(other), *where)
-        if congestion:
-            route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", _address(rank), "congctl", congestion)
-            ip(rank, "route", "replace", *route)
-        steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *tbf)))
-    return steps
-
-
-def _address(rank: int) -> str:
-    return f"{SUBNET}.0.{rank + 1}"
-
-
-def _mac(rank: int) -> str:
-    return f"02:00:00:00:00:{rank + 1:02x}"
+MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
+_TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
 class TcLink(Link):
@@ -117,11 +45,14 @@ class TcLink(Link):
     mechanism = "tc"
     description = "tc/tbf"
 
-    def __init__(self, spec: LinkSpec, *, congestion: str | None = "cubic") -> None:
+    def __init__(self, spec: LinkSpec) -> None:
         super().__init__(spec)
-        self.shape = shape_for(spec.rate_bps)
-        self.congestion = congestion
+        self.shapes = Shapes.of(spec)
+        self.congestion = spec.congestion or "cubic"
+        self.credit_bytes = 0
         self._channel: _Channel | None = None
+        self._pipes: dict[int | None, int] = {}
+        self._driver: Driver | None = None
 
     def __enter__(self) -> Self:
         if not sys.platform.startswith("linux"):
@@ -131,6 +62,11 @@ class TcLink(Link):
                 raise LinkUnavailable(
                     f"{tool} is not installed", hint="install iproute2, or use --link bucket"
                 )
+        credit = self.spec.credit_bytes or 0
+        if credit > MAX_CREDIT:
+            most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
+            hint = "--credit 4GB, or use --link bucket"
+            raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
         self._channel = _open_channel()
         try:
             self._make()
@@ -139,39 +75,101 @@ class TcLink(Link):
             raise
         return self
 
+    def begin(self) -> None:
+        if not self.spec.varies:
+            return
+        if self._driver is not None:
+            self._driver.stop()
+        namespaces = [None, *range(self.spec.workers)]
+        for rank in namespaces:
+            if rank not in self._pipes:
+                self._pipes[rank] = self._open_pipe(rank)
+        stretches = changes(self.spec, namespaces)
+        self._driver = Driver(stretches, self.spec.period_s, self._write)
+        self._driver.begin()
+
+    def _open_pipe(self, rank: int | None) -> int:
+        """A ``tc`` in ``rank``'s namespace that carries out each line as it is written."""
+        reading, writing = os.pipe()
+        try:
+            words = ["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))]
+            self.spawn(words, rank=rank, fds=[reading])
+        finally:
+            os.close(reading)
+        return writing
+
+    def _write(self, rank: int | None, text: str) -> None:
+        os.write(self._pipes[rank], text.encode())
+
     def _make(self) -> None:
         fds = self._ask("namespaces", count=self.spec.workers)["fds"]
-        self.endpoints = [Endpoint(rank, _address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
+        self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
-        for rank, steps in _batches(plan(self.spec, self.shape, names, self.congestion)):
+        self._check_congestion()
+        for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion)):
             tool = steps[0].argv[0]
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
             done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
             if done["code"] != 0:
-                raise LinkUnavailable(
-                    f"{tool} could not make the link: {_first_line(done['err'])}",
-                    hint="use --link bucket, which needs no privileges; netsim doctor says more",
-                )
+                raise self._refusal(tool, done["err"])
         self._check_configuration()
+
+    def _check_congestion(self) -> None:
+        known = self._ask("read", path="/proc/sys/net/ipv4/tcp_available_congestion_control", rank=0)[
+            "text"
+        ].split()
+        if self.congestion not in known:
+            raise LinkUnavailable(
+                f"this kernel has no {self.congestion} congestion control",
+                hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
+            )
+
+    def _refusal(self, tool: str, said: str) -> LinkUnavailable:
+        """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
+        wanted = needs_netem(self.spec)
+        if "kind is unknown" not in said:
+            return LinkUnavailable(
+                f"{tool} could not make the link: {_first_line(said)}",
+                hint="use --link bucket, which needs no privileges; netsim doctor says more",
+            )
+        if wanted and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=0)["code"] != 0:
+            only_here = self.spec.loss > 0
+            instead = "sudo modprobe sch_netem, where the kernel has it as a module"
+            return LinkUnavailable(
+                f"this kernel has no netem, which {' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} on tc",
+                hint=instead if only_here else f"use --link bucket, which has delay and jitter; or {instead}",
+            )
+        return LinkUnavailable(
+            "this kernel has no tbf, which shapes the link",
+            hint="sudo modprobe sch_tbf, or use --link bucket",
+        )
 
     def _check_configuration(self) -> None:
         """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
-        for rank in [None, *range(self.spec.workers)]:
-            for qdisc in self._qdiscs(rank):
-                if qdisc["kind"] != "tbf":
-                    continue
-                options = qdisc["options"]
-                rate, burst = int(options["rate"]) * 8, int(options["burst"])
-                if abs(rate - self.shape.rate_bps) > self.shape.rate_bps * 1e-3 or burst < SEGMENT_WIRE:
-                    raise LinkUnavailable(
-                        f"tc on {qdisc['dev']} was told {self.shape.rate_bps} bit/s, burst {self.shape.burst} B"
-                        f" and made it {rate} bit/s, {burst} B",
-                        hint="use --link bucket",
-                    )
+        for rank in range(self.spec.workers):
+            self._check_bucket(_only(self._qdiscs(rank), "eth0"), self.shapes.up[rank])
+        outer = self._qdiscs(None)
+        for rank in range(self.spec.workers):
+            self._check_bucket(_only(outer, f"v{rank}"), self.shapes.down[rank])
+
+    def _check_bucket(self, qdisc: dict[str, Any], asked: Shape) -> None:
+        rate, burst = int(qdisc["options"]["rate"]) * 8, int(qdisc["options"]["burst"])
+        if abs(rate - asked.rate_bps) > max(8, asked.rate_bps * 1e-3) or burst < SEGMENT_WIRE:
+            raise LinkUnavailable(
+                f"tc on {qdisc['dev']} was told {asked.rate_bps} bit/s, burst {asked.burst} B"
+                f" and made it {rate} bit/s, {burst} B",
+                hint="use --link bucket",
+            )
+        self.credit_bytes = max(self.credit_bytes, burst)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._driver is not None:
+            self._driver.stop()
+        for pipe in self._pipes.values():
+            os.close(pipe)
+        self._pipes.clear()
         if self._channel is not None:
             self._channel.close()
 
@@ -183,12 +181,13 @@ class TcLink(Link):
         env: Mapping[str, str] | None = None,
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
+        output: tuple[int, int] = (2, 2),
     ) -> Process:
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
                 "spawn",
-                fds=[null.fileno(), 2, 2, *fds],
+                fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
                 rank=rank,
                 env={**os.environ, **(env or {})},
@@ -198,6 +197,10 @@ class TcLink(Link):
         return _Remote(channel, int(answer["pid"]))
 
     def counters(self) -> list[Counters]:
+        if self._driver is not None and self._driver.failure is not None:
+            raise LinkUnavailable(
+                f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
+            )
         outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
         return [
             self._rank_counters(rank, outer[f"v{rank}"], inner=_only(self._qdiscs(rank), "eth0"))
@@ -209,7 +212,7 @@ class TcLink(Link):
             tx_bytes=int(inner["bytes"]),
             rx_bytes=int(outer["bytes"]),
             drops=int(inner["drops"]) + int(outer["drops"]),
-            retransmits=_tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
+            retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
         )
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
@@ -229,12 +232,7 @@ class TcLink(Link):
 
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device)
-
-
-def _tcp_retransmits(snmp: str) -> int:
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("RetransSegs")])
+    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device and qdisc.get("root"))
 
 
 def _first_line(text: str) -> str:
@@ -266,11 +264,17 @@ class _Remote(Process):
 
     def poll(self) -> Exit | None:
         self._channel.drain()
-        return self._channel.exits.get(self._pid)
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
 
     def kill(self) -> None:
         if self.poll() is None:
-            self._channel.ask("kill", pid=self._pid, number=9)
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
 
 
 class _Channel:
@@ -279,6 +283,7 @@ class _Channel:
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
+        self.broken = False
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
@@ -306,6 +311,7 @@ class _Channel:
                 if self._receive(0) is None:
                     return
             except LinkUnavailable:
+                self.broken = True
                 return
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
@@ -314,6 +320,8 @@ class _Channel:
             data = self.control.recv(MESSAGE_BYTES)
         except (TimeoutError, BlockingIOError):
             return None
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise LinkUnavailable("the process that holds the link died", hint="run it again")
         message: dict[str, Any] = json.loads(data)

@@ -32,7 +32,7 @@ from netsim_ddp.report.wording import (
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, LinkRecord, Result, Summary
 from netsim_ddp.results.summary import baseline, elapsed_step_s
-from netsim_ddp.units import format_duration
+from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
 DROPS = (
@@ -121,17 +121,25 @@ def _link_line(links: Sequence[LinkRecord]) -> str:
     got = _range(measured)
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if first.mechanism in ("none", "host"):
-        return f"link {first.mechanism}: unshaped host{f', {got} Mbit/s measured' if got else ''}{limited}"
-    text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)} Mbit/s"
-    if got:
-        text = f"link {first.mechanism}: asked {_mbit(first.requested_bps)}, got {got} Mbit/s"
+        what = "unshaped host" if first.mechanism == "none" else "the hosts' own network"
+        return f"link {first.mechanism}: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
+    text = f"link {first.mechanism}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
+    text += f", got {got} Mbit/s" if got else " Mbit/s"
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"
     if first.mechanism == "bucket":
         return f"{text}; bytes are charged, not measured{limited}"
     drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
     text += f", {drops} drops, {retransmits} retransmits"
+    if first.credit_bytes:
+        text += f", credit {format_bytes(first.credit_bytes)}"
     return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
+
+
+def _unequal(link: LinkRecord) -> str:
+    """What a single rate does not tell of the link: directions, slow ranks, delays."""
+    plain_rate = link.requested_bps is None or link.shape in (None, format_rate(link.requested_bps))
+    return "" if plain_rate else f"{clean(str(link.shape))}; slowest "
 
 
 def _range(rates: Sequence[float]) -> str:

@@ -27,7 +27,8 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 def group_name(cells: Sequence[Cell]) -> str:
     """``8 workers, 1 Gbit/s``."""
     rate = cells[0].bandwidth_bps
-    return f"{cells[0].workers} workers, {format_rate(rate) if rate else 'unshaped'}"
+    link = clean(cells[0].link.shape or (format_rate(rate) if rate else "unshaped"))
+    return f"{cells[0].workers} workers, {link}"
 
 
 def label(cell: Cell, cells: Sequence[Cell]) -> str:

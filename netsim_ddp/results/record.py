@@ -28,17 +28,22 @@ Status = Literal["complete", "partial", "failed"]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Record(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
-class Tool(_Record):
+class Tool(Strict):
     name: str = "netsim"
     version: str
 
 
-class LinkRecord(_Record):
-    """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP."""
+class LinkRecord(Strict):
+    """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP.
+
+    The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
+    words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
+    idle interface lets through at once.
+    """
 
     mechanism: Mechanism
     requested_bps: int | None
@@ -48,10 +53,13 @@ class LinkRecord(_Record):
     drops: int = 0
     retransmits: int = 0
     congestion: str | None = None
+    shape: str | None = None
+    credit_bytes: int | None = None
+    varies: bool = False
     host_limited: bool = False
 
 
-class StepRecord(_Record):
+class StepRecord(Strict):
     """One rank's step. The seven phases add up to ``wall_s``; ``hidden_s`` stands beside them.
 
     ``elapsed_s`` is the clock of a replayed step's real execution and equals ``wall_s`` when concurrent.
@@ -70,7 +78,7 @@ class StepRecord(_Record):
     loss: float | None = None
 
 
-class RankRecord(_Record):
+class RankRecord(Strict):
     """One rank of one repeat. ``tx_bytes``/``rx_bytes`` cover the measured steps only.
 
     ``predicted_tx_bytes`` is what the method's formula says for the same steps, headers included.
@@ -88,11 +96,11 @@ class RankRecord(_Record):
     steps: list[StepRecord]
 
 
-class RepeatRecord(_Record):
+class RepeatRecord(Strict):
     ranks: list[RankRecord]
 
 
-class Interval(_Record):
+class Interval(Strict):
     """A median over repeats with its bootstrap 95% interval."""
 
     median: Seconds
@@ -100,7 +108,7 @@ class Interval(_Record):
     ci_high: Seconds
 
 
-class Summary(_Record):
+class Summary(Strict):
     """What the table shows of one cell.
 
     Phases are seconds per step: the slowest rank's, mean over steps and repeats, scaled by one factor so that
@@ -128,7 +136,7 @@ class Summary(_Record):
     last_loss: float | None = None
 
 
-class Cell(_Record):
+class Cell(Strict):
     """One configuration: its identity, its link, its repeats, its summary."""
 
     id: str
@@ -147,7 +155,7 @@ class Cell(_Record):
     error: str | None = None
 
 
-class Result(_Record):
+class Result(Strict):
     """A whole result file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -166,11 +174,11 @@ def now_utc() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def to_json(result: Result) -> str:
+def to_json(result: Strict) -> str:
     return result.model_dump_json(indent=1) + "\n"
 
 
-def save(result: Result, path: Path) -> None:
+def save(result: Strict, path: Path) -> None:
     """Write ``result`` atomically; see :func:`write_whole`."""
     write_whole(to_json(result), path)
 

@@ -27,7 +27,7 @@ HOST_LIMIT = 1.05
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 
-Setting = tuple[int, int | None, str, str, str, str]
+Setting = tuple[int, int | None, str | None, str, str, str, str]
 
 
 def summarise(cells: Sequence[Cell]) -> list[Cell]:
@@ -43,10 +43,11 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def setting(cell: Cell) -> Setting:
-    """What two cells must share to be compared: workers, bandwidth, mechanism, execution, device, backend."""
+    """What two cells must share to be compared: workers, bandwidth, link, mechanism, execution, device, backend."""
     return (
         cell.workers,
         cell.bandwidth_bps,
+        cell.link.shape,
         cell.link.mechanism,
         cell.execution,
         cell.device,
@@ -128,16 +129,17 @@ def _measure(cell: Cell) -> Summary | None:
 
 
 def ideal_ratio(cell: Cell) -> float | None:
-    """How long the cell's communication takes against bytes / line rate; None where the link has no rate.
+    """How long the cell's communication takes against bytes / line rate; None where the link has no constant rate.
 
     The median over ranks and steps: a single rank that was scheduled late does not make a host slow.
     """
     ranks = [rank for repeat in cell.repeats for rank in repeat.ranks if rank.steps]
     predicted = [rank.predicted_tx_bytes / len(rank.steps) for rank in ranks if rank.predicted_tx_bytes]
-    if not cell.bandwidth_bps or not predicted:
+    rate = cell.link.configured_bps or cell.bandwidth_bps
+    if not rate or not predicted or cell.link.varies:
         return None
     took = stats.median([step.communicate_s for rank in ranks for step in rank.steps])
-    return took * cell.bandwidth_bps / 8 / stats.median(predicted)
+    return took * rate / 8 / stats.median(predicted)
 
 
 def _mark_host_limited(cells: Sequence[Cell]) -> list[Cell]:

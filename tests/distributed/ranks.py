@@ -18,14 +18,18 @@ from typing import Any
 DEADLINE_S = 120.0
 
 
-def on_ranks(function: Callable[..., Any], workers: int, *args: Any) -> list[Any]:
+def on_ranks(
+    function: Callable[..., Any], workers: int, *args: Any, bucket_bps: int | None = None
+) -> list[Any]:
     """``function(rank, workers, *args)`` of every rank, in rank order; fails with the first rank's traceback.
+
+    With ``bucket_bps`` the ranks' group is ``netsim`` at that rate instead of plain Gloo.
 
     ``function`` is found by file and name, since it runs in other interpreters; what it returns is pickled.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = os.path.join(folder, "answer")
-        request = (function.__code__.co_filename, function.__name__, workers, args, folder)
+        request = (function.__code__.co_filename, function.__name__, workers, args, folder, bucket_bps)
         done = subprocess.run(
             [sys.executable, "-W", "ignore", __file__],
             input=pickle.dumps(request),
@@ -40,11 +44,11 @@ def on_ranks(function: Callable[..., Any], workers: int, *args: Any) -> list[Any
     return found
 
 
-def _rank(rank: int, request: Any, results: Any) -> None:
+def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    path, name, workers, args, folder = request
+    path, name, workers, args, folder, bucket_bps = request
     torch.set_num_threads(1)
     try:
         spec = importlib.util.spec_from_file_location("ranks_of_test", path)
@@ -55,7 +59,14 @@ def _rank(rank: int, request: Any, results: Any) -> None:
         spec.loader.exec_module(module)
         store = f"file://{folder}/store"
         timeout = timedelta(seconds=60)
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers, timeout=timeout)
+        backend = "gloo"
+        if bucket_bps is not None:
+            from netsim_ddp.communication import shaped
+            from netsim_ddp.link.bucket import BucketSpec
+
+            shaped.register(BucketSpec.uniform(workers, bucket_bps), arrivals)
+            backend = shaped.NAME
+        dist.init_process_group(backend, init_method=store, rank=rank, world_size=workers, timeout=timeout)
         results.put((rank, getattr(module, name)(rank, workers, *args), None))
         dist.destroy_process_group()
     except BaseException:
@@ -66,11 +77,17 @@ def _rank(rank: int, request: Any, results: Any) -> None:
 def main() -> None:
     import torch  # noqa: F401 - imported once, before the fork
 
+    from netsim_ddp.link.arrivals import ArrivalTable
+
     request = pickle.load(sys.stdin.buffer)
     workers, folder = request[2], request[4]
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    ranks = [context.Process(target=_rank, args=(r, request, results), daemon=True) for r in range(workers)]
+    arrivals = ArrivalTable(workers)
+    ranks = [
+        context.Process(target=_rank, args=(rank, request, arrivals, results), daemon=True)
+        for rank in range(workers)
+    ]
     for process in ranks:
         process.start()
     found: dict[int, Any] = {}

@@ -22,6 +22,7 @@ STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "fp16": ("fp16", {}),
+    "bf16": ("bf16", {}),
     "topk": ("topk", {"ratio": 0.05, "collective": "split"}),
     "topk keep=off": ("topk", {"ratio": 0.05, "keep": False}),
     "allgather": ("topk-allgather", {"ratio": 0.05}),
@@ -31,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "topk int8": ("topk", {"ratio": 0.05, "values": "int8-stochastic", "collective": "split"}),
     "topk without feedback": ("topk", {"ratio": 0.05, "feedback": False}),
     "topk-dense": ("topk-dense", {"ratio": 0.05}),
+    "powersgd": ("powersgd", {"rank": 2, "min_compression": 1.0}),
 }
 
 
@@ -117,10 +119,19 @@ def test_dense_methods_give_the_mean_of_the_gradients(trained: list[Any], case: 
         np.testing.assert_allclose(trained[0][case][step]["average"], mean, rtol=tolerance, atol=tolerance)
 
 
-WITH_FEEDBACK = [case for case in CASES if case.startswith(("topk", "allgather")) and "without" not in case]
+def test_bf16_rounds_twice_whatever_the_number_of_workers(trained: list[Any]) -> None:
+    for step in range(STEPS):
+        sent = [torch.from_numpy(rank["bf16"][step]["gradient"]).bfloat16().float() for rank in trained]
+        mean = (sum(sent) / len(sent)).bfloat16().float()
+        np.testing.assert_array_equal(trained[0]["bf16"][step]["average"], mean.numpy())
 
 
-@pytest.mark.parametrize("case", WITH_FEEDBACK)
+SPARSE_WITH_FEEDBACK = [
+    case for case in CASES if case.startswith(("topk", "allgather")) and "without" not in case
+]
+
+
+@pytest.mark.parametrize("case", [*SPARSE_WITH_FEEDBACK, "powersgd"])
 def test_nothing_is_lost(trained: list[Any], case: str) -> None:
     """mean(residuals) + owners' sums / P + update = mean(gradients + old residuals) + old sums / P, rounding of the
     values included."""
@@ -151,7 +162,7 @@ def test_owners_that_keep_nothing_give_the_all_gathers_average(trained: list[Any
         np.testing.assert_allclose(split["average"], gathered["average"], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", [*WITH_FEEDBACK, "topk without feedback"])
+@pytest.mark.parametrize("case", [*SPARSE_WITH_FEEDBACK, "topk without feedback"])
 def test_sparse_methods_change_at_most_workers_times_k_entries(trained: list[Any], case: str) -> None:
     sizes = [p.numel() for p in build_model().parameters()]
     k = sum(max(1, int(np.ceil(0.05 * size))) for size in sizes)

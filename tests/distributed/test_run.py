@@ -121,10 +121,11 @@ def test_compression_sends_less_and_is_faster_on_a_slow_link(slow_link: Result) 
     dense, overlapped, fp16, gathered, topk, topk_fp16 = (_summary(cell) for cell in slow_link.cells)
     assert overlapped.wire_reduction == pytest.approx(1, rel=0.02)
     assert fp16.wire_reduction == pytest.approx(2, rel=0.02)
-    # 2(P-1)/P 4N bytes against (P-1) k b and 2(P-1)/P k b, with b = 8 and 6 bytes per entry.
-    assert gathered.wire_reduction == pytest.approx(25, rel=0.05)
-    assert topk.wire_reduction == pytest.approx(50, rel=0.05)
-    assert topk_fp16.wire_reduction == pytest.approx(66, rel=0.05)
+    # 2(P-1)/P 4N bytes against (P-1) k b and 2(P-1)/P k b, with b = 5.05 bytes per packed entry; 3.05 with fp16
+    # values, but bucket by bucket more of them are headers.
+    assert gathered.wire_reduction == pytest.approx(39.6, rel=0.05)
+    assert topk.wire_reduction == pytest.approx(79.2, rel=0.05)
+    assert 1.2 < topk_fp16.wire_reduction / topk.wire_reduction < 5.05 / 3.05
     assert topk.speedup is not None
     assert topk.speedup > 4
     assert dense.residual_bytes == 0

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
-from netsim_ddp.bench.execution import Execution
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Local, Segment, Wire
 
 DDP_FIRST_BUCKET_BYTES = 1 << 20
 DDP_BUCKET_BYTES = 25 << 20
+
+
+class Carrier(Protocol):
+    """Who carries the pieces out: timed, replayed, or just so."""
+
+    def local(self, phase: Literal["compress", "decompress"], run: Callable[[], None]) -> None: ...
+
+    def start(self, wire: Wire) -> None: ...
+
+    def finish(self, wire: Wire) -> None: ...
 
 
 @dataclass
@@ -37,7 +47,7 @@ def stages(segments: Sequence[Segment]) -> list[Stage]:
     return found
 
 
-def pipeline(execution: Execution, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
+def pipeline(carrier: Carrier, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
     """Run every bucket's stages, one bucket behind the other: while bucket 2 is compressed, bucket 1 is on the wire.
 
     Yields each bucket's number when its gradient is needed; whoever iterates goes on when it is there.
@@ -49,16 +59,16 @@ def pipeline(execution: Execution, buckets: Sequence[Sequence[Stage]]) -> Iterat
         # The newest bucket first: its exchange fills the link while the older ones are decoded.
         for number in range(min(turn, len(buckets) - 1), max(turn - depth, -1), -1):
             if turn - number < len(buckets[number]):
-                _run(execution, buckets[number], turn - number)
+                _run(carrier, buckets[number], turn - number)
 
 
-def _run(execution: Execution, bucket: Sequence[Stage], level: int) -> None:
+def _run(carrier: Carrier, bucket: Sequence[Stage], level: int) -> None:
     if level and (before := bucket[level - 1].wire) is not None:
-        execution.finish(before)
+        carrier.finish(before)
     for piece in bucket[level].locals:
-        execution.local(piece.phase, piece.run)
+        carrier.local(piece.phase, piece.run)
     if (wire := bucket[level].wire) is not None:
-        execution.start(wire)
+        carrier.start(wire)
 
 
 def ddp_buckets(flat: FlatGradients) -> list[tuple[int, int]]:

@@ -1,0 +1,26 @@
+"""What a file says of a link."""
+
+from __future__ import annotations
+
+from netsim_ddp.link.base import Link
+from netsim_ddp.link.tc import TcLink
+from netsim_ddp.results.record import LinkRecord
+
+
+def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
+    """What ``link`` was asked for and configured to."""
+    shaped = link.mechanism in ("tc", "bucket")
+    spec = link.spec.at_start
+    rate = spec.slowest_bps if shaped else None
+    tc = link if isinstance(link, TcLink) else None
+    return LinkRecord(
+        mechanism=link.mechanism,
+        requested_bps=rate,
+        configured_bps=rate,
+        measured_bps=measured_bps,
+        ceiling_bps=spec.ceiling_bps if shaped else None,
+        congestion=tc.congestion if tc else None,
+        shape=link.spec.describe() if shaped else None,
+        credit_bytes=tc.credit_bytes if tc else None,
+        varies=link.spec.varies,
+    )

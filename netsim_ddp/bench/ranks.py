@@ -1,0 +1,51 @@
+"""The whole life of a rank, in a process that :mod:`netsim_ddp.bench.forkserver` forked: torch is imported and
+nothing else has happened."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import traceback
+
+import torch
+import torch.distributed as dist
+
+from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.jobs import Job, Shared
+from netsim_ddp.bench.probing import ProbeTask
+from netsim_ddp.bench.rendezvous import RendezvousTask
+from netsim_ddp.bench.task import Task
+from netsim_ddp.bench.worker import StepsTask
+from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
+from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.helper import enter_namespace
+
+TASKS: dict[str, type[Task]] = {"steps": StepsTask, "probe": ProbeTask, "rendezvous": RendezvousTask}
+
+
+def run(connection: socket.socket, job: Job, shared: Shared) -> None:
+    """Returns when the command has the rank's result; reports every failure."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
+    channel = RankChannel(connection)
+    task = TASKS[job.task](channel, job, shared)
+    try:
+        if job.namespace is not None:
+            enter_namespace(job.namespace)
+        torch.set_num_threads(job.scenario["threads"])
+        task.run()
+    except NetsimError as error:
+        kind = {UsageError: "usage", EnvironmentFault: "environment"}.get(type(error), "rank")
+        channel.fail(cause=kind, message=error.message, hint=error.hint, doing=task.doing, details="")
+    except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
+        text = str(error).strip()
+        lost_peer = isinstance(error, dist.DistError) or "Connection closed" in text or "gloo" in text
+        line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+        channel.fail(
+            cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
+            message=line,
+            hint=None,
+            doing=task.doing,
+            details=traceback.format_exc(),
+        )

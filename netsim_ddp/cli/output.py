@@ -1,0 +1,62 @@
+"""What commands share on their way out: files that can be written, and progress on stderr."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netsim_ddp.bench.runner import Event, Report
+
+
+def writable(path: Path) -> Path:
+    """Fail before the measuring, not after it. Results replace the file whole, so it is the folder that counts."""
+    import tempfile
+
+    from netsim_ddp.errors import UsageError
+
+    hint = "name a file in a folder you can write to"
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it points
+    if os.path.isdir(target):
+        raise UsageError(f"cannot write {path}: it is a folder", hint=hint)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UsageError(f"cannot write {path}: it is not a file", hint="write --json - for stdout")
+    if not os.path.isdir(target.parent):
+        raise UsageError(f"cannot write {path}: no folder {path.parent}", hint=hint)
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            return target
+    except OSError:
+        reason = f"no file can be made in {path.parent}"
+        raise UsageError(f"cannot write {path}: {reason}", hint=hint) from None
+
+
+@contextmanager
+def progress(*, bar: bool = True) -> Iterator[Report]:
+    """Notes and warnings as lines on stderr; with ``bar`` a bar below them while that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(event: Event) -> None:
+        prefix = "warning: " if event.kind == "warning" else ""
+        console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
+
+    if not (bar and console.is_terminal):
+        yield lambda event: say(event) if event.kind != "progress" else None
+        return
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
+        task = shown.add_task("starting", total=None)
+
+        def show(event: Event) -> None:
+            if event.kind == "progress":
+                shown.update(task, description=event.text, completed=event.done, total=event.total)
+            else:
+                say(event)
+
+        yield show

@@ -1,0 +1,105 @@
+"""``netsim probe``: what a link really delivers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netsim_ddp.cli import link_flags
+from netsim_ddp.cli.output import progress, writable
+
+_Text = str | None
+
+
+def probe(
+    bandwidth: link_flags.Bandwidth = None,
+    slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
+    workers: Annotated[
+        _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
+    ] = None,
+    link: link_flags.Mechanism = None,
+    collectives: Annotated[
+        bool,
+        typer.Option(
+            "--collectives",
+            help="Measure all_reduce, all_gather and the split exchange too, as nccl-tests does.",
+        ),
+    ] = False,
+    json: Annotated[
+        _Text,
+        typer.Option(metavar="PATH|-", help="Write the probe there too; - is stdout, and nothing else is."),
+    ] = None,
+) -> None:
+    """Measure a link before trusting it: bulk, messages after idle, round trip, all ranks at once.
+
+    Exits with 4 when a figure is off its target, and names it.
+    """
+    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.scenario import build_scenario
+
+    given = {
+        "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
+        "workers": workers,
+        "link": link,
+    }
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
+    scenario = build_scenario({key: value for key, value in given.items() if value is not None})
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
+    copy = None if json in (None, "-") else writable(Path(str(json)))
+
+    from rich.console import Console
+
+    from netsim_ddp.bench.prober import probe_link
+    from netsim_ddp.errors import LinkOffTarget
+    from netsim_ddp.report.probe import render_probe
+    from netsim_ddp.results.record import save, to_json
+
+    with progress(bar=False) as report:
+        found = probe_link(
+            scenario,
+            collectives=collectives,
+            command=["netsim", *sys.argv[1:]],
+            report=report,
+            hosts=hosts,
+        )
+    if copy is not None:
+        save(found, copy)
+    if json == "-":
+        sys.stdout.write(to_json(found))
+    else:
+        render_probe(found, Console(highlight=False))
+    if found.off_target:
+        raise LinkOffTarget(f"off target: {'; '.join(found.off_target)}")

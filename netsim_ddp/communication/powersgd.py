@@ -1,0 +1,236 @@
+"""PowerSGD: every matrix of the gradient as a product of two thin ones (Vogels, Karimireddy and Jaggi 2019).
+
+One step of power iteration per training step, started from the last one's result (Algorithm 1): with the ranks'
+compensated gradients M_w [n, m] and the shared Q [m, r], all-reduce P = sum of M_w Q, make its columns orthonormal,
+all-reduce Q = mean of M_w^T P, and apply P Q^T. Error feedback is theirs (Algorithm 2): a rank keeps M_w - P Q_w^T,
+with its *own* Q_w. torch's hook subtracts the average P Q^T instead; that gives the same updates, since everything
+that is sent is linear in M_w, but lets the residuals of ranks that disagree grow for ever.
+
+Two details are ours. A column of P that depends on the others is dropped instead of normalised, and a direction of
+Q that came out as zero keeps its old one, so that a layer whose gradient was zero for a step is not lost for good.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.communication.dense import summed
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Group, Local, Method, Segment
+from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
+from netsim_ddp.compression.lowrank import orthonormalise
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One parameter's gradient as a matrix [rows, columns], and where it is in the step's buffers."""
+
+    name: str
+    gradient: Tensor
+    residual: Tensor | None
+    rank: int
+
+    @property
+    def rows(self) -> int:
+        return self.gradient.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.gradient.shape[1]
+
+
+class PowerSGD(Method):
+    """``powersgd``: two all-reduces of r (n + m) values per matrix; what is no matrix, or not worth it, goes with the
+    first one as it is.
+
+    Args:
+        rank: r, of the approximation; a matrix that is smaller has its own as its rank.
+        min_compression: a matrix is approximated if that takes less than 1 / ``min_compression`` of its values.
+        feedback: keep the residual; off only to show what happens.
+        seed: of the first Q, with the parameter's name, so that it is the same however buckets are cut.
+        error_buffer: where the residual lives; a new buffer by default.
+
+    Raises:
+        ValueError: ``rank`` below 1, or ``min_compression`` not above 0.
+    """
+
+    name = "powersgd"
+
+    def __init__(
+        self,
+        flat: FlatGradients,
+        group: Group,
+        *,
+        rank: int = 1,
+        min_compression: float = 2.0,
+        feedback: bool = True,
+        seed: int = 0,
+        error_buffer: ErrorFeedbackBuffer | None = None,
+    ) -> None:
+        super().__init__(flat, group)
+        if rank < 1:
+            raise ValueError(f"rank {rank} is not at least 1")
+        if not min_compression > 0:
+            raise ValueError(f"min_compression {min_compression} is not above 0")
+        self.rank, self.min_compression = rank, min_compression
+        self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
+        self._find_matrices()
+        narrow = {matrix.name for matrix in self._matrices}
+        self._rest = [view for name, view in zip(flat.names, flat.views, strict=True) if name not in narrow]
+        self._make_buffers(seed)
+
+    def _find_matrices(self) -> None:
+        """Look the matrices and their residuals up; again whenever the residual's memory has changed."""
+        flat = self.flat
+        self.residual = (
+            self.buffer.flat(flat.shapes, flat.data.device, torch.float32) if self.buffer else None
+        )
+        self._matrices = []
+        for name, view, begin in zip(flat.names, flat.views, flat.offsets.tolist(), strict=False):
+            if view.ndim < 2 or view.numel() == 0:
+                continue
+            rows, columns = view.shape[0], view[0].numel()
+            rank = min(rows, columns, self.rank)
+            if rank * (rows + columns) * self.min_compression >= rows * columns:
+                continue
+            residual = self.residual
+            kept = None if residual is None else residual[begin : begin + view.numel()].view(rows, columns)
+            self._matrices.append(_Matrix(name, view.view(rows, columns), kept, rank))
+
+    def _make_buffers(self, seed: int) -> None:
+        device, matrices = self.flat.data.device, self._matrices
+        high = sum(matrix.rank * matrix.rows for matrix in matrices)
+        wide = sum(matrix.rank * matrix.columns for matrix in matrices)
+        rest = sum(view.numel() for view in self._rest)
+        self._first = torch.zeros(high + rest + self.group.world_size, dtype=torch.float32, device=device)
+        """What the first all-reduce sums: every P, what is not approximated, and who met a NaN or inf."""
+        products, others, self._refusals = torch.split(self._first, [high, rest, self.group.world_size])
+        self._others = _views(others, [view.shape for view in self._rest])
+        self._second = torch.empty(wide, dtype=torch.float32, device=device)
+        """What the second one sums: every Q, transposed."""
+        # Matrices of one height lie side by side, so that their P are made orthonormal in one go; likewise their Q.
+        # Of the layouts that a product may have, these are several times faster on a CPU than their transposes.
+        self._p_stacks, self._p = _stacked(products, matrices, lambda m: m.rows, tall=True)
+        self._basis_stacks, self._basis = _stacked(torch.empty_like(products), matrices, lambda m: m.rows)
+        self._q_stacks, self._q = _stacked(self._second, matrices, lambda m: m.columns)
+        self._start_stacks, self._start = _stacked(
+            torch.empty_like(self._second), matrices, lambda m: m.columns
+        )
+        for matrix in matrices:
+            generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(matrix.name.encode()))
+            start = self._start[matrix.name]
+            start.copy_(torch.randn(start.shape, generator=generator))
+        for stack in self._start_stacks:
+            orthonormalise(stack)
+
+    def segments(self) -> list[Segment]:
+        return [
+            Local("compress", self._project),
+            *summed(self._first, self.group),
+            Local("compress", self._factor),
+            *(summed(self._second, self.group) if self._matrices else []),
+            Local("decompress", self._multiply),
+        ]
+
+    def _project(self) -> None:
+        """P_w = M_w Q; the residual is left alone until every rank is known to be fine."""
+        if self.residual is not None:
+            self.flat.data.add_(self.residual)
+        for matrix in self._matrices:
+            torch.mm(matrix.gradient, self._start[matrix.name].t(), out=self._p[matrix.name])
+        for view, place in zip(self._rest, self._others, strict=True):
+            place.copy_(view)
+        self._refusals.zero_()
+        self._refusals[self.group.rank] = float(not all_finite(self._first))
+
+    def _factor(self) -> None:
+        """Q_w = M_w^T P, and what P Q_w^T leaves of M_w."""
+        if not all_finite(self._first):
+            refused = self._refusals.nonzero().flatten().tolist()
+            who = f"rank {refused[0]} found a gradient" if refused else "the ranks' gradients have a sum"
+            raise NonFiniteGradient(f"{who} that is not finite", -1)
+        for stack, basis in zip(self._p_stacks, self._basis_stacks, strict=True):
+            basis.copy_(stack.transpose(1, 2))
+            orthonormalise(basis)
+        for matrix in self._matrices:
+            basis, q = self._basis[matrix.name], self._q[matrix.name]
+            torch.mm(basis, matrix.gradient, out=q)
+            if matrix.residual is not None:
+                torch.addmm(matrix.gradient, basis.t(), q, alpha=-1, out=matrix.residual)
+
+    def _multiply(self) -> None:
+        """The average: P Q^T, and the mean of what was not approximated. Q is where the next step starts."""
+        self._second.div_(self.group.world_size)
+        for matrix in self._matrices:
+            torch.mm(self._basis[matrix.name].t(), self._q[matrix.name], out=matrix.gradient)
+        for view, place in zip(self._rest, self._others, strict=True):
+            torch.div(place, self.group.world_size, out=view)
+        for start, q in zip(self._start_stacks, self._q_stacks, strict=True):
+            orthonormalise(q)
+            start.copy_(torch.where(q.any(dim=2, keepdim=True), q, start))
+
+    @property
+    def residual_bytes(self) -> int:
+        return 0 if self.residual is None else self.residual.numel() * self.residual.element_size()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's residual, and the Q that all ranks start the next step from."""
+        state: dict[str, Any] = {"q": {name: start.clone() for name, start in self._start.items()}}
+        return state if self.buffer is None else {**state, "error_buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved.
+
+        Raises:
+            ValueError: it is of other parameters, another rank r, or with feedback where this is without.
+        """
+        saved = state["q"]
+        if (here := _shapes(self._start)) != (there := _shapes(saved)):
+            differ = sorted({name for name, _ in here.items() ^ there.items()})
+            raise ValueError(f"the saved Q of {', '.join(differ)} does not fit")
+        if ("error_buffer" in state) != (self.buffer is not None):
+            raise ValueError("the state was saved with feedback and this is without, or the other way round")
+        if self.buffer is not None:
+            self.buffer.load_state_dict(state["error_buffer"])
+            self._find_matrices()
+        for name, start in self._start.items():
+            start.copy_(saved[name])
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _views(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """``buffer`` cut into tensors of ``shapes``."""
+    parts = torch.split(buffer, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _stacked(
+    buffer: Tensor, matrices: Sequence[_Matrix], side: Callable[[_Matrix], int], *, tall: bool = False
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """``buffer`` cut into one [rank, side] matrix per parameter ([side, rank] if ``tall``), those of one shape side by
+    side: as stacks [count, rank, side], and one by one by name."""
+
+    def size(matrix: _Matrix) -> tuple[int, int]:
+        return side(matrix), matrix.rank
+
+    def shape(group: list[_Matrix]) -> torch.Size:
+        length, rank = size(group[0])
+        return torch.Size((len(group), length, rank) if tall else (len(group), rank, length))
+
+    groups = [list(group) for _, group in itertools.groupby(sorted(matrices, key=size), key=size)]
+    stacks = _views(buffer, [shape(group) for group in groups])
+    single = {
+        m.name: stack[i] for group, stack in zip(groups, stacks, strict=True) for i, m in enumerate(group)
+    }
+    return stacks, single

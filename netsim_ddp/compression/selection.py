@@ -1,0 +1,89 @@
+"""What a method sends of a flat gradient at each step: a budget and a selector, with room for what they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.compression import kernels
+from netsim_ddp.compression.budget import Budget, SelectionOptions
+from netsim_ddp.compression.selectors import BlockSelector, ExactSelector, RandomSelector, Selector
+from netsim_ddp.compression.thresholds import FittedSelector, SampledSelector
+from netsim_ddp.errors import UsageError
+
+SELECTORS: dict[str, Callable[[], Selector]] = {
+    selector.name: selector
+    for selector in (ExactSelector, SampledSelector, FittedSelector, RandomSelector, BlockSelector)
+}
+"""Every selector by its name on the command line."""
+
+
+class Selection:
+    """Chooses entries step after step.
+
+    Args:
+        shapes: of the parameters, in the order of the flat gradient [N].
+
+    Raises:
+        UsageError: a selector that does not exist.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], options: SelectionOptions, device: torch.device) -> None:
+        if options.selector not in SELECTORS:
+            known = ", ".join(SELECTORS)
+            raise UsageError(f"there is no selector {options.selector!r}", hint=f"choose from {known}")
+        self.selector = SELECTORS[options.selector]()
+        self.budget = Budget(shapes, options)
+        self.capacity = self.budget.capacity(self.selector)
+        """The most entries of any step."""
+        self._values = torch.empty(self.capacity, dtype=torch.float32, device=device)
+        self._indices = torch.empty(self.capacity, dtype=torch.int32, device=device)
+
+    def run(self, flat: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """This step's entries of ``flat`` + ``residual``; the residual keeps the rest.
+
+        Returns:
+            values float32 [k] and indices int32 [k], ascending; overwritten by the next step.
+
+        Raises:
+            NonFiniteGradient: nothing has changed then, and the step does not count.
+        """
+        offsets, ks = self.budget.offsets, self.budget.counts()
+        self.selector.step = self.budget.step
+        if residual is None:
+            count = self.selector.pick(flat, offsets, ks, self._values, self._indices)
+        else:
+            count = self.selector.take(flat, residual, offsets, ks, self._values, self._indices)
+        values, indices = self._values[:count], self._indices[:count]
+        self.budget.learn(values, indices)
+        return values, indices
+
+    def check(self, flat: Tensor, residual: Tensor | None) -> None:
+        """Refuse what :meth:`run` would refuse, without running it.
+
+        Raises:
+            NonFiniteGradient: ``flat``, or its sum with the residual, holds a NaN or inf.
+        """
+        if residual is None:
+            kernels.check_finite(flat, self.budget.offsets)
+        else:
+            kernels.check_sum(flat, residual, self.budget.offsets)
+
+    def take_back(self) -> None:
+        """The last step counts for nothing: another rank could not take part."""
+        self.budget.step -= 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"budget": self.budget.state_dict(), "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved.
+
+        Raises:
+            ValueError: it was saved with another selector or other segments.
+        """
+        self.budget.load_state_dict(state["budget"])
+        self.selector.load_state_dict(state["selector"])

@@ -1,0 +1,164 @@
+"""Real hosts: which rank this process is, by the variables of whoever started it, and what its interface counts."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.link.base import Counters
+
+SIOCGIFADDR = 0x8915
+SLURM_PORTS = 15000  # where nobody has said which, as other launchers under Slurm do it: by the job's number
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all that were started together. ``store``: the launcher itself listens on the master's port
+    with torch's TCPStore, as torchrun does; else rank 0 may."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master: str
+    port: int
+    store: bool
+    run: str
+    """Names this start of these processes; a restart of the same job has another."""
+
+
+def place_of(environ: Mapping[str, str]) -> Place | None:
+    """The place that ``torchrun``, ``srun`` or hand-set variables give this process; None where it stands alone.
+
+    Raises:
+        UsageError: variables that are incomplete or no numbers.
+    """
+    if {"RANK", "WORLD_SIZE"} <= environ.keys():
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"} <= environ.keys():
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return None
+    rank, world_size = (_number(environ, name) for name in names[:2])
+    if world_size == 1:
+        return None
+    if not 0 <= rank < world_size:
+        raise UsageError(
+            f"{names[0]}={rank} is not a rank of {names[1]}={world_size}", hint="ranks count from 0"
+        )
+    local_rank = _number(environ, names[2]) if names[2] in environ else 0
+    local_world_size = _number(environ, names[3]) if names[3] in environ else 1
+    store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{restart}"
+    return Place(rank, world_size, local_rank, local_world_size, _master(environ), _port(environ), store, run)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise UsageError(
+            f"{name}={environ[name]!r} is not a number", hint="torchrun and srun set it"
+        ) from None
+
+
+def _master(environ: Mapping[str, str]) -> str:
+    if "MASTER_ADDR" in environ:
+        return environ["MASTER_ADDR"]
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
+    if not nodes:
+        raise UsageError("MASTER_ADDR is not set", hint="export MASTER_ADDR as the address of rank 0's host")
+    return first_host(nodes)
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    if "MASTER_PORT" in environ:
+        return _number(environ, "MASTER_PORT")
+    if "SLURM_JOB_ID" in environ:
+        return SLURM_PORTS + _number(environ, "SLURM_JOB_ID") % 10_000
+    raise UsageError("MASTER_PORT is not set", hint="export MASTER_PORT as a free port of rank 0's host")
+
+
+def first_host(nodes: str) -> str:
+    """``"gpu[003-008,012],cpu1"`` -> ``"gpu003"``: where Slurm puts its first task."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    if match is None:
+        raise UsageError(f"no host in the list {nodes!r}", hint="export MASTER_ADDR")
+    return match[1] + (match[2] or "")
+
+
+def route_to(master: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The address and interface through which this host reaches ``master``; ``GLOO_SOCKET_IFNAME`` overrules it.
+
+    Raises:
+        EnvironmentFault: there is none.
+    """
+    hint = "set GLOO_SOCKET_IFNAME to the interface that reaches the other hosts"
+    if wanted := environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]:
+        address = _interfaces().get(wanted)
+        if address is None:
+            raise EnvironmentFault(
+                f"GLOO_SOCKET_IFNAME={wanted}: no such interface with an IPv4 address", hint=hint
+            )
+        return address, wanted
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((master, 9))  # sends nothing: the kernel only looks up the route
+            address = probe.getsockname()[0]
+    except OSError as error:
+        raise EnvironmentFault(f"no route to {master}: {error.strerror or error}", hint=hint) from None
+    for name, owned in _interfaces().items():
+        if owned == address:
+            return address, name
+    raise EnvironmentFault(f"no interface has the address {address} that leads to {master}", hint=hint)
+
+
+def _interfaces() -> dict[str, str]:
+    """IPv4 addresses by interface, those of this process's own network namespace."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            try:
+                packed = fcntl.ioctl(sock.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # it has none
+            found[name] = socket.inet_ntoa(packed[20:24])
+    return found
+
+
+def interface_counters(interface: str) -> Counters:
+    """What the kernel has counted on ``interface``, and TCP's retransmits on this host.
+
+    Raises:
+        EnvironmentFault: this system has no /proc/net/dev, or no such interface in it.
+    """
+    try:
+        with open("/proc/net/dev", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        with open("/proc/net/snmp", encoding="ascii") as file:
+            snmp = file.read()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no interface counters: {error.strerror}", hint="real hosts need Linux"
+        ) from None
+    fields = next((row.split() for name, row in lines.items() if name.strip() == interface), None)
+    if fields is None:
+        raise EnvironmentFault(f"/proc/net/dev does not know the interface {interface}")
+    return Counters(
+        tx_bytes=int(fields[8]),
+        rx_bytes=int(fields[0]),
+        drops=int(fields[11]) + int(fields[3]),
+        retransmits=tcp_retransmits(snmp),
+    )
+
+
+def tcp_retransmits(snmp: str) -> int:
+    """``RetransSegs`` of the text of /proc/net/snmp."""
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])

@@ -1,0 +1,289 @@
+"""``netsim launch`` runs any program on a real link, passes on what it says, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netsim_ddp.results.launch import Launch
+from tests.distributed.test_cleanup import LEFT_S, MARK, interfaces, marked, namespaces
+from tests.distributed.test_run import ordinary_user, tc_or_skip
+from tests.test_cli import ROOT, command, complaint
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces are Linux's"),
+]
+
+ENVIRONMENT = """
+import json, os, sys
+names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME"
+print(json.dumps({name: os.environ.get(name) for name in [*names.split(), "TP_SOCKET_IFNAME", "MINE"]}))
+print("complaint of", os.environ["RANK"], file=sys.stderr)
+print("no line end", end="")
+"""
+SEND = """
+import os, socket
+rank, here = int(os.environ["RANK"]), os.environ["MASTER_ADDR"]
+if rank == 0:
+    listener = socket.create_server((here, int(os.environ["MASTER_PORT"])))
+    connection = listener.accept()[0]
+    got = 0
+    while data := connection.recv(1 << 16):
+        got += len(data)
+    print("got", got)
+else:
+    while True:
+        try:
+            connection = socket.create_connection((here, int(os.environ["MASTER_PORT"])))
+            break
+        except ConnectionRefusedError:
+            pass
+    connection.sendall(bytes(2_000_000))
+"""
+TRAIN = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("gloo")
+torch.manual_seed(dist.get_rank())
+model = DistributedDataParallel(torch.nn.Linear(500, 500))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(4, 500)).sum().backward()
+    optimizer.step()
+print("weights", sum(p.double().sum().item() for p in model.parameters()))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tc() -> None:
+    tc_or_skip()
+
+
+def launched(
+    folder: Path, program: list[str], *words: str, workers: int = 2, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return command(["launch", "-n", str(workers), *words, "--", *program], folder, **options)
+
+
+def lines_of(text: str, rank: int) -> list[str]:
+    return [line.removeprefix(f"[{rank}] ") for line in text.splitlines() if line.startswith(f"[{rank}] ")]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_ranks_get_torchruns_environment_and_their_output_is_passed_on(tmp_path: Path, alone: bool) -> None:
+    words = ["--one-per-node"] if alone else []
+    workers = 2 if alone else 3
+    program = [sys.executable, "-c", ENVIRONMENT]
+    done = launched(tmp_path, program, *words, workers=workers, env={"MINE": "kept"})
+    assert done.returncode == 0, done.stderr
+    assert "no route to the internet" in done.stderr.splitlines()[0]
+    for rank in range(workers):
+        said = lines_of(done.stdout, rank)
+        assert said[1:] == ["no line end"]
+        assert json.loads(said[0]) == {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(workers),
+            "LOCAL_RANK": "0" if alone else str(rank),
+            "LOCAL_WORLD_SIZE": "1" if alone else str(workers),
+            "MASTER_ADDR": "10.77.0.1",
+            "MASTER_PORT": "29500",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "NCCL_SOCKET_IFNAME": "=eth0",
+            "TP_SOCKET_IFNAME": "eth0",
+            "MINE": "kept",
+        }
+        assert lines_of(done.stderr, rank) == [f"complaint of {rank}"]
+
+
+def test_what_ranks_send_takes_its_time_and_is_counted(tmp_path: Path) -> None:
+    words = ["--bandwidth", "50mbps", "--json", "out.json"]
+    done = launched(tmp_path, [sys.executable, "-c", SEND], *words)
+    assert done.returncode == 0, done.stderr
+    assert "[0] got 2000000" in done.stdout
+    launch = Launch.model_validate_json((tmp_path / "out.json").read_text())
+    receiver, sender = launch.ranks
+    wire = 2_000_000 * 1514 / 1448
+    assert sender.tx_bytes == pytest.approx(wire, rel=0.01)
+    assert receiver.rx_bytes == pytest.approx(wire, rel=0.01)
+    assert receiver.tx_bytes < 0.1 * wire
+    assert receiver.wall_s > 0.95 * wire * 8 / 50e6
+    assert launch.link.requested_bps == 50_000_000
+    assert launch.link.drops == 0
+    assert launch.status == "complete"
+
+
+def test_the_first_failing_ranks_code_is_the_commands_and_the_others_end(tmp_path: Path) -> None:
+    # Rank 1 fails first; rank 0 says goodbye when it is told to end, rank 2 does not listen.
+    script = """
+    case $RANK in
+        0) trap 'echo goodbye; exit 5' TERM; while :; do sleep 0.1; done ;;
+        1) sleep 0.3; exit 7 ;;
+        2) trap '' TERM; while :; do sleep 0.1; done ;;
+    esac
+    """
+    begin = time.monotonic()
+    done = launched(tmp_path, ["sh", "-c", script], "--json", "out.json", workers=3)
+    assert time.monotonic() - begin < 60
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.splitlines()[-1] == "netsim: rank 1 failed first: exit code 7"
+    assert lines_of(done.stdout, 0) == ["goodbye"]
+    launch = Launch.model_validate_json((tmp_path / "out.json").read_text())
+    assert (launch.status, launch.first_failing_rank, launch.exit_code) == ("failed", 1, 7)
+    assert [rank.ended_here for rank in launch.ranks] == [True, False, True]
+
+
+def test_a_killed_ranks_code_is_the_shells(tmp_path: Path) -> None:
+    done = launched(tmp_path, ["sh", "-c", "kill -9 $$"])
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "rank 0 failed first: killed by SIGKILL" in done.stderr
+
+
+def test_time_that_is_up_ends_the_ranks(tmp_path: Path) -> None:
+    done = launched(tmp_path, ["sh", "-c", "[ $RANK = 0 ] || sleep 100"], "--timeout", "1s")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("netsim: rank 1 was still running after 1 s")
+
+
+@pytest.mark.slow
+def test_an_unmodified_ddp_script_trains(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN, encoding="utf-8")
+    done = launched(tmp_path, [sys.executable, "train.py"], "--bandwidth", "500mbps", "--json", "out.json")
+    assert done.returncode == 0, done.stderr
+    assert len({line.split("] ")[1] for line in done.stdout.splitlines()}) == 1
+    launch = Launch.model_validate_json((tmp_path / "out.json").read_text())
+    # Three steps of a ring all-reduce between two, and DDP's first broadcast of the weights.
+    gradients = 4 * 500 * 501 * 3
+    assert launch.ranks[1].tx_bytes == pytest.approx(gradients * 1514 / 1448, rel=0.1)
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    assert "cannot run 'no-such-program'" in complaint(["launch", "--", "no-such-program"], tmp_path)
+    assert "has no unit" in complaint(["launch", "--bandwidth", "100", "--", "true"], tmp_path)
+    assert "--timeout '5'" in complaint(["launch", "--timeout", "5", "--", "true"], tmp_path)
+    assert "name a file" in complaint(["launch", "--json", "-", "--", "true"], tmp_path)
+    assert "missing argument" in complaint(["launch"], tmp_path)
+
+
+class Running:
+    """A launch in the middle of its program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.interfaces = interfaces()
+        program = ["sh", "-c", "trap 'echo interrupted; exit 1' INT; echo up; while :; do sleep 0.1; done"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "netsim_ddp", "launch", "-n", "2", "--", *program],
+            cwd=folder,
+            env=os.environ | {MARK: self.mark, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        for _ in range(2):
+            assert self.process.stdout.readline().endswith("up\n")
+        here = namespaces()
+        self.namespaces = {here[pid] for pid in marked(self.mark) if pid in here} - {here[os.getpid()]}
+        assert len(self.namespaces) == 3
+
+    def pid(self, word: str) -> int:
+        return next(
+            pid for pid, line in sorted(marked(self.mark).items()) if word in line and pid != self.process.pid
+        )
+
+    def left(self) -> tuple[dict[int, str], set[str], list[str]]:
+        held = self.namespaces & set(namespaces().values())
+        return marked(self.mark), held, [name for name in interfaces() if name not in self.interfaces]
+
+    def nothing_is_left(self) -> None:
+        deadline = time.monotonic() + LEFT_S
+        while (left := self.left()) != ({}, set(), []) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == ({}, set(), [])
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    launch = Running(tmp_path)
+    yield launch
+    for pid in marked(launch.mark):
+        os.kill(pid, signal.SIGKILL)
+    launch.process.wait(timeout=10)
+    for pipe in (launch.process.stdout, launch.process.stderr):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_ctrl_c_reaches_the_ranks_and_is_130(running: Running) -> None:
+    running.process.send_signal(signal.SIGINT)
+    said, errors = running.process.communicate(timeout=30)
+    assert running.process.returncode == 130, errors
+    assert sorted(said.splitlines()) == ["[0] interrupted", "[1] interrupted"]
+    assert "Traceback" not in errors
+    running.nothing_is_left()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize(("whom", "code"), [("command", None), ("link.helper", 4), ("sh -c", 137)])
+def test_sigkill_leaves_nothing(running: Running, whom: str, code: int | None, delay: float) -> None:
+    time.sleep(delay)
+    if code is None:
+        running.process.kill()
+        running.process.wait(timeout=10)
+    else:
+        os.kill(running.pid(whom), signal.SIGKILL)
+        _, errors = running.process.communicate(timeout=30)
+        assert running.process.returncode == code, errors
+        assert "Traceback" not in errors
+    running.nothing_is_left()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already")
+def test_an_ordinary_user_launches_too() -> None:
+    user, python, environment = ordinary_user()
+    with tempfile.TemporaryDirectory() as home:  # pytest's own folders are root's alone
+        os.chown(home, user, user)
+        done = subprocess.run(
+            [
+                python,
+                "-m",
+                "netsim_ddp",
+                "launch",
+                "-n",
+                "2",
+                "--bandwidth",
+                "50mbps",
+                "--",
+                python,
+                "-c",
+                SEND,
+            ],
+            cwd=home,
+            user=user,
+            group=user,
+            extra_groups=[],
+            env=environment | {"HOME": home},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    if "namespaces are not allowed here" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert "[0] got 2000000" in done.stdout

@@ -1,0 +1,98 @@
+"""A link as it is asked for: rates per rank and direction, and what they allow."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.bucket import BucketSpec
+from netsim_ddp.link.plan import Shapes, plan
+from netsim_ddp.link.spec import LinkSpec, RankRate, goodput
+from netsim_ddp.scenario import build_scenario
+
+RATES = st.integers(10**6, 10**10)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> LinkSpec:
+    workers = draw(st.integers(1, 8))
+    ranks = draw(st.sets(st.integers(0, workers - 1)))
+    slow = tuple(RankRate(rank, draw(RATES), draw(RATES)) for rank in sorted(ranks))
+    return LinkSpec(workers, draw(RATES), draw(st.none() | RATES), slow)
+
+
+@given(specs())
+def test_a_link_survives_json(spec: LinkSpec) -> None:
+    assert LinkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@given(specs())
+def test_the_slowest_side_bounds_every_pair(spec: LinkSpec) -> None:
+    ranks = range(spec.workers)
+    sides = [rate for rank in ranks for rate in (spec.up(rank), spec.down(rank))]
+    assert spec.slowest_bps == min(sides)
+    assert spec.fastest_bps == max(sides)
+    assert all(spec.pair_bps(a, b) >= spec.slowest_bps for a in ranks for b in ranks)
+    assert spec.ceiling_bps == goodput(min(sides))
+
+
+@given(specs())
+def test_both_mechanisms_give_each_side_its_own_rate(spec: LinkSpec) -> None:
+    bucket, shapes = BucketSpec.of(spec), Shapes.of(spec)
+    for rank in range(spec.workers):
+        assert bucket.up_bps[rank] == shapes.up[rank].rate_bps == spec.up(rank)
+        assert bucket.down_bps[rank] == shapes.down[rank].rate_bps == spec.down(rank)
+
+
+def test_what_a_rank_sends_is_shaped_at_its_own_end_and_what_it_receives_at_the_bridges() -> None:
+    spec = LinkSpec(2, 10**8, 2 * 10**7, (RankRate(1, 10**6, 5 * 10**6),))
+    steps = plan(spec, Shapes.of(spec), ["a", "b"], None)
+    found = {
+        (step.rank, step.argv[4]): step.argv[step.argv.index("rate") + 1]
+        for step in steps
+        if step.argv[:2] == ("tc", "qdisc")
+    }
+    assert found == {
+        (None, "v0"): "20000000bit",
+        (0, "eth0"): "100000000bit",
+        (None, "v1"): "5000000bit",
+        (1, "eth0"): "1000000bit",
+    }
+
+
+def test_a_link_says_what_is_not_equal() -> None:
+    assert LinkSpec(4, 10**9).describe() == "1 Gbit/s"
+    assert LinkSpec(4, 10**9, 10**9).describe() == "1 Gbit/s"
+    slow = (RankRate(3, 10**7, 10**7), RankRate(5, 1, 1))
+    assert LinkSpec(4, 10**8, 2 * 10**7, slow).describe() == "100 Mbit/s up, 20 Mbit/s down; rank 3 10 Mbit/s"
+
+
+def test_flags_become_a_link() -> None:
+    found = build_scenario(
+        {"bandwidth": "100mbit:20mbit", "slow_rank": ["3=10mbit", "1=1gbps:5mbps"], "workers": "4"}
+    )
+    slow = (RankRate(1, 10**9, 5 * 10**6), RankRate(3, 10**7, 10**7))
+    assert found.link_spec() == LinkSpec(4, 10**8, 2 * 10**7, slow)
+    again = build_scenario(found.model_dump(mode="json") | {"bandwidth": "1gbps"})
+    assert again.link_spec() == LinkSpec(4, 10**9, None, slow)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"slow_rank": "3"}, "--slow-rank '3' is not RANK=RATE"),
+        ({"slow_rank": ["9=1gbps"]}, "slow rank 9 does not exist: 4 workers are ranks 0 to 3"),
+        ({"slow_rank": ["1=1gbps", "1=2gbps"]}, "--slow-rank names rank 1 twice"),
+        ({"slow_rank": ["1=5"]}, "--slow-rank '5' has no unit"),
+        ({"bandwidth": "5mbps:"}, "--bandwidth '5mbps:' is not UP:DOWN"),
+        ({"bandwidth": "1gbps:0"}, "--bandwidth down '0' must be more than zero"),
+    ],
+)
+def test_a_link_that_nobody_can_have_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_scenario(values)
+    assert caught.value.message.startswith(said)
