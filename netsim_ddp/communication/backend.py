@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -94,6 +94,7 @@ class DistributedBackend:
         self._segments: list[Segment] = []
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
+        self._saved: dict[str, Any] = {}
 
     def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
@@ -119,9 +120,24 @@ class DistributedBackend:
         flat.scatter(self.method.average)
         return not self.method.skipped
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""
+        return self.method.state_dict() if self.method else self._saved
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved; before the first step it is checked when that comes.
+
+        Raises:
+            ValueError: it is another rank's, or of other parameters or another number of ranks.
+        """
+        if self.method:
+            self.method.load_state_dict(state)
+        else:
+            self._saved = dict(state)
+
     def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
         if self._flat is None or not self._flat.holds(parameters):
-            state = self.method.state_dict() if self.method else {}
+            state = self.state_dict()
             self._flat = FlatGradients(parameters)
             self.method = build_method(self._name, self._flat, self.group, **self._params)
             if state:

@@ -154,7 +154,9 @@ class SelectedEntries(Method):
         return velocity + (0 if self.buffer is None else self.buffer.nbytes)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"selection": self.selection.state_dict()}
+        """What belongs to this rank of this many: residual, velocity, budget."""
+        place = {"rank": self.group.rank, "world_size": self.group.world_size}
+        state: dict[str, Any] = {**place, "selection": self.selection.state_dict()}
         if self.buffer is not None:
             state["error_buffer"] = self.buffer.state_dict()
         if self.momentum is not None:
@@ -162,6 +164,17 @@ class SelectedEntries(Method):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved.
+
+        With another number of ranks, residuals have no place to go: drop the state and what was not sent is lost, or
+        first take a step with ``ratio=1``, which sends it all.
+
+        Raises:
+            ValueError: it is another rank's, or of another number of ranks or parameters.
+        """
+        for key, here in (("rank", self.group.rank), ("world_size", self.group.world_size)):
+            if state[key] != here:
+                raise ValueError(f"the state was saved with {key} {state[key]}, this is {here}")
         if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"])
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
