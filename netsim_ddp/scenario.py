@@ -24,26 +24,30 @@ from pydantic import (
 )
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling
+from netsim_ddp.link.options import (
+    EXAMPLES,
+    SPELLINGS,
+    LinkOptions,
+    Spelling,
+    duration,
+    with_profile,
+    without_link,
+)
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, MethodSpec, method_of
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
-from netsim_ddp.units import parse_duration, parse_ratio
+from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
 MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
 
 
-def _duration(value: Any, *, what: str) -> tuple[float]:
-    return (parse_duration(str(value), what=what),)
-
-
 _SPELLINGS: Mapping[str, Spelling] = {
     **SPELLINGS,
-    "compute": Spelling(("compute_s",), _duration),
-    "timeout": Spelling(("timeout_s",), _duration),
-    "time_budget": Spelling(("time_budget_s",), _duration),
+    "compute": Spelling(("compute_s",), duration),
+    "timeout": Spelling(("timeout_s",), duration),
+    "time_budget": Spelling(("time_budget_s",), duration),
 }
 
 
@@ -79,17 +83,20 @@ class Scenario(LinkOptions):
             if key not in cls.model_fields and key not in _SPELLINGS:
                 with origin.naming(key):
                     resolved = {name for spelling in _SPELLINGS.values() for name in spelling.fields}
-                    raise UsageError(
-                        f"unknown key {key!r}", hint=suggest(key, {*cls.model_fields, *_SPELLINGS} - resolved)
-                    )
+                    known = {*(cls.model_fields.keys() - resolved), *_SPELLINGS}
+                    raise UsageError(f"unknown key {key!r}", hint=suggest(key, known))
             if isinstance(values[key], bool):  # pydantic would read yes as 1
                 with origin.naming(key):
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
+        if "timeline" in values and "trace" in values:
+            raise UsageError(
+                "timeline and trace both say how the link changes", hint="leave one of them away"
+            )
         for name, spelling in _SPELLINGS.items():
             if name not in values:
                 continue
             with origin.naming(name):
-                if twice := [field for field in spelling.fields if field in values]:
+                if twice := [field for field in spelling.fields if field in values and field != name]:
                     raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
                 parsed = spelling.parse(values.pop(name), what=origin.label(name))
                 values |= zip(spelling.fields, parsed, strict=True)
@@ -134,8 +141,8 @@ class Scenario(LinkOptions):
         return self.spec_for(self.workers)
 
     @model_validator(mode="after")
-    def _slow_ranks_exist(self, info: ValidationInfo) -> Self:
-        with Origin.of(info).naming("slow_rank"):
+    def _link_can_exist(self, info: ValidationInfo) -> Self:
+        with Origin.of(info).naming("bandwidth"):
             self.link_spec()
         return self
 
@@ -189,6 +196,9 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
     values = _read(config, overrides) if config is not None else {}
+    if name := overrides.get("link_profile"):
+        # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
+        values = with_profile(without_link(values), str(name))
     for key, value in overrides.items():
         if key in _SPELLINGS:
             for field in _SPELLINGS[key].fields:
@@ -233,7 +243,8 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
-    if isinstance(data, dict) and "schema_version" in data:
+    replayed = isinstance(data, dict) and "schema_version" in data  # everything in it is resolved
+    if replayed:
         data = data.get("scenario")
         if isinstance(data, dict):
             _derive_again(data, overrides)
@@ -241,7 +252,10 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
         )
-    return {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    values = {str(key): value for key, value in data.items() if key not in ("title", "question")}
+    if not replayed and isinstance(name := values.get("link_profile"), str):
+        values = with_profile(values, name)
+    return values
 
 
 def _parse(text: str) -> Any:

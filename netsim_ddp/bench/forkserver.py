@@ -54,7 +54,7 @@ def serve(control: socket.socket) -> None:
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    ranks: dict[int, int] = {}
+    ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     recordings: list[int] = []
     buffer, descriptors = b"", list[int]()
     while True:
@@ -75,15 +75,15 @@ def serve(control: socket.socket) -> None:
                 request = json.loads(line)
                 _kill(ranks)
                 if request["kind"] == "fork":
-                    _fork(control, request["jobs"], descriptors, ranks, recordings)
+                    _fork(control, request, descriptors, ranks, recordings)
                     descriptors = []
 
 
 def _fork(
     control: socket.socket,
-    jobs: list[dict[str, Any]],
+    request: dict[str, Any],
     fds: list[int],
-    ranks: dict[int, int],
+    ranks: dict[int, tuple[int, int]],
     recordings: list[int],
 ) -> None:
     from netsim_ddp.bench import ranks as lives
@@ -92,6 +92,7 @@ def _fork(
     from netsim_ddp.bench.recordings import anonymous_file
     from netsim_ddp.link.arrivals import ArrivalTable
 
+    jobs = request["jobs"]
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
     recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
@@ -112,12 +113,12 @@ def _fork(
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-        ranks[pid] = number
+        ranks[pid] = number, request["start"]
     for fd in fds:
         os.close(fd)
 
 
-def _reap(control: socket.socket, ranks: dict[int, int]) -> None:
+def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -125,14 +126,15 @@ def _reap(control: socket.socket, ranks: dict[int, int]) -> None:
             return
         if pid == 0:
             return
-        if (rank := ranks.pop(pid, None)) is not None:
+        if (known := ranks.pop(pid, None)) is not None:
             killed = os.WIFSIGNALED(status)
             code = None if killed else os.WEXITSTATUS(status)
             number = os.WTERMSIG(status) if killed else None
-            send(control, {"kind": "exit", "rank": rank, "code": code, "signal": number})
+            rank, start = known
+            send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
 
 
-def _kill(ranks: dict[int, int]) -> None:
+def _kill(ranks: dict[int, tuple[int, int]]) -> None:
     """End the ranks that are left, silently: whoever asked no longer wants to hear of them."""
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)

@@ -22,6 +22,7 @@ from netsim_ddp.link.hosts import place_of
 
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
+PROBE_JITTERS = 50  # the probe takes this many times the jitter, so that jitter is 2% of it
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
 
@@ -106,8 +107,11 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
     network has no target: there the second try is as long as the first one says that it must be.
     """
     real = job.mechanism == "host"
-    rate, tries = float(job.spec.slowest_bps), 2 if real else PROBE_TRIES
-    size = PROBE_BYTES[0] if real else _probe_size(rate)
+    spec = job.spec.at_start
+    rate, tries = float(spec.slowest_bps), 2 if real else PROBE_TRIES
+    seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
+    on_its_way = 2 * spec.delay_s  # the receiver's readiness, then the message
+    size = PROBE_BYTES[0] if real else _probe_size(rate, seconds)
     best = 0.0
     for _ in range(tries):
         wire = group.wire_device(device)
@@ -116,17 +120,17 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
         channel.gather("probing")
         start = time.monotonic()
         _exchange(sent, after, received, before)
-        best = max(best, size * 8 / (time.monotonic() - start))
+        best = max(best, size * 8 / max(1e-9, time.monotonic() - start - on_its_way))
         slowest = min(channel.gather("probed", best))
         if real:
-            size = _probe_size(slowest)
+            size = _probe_size(slowest, seconds)
         elif slowest > PROBE_GOOD * rate:
             break
     return best
 
 
-def _probe_size(rate_bps: float) -> int:
-    return min(max(int(rate_bps / 8 * PROBE_S), PROBE_BYTES[0]), PROBE_BYTES[1])
+def _probe_size(rate_bps: float, seconds: float) -> int:
+    return min(max(int(rate_bps / 8 * seconds), PROBE_BYTES[0]), PROBE_BYTES[1])
 
 
 def _exchange(sent: torch.Tensor, to: int, received: torch.Tensor, of: int) -> None:

@@ -80,6 +80,8 @@ class Launcher:
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
+        self.starts = 0
+        """Repeats started so far; news of how a rank ended carries its repeat's number."""
 
     def __enter__(self) -> Launcher:
         ours, theirs = lifeline_pair()
@@ -126,9 +128,10 @@ class Launcher:
             RankError: a rank raised or was killed; its traceback is in ``details``.
             RankTimeout: no rank made progress for too long.
         """
+        self.starts += 1
         watched = [_Watched(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
-            return _Watch(self.servers(), watched, gathered, self._timeout_s).run()
+            return _Watch(self.servers(), watched, gathered, self._timeout_s, self.starts).run()
         finally:
             for rank in watched:
                 rank.lines.connection.close()
@@ -138,16 +141,16 @@ class Launcher:
         """Start one process per job; answers our ends of their channels."""
         pairs = [lifeline_pair() for _ in jobs]
         try:
-            self.fork(jobs, [theirs for _, theirs in pairs])
+            self.fork(jobs, [theirs for _, theirs in pairs], self.starts)
         finally:
             for _, theirs in pairs:
                 theirs.close()
         return [ours for ours, _ in pairs]
 
-    def fork(self, jobs: Sequence[dict[str, Any]], channels: Sequence[socket.socket]) -> None:
-        """Have one process per job forked, which talks on the channel of the same number."""
+    def fork(self, jobs: Sequence[dict[str, Any]], channels: Sequence[socket.socket], start: int) -> None:
+        """Have one process per job forked, which talks on the channel of the same number, for repeat ``start``."""
         assert self._control is not None
-        request = json.dumps({"kind": "fork", "jobs": list(jobs)}).encode() + b"\n"
+        request = json.dumps({"kind": "fork", "jobs": list(jobs), "start": start}).encode() + b"\n"
         try:
             socket.send_fds(self._control, [request], [channel.fileno() for channel in channels])
         except (BrokenPipeError, ConnectionResetError):
@@ -171,9 +174,14 @@ class _Watch:
     """One repeat's event loop."""
 
     def __init__(
-        self, servers: Sequence[Lines], ranks: list[_Watched], gathered: Gathered, timeout_s: float
+        self,
+        servers: Sequence[Lines],
+        ranks: list[_Watched],
+        gathered: Gathered,
+        timeout_s: float,
+        start: int,
     ) -> None:
-        self._ranks, self._gathered = ranks, gathered
+        self._ranks, self._gathered, self._start = ranks, gathered, start
         self._timeout_s = self._patience_s = timeout_s
         self._waiting: dict[str, dict[int, Any]] = {}
         self._failures: list[_Failure] = []
@@ -219,10 +227,10 @@ class _Watch:
     def _from_server(self, server: Lines) -> None:
         messages = server.receive()
         if messages is None:
-            raise RankError("the process that starts the workers was killed")
+            raise RankError("a process that starts workers was killed, or its host is gone")
         for message in messages:
-            if message["kind"] != "exit":
-                continue
+            if message["kind"] != "exit" or message["start"] != self._start:
+                continue  # a rank of the repeat before may end after its result was taken
             rank = self._ranks[message["rank"]]
             ended = Exit(message["code"], message["signal"])
             if ended.signal is not None:

@@ -9,16 +9,18 @@ from netsim_ddp.results.record import LinkRecord
 
 def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
     """What ``link`` was asked for and configured to."""
-    shaped = link.mechanism != "none"
-    rate = link.spec.slowest_bps if shaped else None
+    shaped = link.mechanism in ("tc", "bucket")
+    spec = link.spec.at_start
+    rate = spec.slowest_bps if shaped else None
     tc = link if isinstance(link, TcLink) else None
     return LinkRecord(
         mechanism=link.mechanism,
         requested_bps=rate,
         configured_bps=rate,
         measured_bps=measured_bps,
-        ceiling_bps=link.spec.ceiling_bps if shaped else None,
+        ceiling_bps=spec.ceiling_bps if shaped else None,
         congestion=tc.congestion if tc else None,
         shape=link.spec.describe() if shaped else None,
         credit_bytes=tc.credit_bytes if tc else None,
+        varies=link.spec.varies,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
@@ -20,11 +22,14 @@ from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.scenario import Scenario
 
 
-def probe_link(scenario: Scenario, *, collectives: bool, command: Sequence[str], report: Report) -> Probe:
+def probe_link(
+    scenario: Scenario, *, collectives: bool, command: Sequence[str], report: Report, hosts: Hub | None = None
+) -> Probe:
     """Measure the link that ``scenario`` describes and answer everything that was found, misses included.
 
     Args:
         collectives: measure those too, by real workers.
+        hosts: the real hosts whose network is measured, instead of a link of our own.
 
     Raises:
         UsageError: a single worker.
@@ -38,15 +43,15 @@ def probe_link(scenario: Scenario, *, collectives: bool, command: Sequence[str],
     def note(text: str) -> None:
         report(Event("note", text))
 
+    if hosts is not None:
+        note("waiting for the other ranks' commands")
+        with hosts:
+            found = _empty(scenario, hosts.link, command)
+            note("probing: by the workers")
+            _take(found, hosts, hosts.link, scenario, collectives)
+        return _judged(found, scenario)
     with choose(scenario.link_spec(), scenario.link, note) as link:
-        found = Probe(
-            tool=Tool(version=__version__),
-            created_utc=now_utc(),
-            environment=environment(),
-            command=shlex.join(command),
-            workers=scenario.workers,
-            link=link_record(link, None),
-        )
+        found = _empty(scenario, link, command)
         sockets = link.mechanism != "bucket"
         before = link.counters()
         if sockets:
@@ -54,7 +59,18 @@ def probe_link(scenario: Scenario, *, collectives: bool, command: Sequence[str],
         if collectives or not sockets:
             _by_workers(found, link, scenario.resolved(), collectives, note)
         _count(found, before, link.counters())
-    return _judged(found)
+    return _judged(found, scenario)
+
+
+def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
+    return Probe(
+        tool=Tool(version=__version__),
+        created_utc=now_utc(),
+        environment=environment(),
+        command=shlex.join(command),
+        workers=scenario.workers,
+        link=link_record(link, None),
+    )
 
 
 def _by_sockets(found: Probe, link: Link, note: Callable[[str], None]) -> None:
@@ -74,9 +90,18 @@ def _by_workers(
 
 
 def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:
-    params = {"sockets": bool(found.alone), "collectives": collectives}
+    pair = launcher.pair if isinstance(launcher, Hub) else link.spec.slowest_pair
+    params = {"sockets": bool(found.alone), "collectives": collectives, "pair": pair}
     jobs = jobs_for(link, scenario, "probe", params)
-    record = launcher.run(jobs, lambda _point, _values: None)[0]
+    counted: list[list[Counters]] = []
+
+    def gathered(point: str, values: list[Any]) -> None:
+        if point == "counted" and isinstance(launcher, Hub):
+            counted.append(launcher.counters(values))
+
+    record = launcher.run(jobs, gathered)[0]
+    if counted:
+        _count(found, *counted)
     for name, value in Probe.model_validate({**found.model_dump(), **record}):
         if name in record:
             setattr(found, name, value)
@@ -94,10 +119,14 @@ def _count(found: Probe, before: Sequence[Counters] | None, after: Sequence[Coun
         found.link.retransmits = sum(new.retransmits - old.retransmits for old, new in pairs)
 
 
-def _judged(found: Probe) -> Probe:
+def _judged(found: Probe, scenario: Scenario) -> Probe:
     """``found`` with what follows from its figures."""
     if (row := slowest(found.alone)) is not None:
         found.link.measured_bps = median(row.samples_bps)
     found.link.host_limited = host_limited(found)
-    found.off_target = judge(found)
+    spec = scenario.link_spec()
+    lossless = spec.loss == 0 and spec.queue_s is None
+    found.off_target = judge(found, lossless=lossless, jitter_s=spec.jitter_s)
+    if spec.varies and found.link.mechanism != "host":
+        found.warnings.append("the link changes over time: its figures have no targets")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -19,14 +20,17 @@ from netsim_ddp.bench.task import Task
 from netsim_ddp.communication.cost import wire_bytes
 from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe import (
     BULK_RUNS,
     BULK_S,
+    IDLE_DELAYS,
     IDLE_S,
     MESSAGE_SIZES,
     WARM_UP,
     ideal_seconds,
     message_count,
+    targets,
 )
 from netsim_ddp.link.spec import goodput
 from netsim_ddp.results.probe import Bulk, Collective, Message, RoundTrip
@@ -43,7 +47,8 @@ Pair = tuple[int, int]
 
 
 class ProbeTask(Task):
-    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``."""
+    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, and the ``pair``
+    that sends alone."""
 
     def run(self) -> None:
         torch.set_num_threads(1)
@@ -51,11 +56,14 @@ class ProbeTask(Task):
         cpu = torch.device("cpu")
         self.group, _ = join(self.channel, self.job, self.shared, cpu)
         real = self.job.mechanism == "host"
-        self.spec = None if self.job.mechanism in ("host", "none") else self.job.spec
-        self.rate = GUESS_BPS if self.spec is None else float(self.job.spec.slowest_bps)
+        now = self.job.spec.at_start
+        self.spec = targets(self.job.spec, self.job.mechanism)
+        self.rate = GUESS_BPS if self.job.mechanism in ("host", "none") else float(now.slowest_bps)
+        self.idle_s = max(IDLE_S, IDLE_DELAYS * now.delay_s)
         found: dict[str, Any] = {}
+        self._count()
         if not self.job.params["sockets"]:
-            first, ring = self.job.spec.slowest_pair, list(self.job.spec.ring())
+            first, ring = tuple(self.job.params["pair"]), list(self.job.spec.ring())
             if real:
                 self.rate = max(1e5, min(row.median_bps for row in self._bulk([first], 1, 0.05)))
             found["alone"] = [row.model_dump() for row in self._bulk([first], BULK_RUNS, BULK_S)]
@@ -66,9 +74,15 @@ class ProbeTask(Task):
             found["messages"] = [self._messages(first, size, late).model_dump() for size in MESSAGE_SIZES]
         if self.job.params["collectives"]:
             found["collectives"] = [row.model_dump() for row in self._collectives()]
+        self._count()
         self.channel.result(found)
         self.say("leaving")
         self.channel.gather("done")
+
+    def _count(self) -> None:
+        """Hand over what this rank's interface has counted, on a real network; elsewhere the command reads it."""
+        real = self.job.mechanism == "host"
+        self.channel.gather("counted", asdict(interface_counters(self.job.interface)) if real else None)
 
     def _bulk(self, pairs: Sequence[Pair], runs: int, seconds: float) -> list[Bulk]:
         """Goodput of each pair, all at once, over the time between a receiver's first and last message."""
@@ -117,7 +131,7 @@ class ProbeTask(Task):
                 _wait(dist.irecv(back, pair[0]))
                 _wait(dist.isend(byte, pair[0]))
         samples: list[float] = self.channel.gather("pings done", times[WARM_UP:])[pair[0]]
-        return RoundTrip(asked_s=0.0 if self.spec else None, samples_s=samples)
+        return RoundTrip(asked_s=2 * self.spec.delay_s if self.spec else None, samples_s=samples)
 
     def _messages(self, pair: Pair, size: int, late: float | None) -> Message:
         """Messages after idle. Ranks of one host share a clock; between hosts an answer comes back, and ``late``
@@ -131,7 +145,7 @@ class ProbeTask(Task):
         self.channel.gather("messages")
         for _ in range(count):
             if me == pair[0]:
-                time.sleep(IDLE_S)
+                time.sleep(self.idle_s)
                 answer = dist.irecv(byte, pair[1])
                 begin = time.monotonic()
                 _wait(dist.isend(data, pair[1]))

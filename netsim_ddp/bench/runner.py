@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
@@ -45,14 +46,19 @@ Report = Callable[[Event], None]
 Save = Callable[[Result], None]
 
 
-def run(scenario: Scenario, *, command: Sequence[str], report: Report, save: Save) -> Result:
+def run(
+    scenario: Scenario, *, command: Sequence[str], report: Report, save: Save, hosts: Hub | None = None
+) -> Result:
     """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
+
+    Args:
+        hosts: the real hosts to run on, instead of a link of our own.
 
     Raises:
         NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
     """
     scenario = scenario.resolved()
-    run = _Run(scenario, command, report, save)
+    run = _Run(scenario, command, report, save, hosts)
     try:
         run.execute()
     except NetsimError as error:
@@ -70,8 +76,10 @@ def measured(result: Result) -> bool:
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, command: Sequence[str], report: Report, save: Save) -> None:
-        self.scenario, self.report, self._save = scenario, report, save
+    def __init__(
+        self, scenario: Scenario, command: Sequence[str], report: Report, save: Save, hosts: Hub | None
+    ) -> None:
+        self.scenario, self.report, self._save, self._hosts = scenario, report, save, hosts
         self.result = Result(
             tool=Tool(version=__version__),
             created_utc=now_utc(),
@@ -84,24 +92,32 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
-            link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
-            stack.enter_context(link)
-            measured = self._probe(link)
-            cells = [self._cell(method, link, measured) for method in self.scenario.methods]
-            self.result.cells = cells
+            if self._hosts is not None:
+                self._note("waiting for the other ranks' commands")
+                launcher: Launcher = stack.enter_context(self._hosts)
+                link: Link = self._hosts.link
+                measured = None
+            else:
+                link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
+                stack.enter_context(link)
+                measured = self._probe(link)
+            self.result.cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self._warn_of_contention()
-            self.report(Event("note", "importing torch once for all workers"))
-            launcher = stack.enter_context(
-                Launcher(
-                    link,
-                    model=self.scenario.model,
-                    dataset=str(self.scenario.dataset),
-                    threads=self.scenario.threads,
-                    timeout_s=self.scenario.timeout_s,
-                )
-            )
+            if self._hosts is None:
+                self._note("importing torch once for all workers")
+                launcher = stack.enter_context(self._launcher(link))
             self._repeat_cells(launcher, link)
         self.close("complete", None)
+
+    def _launcher(self, link: Link) -> Launcher:
+        scenario = self.scenario
+        return Launcher(
+            link,
+            model=scenario.model,
+            dataset=scenario.dataset or "",
+            threads=scenario.threads,
+            timeout_s=scenario.timeout_s,
+        )
 
     def close(self, status: Any, error: NetsimError | None) -> None:
         self.result.status = status
@@ -143,16 +159,24 @@ class _Run:
             overlap=bool(params.pop("overlap", False)),
             params=params,
             workers=self.scenario.workers,
-            bandwidth_bps=link.spec.rate_bps if link.mechanism != "none" else None,
+            bandwidth_bps=None if record.requested_bps is None else link.spec.rate_bps,
             threads=self.scenario.threads,
             link=record,
         )
 
     def _warn_of_contention(self) -> None:
-        used, cores = self.scenario.workers * self.scenario.threads, available_cores()
+        workers = self.scenario.workers
+        if self._hosts is not None:
+            workers = self._hosts.crowded
+            if workers > 1:
+                self.warn(
+                    f"up to {workers} ranks share a host and its interface: the bytes it counts are divided evenly "
+                    "among them, and what they send each other is not among them"
+                )
+        used, cores = workers * self.scenario.threads, available_cores()
         if used > cores and self.scenario.execution == "concurrent":
             self.warn(
-                f"{self.scenario.workers} workers x {self.scenario.threads} thread share {cores} cores: "
+                f"{workers} workers x {self.scenario.threads} thread share {cores} cores: "
                 "compute and compress take longer here than on machines of their own"
             )
         load = os.getloadavg()[0]
@@ -194,8 +218,9 @@ class _Run:
             if point == "built":
                 facts.extend(values)
                 self._check_bucket(link, cell, values)
+                link.begin()
             elif point == "counted":
-                counted.append(link.counters())
+                counted.append(link.counters() if self._hosts is None else self._hosts.counters(values))
 
         jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
         records = launcher.run(jobs, gathered)
@@ -228,7 +253,8 @@ class _Run:
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
         if probed:
             cell.link.measured_bps = min(probed)
-            check(link, ProbeReport(min(probed), min(probed)))
+            if link.mechanism == "bucket":
+                check(link, ProbeReport(min(probed), min(probed)))
 
 
 def environment() -> dict[str, Any]:

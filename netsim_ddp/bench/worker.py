@@ -54,13 +54,14 @@ class StepsTask(Task):
         gradients = self._record(workload)
         self.say("joining the process group")
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        slow = 400 * workload.parameters_count / self.job.spec.slowest_bps * 8
+        slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
         group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
         program = self._program(workload, group, gradients)
         job, probed = self.job, None
         if job.mechanism in ("bucket", "host") and group.world_size > 1:
             probed = ring_goodput(self.channel, group, job, device)
-        ideal = cost.ideal_seconds(program.wires, self.job.spec.slowest_bps)
+        messages = cost.messages(program.wires)
+        ideal = cost.ideal_seconds(program.wires, job.spec.lowest_bps) + 2 * job.spec.delay_s * len(messages)
         facts = {
             "ideal_s": ideal,
             "parameters": workload.parameters_count,
@@ -69,6 +70,8 @@ class StepsTask(Task):
             "collective": program.collective,
             "probed_bps": probed,
         }
+        if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
+            shaped.shaped_group().begin()
         self.channel.gather("built", facts)
         execution = self._execution(device)
         for _ in range(self.scenario["warmup"]):

@@ -21,6 +21,16 @@ def launch(
     ],
     bandwidth: link_flags.Bandwidth = None,
     slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
     workers: Annotated[
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
@@ -50,7 +60,21 @@ def launch(
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration
 
-    given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers}
+    given = {
+        "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
+        "workers": workers,
+    }
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
     timeout_s = None if timeout is None else parse_duration(timeout, what="--timeout")
     if str(json) == "-":

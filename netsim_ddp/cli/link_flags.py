@@ -30,3 +30,54 @@ Mechanism = Annotated[
         help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
     ),
 ]
+Delay = Annotated[
+    str | None,
+    typer.Option(
+        "--delay", metavar="TIME", help="One way between two ranks, half a round trip: 20ms. [none]"
+    ),
+]
+Jitter = Annotated[
+    str | None,
+    typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]")
+]
+Queue = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"),
+]
+Congestion = Annotated[
+    str | None,
+    typer.Option("--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"),
+]
+Timeline = Annotated[
+    str | None,
+    typer.Option(
+        "--timeline", metavar="FILE", help="Rates over time, in YAML: - {at: 10s, bandwidth: 20mbps}. [none]"
+    ),
+]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="A mahimahi trace, or UP:DOWN for two directions. [none]"),
+]
+Peak = Annotated[
+    str | None,
+    typer.Option(
+        "--peak", metavar="RATE", help="A cloud's token bucket: this rate while there is credit. [none]"
+    ),
+]
+Credit = Annotated[
+    str | None,
+    typer.Option(
+        "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--link-profile",
+        metavar="NAME|FILE",
+        help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
+    ),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,16 @@ _Text = str | None
 def probe(
     bandwidth: link_flags.Bandwidth = None,
     slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
     workers: Annotated[
         _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
@@ -37,10 +48,36 @@ def probe(
 
     Exits with 4 when a figure is off its target, and names it.
     """
+    from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
-    given = {"bandwidth": bandwidth, "slow_rank": slow_rank, "workers": workers, "link": link}
+    given = {
+        "bandwidth": bandwidth,
+        "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
+        "workers": workers,
+        "link": link,
+    }
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from rich.console import Console
@@ -52,7 +89,11 @@ def probe(
 
     with progress(bar=False) as report:
         found = probe_link(
-            scenario, collectives=collectives, command=["netsim", *sys.argv[1:]], report=report
+            scenario,
+            collectives=collectives,
+            command=["netsim", *sys.argv[1:]],
+            report=report,
+            hosts=hosts,
         )
     if copy is not None:
         save(found, copy)

@@ -24,6 +24,16 @@ _Text = str | None
 def run(
     bandwidth: link_flags.Bandwidth = None,
     slow_rank: link_flags.SlowRank = None,
+    delay: link_flags.Delay = None,
+    jitter: link_flags.Jitter = None,
+    loss: link_flags.Loss = None,
+    queue: link_flags.Queue = None,
+    congestion: link_flags.Congestion = None,
+    timeline: link_flags.Timeline = None,
+    trace: link_flags.Trace = None,
+    peak: link_flags.Peak = None,
+    credit: link_flags.Credit = None,
+    link_profile: link_flags.Profile = None,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -106,6 +116,16 @@ def run(
     given = {
         "bandwidth": bandwidth,
         "slow_rank": slow_rank,
+        "delay": delay,
+        "jitter": jitter,
+        "loss": loss,
+        "queue": queue,
+        "congestion": congestion,
+        "timeline": timeline,
+        "trace": trace,
+        "peak": peak,
+        "credit": credit,
+        "link_profile": link_profile,
         "ratio": ratio,
         "methods": method,
         "workers": workers,
@@ -127,9 +147,20 @@ def run(
         "timeout": timeout,
         "time_budget": time_budget,
     }
+    from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
+    place = place_of(os.environ)
+    if place is not None:
+        given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
+    if place is not None:
+        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+
+        scenario = on_hosts(scenario, place)
+        if place.rank > 0:
+            raise typer.Exit(serve_rank(place, scenario))
+    hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from rich.console import Console
@@ -149,7 +180,9 @@ def run(
 
     try:
         with progress() as report:
-            result = runner.run(scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+            result = runner.run(
+                scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep, hosts=hosts
+            )
     except BaseException:
         if last and runner.measured(last[0]):
             where = " and ".join(str(path) for path in (kept, copy) if path is not None)

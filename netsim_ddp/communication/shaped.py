@@ -75,6 +75,10 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._gloo, self._meeting, self._timeout = gloo, meeting, timeout
         self._late = Lateness()
 
+    def begin(self) -> None:
+        """The time of a link that changes begins now, for all ranks; one of them says so while none sends."""
+        self._meeting.begin()
+
     def charged(self) -> tuple[int, int]:
         """(sent, received) wire bytes of this rank since the last reset: charged, not measured."""
         return self._meeting.tx_bytes, self._meeting.rx_bytes

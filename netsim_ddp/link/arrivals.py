@@ -136,6 +136,11 @@ class Meeting:
         self._counting = threading.Lock()
         self.tx_bytes = self.rx_bytes = 0
 
+    def begin(self) -> None:
+        """The links' time begins; see :meth:`LinkClock.begin`."""
+        with self.table.locked():
+            self.clock.begin(time.monotonic())
+
     def charge(self, tx: int, rx: int) -> None:
         with self._counting:
             self.tx_bytes += tx

@@ -2,7 +2,7 @@
 
 Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
 user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
-(the host's loopback, unshaped).
+(the host's loopback, unshaped). ``host`` is the real network of several hosts, taken as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
+from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
 
 
@@ -77,7 +78,7 @@ class Process(ABC):
 class Link(ABC):
     """An emulated network of ``spec.workers`` ranks."""
 
-    mechanism: Literal["tc", "bucket", "none"]
+    mechanism: Literal["tc", "bucket", "none", "host"]
     description: str
     """One short word for the table: ``tc/tbf``, ``bucket``, ``none``."""
 
@@ -120,6 +121,11 @@ class Link(ABC):
             output: the descriptors that become its stdout and stderr.
         """
 
+    @abstractmethod
+    def begin(self) -> None:
+        """A link that changes starts from its first rates and with full credit. Called before the warm-up of each
+        repeat, so that all of them see the same."""
+
     def counters(self) -> list[Counters] | None:
         """Every rank's interface counters; None where the link has no interfaces of its own."""
         return None
@@ -146,16 +152,44 @@ class _HostProcess(Process):
 class HostLink(Link):
     """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
 
-    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none"]) -> None:
+    _NAMES: ClassVar = {
+        "bucket": "the bucket link",
+        "none": "a link that is not shaped",
+        "host": "the hosts' own network",
+    }
+
+    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none", "host"]) -> None:
         super().__init__(spec)
         self.mechanism = mechanism
         self.description = mechanism
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        if beyond := self.beyond():
+            raise LinkUnavailable(
+                f"{self._NAMES[self.mechanism]} has no {' and no '.join(beyond)}",
+                hint="use --link tc, on Linux",
+            )
         loopback = "lo" if sys.platform.startswith("linux") else "lo0"
         self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
         return self
+
+    def begin(self) -> None:
+        """The workers' own group begins the bucket's time."""
+
+    def beyond(self) -> list[str]:
+        """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
+        sees no packets that could be lost or queued, and no TCP."""
+        spec = self.spec
+        wanted: dict[str, object] = {
+            "loss": spec.loss,
+            "queue": spec.queue_s,
+            "congestion control": spec.congestion,
+        }
+        if self.mechanism == "none":
+            wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
+            wanted |= {"timeline": spec.timeline, "credit": spec.credit_bytes}
+        return [name for name, value in wanted.items() if value]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

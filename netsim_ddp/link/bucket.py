@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from netsim_ddp.link.pace import SECONDS, Changing, OnCredit, Pace, Steady
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec
 
 MSS = SEGMENT_PAYLOAD
@@ -47,10 +48,21 @@ def message_bytes(payload: int) -> int:
 NOTICE_BYTES = message_bytes(0)  # "ready to send", and the "ready to receive" that comes back
 
 
+class RatesFrom(NamedTuple):
+    """Every rank's rates from ``at_s`` on, bit/s."""
+
+    at_s: float
+    up_bps: tuple[int, ...]
+    down_bps: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class BucketSpec:
     """Every rank's link: rates in bit/s, one-way delay of its interface in seconds.
 
+    ``jitter_s``: how far a message's way from one rank to another may be from the sum of the two delays.
+    ``changes``: rates that replace the first ones as time goes on; the way back to the first change after
+    ``period_s``. ``peak_bps``: what a side does instead of its rate while it has credit, ``credit_bytes`` of it.
     ``handshake``: a message leaves only when the receiver's readiness has travelled back to the sender, as
     Gloo does it; it costs one more hop where nothing else hides it.
     """
@@ -59,6 +71,11 @@ class BucketSpec:
     down_bps: tuple[int, ...]
     delay_s: tuple[float, ...]
     handshake: bool = True
+    jitter_s: float = 0.0
+    changes: tuple[RatesFrom, ...] = ()
+    period_s: float | None = None
+    peak_bps: int | None = None
+    credit_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.up_bps) == len(self.down_bps) == len(self.delay_s) > 0:
@@ -72,12 +89,29 @@ class BucketSpec:
     def workers(self) -> int:
         return len(self.up_bps)
 
+    @property
+    def steady(self) -> bool:
+        """Whether the same operation always takes as long on an idle link."""
+        return not (self.changes or self.peak_bps or self.jitter_s)
+
     @classmethod
     def of(cls, link: LinkSpec) -> BucketSpec:
         """Every rank's link as ``link`` describes it."""
         ranks = range(link.workers)
-        up, down = tuple(map(link.up, ranks)), tuple(map(link.down, ranks))
-        return cls(up, down, (0.0,) * link.workers)
+        changes = tuple(
+            RatesFrom(at, tuple(now.up(r) for r in ranks), tuple(now.down(r) for r in ranks))
+            for at, now in link.stretches()
+        )
+        return cls(
+            up_bps=tuple(map(link.up, ranks)),
+            down_bps=tuple(map(link.down, ranks)),
+            delay_s=(link.delay_s / 2,) * link.workers,
+            jitter_s=link.jitter_s,
+            changes=changes if len(changes) > 1 else (),
+            period_s=link.period_s,
+            peak_bps=link.peak_bps,
+            credit_bytes=link.credit_bytes or 0,
+        )
 
     @classmethod
     def uniform(
@@ -258,26 +292,29 @@ class _Walk(NamedTuple):
     sides: tuple[tuple[Span, ...], ...]
 
 
-def _occupy(busy: list[Span], earliest: float, work: float) -> float:
-    """Take ``work`` seconds of a side in the gaps from ``earliest`` on; the last moment taken."""
+def _occupy(busy: list[Span], earliest: float, work: float, pace: Pace = SECONDS) -> float:
+    """Take ``work`` of a side in the gaps from ``earliest`` on; the last moment taken."""
     if not busy or earliest > busy[-1][1]:
-        busy.append((earliest, earliest + work))
-        return earliest + work
+        last = pace.end(earliest, work)
+        busy.append((earliest, last))
+        return last
     start, end = busy[-1]
     if earliest >= start:
-        busy[-1] = (start, end + work)
-        return end + work
+        last = pace.end(end, work)
+        busy[-1] = (start, last)
+        return last
     spans: list[Span] = []
     last = earliest
     for start, end in busy:
         if work > 0 and start - earliest > _INSTANT_S:
-            last = min(start, earliest + work)
+            room = pace.within(earliest, start)
+            last = start if work > room else min(start, pace.end(earliest, work))
             spans.append((earliest, last))
-            work = 0.0 if earliest + work <= start else work - (start - earliest)
+            work = max(0.0, work - room)
         spans.append((start, end))
         earliest = max(earliest, end)
     if work > 0:
-        last = earliest + work
+        last = pace.end(earliest, work)
         spans.append((earliest, last))
     busy[:] = spans[:1]
     for start, end in spans[1:]:
@@ -288,12 +325,23 @@ def _occupy(busy: list[Span], earliest: float, work: float) -> float:
     return last
 
 
+def _noise(number: int) -> float:
+    """The ``number``-th of a fixed row of numbers spread evenly over -1 to 1 (splitmix64)."""
+    mask = (1 << 64) - 1
+    z = (number + 1) * 0x9E3779B97F4A7C15 & mask
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+    return (z ^ z >> 31) / (1 << 63) - 1
+
+
 class LinkClock:
     """Every rank's link in time; feed it operations in the order in which they become ready.
 
     ``memory`` holds ``cells(workers)`` floats, zero at first: the busy spans of every send side, then of
-    every receive side. It may be shared, so that several processes drive one clock (under a lock of
-    theirs). Two clocks that are fed the same operations and arrivals give the same deadlines, bit for bit.
+    every receive side; the credit that each side has spent, and until when that was counted; how many random
+    numbers were drawn, and when time began (see :meth:`begin`). It may be shared, so that several processes
+    drive one clock (under a lock of theirs). Two clocks that are fed the same operations and arrivals give
+    the same deadlines, bit for bit.
     """
 
     def __init__(self, spec: BucketSpec, memory: MutableSequence[float] | None = None) -> None:
@@ -306,7 +354,14 @@ class LinkClock:
     @staticmethod
     def cells(workers: int) -> int:
         """Floats of memory that a clock needs."""
-        return 2 * workers * 2 * _SPANS
+        return 2 * workers * (2 * _SPANS + 2) + 2
+
+    def begin(self, now: float) -> None:
+        """Time begins: the first rates hold until now, and credit is full."""
+        first = 2 * self.spec.workers * 2 * _SPANS
+        for cell in range(first, first + 4 * self.spec.workers):
+            self.memory[cell] = 0.0
+        self.memory[-1] = now
 
     def complete(
         self, op: Operation, arrivals: Sequence[float], members: Sequence[int] | None = None
@@ -320,13 +375,17 @@ class LinkClock:
         ranks = tuple(range(self.spec.workers) if members is None else members)
         if len(arrivals) != len(ranks):
             raise ValueError(f"{len(arrivals)} arrivals for {len(ranks)} members")
-        start = max(arrivals)
-        cells = [side * 2 * _SPANS for side in (*ranks, *(self.spec.workers + r for r in ranks))]
+        start = self._start(op, arrivals, ranks)
+        numbers = (*ranks, *(self.spec.workers + r for r in ranks))
+        cells = [side * 2 * _SPANS for side in numbers]
         sides = [self._load(cell, start) for cell in cells]
-        idle = not any(sides)
+        idle = self.spec.steady and not any(sides)
         walk = self._memo.get((op, ranks)) if idle else None
         if walk is None:
-            walk = self._walk(schedule(op, len(ranks)), ranks, sides)
+            paces = [self._pace(side, start) for side in numbers]
+            walk = self._walk(schedule(op, len(ranks)), ranks, sides, paces, handshake=op.kind != "send")
+            for side, pace in zip(numbers, paces, strict=True):
+                self._keep(side, start, pace)
             if idle:
                 # Training repeats the same few operations on an idle link: one walk serves them all.
                 if len(self._memo) >= _MEMO_ENTRIES:
@@ -336,6 +395,46 @@ class LinkClock:
             self._store(cell, start, spans)
         tx, rx = charges(op, len(ranks))
         return Completion(tuple(start + done for done in walk.done), tx, rx)
+
+    def _start(self, op: Operation, arrivals: Sequence[float], ranks: Sequence[int]) -> float:
+        """When the operation is under way: with the last arrival; a message, once it is there and its sender
+        knows that the receiver is ready, who may have said so long before."""
+        if op.kind != "send" or not self.spec.handshake:
+            return max(arrivals)
+        sender, receiver = arrivals
+        return max(sender, receiver + self.spec.delay_s[ranks[0]] + self.spec.delay_s[ranks[1]])
+
+    def _pace(self, side: int, start: float) -> Pace:
+        """How fast a side works, in times relative to ``start`` and work in bits."""
+        spec, rank = self.spec, side % self.spec.workers
+        sends = side < spec.workers
+        rate = (spec.up_bps if sends else spec.down_bps)[rank]
+        if spec.changes:
+            rates = [(now.up_bps if sends else now.down_bps)[rank] for now in spec.changes]
+            began = self.memory[-1] or math.inf
+            return Changing([now.at_s for now in spec.changes], rates, spec.period_s, start - began)
+        if spec.peak_bps is not None:
+            cell = self._credit_cell(side)
+            spent, since = self.memory[cell], self.memory[cell + 1]
+            return OnCredit(rate, max(rate, spec.peak_bps), spec.credit_bytes * 8, spent, since - start)
+        return Steady(rate)
+
+    def _keep(self, side: int, start: float, pace: Pace) -> None:
+        """Remember the credit that a walk has spent."""
+        if isinstance(pace, OnCredit):
+            cell = self._credit_cell(side)
+            self.memory[cell], self.memory[cell + 1] = pace.spent, start + pace.since
+
+    def _credit_cell(self, side: int) -> int:
+        return 2 * self.spec.workers * 2 * _SPANS + 2 * side
+
+    def _way(self, hop: float) -> float:
+        """How long one message is on its way."""
+        if not self.spec.jitter_s:
+            return hop
+        drawn = int(self.memory[-2])
+        self.memory[-2] = drawn + 1
+        return hop + self.spec.jitter_s * _noise(drawn)
 
     def _load(self, cell: int, start: float) -> list[Span]:
         """A side's busy spans after ``start``, relative to it. A span that ends at 0 ends the list."""
@@ -358,12 +457,20 @@ class LinkClock:
         if len(spans) < _SPANS:
             self.memory[cell] = self.memory[cell + 1] = 0.0
 
-    def _walk(self, phases: Sequence[Phase], ranks: Sequence[int], sides: list[list[Span]]) -> _Walk:
+    def _walk(
+        self,
+        phases: Sequence[Phase],
+        ranks: Sequence[int],
+        sides: list[list[Span]],
+        paces: Sequence[Pace],
+        *,
+        handshake: bool,
+    ) -> _Walk:
         """The schedule on sides (all send sides, then all receive sides) with busy spans; it starts at 0."""
         spec, size = self.spec, len(ranks)
-        up = [8 / spec.up_bps[r] for r in ranks]
-        down = [8 / spec.down_bps[r] for r in ranks]
         delay = [spec.delay_s[r] for r in ranks]
+        handshake = handshake and spec.handshake
+        landed: dict[tuple[int, int], float] = {}
         done = [0.0] * size
         for phase in phases:
             issue = list(done)  # Gloo drains its pipeline between phases
@@ -374,12 +481,15 @@ class LinkClock:
                 got = [0.0] * size
                 for a, b, wire in messages:
                     hop = delay[a] + delay[b]
-                    ready = max(issue[a], issue[b] + hop) if spec.handshake else issue[a]
-                    sent = _occupy(sides[a], ready, wire * up[a])
+                    ready = max(issue[a], issue[b] + hop) if handshake else issue[a]
+                    sent = _occupy(sides[a], ready, wire * 8, paces[a])
+                    way = self._way(hop)
                     # Concurrent messages share a sender's line, so the receiver's work begins before the
                     # sender's turn for this one; a slow sender leaves the receiver room for others.
-                    received_all = _occupy(sides[size + b], ready + hop, wire * down[b])
-                    arrived = max(received_all, sent + hop)
+                    received_all = _occupy(sides[size + b], ready + way, wire * 8, paces[size + b])
+                    # A stream delivers in order, whatever the jitter.
+                    arrived = max(received_all, sent + way, landed.get((a, b), 0.0))
+                    landed[a, b] = arrived
                     got[b] = max(got[b], arrived)
                     done[a] = max(done[a], sent)
                     done[b] = max(done[b], arrived)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.errors import LinkUnavailable, UsageError
 from netsim_ddp.link.base import HostLink, Link
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc import TcLink
@@ -15,6 +15,11 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
     """The link for ``how`` (tc, bucket, none or auto), not entered yet; ``note`` hears why ``auto`` took it."""
     if how == "tc":
         return TcLink(spec)
+    if how == "host":
+        raise UsageError(
+            "--link host needs ranks that were started on their hosts",
+            hint="start netsim with torchrun or srun",
+        )
     if how in ("bucket", "none"):
         return HostLink(spec, "bucket" if how == "bucket" else "none")
     try:
@@ -22,5 +27,10 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
             note("link: tc, because namespaces and tbf work here")
             return TcLink(spec)
     except LinkUnavailable as error:
+        link = HostLink(spec, "bucket")
+        if beyond := link.beyond():
+            raise LinkUnavailable(
+                f"{error.message}, and the bucket link has no {beyond[0]}", hint=error.hint
+            ) from None
         note(f"link: bucket, because {error.message}")
-        return HostLink(spec, "bucket")
+        return link

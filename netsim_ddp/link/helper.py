@@ -195,7 +195,8 @@ class Helper:
         self.control.send(json.dumps(message).encode())
 
     def serve(self) -> None:
-        """Answer requests until the command hangs up."""
+        """Say that the namespaces stand, then answer requests until the command hangs up."""
+        self.send({"answer": {}})
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -209,6 +210,11 @@ class Helper:
                 if not data:
                     return
                 self.answer(json.loads(data), fds)
+
+    def serve_until_hung_up(self) -> None:
+        """A command that dies abruptly resets the connection instead of closing it: that is hanging up too."""
+        with suppress(ConnectionResetError, BrokenPipeError):
+            self.serve()
 
     def answer(self, request: dict[str, Any], fds: list[int]) -> None:
         name = request.pop("request")
@@ -252,8 +258,7 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
     try:
         _remount_proc()
         helper = Helper(control)
-        helper.send({"answer": {}})
-        helper.serve()
+        helper.serve_until_hung_up()
     except BaseException:  # noqa: BLE001 - PID 1 must exit whatever happened, and say why on the way out
         traceback.print_exc()
         os._exit(1)

@@ -9,8 +9,20 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.spec import LinkSpec, RankRate
-from netsim_ddp.units import parse_directions
+from netsim_ddp.link.profiles import profile
+from netsim_ddp.link.spec import Change, LinkSpec, RankRate
+from netsim_ddp.link.timeline import timeline, trace
+from netsim_ddp.units import (
+    format_duration,
+    format_rate,
+    parse_directions,
+    parse_duration,
+    parse_rate,
+    parse_ratio,
+    parse_size,
+)
+
+MAX_DELAY_S = 10.0
 
 
 class SlowRank(BaseModel):
@@ -23,22 +35,47 @@ class SlowRank(BaseModel):
     down_bps: int = Field(ge=1)
 
 
+class TimelineChange(BaseModel):
+    """Rates from a moment on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_s: float = Field(ge=0, allow_inf_nan=False)
+    up_bps: int = Field(ge=1)
+    down_bps: int = Field(ge=1)
+
+
 class LinkOptions(BaseModel):
     """What the link shall be; every field is the resolved form of a flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    link: Literal["auto", "tc", "bucket", "none"] = "auto"
+    link: Literal["auto", "tc", "bucket", "none", "host"] = "auto"
     bandwidth_bps: int = Field(default=10**9, ge=1)
     bandwidth_down_bps: int | None = Field(default=None, ge=1)
     slow_ranks: tuple[SlowRank, ...] = ()
+    delay_s: float = Field(default=0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    jitter_s: float = Field(default=0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    loss: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    queue_s: float | None = Field(default=None, gt=0, le=MAX_DELAY_S, allow_inf_nan=False)
+    congestion: Literal["cubic", "bbr", "reno"] | None = None
+    timeline_changes: tuple[TimelineChange, ...] = ()
+    timeline_period_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_bps: int | None = Field(default=None, ge=1)
+    credit_bytes: int | None = Field(default=None, ge=1)
+    link_profile: str | None = None
 
     def spec_for(self, workers: int) -> LinkSpec:
         """The link of ``workers`` ranks.
 
         Raises:
-            UsageError: a slow rank that is not among them.
+            UsageError: a slow rank that is not among them, or jitter that would make a delay negative.
         """
+        if self.jitter_s > self.delay_s:
+            jitter, delay = format_duration(self.jitter_s), format_duration(self.delay_s)
+            hint = f"write for example --delay {self.jitter_s * 1e3:g}ms"
+            raise UsageError(f"jitter {jitter} is more than the delay {delay}", hint=hint)
+        self._check_changes()
         for each in self.slow_ranks:
             if each.rank >= workers:
                 ranks = f"0 to {workers - 1}" if workers > 1 else "0"
@@ -47,7 +84,36 @@ class LinkOptions(BaseModel):
                     hint="ranks count from 0",
                 )
         slow = tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks)
-        return LinkSpec(workers, self.bandwidth_bps, self.bandwidth_down_bps, slow)
+        return LinkSpec(
+            workers,
+            self.bandwidth_bps,
+            self.bandwidth_down_bps,
+            slow,
+            delay_s=self.delay_s,
+            jitter_s=self.jitter_s,
+            loss=self.loss,
+            queue_s=self.queue_s,
+            congestion=self.congestion,
+            timeline=tuple(Change(each.at_s, each.up_bps, each.down_bps) for each in self.timeline_changes),
+            period_s=self.timeline_period_s,
+            peak_bps=self.peak_bps,
+            credit_bytes=self.credit_bytes,
+        )
+
+    def _check_changes(self) -> None:
+        if (self.peak_bps is None) != (self.credit_bytes is None):
+            missing, present = ("peak", "credit") if self.peak_bps is None else ("credit", "peak")
+            hint = "write for example --peak 10gbps --credit 5GB"
+            raise UsageError(f"a {present} without a {missing} says nothing", hint=hint)
+        if self.peak_bps is not None and self.timeline_changes:
+            raise UsageError("a link has a timeline or a credit, not both", hint="leave one of them away")
+        fastest = max(self.bandwidth_bps, self.bandwidth_down_bps or 0)
+        if self.peak_bps is not None and self.peak_bps <= fastest:
+            peak, rate = format_rate(self.peak_bps), format_rate(fastest)
+            raise UsageError(
+                f"the peak {peak} is no more than the bandwidth {rate}",
+                hint="--bandwidth is what is left after it",
+            )
 
 
 class Spelling(NamedTuple):
@@ -78,8 +144,65 @@ def _slow_ranks(value: Any, *, what: str) -> tuple[list[dict[str, int]]]:
     return ([found[rank] for rank in sorted(found)],)
 
 
+def duration(value: Any, *, what: str) -> tuple[float]:
+    return (parse_duration(str(value), what=what),)
+
+
+def _rate(value: Any, *, what: str) -> tuple[int]:
+    return (parse_rate(str(value), what=what),)
+
+
+def _size(value: Any, *, what: str) -> tuple[int]:
+    return (parse_size(str(value), what=what),)
+
+
+def _loss(value: Any, *, what: str) -> tuple[float]:
+    if str(value).strip().rstrip("%") in ("0", "0.0"):
+        return (0.0,)
+    return (parse_ratio(value, what=what),)
+
+
 SPELLINGS: Mapping[str, Spelling] = {
     "bandwidth": Spelling(("bandwidth_bps", "bandwidth_down_bps"), _bandwidth),
     "slow_rank": Spelling(("slow_ranks",), _slow_ranks),
+    "delay": Spelling(("delay_s",), duration),
+    "jitter": Spelling(("jitter_s",), duration),
+    "loss": Spelling(("loss",), _loss),
+    "queue": Spelling(("queue_s",), duration),
+    "timeline": Spelling(("timeline_changes", "timeline_period_s"), timeline),
+    "trace": Spelling(("timeline_changes", "timeline_period_s"), trace),
+    "peak": Spelling(("peak_bps",), _rate),
+    "credit": Spelling(("credit_bytes",), _size),
 }
-EXAMPLES = {"bandwidth": "1gbps", "slow_rank": "3=100mbps"}
+EXAMPLES = {
+    "bandwidth": "1gbps",
+    "slow_rank": "3=100mbps",
+    "delay": "20ms",
+    "jitter": "2ms",
+    "loss": "0.1%",
+    "queue": "100ms",
+    "congestion": "cubic",
+    "peak": "10gbps",
+    "credit": "5GB",
+    "link_profile": "lan-1g",
+}
+
+
+def with_profile(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``values``, and what profile ``name`` says about everything that they leave open."""
+    given = set(values) | {field for key in values if key in SPELLINGS for field in SPELLINGS[key].fields}
+    found = dict(values) | {"link_profile": name}
+    for key, value in profile(name).items():
+        if key not in SPELLINGS:
+            found.setdefault(key, value)
+            continue
+        parsed = SPELLINGS[key].parse(value, what=f"link profile {name}: {key}")
+        if given.isdisjoint(SPELLINGS[key].fields):
+            found |= zip(SPELLINGS[key].fields, parsed, strict=True)
+    return found
+
+
+def without_link(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without anything about the link but its mechanism."""
+    ours = {*LinkOptions.model_fields, *SPELLINGS} - {"link"}
+    return {key: value for key, value in values.items() if key not in ours}

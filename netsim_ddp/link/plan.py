@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
+WAKE_UP_S = 85e-6
+CREDIT_S = 0.3e-3
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,31 @@ class Shape:
     burst: int
     limit: int
     gso: int
+    peak: Shape | None = None
+    """Of a bucket with credit, which ``burst`` then is: the rate and the burst while there is some."""
 
 
 def shape_for(rate_bps: int) -> Shape:
-    """Burst, queue and segment size for a rate.
+    """Burst, segment size and queue for a rate, chosen together. The reasons, each measured:
 
-    Tokens that a bucket saves while the link is idle let a small message through for free, and a 64 KB
-    segment that is stored and forwarded whole delays it; too small a burst starves a fast link, because
-    the kernel refills it late. Half a millisecond of burst is the compromise: 62.5 KB at 1 Gbit/s.
-    The queue holds 200 ms so that no sender on a lossless link is dropped.
+    - Tokens that a bucket saves while the link is idle carry the beginning of the next message for free, so a
+      message is early by burst / rate, less the tenth of a millisecond in which the host wakes up. The kernel
+      lets no packet wait for itself, so that one packet is the least; 0.3 ms of line time is what a message
+      of 100 KB at 1 Gbit/s can bear.
+    - The kernel refills late when it wakes up late. A bucket that is full by then has lost what would have come
+      in, so it must hold a packet *and* the tokens of :data:`WAKE_UP_S`, or bulk falls short by up to 10%.
+    - A packet is what TCP hands down, up to ``gso_max_size`` and two segments at least. Above the burst the
+      bucket cuts it into segments itself; just below it there is no room for the refill. Half the burst is
+      right for fast links, where cutting costs too much; slow links cut every packet.
+    - The queue holds 200 ms so that no sender on a lossless link is dropped.
     """
     bytes_per_second = rate_bps / 8
-    burst = max(2 * SEGMENT_WIRE, round(bytes_per_second * 0.5e-3))
-    gso = min(65536, max(SEGMENT_WIRE, burst // 2))
+    least = SEGMENT_WIRE + round(bytes_per_second * WAKE_UP_S)
+    burst, gso = max(least, round(bytes_per_second * CREDIT_S)), SEGMENT_WIRE
+    if least >= 2 * SEGMENT_WIRE:
+        gso = min(65536, max(2 * SEGMENT_WIRE, burst // 2))
+    else:
+        burst = least
     return Shape(rate_bps, burst, max(2_000_000, round(bytes_per_second * 0.2)), gso)
 
 
@@ -43,10 +58,23 @@ class Shapes:
 
     @classmethod
     def of(cls, spec: LinkSpec) -> Shapes:
+        def shape(rate_bps: int) -> Shape:
+            if spec.peak_bps is not None:
+                peak = shape_for(max(rate_bps, spec.peak_bps))
+                found = replace(peak, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=peak)
+            else:
+                found = shape_for(rate_bps)
+            if (
+                spec.loss
+            ):  # netem drops whole packets, and a packet of many segments would lose them all at once
+                found = replace(found, gso=SEGMENT_WIRE)
+            if spec.queue_s is not None:
+                found = replace(found, limit=max(found.burst, round(rate_bps / 8 * spec.queue_s)))
+            return found
+
         ranks = range(spec.workers)
         return cls(
-            tuple(shape_for(spec.up(rank)) for rank in ranks),
-            tuple(shape_for(spec.down(rank)) for rank in ranks),
+            tuple(shape(spec.up(rank)) for rank in ranks), tuple(shape(spec.down(rank)) for rank in ranks)
         )
 
     @property
@@ -63,8 +91,11 @@ class Step:
     argv: tuple[str, ...]
 
 
-def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: str | None) -> list[Step]:
+def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: str) -> list[Step]:
     """The commands that make the link, in order.
+
+    Delay, jitter and loss are netem's, inside the bucket of what a rank sends: every packet crosses one such
+    interface on its way, so that the delay is that of one way.
 
     Args:
         namespaces: how ``ip link add ... netns`` names each rank's namespace.
@@ -93,15 +124,60 @@ def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: 
             if other != rank:
                 where = ("dev", "eth0", "lladdr", mac(other), "nud", "permanent")
                 ip(rank, "neigh", "replace", address(other), *where)
-        if congestion:
-            route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", address(rank), "congctl", congestion)
-            ip(rank, "route", "replace", *route)
+        route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", address(rank), "congctl", congestion)
+        ip(rank, "route", "replace", *route)
         steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_tbf(shapes.up[rank]))))
+        if needs_netem(spec):
+            steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_netem(spec, shapes.up[rank]))))
     return steps
 
 
+def needs_netem(spec: LinkSpec) -> list[str]:
+    """What ``spec`` asks for that only netem does, as flags."""
+    wanted = {"--delay": spec.delay_s, "--jitter": spec.jitter_s, "--loss": spec.loss}
+    return [flag for flag, value in wanted.items() if value]
+
+
+def _netem(spec: LinkSpec, shape: Shape) -> list[str]:
+    # What is on its way waits in netem's queue too: in packets, of which the smallest that bulk makes are full.
+    on_its_way = shape.rate_bps / 8 * (spec.delay_s + spec.jitter_s)
+    words = [
+        "parent",
+        "1:1",
+        "handle",
+        "10:",
+        "netem",
+        "limit",
+        str(math.ceil((on_its_way + shape.limit) / SEGMENT_WIRE)),
+    ]
+    if spec.delay_s:
+        words += ["delay", f"{spec.delay_s * 1e6:.0f}us", f"{spec.jitter_s * 1e6:.0f}us"]
+    if spec.loss:
+        words += ["loss", f"{spec.loss * 100:.6g}%"]
+    return words
+
+
 def _tbf(shape: Shape) -> list[str]:
-    return f"root tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b".split()
+    words = f"root handle 1: tbf rate {shape.rate_bps}bit burst {shape.burst}b limit {shape.limit}b"
+    if shape.peak is not None:
+        words += f" peakrate {shape.peak.rate_bps}bit mtu {shape.peak.burst}b"
+    return words.split()
+
+
+def changes(spec: LinkSpec, namespaces: Sequence[int | None]) -> list[tuple[float, dict[int | None, str]]]:
+    """When each stretch of a link's time begins, and the ``tc`` batch of each namespace that changes the link to it.
+
+    A change also fills the buckets, so that even the only stretch of a link with credit is worth playing.
+    """
+    found = []
+    for at, now in spec.stretches():
+        shapes = Shapes.of(now)
+        batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
+        for rank in range(spec.workers):
+            batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
+            batches[rank] += f"qdisc change dev eth0 {' '.join(_tbf(shapes.up[rank]))}\n"
+        found.append((at, batches))
+    return found
 
 
 def address(rank: int) -> str:

@@ -28,6 +28,7 @@ MESSAGE_SIZES = (20_000, 100_000, 400_000)
 MESSAGES, FEWEST_MESSAGES = 20, 5
 MESSAGE_BUDGET_S = 8.0  # per size: a slow link sends fewer of the large ones
 IDLE_S = 0.05  # every bucket that carries TCP at its rate is full again long before
+IDLE_DELAYS = 3  # but what the link still holds must have arrived
 WARM_UP = 3  # messages until TCP's window and buffers have grown to their size
 PINGS = 200
 
@@ -59,14 +60,15 @@ def probe(link: Link) -> ProbeReport | None:
     """Measure ``link`` shortly; None with one rank, which has nobody to send to. Takes one to three seconds."""
     if link.spec.workers < 2:
         return None
-    seconds = min(1.0, max(0.4, 2_000_000 * 8 / link.spec.slowest_bps))
-    pairs = list(link.spec.ring())
+    spec = link.spec.at_start
+    seconds = min(1.0, max(0.4, 2_000_000 * 8 / spec.slowest_bps))
+    pairs = list(spec.ring())
     with Peers(link) as peers:
-        alone = peers.bulk([link.spec.slowest_pair], seconds)
+        alone = peers.bulk([spec.slowest_pair], seconds)
         together = peers.bulk(pairs, seconds)
     # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
-    shares = [got / goodput(link.spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
-    return ProbeReport(alone[0], min(shares) * link.spec.ceiling_bps)
+    shares = [got / goodput(spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
+    return ProbeReport(alone[0], min(shares) * spec.ceiling_bps)
 
 
 def check(link: Link, report: ProbeReport) -> None:
@@ -75,14 +77,15 @@ def check(link: Link, report: ProbeReport) -> None:
     Raises:
         LinkOffTarget: the pair alone got less or more than the ceiling, by over 5%.
     """
-    ceiling = link.spec.ceiling_bps
+    spec = link.spec.at_start
+    ceiling = spec.ceiling_bps
     error = report.alone_bps / ceiling - 1
     if abs(error) <= SHORT_TOLERANCE:
         return
     low = error < 0
     raise LinkOffTarget(
         f"the {link.description} link delivers {format_rate(report.alone_bps)}, {abs(error):.0%} "
-        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(link.spec.slowest_bps)}"
+        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(spec.slowest_bps)}"
         " leaves after headers",
         hint="ask for a lower --bandwidth, or free this machine's cores" if low else "use --link bucket",
     )
@@ -105,7 +108,7 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
                 raise
     if measured is None:
         return None
-    ceiling = link.spec.ceiling_bps
+    ceiling = link.spec.at_start.ceiling_bps
     if measured.host_limited(ceiling):
         warn(
             f"all ranks sending at once get {format_rate(measured.together_bps)} of "
@@ -120,24 +123,25 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
     Args:
         tell: hears what is being measured.
     """
-    spec, shaped = link.spec, link.mechanism != "none"
+    spec, aim = link.spec.at_start, targets(link.spec, link.mechanism)
     first = spec.slowest_pair
+    idle_s = max(IDLE_S, IDLE_DELAYS * spec.delay_s)
     with Peers(link) as peers:
         tell("bulk, one pair alone")
-        alone = _bulk(peers, [first], spec if shaped else None)
+        alone = _bulk(peers, [first], aim)
         tell("bulk, all ranks at once")
-        together = _bulk(peers, list(spec.ring()), spec if shaped else None)
+        together = _bulk(peers, list(spec.ring()), aim)
         messages = []
         for size in MESSAGE_SIZES:
             tell(f"messages of {size // 1000} KB after idle")
-            ideal = ideal_seconds(spec, first, size) if shaped else None
+            ideal = ideal_seconds(aim, first, size) if aim else None
             count = message_count(ideal)
-            times = peers.messages(first, size, count)
+            times = peers.messages(first, size, count, idle_s)
             messages.append(
                 Message(sender=first[0], receiver=first[1], size_bytes=size, ideal_s=ideal, samples_s=times)
             )
         tell("round trip")
-        trip = RoundTrip(asked_s=0.0 if shaped else None, samples_s=peers.pings(first, PINGS))
+        trip = RoundTrip(asked_s=2 * aim.delay_s if aim else None, samples_s=peers.pings(first, PINGS))
     return Measured(alone, together, messages, trip)
 
 
@@ -154,10 +158,17 @@ def _bulk(peers: Peers, pairs: Sequence[tuple[int, int]], spec: LinkSpec | None)
     ]
 
 
+def targets(spec: LinkSpec, mechanism: str) -> LinkSpec | None:
+    """The link to hold figures against; None where there is none: on an unshaped network, and on a link that changes
+    while it is measured."""
+    return spec if mechanism in ("tc", "bucket") and not spec.varies else None
+
+
 def ideal_seconds(spec: LinkSpec, pair: tuple[int, int], size: int) -> float:
-    """From the first byte's leaving to the last one's arrival, at the line's rate with every header counted."""
+    """From the first byte's leaving to the last one's arrival: the line's rate with every header counted, and its
+    delay."""
     segments = -(-size // SEGMENT_PAYLOAD)
-    return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / spec.pair_bps(*pair)
+    return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / spec.pair_bps(*pair) + spec.delay_s
 
 
 def message_count(ideal_s: float | None) -> int:
@@ -191,9 +202,9 @@ class Peers:
         self._start(pairs, transfer="bulk", seconds=seconds)
         return [float(self._hear(receiver)["bps"]) for _, receiver in pairs]
 
-    def messages(self, pair: tuple[int, int], size: int, count: int) -> list[float]:
+    def messages(self, pair: tuple[int, int], size: int, count: int, idle_s: float = IDLE_S) -> list[float]:
         """Seconds that each of ``count`` messages of ``size`` bytes took, each after an idle pause."""
-        self._start([pair], transfer="messages", size=size, count=count, warmup=WARM_UP, idle_s=IDLE_S)
+        self._start([pair], transfer="messages", size=size, count=count, warmup=WARM_UP, idle_s=idle_s)
         times: list[float] = self._hear(pair[0])["seconds"]
         return times
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from netsim_ddp.units import format_rate
+from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 ETHERNET_MTU = 1500
 SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
@@ -23,17 +23,41 @@ class RankRate:
 
 
 @dataclass(frozen=True)
+class Change:
+    """From ``at_s`` on, every rank may send and receive this much, bit/s; a slow rank never more than its own."""
+
+    at_s: float
+    up_bps: int
+    down_bps: int
+
+
+@dataclass(frozen=True)
 class LinkSpec:
     """What each rank's interface shall do. Rates are bits per second, counted with headers.
 
     ``rate_bps`` is what a rank may send; ``down_bps`` what it may receive, the same where it is None.
-    ``slow_ranks`` have rates of their own.
+    ``slow_ranks`` have rates of their own. ``delay_s`` is the way from one rank to another, half a round trip;
+    every packet's differs from it by up to ``jitter_s``. ``loss`` is the share of packets that vanish,
+    ``queue_s`` how long a packet may wait in a full queue, ``congestion`` the senders' control.
+
+    A link may change: ``timeline`` holds the rates that replace the first ones, and begins anew after
+    ``period_s``. Or it has the token bucket of a cloud: each side works at ``peak_bps`` until it has sent
+    ``credit_bytes`` beyond its rate, which comes back at that rate.
     """
 
     workers: int
     rate_bps: int
     down_bps: int | None = None
     slow_ranks: tuple[RankRate, ...] = ()
+    delay_s: float = 0.0
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    queue_s: float | None = None
+    congestion: str | None = None
+    timeline: tuple[Change, ...] = ()
+    period_s: float | None = None
+    peak_bps: int | None = None
+    credit_bytes: int | None = None
 
     def up(self, rank: int) -> int:
         """What ``rank`` may send, bit/s."""
@@ -47,6 +71,38 @@ class LinkSpec:
 
     def _own(self, rank: int) -> RankRate | None:
         return next((each for each in self.slow_ranks if each.rank == rank), None)
+
+    @property
+    def varies(self) -> bool:
+        """Whether its rates depend on when one looks."""
+        return bool(self.timeline) or self.peak_bps is not None
+
+    @property
+    def at_start(self) -> LinkSpec:
+        """The link as it is before anything was sent and any time has passed: what a probe finds."""
+        _, first = next(self.stretches())
+        if self.peak_bps is None:
+            return first
+        return replace(
+            first, rate_bps=self.peak_bps, down_bps=self.peak_bps, peak_bps=None, credit_bytes=None
+        )
+
+    @property
+    def lowest_bps(self) -> int:
+        """The slowest that it ever is."""
+        return min(now.slowest_bps for _, now in self.stretches())
+
+    def stretches(self) -> Iterator[tuple[float, LinkSpec]]:
+        """When each stretch of constant rates begins, and the link of that stretch."""
+        still = replace(self, timeline=(), period_s=None)
+        if not self.timeline or self.timeline[0].at_s > 0:
+            yield 0.0, still
+        for now in self.timeline:
+            slow = tuple(
+                replace(own, up_bps=min(own.up_bps, now.up_bps), down_bps=min(own.down_bps, now.down_bps))
+                for own in self.slow_ranks
+            )
+            yield now.at_s, replace(still, rate_bps=now.up_bps, down_bps=now.down_bps, slow_ranks=slow)
 
     def pair_bps(self, sender: int, receiver: int) -> int:
         """What one rank can send another: the slower of the two sides."""
@@ -82,7 +138,23 @@ class LinkSpec:
             for each in self.slow_ranks
             if each.rank < self.workers
         ]
-        return "; ".join([_directions(self.rate_bps, self.down_bps or self.rate_bps), *own])
+        return "; ".join(
+            [_directions(self.rate_bps, self.down_bps or self.rate_bps), *own, *self._beside_rates()]
+        )
+
+    def _beside_rates(self) -> Iterator[str]:
+        if self.delay_s:
+            jitter = f" ± {format_duration(self.jitter_s)}" if self.jitter_s else ""
+            yield f"delay {format_duration(self.delay_s)}{jitter}"
+        if self.loss:
+            yield f"loss {self.loss:.3g}"
+        if self.queue_s is not None:
+            yield f"queue {format_duration(self.queue_s)}"
+        if self.timeline:
+            again = f", again after {format_duration(self.period_s)}" if self.period_s else ""
+            yield f"{len(self.timeline)} changes by {format_duration(self.timeline[-1].at_s)}{again}"
+        if self.peak_bps is not None:
+            yield f"{format_rate(self.peak_bps)} for {format_bytes(self.credit_bytes or 0)} of credit"
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads, in types that JSON has."""
@@ -91,7 +163,8 @@ class LinkSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         slow = tuple(RankRate(**each) for each in data["slow_ranks"])
-        return cls(**{**data, "slow_ranks": slow})
+        timeline = tuple(Change(**each) for each in data["timeline"])
+        return cls(**{**data, "slow_ranks": slow, "timeline": timeline})
 
 
 def goodput(rate_bps: float) -> float:

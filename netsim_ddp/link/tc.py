@@ -27,12 +27,16 @@ from typing import Any, Self
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
+from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.helper import MESSAGE_BYTES
 from netsim_ddp.link.hosts import tcp_retransmits
-from netsim_ddp.link.plan import Shape, Shapes, Step, address, plan
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.units import format_bytes
 
 ANSWER_TIMEOUT_S = 60.0
+MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
+_TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
 class TcLink(Link):
@@ -41,12 +45,14 @@ class TcLink(Link):
     mechanism = "tc"
     description = "tc/tbf"
 
-    def __init__(self, spec: LinkSpec, *, congestion: str | None = "cubic") -> None:
+    def __init__(self, spec: LinkSpec) -> None:
         super().__init__(spec)
         self.shapes = Shapes.of(spec)
-        self.congestion = congestion
+        self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
         self._channel: _Channel | None = None
+        self._pipes: dict[int | None, int] = {}
+        self._driver: Driver | None = None
 
     def __enter__(self) -> Self:
         if not sys.platform.startswith("linux"):
@@ -56,6 +62,11 @@ class TcLink(Link):
                 raise LinkUnavailable(
                     f"{tool} is not installed", hint="install iproute2, or use --link bucket"
                 )
+        credit = self.spec.credit_bytes or 0
+        if credit > MAX_CREDIT:
+            most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
+            hint = "--credit 4GB, or use --link bucket"
+            raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
         self._channel = _open_channel()
         try:
             self._make()
@@ -64,20 +75,74 @@ class TcLink(Link):
             raise
         return self
 
+    def begin(self) -> None:
+        if not self.spec.varies:
+            return
+        if self._driver is not None:
+            self._driver.stop()
+        namespaces = [None, *range(self.spec.workers)]
+        for rank in namespaces:
+            if rank not in self._pipes:
+                self._pipes[rank] = self._open_pipe(rank)
+        stretches = changes(self.spec, namespaces)
+        self._driver = Driver(stretches, self.spec.period_s, self._write)
+        self._driver.begin()
+
+    def _open_pipe(self, rank: int | None) -> int:
+        """A ``tc`` in ``rank``'s namespace that carries out each line as it is written."""
+        reading, writing = os.pipe()
+        try:
+            words = ["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))]
+            self.spawn(words, rank=rank, fds=[reading])
+        finally:
+            os.close(reading)
+        return writing
+
+    def _write(self, rank: int | None, text: str) -> None:
+        os.write(self._pipes[rank], text.encode())
+
     def _make(self) -> None:
         fds = self._ask("namespaces", count=self.spec.workers)["fds"]
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
+        self._check_congestion()
         for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion)):
             tool = steps[0].argv[0]
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
             done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
             if done["code"] != 0:
-                raise LinkUnavailable(
-                    f"{tool} could not make the link: {_first_line(done['err'])}",
-                    hint="use --link bucket, which needs no privileges; netsim doctor says more",
-                )
+                raise self._refusal(tool, done["err"])
         self._check_configuration()
+
+    def _check_congestion(self) -> None:
+        known = self._ask("read", path="/proc/sys/net/ipv4/tcp_available_congestion_control", rank=0)[
+            "text"
+        ].split()
+        if self.congestion not in known:
+            raise LinkUnavailable(
+                f"this kernel has no {self.congestion} congestion control",
+                hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
+            )
+
+    def _refusal(self, tool: str, said: str) -> LinkUnavailable:
+        """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
+        wanted = needs_netem(self.spec)
+        if "kind is unknown" not in said:
+            return LinkUnavailable(
+                f"{tool} could not make the link: {_first_line(said)}",
+                hint="use --link bucket, which needs no privileges; netsim doctor says more",
+            )
+        if wanted and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=0)["code"] != 0:
+            only_here = self.spec.loss > 0
+            instead = "sudo modprobe sch_netem, where the kernel has it as a module"
+            return LinkUnavailable(
+                f"this kernel has no netem, which {' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} on tc",
+                hint=instead if only_here else f"use --link bucket, which has delay and jitter; or {instead}",
+            )
+        return LinkUnavailable(
+            "this kernel has no tbf, which shapes the link",
+            hint="sudo modprobe sch_tbf, or use --link bucket",
+        )
 
     def _check_configuration(self) -> None:
         """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
@@ -100,6 +165,11 @@ class TcLink(Link):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._driver is not None:
+            self._driver.stop()
+        for pipe in self._pipes.values():
+            os.close(pipe)
+        self._pipes.clear()
         if self._channel is not None:
             self._channel.close()
 
@@ -127,6 +197,10 @@ class TcLink(Link):
         return _Remote(channel, int(answer["pid"]))
 
     def counters(self) -> list[Counters]:
+        if self._driver is not None and self._driver.failure is not None:
+            raise LinkUnavailable(
+                f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
+            )
         outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
         return [
             self._rank_counters(rank, outer[f"v{rank}"], inner=_only(self._qdiscs(rank), "eth0"))
@@ -158,7 +232,7 @@ class TcLink(Link):
 
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device)
+    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device and qdisc.get("root"))
 
 
 def _first_line(text: str) -> str:

@@ -121,7 +121,8 @@ def _link_line(links: Sequence[LinkRecord]) -> str:
     got = _range(measured)
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if first.mechanism in ("none", "host"):
-        return f"link {first.mechanism}: unshaped host{f', {got} Mbit/s measured' if got else ''}{limited}"
+        what = "unshaped host" if first.mechanism == "none" else "the hosts' own network"
+        return f"link {first.mechanism}: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
     text = f"link {first.mechanism}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
     text += f", got {got} Mbit/s" if got else " Mbit/s"
     if first.ceiling_bps is not None:

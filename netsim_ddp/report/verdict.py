@@ -68,7 +68,9 @@ def _summary(cell: Cell) -> Summary:
 
 def _bottleneck(dense: Cell, overlapped: Cell | None, *, alone: bool) -> list[str]:
     """What the network costs dense, said where it is little, or where it is the whole answer."""
-    if dense.link.mechanism in ("none", "host"):
+    if dense.link.mechanism == "host":
+        return ["The network is your hosts' own, and was not shaped."]
+    if dense.link.mechanism == "none":
         return ["The link is not shaped: these figures are this host's, not your network's."]
     share = _wire_share(dense)
     name = label(dense, [dense])

@@ -125,8 +125,9 @@ def below(row: Bulk, tolerance: float) -> bool:
     return row.ceiling_bps is not None and row.median_bps < (1 - tolerance) * row.ceiling_bps
 
 
-def judge(probe: Probe, *, lossless: bool = True) -> list[str]:
-    """Every figure that is off its target, one clause each, by how much.
+def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list[str]:
+    """Every figure that is off its target, one clause each, by how much; ``jitter_s`` is how much that the link was
+    asked for.
 
     That all ranks at once get less than one alone says what the host carries and is no fault of the link: see
     :func:`host_limited`.
@@ -141,7 +142,10 @@ def judge(probe: Probe, *, lossless: bool = True) -> list[str]:
     share = MESSAGE_TOLERANCE_CROWDED if probe.workers >= CROWDED else MESSAGE_TOLERANCE
     for message in probe.messages:
         ideal = message.ideal_s
-        if ideal is not None and abs(message.median_s - ideal) > max(share * ideal, MESSAGE_FLOOR_S):
+        if (
+            ideal is not None
+            and abs(message.median_s - ideal) > max(share * ideal, MESSAGE_FLOOR_S) + jitter_s
+        ):
             found.append(
                 f"a message of {format_bytes(message.size_bytes)} after idle takes "
                 f"{format_duration(message.median_s)}, {_off(message.median_s, ideal)} the line's "
@@ -150,7 +154,7 @@ def judge(probe: Probe, *, lossless: bool = True) -> list[str]:
     trip = probe.round_trip
     if trip is not None and trip.asked_s is not None:
         error = trip.median_s - trip.asked_s
-        if abs(error) > max(ROUND_TRIP_FLOOR_S, ROUND_TRIP_TOLERANCE * trip.asked_s):
+        if abs(error) > max(ROUND_TRIP_FLOOR_S, ROUND_TRIP_TOLERANCE * trip.asked_s) + 2 * jitter_s:
             found.append(
                 f"the round trip takes {format_duration(trip.median_s)}, asked for "
                 f"{format_duration(trip.asked_s)}"

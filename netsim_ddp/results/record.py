@@ -41,7 +41,8 @@ class LinkRecord(Strict):
     """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP.
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
-    words what every rank has. ``credit_bytes`` is what an idle interface lets through at once.
+    words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
+    idle interface lets through at once.
     """
 
     mechanism: Mechanism
@@ -54,6 +55,7 @@ class LinkRecord(Strict):
     congestion: str | None = None
     shape: str | None = None
     credit_bytes: int | None = None
+    varies: bool = False
     host_limited: bool = False
 
 
