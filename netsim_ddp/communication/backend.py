@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -10,12 +11,14 @@ from torch import nn
 
 from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
+from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
 
@@ -119,6 +122,16 @@ class DistributedBackend:
         assert self.method is not None
         flat.scatter(self.method.average)
         return not self.method.skipped
+
+    def statistics(self, *, layers: bool = False) -> Statistics | None:
+        """What this rank sent and kept back in the last step; None before the first, and for a method that selects
+        nothing. Costs a pass over the residual; nothing is counted unless you ask.
+
+        Args:
+            layers: the same of every parameter, in ``layers`` of the answer.
+        """
+        found = self.method.statistics(layers=layers) if self.method else None
+        return found and replace(found, payload_bytes=payload_bytes(self._segments))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""

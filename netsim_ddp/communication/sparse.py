@@ -29,6 +29,7 @@ from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.shares import add_at, clear_at
+from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import check_together
 
@@ -122,6 +123,8 @@ class SelectedEntries(Method):
     def _agree(self) -> None:
         assert self._agreement is not None
         self.skipped = bool(self._agreement.objectors)
+        if self.skipped:
+            self.values, self.indices = self.values[:0], self.indices[:0]
 
     def _select(self) -> None:
         """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
@@ -147,6 +150,9 @@ class SelectedEntries(Method):
         if self.momentum is not None:
             self.momentum.keep(self.flat.data, self.indices[:0])
         raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
+
+    def statistics(self, *, layers: bool = False) -> Statistics:
+        return measure(self.values, self.indices, self.residual, self.flat.shapes, layers=layers)
 
     @property
     def residual_bytes(self) -> int:
