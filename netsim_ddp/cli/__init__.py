@@ -14,6 +14,7 @@ import typer
 
 from netsim_ddp import __version__
 from netsim_ddp.cli import bench
+from netsim_ddp.cli.check import check
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(probe)
 app.command(context_settings={"allow_interspersed_args": False})(launch)
+app.command()(check)
 app.command()(doctor)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")

@@ -98,6 +98,13 @@ def run(
     threads: Annotated[
         _Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
     ] = None,
+    statistics: Annotated[
+        _Text,
+        typer.Option(
+            metavar="WHAT",
+            help="Record what selections keep: total, or layers for every parameter too; none. [none]",
+        ),
+    ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
     ] = None,
@@ -145,6 +152,7 @@ def run(
         "device": device,
         "execution": execution,
         "threads": threads,
+        "statistics": statistics,
         "timeout": timeout,
         "time_budget": time_budget,
     }
@@ -170,6 +178,7 @@ def run(
     from rich.console import Console
 
     from netsim_ddp.bench import runner
+    from netsim_ddp.report.selections import render_selections
     from netsim_ddp.report.terminal import render_result
     from netsim_ddp.results.record import save, to_json
 
@@ -203,6 +212,7 @@ def run(
         return
     console = Console()
     render_result(result, console, warnings=False)
+    render_selections(result, console)
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
