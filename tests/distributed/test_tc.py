@@ -8,9 +8,10 @@ import select
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.channel import open_channel
 from netsim_ddp.link.plan import Shapes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
-from netsim_ddp.link.tc import TcLink, _open_channel, find_tool, usable
+from netsim_ddp.link.tc import TcLink, find_tool, usable
 from tests.distributed.streams import round_trip_s, stream
 
 pytestmark = pytest.mark.privileged
@@ -92,7 +93,7 @@ def test_the_configuration_is_read_back() -> None:
 def test_a_command_that_vanishes_with_an_answer_unread_is_hanging_up(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    channel = _open_channel()
+    channel = open_channel()
     channel.control.send(json.dumps({"request": "run", "argv": ["true"], "rank": None}).encode())
     assert select.select([channel.control], [], [], 20)[0]
     channel.control.close()  # what is unread makes the kernel reset the connection
