@@ -72,6 +72,7 @@ class Scenario(LinkOptions):
     warmup: int = Field(default=3, ge=0, le=10**6)
     repeats: int = Field(default=3, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    statistics: Literal["none", "total", "layers"] = "none"
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
 

@@ -19,6 +19,7 @@ from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.run import run
+from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(probe)
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 app.command()(check)
 app.command()(doctor)
+app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 
 # typer carries click inside and does not export the base of its usage errors.

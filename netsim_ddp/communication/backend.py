@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import nn
 
 from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
+from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.powersgd import PowerSGD
@@ -17,6 +19,7 @@ from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import is_reference
@@ -102,6 +105,7 @@ class DistributedBackend:
         self._segments: list[Segment] = []
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
+        self._saved: dict[str, Any] = {}
 
     def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
@@ -127,9 +131,34 @@ class DistributedBackend:
         flat.scatter(self.method.average)
         return not self.method.skipped
 
+    def statistics(self, *, layers: bool = False) -> Statistics | None:
+        """What this rank sent and kept back in the last step; None before the first, and for a method that selects
+        nothing. Costs a pass over the residual; nothing is counted unless you ask.
+
+        Args:
+            layers: the same of every parameter, in ``layers`` of the answer.
+        """
+        found = self.method.statistics(layers=layers) if self.method else None
+        return found and replace(found, payload_bytes=payload_bytes(self._segments))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""
+        return self.method.state_dict() if self.method else self._saved
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved; before the first step it is checked when that comes.
+
+        Raises:
+            ValueError: it is another rank's, or of other parameters or another number of ranks.
+        """
+        if self.method:
+            self.method.load_state_dict(state)
+        else:
+            self._saved = dict(state)
+
     def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
         if self._flat is None or not self._flat.holds(parameters):
-            state = self.method.state_dict() if self.method else {}
+            state = self.state_dict()
             self._flat = FlatGradients(parameters)
             self.method = build_method(self._name, self._flat, self.group, **self._params)
             if state:

@@ -187,6 +187,12 @@ class HookState:
             for place, gradient in zip(call.places, call.gradients, strict=True):
                 gradient.copy_(averages[place].view_as(gradient))
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the ranks skipped the last step, or a bucket of it (``nonfinite=skip``): its gradients are 0 and the
+        optimizer should leave the step out."""
+        return any(method.skipped for method in self._methods)
+
     def _by_place(self) -> list[Method]:
         """The methods in parameter order; buckets go from the last parameter to the first."""
         return [
