@@ -34,7 +34,7 @@ from netsim_ddp.link.options import (
     without_link,
 )
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import METHODS, MethodSpec, method_of
+from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
@@ -71,6 +71,7 @@ class Scenario(LinkOptions):
     warmup: int = Field(default=3, ge=0, le=10**6)
     repeats: int = Field(default=3, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    statistics: Literal["none", "total", "layers"] = "none"
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
 
@@ -173,9 +174,9 @@ class Scenario(LinkOptions):
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = dict(method.params)
-            if "ratio" in METHODS[method.name]:
+            if takes(method.name, "ratio"):
                 params.setdefault("ratio", self.ratio)
-            if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
+            if method.name != "dense" and takes(method.name, "overlap") and self.compute_s is not None:
                 params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]

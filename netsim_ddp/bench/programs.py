@@ -6,11 +6,13 @@ measures and replays them.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.phases import StepSample
+from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import all_reduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
 from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
+from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.workloads import Workload
 from netsim_ddp.workloads.emulated import EmulatedCompute
 
@@ -35,6 +39,14 @@ class Program(ABC):
     residual_bytes: int = 0
     wires: Sequence[Wire] = ()
     collective: str | None = None
+    methods: Sequence[Method] = ()
+
+    def statistics(self, *, layers: bool) -> Statistics | None:
+        """What this rank's methods sent and kept back in the last step; None where none selects."""
+        found = [each for method in self.methods if (each := method.statistics(layers=layers)) is not None]
+        if not found or not self.wires:
+            return None
+        return replace(functools.reduce(operator.add, found), payload_bytes=payload_bytes(self.wires))
 
     def step(self, execution: Execution) -> StepSample:
         """Run one step."""
@@ -97,6 +109,7 @@ class Training(Program):
         say: Say,
     ) -> None:
         self.workload, self.method, self.optimizer, self.say = workload, method, optimizer, say
+        self.methods = [method]
         self.flat = method.flat
         self._stages = [_staged(method, group)]
         self.wires = _wires(self._stages)
@@ -126,7 +139,7 @@ class Training(Program):
 
     def _update(self) -> None:
         if self.wires:
-            _apply([self.method])
+            _apply(self.methods)
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -207,11 +220,11 @@ class BucketedTraining(Program):
     ) -> None:
         self.workload, self.optimizer, self.say, self.flat = workload, optimizer, say, flat
         parts = [flat.part(first, last) for first, last in ddp_buckets(flat)]
-        self._methods = [build(part) for part in parts]
-        self._stages = [_staged(method, group) for method in self._methods]
+        self.methods = [build(part) for part in parts]
+        self._stages = [_staged(method, group) for method in self.methods]
         self.wires = _wires(self._stages)
-        self.residual_bytes = sum(method.residual_bytes for method in self._methods)
-        self.collective = _collective(self._methods)
+        self.residual_bytes = sum(method.residual_bytes for method in self.methods)
+        self.collective = _collective(self.methods)
         self._loss = torch.zeros(())
         self._sizes = [len(part.parameters) for part in parts]
         self._missing = list(self._sizes)
@@ -285,7 +298,7 @@ class BucketedTraining(Program):
 
     def _update(self) -> None:
         if self.wires:
-            _apply(self._methods)
+            _apply(self.methods)
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -314,11 +327,11 @@ class Emulated(Program):
         self._source = _Recorded(flat, gradients)
         parts = [flat.part(begin, end) for begin, end in ddp_buckets(flat)] if overlap else [flat]
         self._ready = compute.ready_times([part.numel * 4 for part in parts])
-        self._methods = [build(part) for part in parts]
-        self._stages = [_staged(method, group) for method in self._methods]
+        self.methods = [build(part) for part in parts]
+        self._stages = [_staged(method, group) for method in self.methods]
         self.wires = _wires(self._stages)
-        self.residual_bytes = sum(method.residual_bytes for method in self._methods)
-        self.collective = _collective(self._methods)
+        self.residual_bytes = sum(method.residual_bytes for method in self.methods)
+        self.collective = _collective(self.methods)
 
     def prepare(self) -> None:
         self._source.load_next()
@@ -329,7 +342,7 @@ class Emulated(Program):
             execution.until(self._ready[bucket])
 
     def reduced(self) -> Tensor:
-        return torch.cat([method.average for method in self._methods])
+        return torch.cat([method.average for method in self.methods])
 
 
 @dataclass

@@ -56,6 +56,7 @@ def settle_repeat(
                 peak_memory_bytes=record["peak_memory_bytes"],
                 residual_bytes=record["residual_bytes"],
                 parameters_sha256=record["sha256"],
+                selection=record["statistics"],
                 steps=[row[rank] for row in steps],
             )
         )

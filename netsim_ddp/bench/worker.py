@@ -17,11 +17,13 @@ from netsim_ddp.bench.joining import choose_device, device_name, join, ring_good
 from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
 from netsim_ddp.bench.programs import BucketedTraining, Emulated, OverlappedTraining, Program, Training
 from netsim_ddp.bench.recordings import recorded
+from netsim_ddp.bench.selected import selected
 from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method
+from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
@@ -38,6 +40,7 @@ class StepsTask(Task):
         self._measuring = self._counted = False
         self._charges = [0.0, 0.0, 0.0]
         self._predicted_bytes = self._payload_bytes = 0
+        self._statistics: list[Statistics | None] = []
 
     def run(self) -> None:
         device = choose_device(self.scenario["device"], self.job.rank)
@@ -130,6 +133,8 @@ class StepsTask(Task):
         if self._measuring:
             self._predicted_bytes += cost.wire_bytes(cost.messages(program.wires))
             self._payload_bytes += cost.payload_bytes(program.wires)
+            if (wanted := self.scenario["statistics"]) != "none":
+                self._statistics.append(program.statistics(layers=wanted == "layers"))
         if sample.loss is not None and sample.loss != sample.loss:  # NaN
             raise RuntimeError(f"the loss is not a number at step {self.step}")
         return sample
@@ -193,4 +198,5 @@ class StepsTask(Task):
             "residual_bytes": program.residual_bytes,
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,
+            "statistics": selected(each for each in self._statistics if each is not None),
         }

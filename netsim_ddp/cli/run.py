@@ -34,6 +34,7 @@ def run(
     peak: link_flags.Peak = None,
     credit: link_flags.Credit = None,
     link_profile: link_flags.Profile = None,
+    show_commands: link_flags.ShowCommands = False,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -97,6 +98,13 @@ def run(
     threads: Annotated[
         _Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
     ] = None,
+    statistics: Annotated[
+        _Text,
+        typer.Option(
+            metavar="WHAT",
+            help="Record what selections keep: total, or layers for every parameter too; none. [none]",
+        ),
+    ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
     ] = None,
@@ -144,6 +152,7 @@ def run(
         "device": device,
         "execution": execution,
         "threads": threads,
+        "statistics": statistics,
         "timeout": timeout,
         "time_budget": time_budget,
     }
@@ -154,6 +163,9 @@ def run(
     if place is not None:
         given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
+    if show_commands:
+        link_flags.show_commands(scenario.link_spec(), scenario.link)
+        return
     if place is not None:
         from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
 
@@ -166,6 +178,7 @@ def run(
     from rich.console import Console
 
     from netsim_ddp.bench import runner
+    from netsim_ddp.report.selections import render_selections
     from netsim_ddp.report.terminal import render_result
     from netsim_ddp.results.record import save, to_json
 
@@ -199,6 +212,7 @@ def run(
         return
     console = Console()
     render_result(result, console, warnings=False)
+    render_selections(result, console)
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -10,14 +11,18 @@ from torch import nn
 
 from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.collective import topk
+from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
+from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
+from netsim_ddp.names import is_reference
 
 METHODS: dict[str, Callable[..., Method]] = {
     "topk": topk,
@@ -30,14 +35,20 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def build_method(name: str, flat: FlatGradients, group: Group, **params: Any) -> Method:
-    """The method ``name`` over ``flat``.
+    """The method ``name`` over ``flat``; a user's own is ``my_module:factory``.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or a factory that does not give a method.
     """
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}")
+    if is_reference(name):
+        return build_user_method(name, flat, group, list(METHODS), **params)
+    _check_known(name)
     return METHODS[name](flat, group, **params)
+
+
+def _check_known(name: str) -> None:
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}, my_module:factory")
 
 
 class DistributedBackend:
@@ -84,8 +95,8 @@ class DistributedBackend:
             rank = dist.get_rank(process_group) if initialized else 0
         self.group = Group(rank, world_size, process_group)
         self._name = method or ("topk" if compressor is not None else "dense")
-        if self._name not in METHODS:
-            raise UsageError(f"unknown method {method!r}", hint=f"known: {', '.join(METHODS)}")
+        if not is_reference(self._name):
+            _check_known(self._name)
         self._params = dict(params or {})
         if compressor is not None:
             feedback = error_buffer is not None
@@ -94,6 +105,7 @@ class DistributedBackend:
         self._segments: list[Segment] = []
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
+        self._saved: dict[str, Any] = {}
 
     def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
@@ -119,9 +131,34 @@ class DistributedBackend:
         flat.scatter(self.method.average)
         return not self.method.skipped
 
+    def statistics(self, *, layers: bool = False) -> Statistics | None:
+        """What this rank sent and kept back in the last step; None before the first, and for a method that selects
+        nothing. Costs a pass over the residual; nothing is counted unless you ask.
+
+        Args:
+            layers: the same of every parameter, in ``layers`` of the answer.
+        """
+        found = self.method.statistics(layers=layers) if self.method else None
+        return found and replace(found, payload_bytes=payload_bytes(self._segments))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""
+        return self.method.state_dict() if self.method else self._saved
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved; before the first step it is checked when that comes.
+
+        Raises:
+            ValueError: it is another rank's, or of other parameters or another number of ranks.
+        """
+        if self.method:
+            self.method.load_state_dict(state)
+        else:
+            self._saved = dict(state)
+
     def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
         if self._flat is None or not self._flat.holds(parameters):
-            state = self.method.state_dict() if self.method else {}
+            state = self.state_dict()
             self._flat = FlatGradients(parameters)
             self.method = build_method(self._name, self._flat, self.group, **self._params)
             if state:

@@ -34,8 +34,8 @@ class FlatGradients:
         devices = {parameter.device for _, parameter in trained}
         if len(devices) > 1:
             raise ValueError(f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}")
-        self.is_part = data is not None
-        """Whether this is one bucket of a model's gradient."""
+        self.is_part = False
+        """Whether this is one bucket of several."""
         self.parameters = [parameter for _, parameter in trained]
         self.shapes = {name: parameter.shape for name, parameter in trained}
         sizes = [parameter.numel() for parameter in self.parameters]
@@ -55,7 +55,9 @@ class FlatGradients:
     def part(self, first: int, last: int) -> FlatGradients:
         """Parameters ``first`` to ``last - 1`` alone, on the same memory."""
         named = list(zip(self.names, self.parameters, strict=True))[first:last]
-        return FlatGradients(named, self.data[int(self.offsets[first]) : int(self.offsets[last])])
+        part = FlatGradients(named, self.data[int(self.offsets[first]) : int(self.offsets[last])])
+        part.is_part = self.is_part or last - first < len(self.parameters)
+        return part
 
     @property
     def names(self) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.compression.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,12 @@ class Method(ABC):
     def residual_bytes(self) -> int:
         """Memory that error feedback holds between steps."""
         return 0
+
+    def statistics(self, *, layers: bool = False) -> Statistics | None:
+        """What the last step sent and kept back, with ``layers`` of every parameter too; None for a method that selects
+        nothing. Ask when the step is over: it costs a pass over the residual then, and nothing otherwise."""
+        del layers
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of this rank must keep."""

@@ -29,6 +29,7 @@ from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.shares import add_at, clear_at
+from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import check_together
 
@@ -122,6 +123,8 @@ class SelectedEntries(Method):
     def _agree(self) -> None:
         assert self._agreement is not None
         self.skipped = bool(self._agreement.objectors)
+        if self.skipped:
+            self.values, self.indices = self.values[:0], self.indices[:0]
 
     def _select(self) -> None:
         """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
@@ -148,13 +151,18 @@ class SelectedEntries(Method):
             self.momentum.keep(self.flat.data, self.indices[:0])
         raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
 
+    def statistics(self, *, layers: bool = False) -> Statistics:
+        return measure(self.values, self.indices, self.residual, self.flat.shapes, layers=layers)
+
     @property
     def residual_bytes(self) -> int:
         velocity = 0 if self.momentum is None else self.momentum.nbytes
         return velocity + (0 if self.buffer is None else self.buffer.nbytes)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"selection": self.selection.state_dict()}
+        """What belongs to this rank of this many: residual, velocity, budget."""
+        place = {"rank": self.group.rank, "world_size": self.group.world_size}
+        state: dict[str, Any] = {**place, "selection": self.selection.state_dict()}
         if self.buffer is not None:
             state["error_buffer"] = self.buffer.state_dict()
         if self.momentum is not None:
@@ -162,6 +170,17 @@ class SelectedEntries(Method):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved.
+
+        With another number of ranks, residuals have no place to go: drop the state and what was not sent is lost, or
+        first take a step with ``ratio=1``, which sends it all.
+
+        Raises:
+            ValueError: it is another rank's, or of another number of ranks or parameters.
+        """
+        for key, here in (("rank", self.group.rank), ("world_size", self.group.world_size)):
+            if state[key] != here:
+                raise ValueError(f"the state was saved with {key} {state[key]}, this is {here}")
         if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"])
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)

@@ -42,7 +42,7 @@ class LinkRecord(Strict):
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
     words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
-    idle interface lets through at once.
+    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue.
     """
 
     mechanism: Mechanism
@@ -55,6 +55,7 @@ class LinkRecord(Strict):
     congestion: str | None = None
     shape: str | None = None
     credit_bytes: int | None = None
+    queue_s: float | None = None
     varies: bool = False
     host_limited: bool = False
 
@@ -78,6 +79,32 @@ class StepRecord(Strict):
     loss: float | None = None
 
 
+class LayerRecord(Strict):
+    """What a selection sent and kept back: of a step, or of a layer in the mean over the measured steps.
+
+    ``energy_kept`` is ||sent||^2 / ||gradient + residual||^2 and ``residual_norm`` the residual's afterwards; None
+    without error feedback.
+    """
+
+    entries: float
+    ratio: float
+    energy_kept: float | None
+    residual_norm: float | None
+
+
+class SelectedStep(LayerRecord):
+    """The totals of a step, and the payload that they made."""
+
+    payload_bytes: int
+
+
+class SelectionRecord(Strict):
+    """``--statistics``: every measured step, and with ``--statistics layers`` the mean of each parameter."""
+
+    steps: list[SelectedStep]
+    layers: dict[str, LayerRecord] = Field(default_factory=dict)
+
+
 class RankRecord(Strict):
     """One rank of one repeat. ``tx_bytes``/``rx_bytes`` cover the measured steps only.
 
@@ -93,6 +120,7 @@ class RankRecord(Strict):
     peak_memory_bytes: int
     residual_bytes: int = 0
     parameters_sha256: str | None = None
+    selection: SelectionRecord | None = None
     steps: list[StepRecord]
 
 
