@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.names import suggest
+from netsim_ddp.names import is_reference, suggest
 from netsim_ddp.units import parse_ratio
 
 MAX_RANK = 1024  # of an approximation; far above where it pays
@@ -106,6 +106,20 @@ METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the method has ``option``; of a user's own only ``overlap`` is known, which netsim itself sees to."""
+    return option == "overlap" if is_reference(name) else option in METHODS[name]
+
+
+def _as_written(value: Any) -> Any:
+    """An option of a user's own method: a number or a switch if it reads like one, else text."""
+    for kind in (int, float, lambda text: {"on": True, "off": False, "true": True, "false": False}[text]):
+        if isinstance(value, str):
+            with suppress(ValueError, KeyError):
+                value = kind(value)
+    return value
+
+
 class MethodSpec(BaseModel):
     """One method and its parameters, as ``--method NAME[,key=value...]`` writes them."""
 
@@ -147,9 +161,16 @@ def parse_method(text: str) -> MethodSpec:
 
 
 def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS))
-    options = METHODS[name]
+    if is_reference(name):
+        options: Mapping[str, Callable[[Any], Any]] = {
+            **dict.fromkeys(params, _as_written),
+            "overlap": _switch,
+        }
+    elif name in METHODS:
+        options = METHODS[name]
+    else:
+        own = "; your own is named my_module:factory" if ":" in name else ""
+        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS) + own)
     parsed: dict[str, Any] = {}
     for key, value in params.items():
         if key not in options:

@@ -56,20 +56,25 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? known: {', '.join(names)}" if close else f"known: {', '.join(names)}"
 
 
+def is_reference(name: str) -> bool:
+    """Whether ``name`` is well-formed ``module:attribute``."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
 def check_model(name: str) -> str:
     """Return ``name`` if it is a known model or well-formed ``module:attribute``; nothing is imported.
 
     Raises:
         UsageError: unknown name, or a reference that is not ``module:attribute``.
     """
-    if name in MODELS or _REFERENCE.fullmatch(name):
+    if name in MODELS or is_reference(name):
         return name
     choices = ", ".join([*MODELS, *MODEL_PATTERNS])
     if ":" in name:
         module, _, attribute = name.partition(":")
         path = module.removesuffix(".py").strip("./").replace("/", ".")
         guess = f"{path}:{attribute or 'build'}"
-        suggestion = f"did you mean {guess!r}? " if _REFERENCE.fullmatch(guess) else ""
+        suggestion = f"did you mean {guess!r}? " if is_reference(guess) else ""
         raise UsageError(f"model {name!r} is not MODULE:ATTRIBUTE", hint=f"{suggestion}choose from {choices}")
     raise UsageError(
         f"model {name!r} is not known", hint=f"{did_you_mean(name, MODELS)}choose from {choices}"

@@ -34,7 +34,7 @@ from netsim_ddp.link.options import (
     without_link,
 )
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import METHODS, MethodSpec, method_of
+from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
@@ -174,9 +174,9 @@ class Scenario(LinkOptions):
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = dict(method.params)
-            if "ratio" in METHODS[method.name]:
+            if takes(method.name, "ratio"):
                 params.setdefault("ratio", self.ratio)
-            if method.name != "dense" and "overlap" in METHODS[method.name] and self.compute_s is not None:
+            if method.name != "dense" and takes(method.name, "overlap") and self.compute_s is not None:
                 params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
                 cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]

@@ -8,13 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket import (
+from netsim_ddp.link.bucket import BucketSpec, LinkClock, _occupy
+from netsim_ddp.link.schedule import (
     KINDS,
     NOTICE_BYTES,
-    BucketSpec,
-    LinkClock,
     Operation,
-    _occupy,
     charges,
     message_bytes,
     schedule,

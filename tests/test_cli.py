@@ -74,7 +74,7 @@ FLAGS = {
     "--timeout 0": "--timeout 0 must be more than 0 (write for example --timeout 60s)",
     "--timeout 1000000h": "--timeout '1000000h' must be at most 10000000 (write for example --timeout 60s)",
     "--time-budget 5": "--time-budget '5' is not a duration (write 5ms or 5s)",
-    "--link wifi": "--link 'wifi' is not known here (choose from auto, tc, bucket or none)",
+    "--link wifi": "--link 'wifi' is not known here (choose from auto, tc, bucket, none or host)",
     "--backend mpi": "--backend 'mpi' is not known here (choose from auto, gloo or nccl)",
     "--device tpu": "--device 'tpu' is not known here (choose from auto, cpu or cuda)",
     "--model resnet51": "model 'resnet51' is not known (did you mean 'resnet50'? choose from simple_cnn,",

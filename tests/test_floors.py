@@ -15,7 +15,7 @@ import netsim_ddp
 ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
     {"errors", "units", "names"},
-    {"methods", "origin"},
+    {"methods", "origin", "references"},
     {"results"},
     {"link"},
     {"scenario"},

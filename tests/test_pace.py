@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket import BucketSpec, LinkClock, Operation, _noise, message_bytes
+from netsim_ddp.link.bucket import BucketSpec, LinkClock, _noise
 from netsim_ddp.link.pace import Changing, OnCredit
+from netsim_ddp.link.schedule import Operation, message_bytes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
 
 MOMENTS = st.floats(0, 20)

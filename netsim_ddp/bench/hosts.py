@@ -36,6 +36,7 @@ MEET_TIMEOUT_S = 300.0  # other hosts may start later, and import torch first
 RETRY_S = 0.2
 HELLO_TIMEOUT_S = 10.0
 HELLO_BYTES = 4096
+LAST_WORDS_S = 10.0
 
 
 class HostNetwork(HostLink):
@@ -174,7 +175,8 @@ class Hub(Launcher):
         for agent in self._agents.values():
             with suppress(OSError):
                 send(agent.connection, {"kind": "bye", "code": code})
-            agent.connection.close()
+            if code == 0:
+                agent.connection.close()  # else with this process, when it has said what went wrong
         self._listener.close()
         super().__exit__(*what)
         self.link.__exit__(None, None, None)
@@ -250,8 +252,19 @@ class _Agent:
                         raise RankError(f"rank {self._place.rank}: {who} is gone", rank=self._place.rank)
                     for message in messages:
                         if message["kind"] == "bye":
-                            return int(message["code"])
+                            return self._leave(hub, int(message["code"]))
                         self._obey(message, local, hub)
+
+    @staticmethod
+    def _leave(hub: socket.socket, code: int) -> int:
+        """After a failure, not before rank 0's command has ended: torchrun ends all ranks when the first one fails,
+        and the one that knows why should have said it by then."""
+        if code != 0:
+            hub.settimeout(LAST_WORDS_S)
+            with suppress(OSError):
+                while hub.recv(1):
+                    pass
+        return code
 
     def _obey(self, message: dict[str, Any], local: Launcher, hub: socket.socket) -> None:
         if message["kind"] == "fork":

@@ -12,7 +12,7 @@ from netsim_ddp.link.base import Link
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.scenario import Scenario
 
-TaskName = Literal["steps", "probe", "rendezvous"]
+TaskName = Literal["steps", "probe", "rendezvous", "trial"]
 
 
 @dataclasses.dataclass(frozen=True)

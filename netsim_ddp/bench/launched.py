@@ -75,6 +75,7 @@ def _on(
 ) -> tuple[Launch, Outcome]:
     measured = prove(link, lambda text: report(Event("warning", text)))
     record = link_record(link, measured.alone_bps if measured else None)
+    link.begin()
     before = link.counters()
     outcome = launch(
         link,

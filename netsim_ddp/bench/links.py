@@ -22,5 +22,6 @@ def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
         congestion=tc.congestion if tc else None,
         shape=link.spec.describe() if shaped else None,
         credit_bytes=tc.credit_bytes if tc else None,
+        queue_s=tc.shapes.longest_wait_s if tc else None,
         varies=link.spec.varies,
     )

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.jobs import Job, Shared
+from netsim_ddp.bench.method_trials import TrialTask
 from netsim_ddp.bench.probing import ProbeTask
 from netsim_ddp.bench.rendezvous import RendezvousTask
 from netsim_ddp.bench.task import Task
@@ -21,7 +22,12 @@ from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.helper import enter_namespace
 
-TASKS: dict[str, type[Task]] = {"steps": StepsTask, "probe": ProbeTask, "rendezvous": RendezvousTask}
+TASKS: dict[str, type[Task]] = {
+    "steps": StepsTask,
+    "probe": ProbeTask,
+    "rendezvous": RendezvousTask,
+    "trial": TrialTask,
+}
 
 
 def run(connection: socket.socket, job: Job, shared: Shared) -> None:

@@ -14,10 +14,12 @@ import typer
 
 from netsim_ddp import __version__
 from netsim_ddp.cli import bench
+from netsim_ddp.cli.check import check
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.run import run
+from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -32,7 +34,9 @@ app = typer.Typer(
 app.command()(run)
 app.command()(probe)
 app.command(context_settings={"allow_interspersed_args": False})(launch)
+app.command()(check)
 app.command()(doctor)
+app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 
 # typer carries click inside and does not export the base of its usage errors.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from netsim_ddp.errors import UsageError
+
+if TYPE_CHECKING:
+    from netsim_ddp.link.spec import LinkSpec
 
 Bandwidth = Annotated[
     str | None,
@@ -81,3 +86,20 @@ Profile = Annotated[
         help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
     ),
 ]
+ShowCommands = Annotated[
+    bool, typer.Option("--show-commands", help="Print the ip and tc lines that make the link, and stop.")
+]
+
+
+def show_commands(spec: LinkSpec, mechanism: str) -> None:
+    """Print the lines that make a tc link.
+
+    Raises:
+        UsageError: the mechanism has none.
+    """
+    if mechanism not in ("auto", "tc"):
+        raise UsageError(f"--link {mechanism} is not made by commands", hint="use --link tc")
+    from netsim_ddp.link.script import script
+
+    for line in script(spec):
+        typer.echo(line)

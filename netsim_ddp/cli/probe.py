@@ -39,6 +39,23 @@ def probe(
             help="Measure all_reduce, all_gather and the split exchange too, as nccl-tests does.",
         ),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write what was measured as a link, for --link-profile FILE.",
+        ),
+    ] = None,
+    measurement: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Measure nothing: take the output of iperf3 -J, nccl-tests or netsim probe --json; needs -o.",
+        ),
+    ] = None,
     json: Annotated[
         _Text,
         typer.Option(metavar="PATH|-", help="Write the probe there too; - is stdout, and nothing else is."),
@@ -48,6 +65,16 @@ def probe(
 
     Exits with 4 when a figure is off its target, and names it.
     """
+    from netsim_ddp.errors import UsageError
+    from netsim_ddp.link.measured import from_probe, read_measurement, write_profile
+
+    profile = None if output is None else writable(output)
+    if measurement is not None:
+        if profile is None:
+            raise UsageError("--from needs a file to write", hint="add -o mylink.yaml")
+        write_profile(read_measurement(measurement), profile)
+        typer.echo(f"wrote {output}: netsim run --link-profile {output}")
+        return
     from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import build_scenario
 
@@ -97,6 +124,8 @@ def probe(
         )
     if copy is not None:
         save(found, copy)
+    if profile is not None:
+        write_profile(from_probe(found), profile)
     if json == "-":
         sys.stdout.write(to_json(found))
     else:

@@ -34,6 +34,7 @@ def run(
     peak: link_flags.Peak = None,
     credit: link_flags.Credit = None,
     link_profile: link_flags.Profile = None,
+    show_commands: link_flags.ShowCommands = False,
     ratio: Annotated[
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
@@ -162,6 +163,9 @@ def run(
     if place is not None:
         given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)
+    if show_commands:
+        link_flags.show_commands(scenario.link_spec(), scenario.link)
+        return
     if place is not None:
         from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
 

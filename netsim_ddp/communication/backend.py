@@ -17,10 +17,12 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
+from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
+from netsim_ddp.names import is_reference
 
 METHODS: dict[str, Callable[..., Method]] = {
     "topk": topk,
@@ -33,14 +35,20 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def build_method(name: str, flat: FlatGradients, group: Group, **params: Any) -> Method:
-    """The method ``name`` over ``flat``.
+    """The method ``name`` over ``flat``; a user's own is ``my_module:factory``.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or a factory that does not give a method.
     """
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}")
+    if is_reference(name):
+        return build_user_method(name, flat, group, list(METHODS), **params)
+    _check_known(name)
     return METHODS[name](flat, group, **params)
+
+
+def _check_known(name: str) -> None:
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}, my_module:factory")
 
 
 class DistributedBackend:
@@ -87,8 +95,8 @@ class DistributedBackend:
             rank = dist.get_rank(process_group) if initialized else 0
         self.group = Group(rank, world_size, process_group)
         self._name = method or ("topk" if compressor is not None else "dense")
-        if self._name not in METHODS:
-            raise UsageError(f"unknown method {method!r}", hint=f"known: {', '.join(METHODS)}")
+        if not is_reference(self._name):
+            _check_known(self._name)
         self._params = dict(params or {})
         if compressor is not None:
             feedback = error_buffer is not None

@@ -16,7 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,33 +26,9 @@ from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.pipeline import ddp_buckets, pipeline, stages
-from netsim_ddp.communication.segments import Group, Method, Wire
+from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
+from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
-
-
-class _InOrder:
-    """Carries pieces out as they come, and knows which exchanges are under way."""
-
-    def __init__(self) -> None:
-        self._under_way: list[Wire] = []
-
-    def local(self, phase: str, run: Callable[[], None]) -> None:
-        del phase
-        run()
-
-    def start(self, wire: Wire) -> None:
-        wire.start()
-        self._under_way.append(wire)
-
-    def finish(self, wire: Wire) -> None:
-        self._under_way.remove(wire)
-        wire.finish()
-
-    def drain(self) -> None:
-        """Wait for what has been started, so that the next step's messages do not meet it."""
-        while self._under_way:
-            self._under_way.pop(0).finish()
 
 
 class HookState:
@@ -117,7 +93,7 @@ class HookState:
         self._methods = [build_method(self.method, part, self.group, **self.params) for part in parts]
         self._stages = [stages(method.segments()) for method in self._methods]
         self._cuts = cuts
-        self._carrier = _InOrder()
+        self._carrier = InOrder()
         self._begin()
         if self._saved is not None:
             saved, self._saved = self._saved, None

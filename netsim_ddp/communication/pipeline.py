@@ -23,6 +23,30 @@ class Carrier(Protocol):
     def finish(self, wire: Wire) -> None: ...
 
 
+class InOrder:
+    """Carries pieces out as they come, and knows which exchanges are under way."""
+
+    def __init__(self) -> None:
+        self._under_way: list[Wire] = []
+
+    def local(self, phase: str, run: Callable[[], None]) -> None:
+        del phase
+        run()
+
+    def start(self, wire: Wire) -> None:
+        wire.start()
+        self._under_way.append(wire)
+
+    def finish(self, wire: Wire) -> None:
+        self._under_way.remove(wire)
+        wire.finish()
+
+    def drain(self) -> None:
+        """Wait for what has been started, so that the next step's messages do not meet it."""
+        while self._under_way:
+            self._under_way.pop(0).finish()
+
+
 @dataclass
 class Stage:
     """Local pieces, then the exchange that they prepare (None: nothing is left to send)."""

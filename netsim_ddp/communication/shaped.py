@@ -27,7 +27,8 @@ import torch.distributed as dist
 from netsim_ddp.communication.works import COARSE_S, Lateness, ShapedWork, WaitedWork, timer
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.arrivals import ArrivalTable, Collect, Meeting
-from netsim_ddp.link.bucket import BucketSpec, LinkClock, Operation
+from netsim_ddp.link.bucket import BucketSpec, LinkClock
+from netsim_ddp.link.schedule import Operation
 
 NAME = "netsim"
 # Its stub lists overloads that nobody calls on a subclass; only the forms that are called stand here.

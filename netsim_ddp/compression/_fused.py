@@ -22,6 +22,7 @@ from netsim_ddp.compression._numba_kernels import F32, I32, I64, AnyInt
 
 _WORTH_A_THREAD = 1 << 18  # floats per thread below which waking one costs as much as it saves
 _WORTH_A_CUT = 1 << 16  # smaller segments go to one thread
+_CHECKED_AT_ONCE = 1 << 19
 
 
 _Four = tuple[I32, I32, I32, I32]
@@ -100,7 +101,11 @@ class Problem:
         if threads < 2:
             bad, _ = self._whole_segments(0, self.ks.shape[0], 0)
             return bad
-        return _Shared(self, threads).run()
+        shared = _Shared(self, threads)
+        if shared.crowded:
+            bad, _ = self._whole_segments(0, self.ks.shape[0], 0)
+            return bad
+        return shared.run()
 
     def _whole_segments(self, begin: int, end: int, first: int) -> tuple[int, int]:
         """Segments ``begin`` to ``end``, whose entries start at ``first``, in this thread."""
@@ -152,6 +157,11 @@ class _Shared:
             )
             for s in self.pieces
         }
+        self.crowded = any(
+            reach > kernel.list_limit(int(ks[s])) for s, (_, _, reach) in self.brackets.items()
+        )
+        """So many ties that each piece's list would fill: choosing among the lists is one thread's work, and more than
+        the threads save."""
 
     def run(self) -> int:
         stretches = list(zip(self.cuts, self.cuts[1:], strict=False))
@@ -187,7 +197,7 @@ class _Shared:
             piece.start,
             piece.stop,
             k,
-            *self.brackets[s],
+            *self.brackets[s][:2],
             where[here],
             found[here],
             limit,
@@ -260,14 +270,18 @@ def first_bad_segment(grad: F32, residual: F32, offsets: I64, threads: int) -> i
     threads = min(threads, n // _WORTH_A_THREAD)
     if threads < 2:
         return int(kernel.first_bad_segment(grad, residual, offsets))
-    cuts = [n * t // threads for t in range(threads + 1)]
-    harmless = [False] * threads
+    # Small parts, each for whoever is free: a helper may wake late, its processor taken by a library's idle thread.
+    parts = iter(range(n - 1 - (n - 1) % _CHECKED_AT_ONCE, -1, -_CHECKED_AT_ONCE))
+    suspects: list[int] = []
 
-    def look(t: int) -> None:
-        harmless[t] = bool(kernel.is_harmless(grad[cuts[t] : cuts[t + 1]]))
+    def look() -> None:
+        for start in parts:
+            if not kernel.is_harmless(grad[start : start + _CHECKED_AT_ONCE]):
+                suspects.append(start)
+                return
 
-    together(threads, [functools.partial(look, t) for t in range(threads)])
-    return -1 if all(harmless) else int(kernel.first_bad_segment(grad, residual, offsets))
+    together(threads, [look] * threads)
+    return int(kernel.first_bad_segment(grad, residual, offsets)) if suspects else -1
 
 
 def all_finite(flat: F32) -> bool:
@@ -282,7 +296,7 @@ def call_every_kernel() -> None:
     lists = _four(16)
     where, found = lists[:2]
     histogram = np.zeros(kernel.BUCKETS, np.int32)
-    low, high = kernel.bracket(flat, grad, True, 0, 4, 1)
+    low, high, _ = kernel.bracket(flat, grad, True, 0, 4, 1)
     kernel.scratch_length(offsets, ks)
     kernel.collect(flat, grad, True, 0, 0, 1, low, high, where, found, 1, histogram)
     one = np.zeros(1, np.int64)

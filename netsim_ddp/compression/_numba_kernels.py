@@ -47,13 +47,13 @@ INF_KEY = np.int32(0x7F800000)
 CAN_OVERFLOW_KEY = np.int32((103 + 127) << 23)
 
 _BLOCK = 8192  # floats scanned between two looks at how full the list of candidates is
-_CHECK = 65536  # floats checked between two looks at the result
+_CHECK = 1 << 18  # floats checked between two looks at the result
 _DIRECT = 4096  # smaller segments are selected directly: a sample would cost as much
 _DENSE = 4  # so are segments that keep at least one entry in this many
-_HITS = 256  # entries above the threshold that the sample should contain: about 6% standard error
-_SAMPLE = 65536
-_LEAST_SAMPLE = 16384
-_SPARSE = 256  # but one in this many: a draw costs two cache misses, a candidate too many only a few ns
+# A draw costs two cache misses, a candidate too many only a few ns: a larger sample would save less than it costs.
+_SAMPLE = 16384
+_LEAST_SAMPLE = 1024
+_SPARSE = 256  # entries for each draw, where the sample is smaller
 BUCKETS = 2048
 SLACK = _BLOCK + vector.STRIDE  # room behind the last candidate
 _COMPRESS = vector.HAS_COMPRESS
@@ -135,11 +135,11 @@ def _kth_key(bits: I32, k: int, histogram: I32, exact: bool) -> tuple[int, int]:
 
 
 @_jit
-def _bracket(flat: F32, grad: F32, add: bool, k: int, sample: F32, histogram: I32) -> tuple[int, int]:
+def _bracket(flat: F32, grad: F32, add: bool, k: int, sample: F32, histogram: I32) -> tuple[int, int, int]:
     """Two keys: k and a few more entries of ``flat`` (``flat + grad`` with ``add``) should reach the first, and
-    a few less than k the second."""
+    a few less than k the second. The third number says how many may reach the first: with ties far more."""
     n = flat.shape[0]
-    size = min(_SAMPLE, max(1024, n // _SPARSE), max(_LEAST_SAMPLE, (_HITS * n) // k))
+    size = min(_SAMPLE, max(_LEAST_SAMPLE, n // _SPARSE))
     stride = n // size
     state = np.uint32(2463534242)
     for j in range(size):
@@ -159,7 +159,10 @@ def _bracket(flat: F32, grad: F32, add: bool, k: int, sample: F32, histogram: I3
     if expected - doubt >= 1.0:
         digits, _ = _kth_key(bits, int(expected - doubt), histogram, False)
         high = digits + 1024
-    return low, high
+    reach = 0
+    for j in range(size):
+        reach += int(np.int32(bits[j] & KEY_MASK) >= low)
+    return low, high, reach * n // size
 
 
 @_jit
@@ -448,7 +451,7 @@ def list_limit(k: int) -> int:
 
 
 @_jit
-def bracket(flat: F32, grad: F32, add: bool, start: int, stop: int, k: int) -> tuple[int, int]:
+def bracket(flat: F32, grad: F32, add: bool, start: int, stop: int, k: int) -> tuple[int, int, int]:
     """:func:`_bracket` of ``flat[start:stop]`` with memory of its own."""
     part_grad = grad[start:stop] if add else grad
     sample, histogram = np.empty(_SAMPLE, np.float32), np.empty(BUCKETS, np.int32)
@@ -502,7 +505,7 @@ def select_segments(
                 _add(flat[start:stop], grad[start:stop])
         else:
             part_grad = grad[start:stop] if add else grad
-            low, high = _bracket(flat[start:stop], part_grad, add, k, sample, histogram)
+            low, high, _ = _bracket(flat[start:stop], part_grad, add, k, sample, histogram)
             counts[0], sure[0], messy = collect(
                 flat, grad, add, start, stop, k, low, high, where, found, list_limit(k), histogram
             )

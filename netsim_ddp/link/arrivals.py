@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
-from netsim_ddp.link.bucket import LinkClock, Operation, charges
+from netsim_ddp.link.bucket import LinkClock
+from netsim_ddp.link.schedule import Operation, charges
 
 _LOCK_TIMEOUT_S = 60.0
 _MESSAGES_PER_PAIR = 64

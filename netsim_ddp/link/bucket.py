@@ -8,44 +8,25 @@ delay_a + delay_b after it left. A side does one thing at a time, in the order i
 ready; a later message may use the gaps that earlier ones leave. An idle side saves nothing up: there is no
 burst that would carry a small message for free.
 
-What is sent to whom, and what waits for what, is Gloo's own (its sources, and the bytes of each collective
-counted on a loopback interface at P = 2 and 4): a ring all-reduce in segments of which two are in flight,
-an all-gather in two half-chunks, a binomial broadcast, a reduce-scatter that is an all-reduce.
+What is sent to whom, and what waits for what, is :mod:`netsim_ddp.link.schedule`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 from netsim_ddp.link.pace import SECONDS, Changing, OnCredit, Pace, Steady
-from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec
+from netsim_ddp.link.schedule import Operation, Phase, charges, schedule
+from netsim_ddp.link.spec import LinkSpec
 
-MSS = SEGMENT_PAYLOAD
-HEADER_BYTES = SEGMENT_WIRE - SEGMENT_PAYLOAD  # Ethernet 14, IP 20, TCP 20 + 12
-PREAMBLE_BYTES = 48  # Gloo's, in front of every message
-MAX_SEGMENT_BYTES = 1 << 20  # Gloo's ring segment
 _MEMO_ENTRIES = 256
 _SPANS = 32  # separate busy spans that a side remembers; more are joined, as if the gap were taken
 _INSTANT_S = 1e-9  # a gap too short for anything
 
 Span = tuple[float, float]
-
-
-def wire_bytes(payload: int) -> int:
-    """Bytes that ``payload`` bytes take on an Ethernet of MTU 1500, each segment's headers included."""
-    return payload + HEADER_BYTES * -(-payload // MSS)
-
-
-def message_bytes(payload: int) -> int:
-    """Wire bytes of one Gloo message with ``payload`` bytes of data."""
-    return wire_bytes(payload + PREAMBLE_BYTES)
-
-
-NOTICE_BYTES = message_bytes(0)  # "ready to send", and the "ready to receive" that comes back
 
 
 class RatesFrom(NamedTuple):
@@ -126,151 +107,6 @@ class BucketSpec:
         """The same link for every rank; ``down_bps`` defaults to ``rate_bps``."""
         down = rate_bps if down_bps is None else down_bps
         return cls((rate_bps,) * workers, (down,) * workers, (delay_s,) * workers, handshake)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One collective or message, described alike by every rank that takes part.
-
-    ``nbytes`` is payload: all-reduce, reduce, broadcast and reduce-scatter: the whole input tensor of one
-    rank; all-gather, gather: one rank's contribution; scatter: what one rank receives; send: the message
-    from member 0 to member 1. All-to-all reads ``splits[i][j]``, the bytes that i sends to j.
-    """
-
-    kind: str
-    nbytes: int = 0
-    root: int = 0
-    itemsize: int = 1
-    splits: tuple[tuple[int, ...], ...] = ()
-
-
-class Message(NamedTuple):
-    """``wire`` bytes from member ``src`` to member ``dst``."""
-
-    src: int
-    dst: int
-    wire: int
-
-
-class Phase(NamedTuple):
-    """Rounds of messages; a rank begins round i once it has received its round i - window."""
-
-    rounds: tuple[tuple[Message, ...], ...]
-    window: int
-
-
-def _phase(rounds: Iterable[Iterable[tuple[int, int, int]]], window: int = 1) -> Phase:
-    """A phase from (src, dst, payload bytes)."""
-    return Phase(
-        tuple(tuple(Message(a, b, message_bytes(size)) for a, b, size in each) for each in rounds), window
-    )
-
-
-def _ring_segments(p: int, nbytes: int, itemsize: int) -> tuple[int, int, Callable[[int], int]]:
-    """Gloo's cut of a ring all-reduce: segments in all, segments per rank, and the length of each."""
-    limit = itemsize * max(1, MAX_SEGMENT_BYTES // itemsize)
-    count = max(-(-nbytes // limit), 2 * p)
-    count = -(-count // p) * p
-    size = math.ceil(math.ceil(nbytes / count) / itemsize) * itemsize
-    return count, count // p, lambda segment: min(size, nbytes - (segment % count) * size)
-
-
-def _ring(p: int, rounds: int, first: int, per_rank: int, length: Callable[[int], int]) -> Phase:
-    """Rank r sends segment (r + first)·per_rank + i to r - 1 in round i; empty segments are not sent."""
-    return _phase(
-        (
-            [
-                (r, (r - 1) % p, length((r + first) * per_rank + i))
-                for r in range(p)
-                if length((r + first) * per_rank + i) > 0
-            ]
-            for i in range(rounds)
-        ),
-        window=2,
-    )
-
-
-def _allreduce(p: int, op: Operation) -> list[Phase]:
-    count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
-    rounds = count - per_rank
-    return [_ring(p, rounds, 1, per_rank, length), _ring(p, rounds, 0, per_rank, length)]
-
-
-def _reduce(p: int, op: Operation) -> list[Phase]:
-    count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
-    chunks = [
-        (r, op.root, sum(max(0, length(r * per_rank + i)) for i in range(per_rank)))
-        for r in range(p)
-        if r != op.root
-    ]
-    return [_ring(p, count - 2, 1, per_rank, length), _phase([[c for c in chunks if c[2] > 0]])]
-
-
-def _allgather(p: int, op: Operation) -> list[Phase]:
-    halves = (op.nbytes // 2, op.nbytes - op.nbytes // 2)
-    rounds = ([(r, (r + 1) % p, halves[i % 2]) for r in range(p)] for i in range(2 * (p - 1)))
-    return [_phase(rounds, window=2)]
-
-
-def _broadcast(p: int, op: Operation) -> list[Phase]:
-    rounds = []
-    for bit in range((p - 1).bit_length()):
-        step = 1 << bit
-        pairs = [(v, v + step) for v in range(step) if v + step < p]
-        rounds.append([((a + op.root) % p, (b + op.root) % p, op.nbytes) for a, b in pairs])
-    return [_phase(rounds)]
-
-
-def _gather(p: int, op: Operation) -> list[Phase]:
-    return [_phase([[(r, op.root, op.nbytes) for r in range(p) if r != op.root]])]
-
-
-def _scatter(p: int, op: Operation) -> list[Phase]:
-    return [_phase([[(op.root, r, op.nbytes) for r in range(p) if r != op.root]])]
-
-
-def _alltoall(p: int, op: Operation) -> list[Phase]:
-    pairs = ((r, (r + i) % p) for i in range(1, p) for r in range(p))
-    return [_phase([[(a, b, op.splits[a][b]) for a, b in pairs]])]
-
-
-def _barrier(p: int, _op: Operation) -> list[Phase]:
-    steps = [1 << i for i in range((p - 1).bit_length())]
-    return [_phase([(r, (r + step) % p, 0) for r in range(p)] for step in steps)]
-
-
-def _send(_p: int, op: Operation) -> list[Phase]:
-    return [_phase([[(0, 1, op.nbytes)]])]
-
-
-_SCHEDULES: dict[str, Callable[[int, Operation], list[Phase]]] = {
-    "allreduce": _allreduce,
-    "reduce_scatter": _allreduce,  # Gloo all-reduces the whole input and copies a part of it
-    "allgather": _allgather,
-    "broadcast": _broadcast,
-    "reduce": _reduce,
-    "gather": _gather,
-    "scatter": _scatter,
-    "alltoall": _alltoall,
-    "barrier": _barrier,
-    "send": _send,
-}
-_EMPTY_IS_FREE = frozenset({"allreduce", "reduce_scatter", "reduce", "allgather"})
-KINDS = tuple(_SCHEDULES)
-
-
-@lru_cache(maxsize=64)
-def schedule(op: Operation, members: int) -> tuple[Phase, ...]:
-    """What Gloo sends for ``op`` among ``members`` ranks, phase by phase.
-
-    Raises:
-        ValueError: an operation that has no schedule here.
-    """
-    if op.kind not in _SCHEDULES:
-        raise ValueError(f"the bucket has no schedule for {op.kind}")
-    if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
-        return ()
-    return tuple(_SCHEDULES[op.kind](members, op))
 
 
 class Completion(NamedTuple):
@@ -495,17 +331,3 @@ class LinkClock:
                     done[b] = max(done[b], arrived)
                 received.append(got)
         return _Walk(tuple(done), tuple(map(tuple, sides)))
-
-
-@lru_cache(maxsize=1024)
-def charges(op: Operation, members: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bytes each member sends and receives, as a qdisc would count them, acknowledgements left out."""
-    tx, rx = [0] * members, [0] * members
-    for phase in schedule(op, members):
-        for messages in phase.rounds:
-            for a, b, wire in messages:
-                tx[a] += wire + NOTICE_BYTES
-                rx[b] += wire + NOTICE_BYTES
-                tx[b] += NOTICE_BYTES
-                rx[a] += NOTICE_BYTES
-    return tuple(tx), tuple(rx)

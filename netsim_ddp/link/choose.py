@@ -29,8 +29,8 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
     except LinkUnavailable as error:
         link = HostLink(spec, "bucket")
         if beyond := link.beyond():
-            raise LinkUnavailable(
-                f"{error.message}, and the bucket link has no {beyond[0]}", hint=error.hint
-            ) from None
+            without = ", or leave it away: --loss 0" if spec.loss else ""
+            message = f"{error.message}, and the bucket link has no {beyond[0]}"
+            raise LinkUnavailable(message, hint=f"{error.hint}{without}") from None
         note(f"link: bucket, because {error.message}")
         return link

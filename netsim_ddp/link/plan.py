@@ -10,7 +10,9 @@ from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
 WAKE_UP_S = 85e-6
-CREDIT_S = 0.3e-3
+CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.33e-3, 0.3e-3, 0.5e-3
+HOST_BPS = 4 * 10**9
+ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,30 @@ class Shape:
     """Of a bucket with credit, which ``burst`` then is: the rate and the burst while there is some."""
 
 
-def shape_for(rate_bps: int) -> Shape:
-    """Burst, segment size and queue for a rate, chosen together. The reasons, each measured:
+def shape_for(rate_bps: int, workers: int) -> Shape:
+    """Burst, segment size and queue of one of ``workers`` links, chosen together. The reasons, each measured:
 
     - Tokens that a bucket saves while the link is idle carry the beginning of the next message for free, so a
       message is early by burst / rate, less the tenth of a millisecond in which the host wakes up. The kernel
-      lets no packet wait for itself, so that one packet is the least; 0.3 ms of line time is what a message
-      of 100 KB at 1 Gbit/s can bear.
+      lets no packet wait for itself, so that one packet is the least: 1.2 ms at 10 Mbit/s. A third of a
+      millisecond keeps messages of any size within a quarter of a millisecond of the line.
     - The kernel refills late when it wakes up late. A bucket that is full by then has lost what would have come
       in, so it must hold a packet *and* the tokens of :data:`WAKE_UP_S`, or bulk falls short by up to 10%.
     - A packet is what TCP hands down, up to ``gso_max_size`` and two segments at least. Above the burst the
-      bucket cuts it into segments itself; just below it there is no room for the refill. Half the burst is
-      right for fast links, where cutting costs too much; slow links cut every packet.
+      bucket cuts it into segments itself; just below it there is no room for the refill. So slow links stay below
+      two segments and cut, and fast ones, where cutting costs too much, have packets of half the burst.
+    - Links of more than :data:`HOST_BPS` together are the host's limit unless packets are larger: eight ranks at
+      1 Gbit/s all-reduce at the line's pace with half a millisecond of burst, and slower with less.
     - The queue holds 200 ms so that no sender on a lossless link is dropped.
     """
     bytes_per_second = rate_bps / 8
-    least = SEGMENT_WIRE + round(bytes_per_second * WAKE_UP_S)
-    burst, gso = max(least, round(bytes_per_second * CREDIT_S)), SEGMENT_WIRE
-    if least >= 2 * SEGMENT_WIRE:
-        gso = min(65536, max(2 * SEGMENT_WIRE, burst // 2))
-    else:
-        burst = least
-    return Shape(rate_bps, burst, max(2_000_000, round(bytes_per_second * 0.2)), gso)
+    limit = max(2_000_000, round(bytes_per_second * 0.2))
+    least, pair = SEGMENT_WIRE + round(bytes_per_second * WAKE_UP_S), 2 * SEGMENT_WIRE
+    if least < pair:
+        burst = max(least, min(round(bytes_per_second * CREDIT_S), pair - ROUNDING))
+        return Shape(rate_bps, burst, limit, SEGMENT_WIRE)
+    burst = round(bytes_per_second * (FAST_CREDIT_S if rate_bps * workers <= HOST_BPS else BUSY_CREDIT_S))
+    return Shape(rate_bps, burst, limit, min(65536, max(pair, burst // 2)))
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ class Shapes:
     def of(cls, spec: LinkSpec) -> Shapes:
         def shape(rate_bps: int) -> Shape:
             if spec.peak_bps is not None:
-                peak = shape_for(max(rate_bps, spec.peak_bps))
+                peak = shape_for(max(rate_bps, spec.peak_bps), spec.workers)
                 found = replace(peak, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=peak)
             else:
-                found = shape_for(rate_bps)
+                found = shape_for(rate_bps, spec.workers)
             if (
                 spec.loss
             ):  # netem drops whole packets, and a packet of many segments would lose them all at once
@@ -81,6 +85,11 @@ class Shapes:
     def gso(self) -> int:
         """Bytes of the largest packet that any interface makes: it must suit the slowest, which forwards it whole."""
         return min(shape.gso for shape in (*self.up, *self.down))
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the last packet of a full queue waits, where that is longest."""
+        return max(shape.limit * 8 / shape.rate_bps for shape in (*self.up, *self.down))
 
 
 @dataclass(frozen=True)

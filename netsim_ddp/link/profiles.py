@@ -21,45 +21,46 @@ class Profile:
     source: str
 
 
-_CLASSIC = "textbook Ethernet; a round trip of 0.1 ms is what one switch and two hosts take"
-_CELLULAR = "mean of the mahimahi traces Verizon-LTE-short.up/.down; delay as in the mahimahi papers"
+_ETHERNET = (
+    "IEEE 802.3; no delay is added, since a tc link's own round trip is about the 0.1 ms of one switch"
+)
+_REGIONS = "public round trips between AWS regions; the rate is an assumption: measure yours"
 
 PROFILES: Mapping[str, Profile] = {
-    "lan-100m": Profile({"bandwidth": "100mbps", "delay": "50us"}, "100 Mbit/s Ethernet", _CLASSIC),
-    "lan-1g": Profile({"bandwidth": "1gbps", "delay": "50us"}, "1 Gbit/s Ethernet", _CLASSIC),
-    "lan-10g": Profile({"bandwidth": "10gbps", "delay": "50us"}, "10 Gbit/s Ethernet", _CLASSIC),
+    "lan-100m": Profile({"bandwidth": "100mbps"}, "100 Mbit/s Ethernet", _ETHERNET),
+    "lan-1g": Profile({"bandwidth": "1gbps"}, "1 Gbit/s Ethernet", _ETHERNET),
+    "lan-10g": Profile({"bandwidth": "10gbps"}, "10 Gbit/s Ethernet", _ETHERNET),
     "wifi": Profile(
         {"bandwidth": "30mbps", "delay": "20ms", "loss": "0.2%"},
-        "a home's wireless, 40 ms round trip",
-        "the WiFi preset of common network link conditioners: 30 Mbit/s, 40 ms, 0.2% loss",
+        "a good wireless network, 40 ms round trip",
+        "Comcast (github.com/tylertreat/comcast), WIFI (good): 30 Mbit/s, 40 ms, 0.2%",
     ),
     "dsl": Profile(
-        {"bandwidth": "1mbps:8mbps", "delay": "20ms"},
-        "an asymmetric home line, 40 ms round trip",
-        "ADSL (ITU-T G.992.1): up to 8 Mbit/s down and 1 Mbit/s up; 40 ms as DSL presets have it",
+        {"bandwidth": "8mbps", "delay": "20ms"},
+        "a good home line, 40 ms round trip",
+        "Comcast (github.com/tylertreat/comcast), DSL (good): 8 Mbit/s, 40 ms; its 0.5% loss is left out",
     ),
     "lte": Profile(
-        {"bandwidth": "5.96mbps:5.04mbps", "delay": "20ms"}, "a cellular link's mean rates", _CELLULAR
+        {"bandwidth": "5.96mbps:5.04mbps", "delay": "20ms"},
+        "a cellular link at its mean rates",
+        "means of an LTE trace pair of mahimahi (github.com/ravinet/mahimahi/traces; --trace plays one); "
+        "the delay is an assumption",
     ),
     "inter-az": Profile(
         {"bandwidth": "5gbps", "delay": "0.5ms"},
         "one flow between two zones of a region",
-        "AWS: 5 Gbit/s for a flow outside a placement group; round trips between zones measure 0.25 to 3.4 ms",
+        "AWS, EC2 instance network bandwidth: 5 Gbit/s for a flow; round trips between zones are 0.25 to 3.4 ms",
     ),
     "wan-us-eu": Profile(
-        {"bandwidth": "1gbps", "delay": "40ms"},
-        "us-east to eu-west",
-        "public measurements of AWS region pairs: 80 ms round trip; 1 Gbit/s is an assumption, yours may differ",
+        {"bandwidth": "1gbps", "delay": "40ms"}, "us-east to eu-west, 80 ms round trip", _REGIONS
     ),
     "wan-us-asia": Profile(
-        {"bandwidth": "1gbps", "delay": "72.5ms"},
-        "us-east to tokyo",
-        "public measurements of AWS region pairs: 145 ms round trip; 1 Gbit/s is an assumption, yours may differ",
+        {"bandwidth": "1gbps", "delay": "72.5ms"}, "us-east to tokyo, 145 ms round trip", _REGIONS
     ),
     "ec2-burst": Profile(
         {"bandwidth": "1.25gbps", "peak": "10gbps", "credit": "4GB"},
         "c5.xlarge: a peak on credit, then the baseline",
-        "AWS: c5.xlarge has a baseline of 1.25 and a peak of 10 Gbit/s; the size of the credit is not published",
+        "AWS: baseline 1.25, burst 10 Gbit/s for 5 to 60 minutes; 4 GB of credit is far less, for a run to spend",
     ),
 }
 

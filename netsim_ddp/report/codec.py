@@ -13,7 +13,7 @@ from netsim_ddp.report.wording import DASH, clean
 from netsim_ddp.results.codec import CodecRow, CodecTimes
 
 _COLUMNS = (
-    ("N", 6), ("ratio", 7), ("floor", 7), ("select", 8), ("floors", 7), ("encode", 7), ("decode", 7),
+    ("N", 6), ("ratio", 7), ("floor", 7), ("select", 8), ("floors", 8), ("encode", 7), ("decode", 7),
     ("copies", 7), ("topk", 7), ("argpart", 8), ("memory", 7),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 def render_launch(launch: Launch, console: Console) -> None:
     """Print ``launch`` to ``console``."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("rank", "ended", "wall", "sent", "received", "mean sent", "mean received"):
+    for name in ("rank", "ended", "wall", "sent", "received", "sent/s", "received/s"):
         table.add_column(name, justify="left" if name == "ended" else "right", no_wrap=True)
     for rank in launch.ranks:
         table.add_row(

@@ -133,13 +133,18 @@ def _link_line(links: Sequence[LinkRecord]) -> str:
     text += f", {drops} drops, {retransmits} retransmits"
     if first.credit_bytes:
         text += f", credit {format_bytes(first.credit_bytes)}"
+    if first.queue_s:
+        text += f", queue {format_duration(first.queue_s)}"
     return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
 
 
 def _unequal(link: LinkRecord) -> str:
-    """What a single rate does not tell of the link: directions, slow ranks, delays."""
-    plain_rate = link.requested_bps is None or link.shape in (None, format_rate(link.requested_bps))
-    return "" if plain_rate else f"{clean(str(link.shape))}; slowest "
+    """What a single rate does not tell of the link: directions, slow ranks, delays, changes."""
+    if link.requested_bps is None or link.shape in (None, format_rate(link.requested_bps)):
+        return ""
+    shape = clean(str(link.shape))
+    slowest = " up, " in shape or "rank " in shape
+    return f"{shape}; {'at first ' if link.varies else 'slowest ' if slowest else ''}"
 
 
 def _range(rates: Sequence[float]) -> str:

@@ -42,7 +42,7 @@ class LinkRecord(Strict):
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
     words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
-    idle interface lets through at once.
+    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue.
     """
 
     mechanism: Mechanism
@@ -55,6 +55,7 @@ class LinkRecord(Strict):
     congestion: str | None = None
     shape: str | None = None
     credit_bytes: int | None = None
+    queue_s: float | None = None
     varies: bool = False
     host_limited: bool = False
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +19,7 @@ from netsim_ddp.names import (
     default_classes,
     did_you_mean,
 )
+from netsim_ddp.references import load_reference, one_line
 
 
 class SimpleCNN(nn.Module):
@@ -130,7 +128,7 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
 
 
 def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
-    build = _load(reference)
+    build = load_reference("model", reference, ", ".join(model_names()))
     if isinstance(build, nn.Module) or not callable(build):
         kind = type(build).__name__
         raise UsageError(
@@ -143,7 +141,7 @@ def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
             model = build(**arguments)
     except Exception as error:
         raise UsageError(
-            f"model {reference!r} failed while building: {_one_line(error)}",
+            f"model {reference!r} failed while building: {one_line(error)}",
             hint="it is called as build(num_classes=...) if it has that parameter, else as build()",
         ) from error
     if not isinstance(model, nn.Module):
@@ -152,35 +150,6 @@ def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
             hint="return the module from the function",
         )
     return model
-
-
-def _load(reference: str) -> Any:
-    module_name, _, attribute_path = reference.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        value: Any = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"model {reference!r}: there is no module {error.name!r}",
-                hint=f"looked in {here} and on PYTHONPATH; or choose from {', '.join(model_names())}",
-            ) from error
-        raise UsageError(
-            f"model {reference!r}: importing {module_name!r} failed: {_one_line(error)}",
-            hint=f"try it alone: python -c 'import {module_name}'",
-        ) from error
-    for attribute in attribute_path.split("."):
-        if not hasattr(value, attribute):
-            offered = [name for name, item in vars(value).items() if callable(item) and name[0] != "_"]
-            near = did_you_mean(attribute, offered)
-            listing = f"it has {', '.join(sorted(offered)[:8])}" if offered else "it defines no function"
-            raise UsageError(
-                f"model {reference!r}: {module_name!r} has no {attribute!r}", hint=f"{near}{listing}"
-            )
-        value = getattr(value, attribute)
-    return value
 
 
 def _accepts(function: Callable[..., Any], keyword: str) -> bool:
@@ -194,8 +163,3 @@ def _accepts(function: Callable[..., Any], keyword: str) -> bool:
         or (parameter.name == keyword and parameter.kind in by_keyword)
         for parameter in parameters
     )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

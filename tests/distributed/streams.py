@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from bisect import bisect_right
+from statistics import median
 
 from netsim_ddp.link.base import Link, lifeline_pair
 
@@ -28,6 +29,30 @@ connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
     connection.sendall(bytes(1 << 14))
+"""
+
+_ECHO = """
+import json, socket, sys
+control = socket.socket(fileno=3)
+listener = socket.create_server((sys.argv[1], 0))
+control.sendall(json.dumps(listener.getsockname()[1]).encode() + b"\\n")
+connection, _ = listener.accept()
+connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while data := connection.recv(1):
+    connection.sendall(data)
+"""
+_PING = """
+import json, socket, sys, time
+control = socket.socket(fileno=3)
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+trips = []
+for _ in range(15):
+    begin = time.monotonic()
+    connection.sendall(b"x")
+    connection.recv(1)
+    trips.append(time.monotonic() - begin)
+control.sendall(json.dumps(trips).encode() + b"\\n")
 """
 
 
@@ -53,6 +78,21 @@ def stream(link: Link, seconds: float) -> Arrivals:
         port = json.loads(_line(ours))
         link.spawn([sys.executable, "-c", _SEND, address, str(port), str(seconds)], rank=0)
         return Arrivals(json.loads(_line(ours)))
+
+
+def round_trip_s(link: Link) -> float:
+    """The median time of a byte to rank 1 and back."""
+    (ours, theirs), (answers, result) = lifeline_pair(), lifeline_pair()
+    address = link.endpoints[1].address
+    with ours, theirs, answers, result:
+        link.spawn([sys.executable, "-c", _ECHO, address], rank=1, fds=[theirs.fileno()])
+        theirs.close()
+        ours.settimeout(20)
+        port = json.loads(_line(ours))
+        link.spawn([sys.executable, "-c", _PING, address, str(port)], rank=0, fds=[result.fileno()])
+        result.close()
+        answers.settimeout(20)
+        return median(json.loads(_line(answers)))
 
 
 def _line(connection: socket.socket) -> bytes:

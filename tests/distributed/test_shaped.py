@@ -29,7 +29,8 @@ from netsim_ddp.communication.shaped import ShapedProcessGroup, register, shaped
 from netsim_ddp.communication.works import DeadlineTimer
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.link.arrivals import ArrivalTable, Meeting
-from netsim_ddp.link.bucket import BucketSpec, LinkClock, Operation, charges
+from netsim_ddp.link.bucket import BucketSpec, LinkClock
+from netsim_ddp.link.schedule import Operation, charges
 
 RATE = 50_000_000
 NUMEL = 250_000

@@ -1,0 +1,46 @@
+"""The bucket link and the tc link give the same communication times, dense and sparse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from netsim_ddp.results.record import Cell
+from tests.distributed.test_run import measured, tc_or_skip
+
+RUN = ["--compute", "20ms", "--workers", "2", "--steps", "4", "--warmup", "1", "--repeats", "1"]
+METHODS = ["--method", "dense,overlap=off", "--method", "topk,overlap=off,ratio=0.05"]
+LINKS = {
+    "equal": ["--bandwidth", "50mbps"],
+    "unequal": ["--bandwidth", "200mbps:100mbps", "--slow-rank", "1=50mbps"],
+}
+
+
+def communicate_s(cell: Cell) -> float:
+    """The median rank and step, as whoever waits least for the other sees it."""
+    ranks = [rank for repeat in cell.repeats for rank in repeat.ranks]
+    return median(
+        min(steps) for steps in zip(*([s.communicate_s for s in rank.steps] for rank in ranks), strict=True)
+    )
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("name", LINKS)
+def test_both_links_take_as_long(tmp_path: Path, name: str) -> None:
+    tc_or_skip()
+    words = [*RUN, *METHODS, *LINKS[name]]
+    tc, bucket = (measured(tmp_path, *words, "--link", how).cells for how in ("tc", "bucket"))
+    for real, charged in zip(tc, bucket, strict=True):
+        assert real.link.shape == charged.link.shape
+        took, arithmetic = communicate_s(real), communicate_s(charged)
+        assert took == pytest.approx(arithmetic, rel=0.1, abs=0.1 * took + 2e-3), real.id
+
+
+def test_delay_costs_every_round_a_way(tmp_path: Path) -> None:
+    words = [*RUN, "--method", "dense,overlap=off", "--bandwidth", "100mbps", "--link", "bucket"]
+    near = communicate_s(measured(tmp_path, *words).cells[0])
+    far = communicate_s(measured(tmp_path, *words, "--delay", "20ms").cells[0])
+    # Two phases, each with a hop for the receiver's readiness and one for its last segment, at least.
+    assert 4 * 0.018 < far - near < 0.5

@@ -1,0 +1,95 @@
+"""Real interfaces: what was asked for is there, changes while it runs, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.plan import Shapes
+from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
+from netsim_ddp.link.tc import TcLink, find_tool, usable
+from tests.distributed.streams import round_trip_s, stream
+
+pytestmark = pytest.mark.privileged
+MBIT = 10**6
+
+
+@pytest.fixture(autouse=True)
+def _tc_works() -> None:
+    try:
+        with usable():
+            return
+    except LinkUnavailable as error:
+        pytest.skip(f"tc links cannot be made here: {error.message}")
+
+
+def test_a_timeline_is_played_and_played_again() -> None:
+    changes = (Change(0.5, 20 * MBIT, 20 * MBIT), Change(1.0, 50 * MBIT, 50 * MBIT))
+    with TcLink(LinkSpec(2, 100 * MBIT, timeline=changes, period_s=1.5)) as link:
+        link.begin()
+        first = stream(link, 0.3)
+        link.begin()  # the next repeat sees the same
+        again = stream(link, 2.0)
+    for found, begin, rate in (
+        (first, 0.05, 100),
+        (again, 0.1, 100),
+        (again, 0.6, 20),
+        (again, 1.1, 50),
+        (again, 1.6, 100),
+    ):
+        got = found.goodput_bps(begin, begin + 0.2) / goodput(rate * MBIT)
+        assert 0.6 < got < 1.1, (begin, rate)  # a busy host may carry less, but no link carries more
+
+
+def test_a_peak_lasts_as_long_as_its_credit_and_comes_back() -> None:
+    spec = LinkSpec(2, 20 * MBIT, peak_bps=200 * MBIT, credit_bytes=5_000_000)
+    with TcLink(spec) as link:
+        assert link.credit_bytes == pytest.approx(5_000_000, rel=0.01)
+        for _ in range(2):
+            link.begin()
+            found = stream(link, 1.2)
+            # A busy host spends the credit later, but never more of it.
+            law = 5_000_000 * 8 + 20 * MBIT  # bits in the first second: the credit and the base rate
+            assert 0.8 * goodput(law) < found.goodput_bps(0.0, 1.0) < 1.02 * goodput(law)
+            assert found.goodput_bps(0.9, 1.15) < 1.1 * goodput(20 * MBIT)
+
+
+@pytest.mark.parametrize("delay_s", [0.001, 0.02])
+def test_a_delay_is_half_a_round_trip_or_refused_by_name(delay_s: float) -> None:
+    with TcLink(LinkSpec(2, 100 * MBIT)) as link:
+        before = round_trip_s(link)
+    refused = None
+    try:
+        with TcLink(LinkSpec(2, 100 * MBIT, delay_s=delay_s)) as link:
+            assert round_trip_s(link) - before == pytest.approx(2 * delay_s, rel=0.03, abs=0.3e-3)
+    except LinkUnavailable as error:
+        refused = error
+    if refused is not None:
+        assert refused.message == "this kernel has no netem, which --delay needs on tc"
+        assert "--link bucket, which has delay" in str(refused.hint)
+
+
+def test_the_congestion_control_that_was_asked_for_is_the_one_in_use() -> None:
+    with TcLink(LinkSpec(2, 100 * MBIT, congestion="reno")) as link:
+        routes = link._ask("run", argv=[find_tool("ip"), "route", "show"], rank=0)["out"]
+    assert "congctl reno" in routes
+
+
+def test_the_configuration_is_read_back() -> None:
+    spec = LinkSpec(2, 100 * MBIT, slow_ranks=(RankRate(1, 5 * MBIT, 10 * MBIT),), queue_s=0.05)
+    with TcLink(spec) as link:
+        assert 0 < link.credit_bytes <= max(shape.burst for shape in (*link.shapes.up, *link.shapes.down))
+        link.shapes = Shapes.of(LinkSpec(2, 90 * MBIT))
+        with pytest.raises(
+            LinkUnavailable, match=r"tc on eth0 was told 90000000 bit/s, .* made it 100000000 bit/s"
+        ):
+            link._check_configuration()
+
+
+def test_more_credit_than_tc_can_hold_is_refused_with_what_can() -> None:
+    with (
+        pytest.raises(LinkUnavailable, match=r"credit of 4.295 GB at most, not 5 GB") as caught,
+        TcLink(LinkSpec(2, 10**9, peak_bps=10**10, credit_bytes=5 * 10**9)),
+    ):
+        pass
+    assert "--link bucket" in str(caught.value.hint)

@@ -1,0 +1,229 @@
+"""Profiles, timelines and traces: what they become, and what a mistake in them is answered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netsim_ddp.errors import LinkUnavailable, UsageError
+from netsim_ddp.link.base import HostLink
+from netsim_ddp.link.choose import choose
+from netsim_ddp.link.plan import Shapes, needs_netem, plan
+from netsim_ddp.link.profiles import PROFILES
+from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
+from netsim_ddp.link.timeline import TRACE_BIN_S
+from netsim_ddp.scenario import build_scenario
+
+
+def written(folder: Path, text: str, name: str = "link.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def complaint(values: dict[str, Any], config: Path | None = None) -> str:
+    with pytest.raises(UsageError) as caught:
+        build_scenario(values, config)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_named_link_is_one_and_says_where_it_comes_from(name: str) -> None:
+    found = build_scenario({"link_profile": name})
+    assert found.link_profile == name
+    assert found.link_spec().slowest_bps > 0
+    assert len(PROFILES[name].source) > 20
+
+
+def test_flags_override_a_profile_and_a_profile_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "scenario.yaml"
+    config.write_text("bandwidth: 5mbps\nslow_rank: 1=1mbps\nsteps: 7\n", encoding="utf-8")
+    found = build_scenario({"link_profile": "wan-us-eu", "delay": "10ms"}, config)
+    assert found.link_spec() == LinkSpec(4, 10**9, delay_s=0.01)
+    assert found.steps == 7
+
+
+def test_a_profile_in_a_file_fills_what_the_file_leaves_open(tmp_path: Path) -> None:
+    config = tmp_path / "scenario.yaml"
+    config.write_text("link_profile: wan-us-eu\nbandwidth: 5mbps\n", encoding="utf-8")
+    assert build_scenario({}, config).link_spec() == LinkSpec(4, 5 * 10**6, delay_s=0.04)
+
+
+def test_a_link_of_ones_own(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "name: ours\nsource: measured\nbandwidth: 100mbps:20mbps\ndelay: 3ms\ncongestion: bbr\n"
+    )
+    expected = LinkSpec(4, 10**8, 2 * 10**7, delay_s=0.003, congestion="bbr")
+    assert build_scenario({"link_profile": path}).link_spec() == expected
+
+
+def test_a_result_replays_without_the_profiles_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "bandwidth: 100mbps\ntimeline: [{at: 1s, bandwidth: 5mbps}]\n")
+    before = build_scenario({"link_profile": path}).resolved()
+    Path(path).unlink()
+    result = tmp_path / "result.json"
+    result.write_text(
+        json.dumps({"schema_version": 1, "scenario": before.model_dump(mode="json")}), encoding="utf-8"
+    )
+    assert build_scenario({}, result).resolved() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bandwith: 1gbps", "unknown key 'bandwith'"),
+        ("bandwidth: 100", "bandwidth '100' has no unit"),
+        ("workers: 3", "unknown key 'workers'"),
+        ("delay: 1gbps", "delay '1gbps' is not a duration"),
+        ("- 1", "holds no link"),
+        ("", "holds no link"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    assert said in complaint({"link_profile": written(tmp_path, text)})
+
+
+def test_an_unknown_profile_is_answered_with_the_near_one() -> None:
+    assert complaint({"link_profile": "lan-1"}) == "link profile 'lan-1' is not known"
+    assert "cannot read" in complaint({"link_profile": "gone.yaml"})
+
+
+def test_a_timeline_becomes_the_links_changes(tmp_path: Path) -> None:
+    text = "changes:\n- {at: 10s, bandwidth: 20mbps}\n- {at: 1min, bandwidth: 50mbps:5mbps}\nrepeat: 90s\n"
+    spec = build_scenario({"timeline": written(tmp_path, text)}).link_spec()
+    assert spec.timeline == (Change(10, 2 * 10**7, 2 * 10**7), Change(60, 5 * 10**7, 5 * 10**6))
+    assert spec.period_s == 90
+    inline = tmp_path / "scenario.yaml"
+    inline.write_text("timeline: [{at: 5s, bandwidth: 20mbps}]\n", encoding="utf-8")
+    assert build_scenario({}, inline).link_spec().timeline == (Change(5, 2 * 10**7, 2 * 10**7),)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- {at: 10s}", "entry 1 is not {at, bandwidth}"),
+        ("- 5", "entry 1 is not {at, bandwidth}"),
+        ("- {at: 20mbps, bandwidth: 10s}", "entry 1: bandwidth '10s' is not a rate"),
+        ("- {at: 5, bandwidth: 1gbps}", "entry 1: at '5' is not a duration"),
+        ("- {at: 5s, bandwidth: 1gbps}\n- {at: 5s, bandwidth: 2gbps}", "entry 2: 5s does not come after 5s"),
+        ("changes: [{at: 5s, bandwidth: 1gbps}]\nrepeat: 5s", "repeats after 5s, before its last change"),
+        ("changes: []", "holds no changes"),
+        ("chances: []", "unknown key 'chances'"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_bad_timeline_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    assert said in complaint({"timeline": written(tmp_path, text)})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=300).filter(lambda times: max(times) >= 500))
+def test_a_trace_carries_the_packets_that_it_lists(
+    tmp_path_factory: pytest.TempPathFactory, times: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("trace")
+    path = written(folder, "\n".join(map(str, sorted(times))) + "\n", "lte.up")
+    spec = build_scenario({"trace": path}).link_spec()
+    bits = sum(change.up_bps for change in spec.timeline) * TRACE_BIN_S
+    whole = [time for time in times if time <= 1e3 * (spec.period_s or 0)]
+    empty = sum(
+        not any(1e3 * change.at_s < time <= 1e3 * (change.at_s + TRACE_BIN_S) for time in times)
+        for change in spec.timeline
+    )
+    assert bits == pytest.approx((len(whole) + empty) * SEGMENT_WIRE * 8)  # an empty stretch trickles
+    assert spec.period_s == len(spec.timeline) * TRACE_BIN_S
+
+
+def test_a_trace_for_each_direction(tmp_path: Path) -> None:
+    up = written(tmp_path, "".join(f"{ms}\n" for ms in range(1, 1001)), "up")
+    down = written(tmp_path, "".join(f"{ms}\n" for ms in range(2, 1001, 2)), "down")
+    spec = build_scenario({"trace": f"{up}:{down}"}).link_spec()
+    assert {(change.up_bps, change.down_bps) for change in spec.timeline} == {(12_112_000, 6_056_000)}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1\nx\n", "line 2: 'x' is not a time in whole milliseconds"),
+        ("5\n4\n", "line 2: 4 comes after 5"),
+        ("-1\n", "line 1: '-1' is not a time"),
+        ("", "is empty"),
+        ("10\n", "lasts 0.01s"),
+        ("9" * 30, "is not a time in whole milliseconds"),
+    ],
+)
+def test_a_bad_trace_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    assert said in complaint({"trace": written(tmp_path, text, "trace")})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peak": "10gbps"}, "a peak without a credit says nothing"),
+        ({"credit": "5GB"}, "a credit without a peak says nothing"),
+        ({"peak": "1gbps", "credit": "5GB"}, "the peak 1 Gbit/s is no more than the bandwidth 1 Gbit/s"),
+        ({"peak": "10gbps", "credit": "5gbps"}, "--credit '5gbps' is not a size"),
+        ({"jitter": "2ms"}, "jitter 2 ms is more than the delay 0 us"),
+        ({"delay": "20"}, "--delay '20' is not a duration"),
+        ({"delay": "1gbps"}, "--delay '1gbps' is not a duration"),
+        ({"loss": "2"}, "--loss '2' must be above 0 and at most 1"),
+        ({"queue": "0"}, "--queue 0 must be more than 0"),
+        ({"congestion": "vegas"}, "--congestion 'vegas' is not known here"),
+        ({"bandwidth": "20ms"}, "--bandwidth '20ms' is not a rate"),
+    ],
+)
+def test_a_link_that_makes_no_sense_is_refused(values: dict[str, str], said: str) -> None:
+    assert complaint(values).startswith(said)
+
+
+REFUSED = [
+    ("bucket", LinkSpec(2, 10**9, loss=0.01), "the bucket link has no loss"),
+    ("bucket", LinkSpec(2, 10**9, queue_s=0.1, congestion="bbr"), "no queue and no congestion control"),
+    ("none", LinkSpec(2, 10**9, delay_s=0.1), "a link that is not shaped has no delay"),
+    ("none", LinkSpec(2, 10**9, timeline=(Change(1, 1, 1),)), "has no timeline"),
+]
+
+
+@pytest.mark.parametrize(("how", "spec", "said"), REFUSED)
+def test_what_a_link_cannot_do_is_refused_by_name(how: Any, spec: LinkSpec, said: str) -> None:
+    with pytest.raises(LinkUnavailable, match=said) as caught, choose(spec, how, print):
+        pass
+    assert "--link tc" in str(caught.value.hint)
+
+
+def test_the_bucket_takes_delay_and_jitter() -> None:
+    with HostLink(LinkSpec(2, 10**9, delay_s=0.02, jitter_s=0.002), "bucket") as link:
+        assert len(link.endpoints) == 2
+
+
+def test_netem_sits_inside_the_bucket_of_what_a_rank_sends() -> None:
+    spec = LinkSpec(2, 10**8, delay_s=0.02, jitter_s=0.002, loss=0.001)
+    assert needs_netem(spec) == ["--delay", "--jitter", "--loss"]
+    found = [step for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic") if "netem" in step.argv]
+    assert [step.rank for step in found] == [0, 1]
+    words = " ".join(found[0].argv)
+    assert "dev eth0 parent 1:1" in words
+    assert words.endswith("delay 20000us 2000us loss 0.1%")
+    assert not needs_netem(LinkSpec(2, 10**8, queue_s=0.1))
+
+
+def test_a_lossy_link_sends_packets_of_one_segment() -> None:
+    assert Shapes.of(LinkSpec(2, 10**9, loss=0.01)).gso == SEGMENT_WIRE
+    assert Shapes.of(LinkSpec(2, 10**9)).gso > SEGMENT_WIRE
+
+
+@given(st.integers(10**6, 10**11), st.integers(1, 16))
+def test_a_burst_holds_a_packet_and_little_more(rate: int, workers: int) -> None:
+    shape = Shapes.of(LinkSpec(workers, rate)).up[0]
+    assert shape.burst >= min(shape.gso, SEGMENT_WIRE)
+    most = 0.33e-3 if rate * workers <= 4e9 else 0.5e-3
+    assert shape.burst * 8 / rate <= max(most, SEGMENT_WIRE * 8 / rate + 1e-4) * 1.001
+    assert shape.gso <= 65536
