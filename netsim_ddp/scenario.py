@@ -37,6 +37,8 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
+from netsim_ddp.results.codec import Substitute, substitute
+from netsim_ddp.results.codec import load as load_times
 from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
@@ -73,6 +75,8 @@ class Scenario(LinkOptions):
     repeats: int = Field(default=3, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     statistics: Literal["none", "total", "layers"] = "none"
+    codec_from: Substitute | None = None
+    """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
 
@@ -121,6 +125,26 @@ class Scenario(LinkOptions):
         with origin.naming("ratio"):
             return parse_ratio(value, what=origin.label("ratio"))
 
+    @field_validator("codec_from", mode="before")
+    @classmethod
+    def _codec_times(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        with Origin.of(info).naming("codec_from"):
+            path = Path(value)
+            threads = info.data.get("threads") or available_cores()
+            return substitute(load_times(path), path.name, threads)
+
+    @model_validator(mode="after")
+    def _substituted_times_are_replayed(self, info: ValidationInfo) -> Self:
+        if self.codec_from is not None and self.execution == "concurrent":
+            with Origin.of(info).naming("execution"):
+                raise UsageError(
+                    "codec times can be substituted only in replayed execution",
+                    hint="write --execution replayed",
+                )
+        return self
+
     @field_validator("methods", mode="before")
     @classmethod
     def _methods(cls, value: Any, info: ValidationInfo) -> Any:
@@ -155,7 +179,8 @@ class Scenario(LinkOptions):
         cores = available_cores()
         execution = self.execution
         if execution == "auto":
-            execution = "replayed" if self.workers > cores else "concurrent"
+            replay = self.workers > cores or self.codec_from is not None
+            execution = "replayed" if replay else "concurrent"
         # Replayed, a rank has the host to itself while it is measured, as on a machine of its own.
         threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
@@ -290,6 +315,8 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
                 params.pop(option, None)
     if "model" in overrides:
         data.pop("dataset", None)
+    if "codec_from" in overrides:
+        data.pop("execution", None)
     if "workers" in overrides:
         data.pop("threads", None)
         data.pop("execution", None)

@@ -115,6 +115,13 @@ def run(
             help="Record what selections keep: total, or layers for every parameter too; none. [none]",
         ),
     ] = None,
+    codec_from: Annotated[
+        _Text,
+        typer.Option(
+            metavar="FILE",
+            help="Take codec times, a GPU's say, from this file of netsim bench compress --json.",
+        ),
+    ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
     ] = None,
@@ -164,6 +171,7 @@ def run(
         "execution": execution,
         "threads": threads,
         "statistics": statistics,
+        "codec_from": codec_from,
         "timeout": timeout,
         "time_budget": time_budget,
     }
