@@ -102,18 +102,6 @@ def reference(workers: int, rank: int) -> list[dict[str, Any]]:
     return steps
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_it_is_the_papers_algorithm(workers: int) -> None:
-    found = on_ranks(ours, workers)
-    for rank in ("1", "2", "4"):
-        for mine, other, expected in zip(
-            found[0][rank], found[-1][rank], reference(workers, int(rank)), strict=True
-        ):
-            for name in SHAPES:
-                assert np.array_equal(mine[name], other[name])  # the same bits on every rank
-                np.testing.assert_allclose(mine[name], expected[name], rtol=1e-3, atol=1e-4)
-
-
 def torch_hook(rank: int, workers: int) -> bool:
     """torch's hook, called as DDP calls it with all parameters in one bucket, from the same first Q."""
     from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as theirs
@@ -162,10 +150,6 @@ def load_first_q(backend: DistributedBackend, model: nn.ParameterDict) -> None:
         r, columns = saved["q"][name].shape
         saved["q"][name] = torch.randn(1, columns, r, generator=generator)[0].T.contiguous()
     backend.method.load_state_dict(saved)
-
-
-def test_it_gives_the_updates_of_torchs_hook() -> None:
-    assert on_ranks(torch_hook, 2) == [True, True]
 
 
 def odd_cases(rank: int, workers: int) -> dict[str, Any]:
@@ -223,10 +207,37 @@ def odd_cases(rank: int, workers: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_odd_cases(workers: int) -> None:
-    for found in on_ranks(odd_cases, workers):
-        assert found["exact"] == [True] * 4
-        assert found["kept"]
-        assert found["resumed"]
-        assert found["vectors"] == [(workers - 1) / 2] * 8
+def everything(rank: int, workers: int) -> dict[str, Any]:
+    return {
+        "updates": ours(rank, workers),
+        "torch": torch_hook(rank, workers),
+        "odd": odd_cases(rank, workers),
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return on_ranks(everything, request.param)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_it_is_the_papers_algorithm(found: list[dict[str, Any]], rank: int) -> None:
+    updates = [each["updates"][str(rank)] for each in found]
+    for step, expected in enumerate(reference(len(found), rank)):
+        for name in SHAPES:
+            mine = updates[0][step][name]
+            assert all(np.array_equal(mine, other[step][name]) for other in updates)
+            np.testing.assert_allclose(mine, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_it_gives_the_updates_of_torchs_hook(found: list[dict[str, Any]]) -> None:
+    assert all(each["torch"] for each in found)
+
+
+def test_odd_cases(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        odd = rank["odd"]
+        assert odd["exact"] == [True] * 4
+        assert odd["kept"]
+        assert odd["resumed"]
+        assert odd["vectors"] == [(len(found) - 1) / 2] * 8
