@@ -68,6 +68,8 @@ FLAGS = {
     "--lr nan": "--learning-rate nan must be a number, neither infinite nor NaN (write for example",
     "--learning-rate fast": "--learning-rate 'fast' is not a number (write for example --learning-rate 0.1)",
     "--momentum 1": "--momentum 1 must be less than 1 (write for example --momentum 0.0)",
+    "--overlap yes": "--overlap 'yes' is not known here (choose from auto, on or off)",
+    "--method ./a.py:b": "unknown method './a.py:b' (known: bf16, dense, fp16,",
     "--runs 0": "--repeats 0 must be at least 1 (write for example --repeats 3)",
     "--compute 50": "--compute '50' is not a duration (write 50ms or 50s)",
     "--compute 0": "--compute 0 must be more than 0 (write for example --compute 50ms)",

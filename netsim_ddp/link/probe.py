@@ -239,7 +239,7 @@ class Peers:
     def _tell(self, rank: int, **message: Any) -> None:
         try:
             self._controls[rank].sendall(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
 
     def _hear(self, rank: int) -> dict[str, Any]:
@@ -248,8 +248,10 @@ class Peers:
             while not line.endswith(b"\n"):
                 byte = self._controls[rank].recv(1)
                 if not byte:
-                    raise EnvironmentFault(f"the probe of rank {rank} ended early")
+                    raise ConnectionResetError
                 line += byte
+        except ConnectionResetError:
+            raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
         except TimeoutError:
             raise EnvironmentFault(f"the probe of rank {rank} is silent for {DEADLINE_S:g} s") from None
         message: dict[str, Any] = json.loads(line)

@@ -178,6 +178,8 @@ class Cell(Strict):
     threads: int
     device: str = "cpu"
     backend: str = "gloo"
+    substituted: str | None = None
+    """Where the codec's times come from, if they were not measured in this run."""
     link: LinkRecord
     repeats: list[RepeatRecord] = Field(default_factory=list)
     summary: Summary | None = None
