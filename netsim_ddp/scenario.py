@@ -231,8 +231,12 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
         values = with_profile(without_link(values), str(name))
     for key, value in overrides.items():
         if key in _SPELLINGS:
-            for field in _SPELLINGS[key].fields:
-                values.pop(field, None)
+            fields = _SPELLINGS[key].fields
+            others = (
+                name for name, each in _SPELLINGS.items() if fields == each.fields and name not in overrides
+            )
+            for name in (*fields, *others):
+                values.pop(name, None)
         values[key] = value
     return _validate(values, frozenset(overrides), str(config) if config else None)
 

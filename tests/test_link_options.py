@@ -142,6 +142,15 @@ def test_a_trace_carries_the_packets_that_it_lists(
     assert spec.period_s == len(spec.timeline) * TRACE_BIN_S
 
 
+def test_a_trace_on_the_command_line_replaces_the_timeline_of_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "scenario.yaml"
+    config.write_text("timeline: [{at: 5s, bandwidth: 20mbps}]\n", encoding="utf-8")
+    path = written(tmp_path, "1\n1000\n", "trace")
+    assert build_scenario({"trace": path}, config).link_spec().period_s == 1.0
+    both = {"trace": path, "timeline": str(config)}
+    assert complaint(both) == "timeline and trace both say how the link changes"
+
+
 def test_a_trace_for_each_direction(tmp_path: Path) -> None:
     up = written(tmp_path, "".join(f"{ms}\n" for ms in range(1, 1001)), "up")
     down = written(tmp_path, "".join(f"{ms}\n" for ms in range(2, 1001, 2)), "down")
