@@ -39,10 +39,20 @@ def run(
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
     ] = None,
+    overlap: Annotated[
+        _Text,
+        typer.Option(
+            metavar="on|off",
+            help="Exchange buckets while backward goes on, in methods that do not say; dense runs both ways. "
+            "[on with --compute]",
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[,KEY=VALUE]", help="dense, fp16, topk, topk-dense; repeatable. [dense, topk]"
+            metavar="NAME[,KEY=VALUE]",
+            help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
+            "[dense, topk]",
         ),
     ] = None,
     workers: Annotated[
@@ -142,6 +152,7 @@ def run(
         "credit": credit,
         "link_profile": link_profile,
         "ratio": ratio,
+        "overlap": overlap,
         "methods": method,
         "workers": workers,
         "model": model,

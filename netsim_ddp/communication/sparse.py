@@ -250,8 +250,8 @@ class TopKAllGather(SelectedEntries):
         if refused:
             self._refuse(refused[0], self._failure)
         # In rank order, so that every rank computes the same bits.
-        for message in self._messages:
-            values, indices = self._mailbox.read(message)
+        for sender, message in enumerate(self._messages):
+            values, indices = self._mailbox.read(message, sender)
             indices = indices.to(total.device)
             add_at(total, indices, values.to(total.device) / self.group.world_size)
             self._written.append(indices)

@@ -151,8 +151,8 @@ class TopKSplitReduce(SelectedEntries):
             self._refuse(refused[0], self._failure)
         # In rank order, so that the sums do not depend on which message came first.
         locals_ = []
-        for message in messages:
-            values, local = self._up[mine].read(message)
+        for sender, message in enumerate(messages):
+            values, local = self._up[mine].read(message, sender)
             add_at(self.sums, local.to(self.sums.device), values.to(self.sums.device))
             locals_.append(local)
         values, local = self._largest() if self.keep else self._all(locals_)
@@ -184,7 +184,7 @@ class TopKSplitReduce(SelectedEntries):
         if self.skipped:
             return
         for owner, (mailbox, message) in enumerate(zip(self._down, self._answers, strict=True)):
-            values, local = mailbox.read(message)
+            values, local = mailbox.read(message, owner)
             values, local = values.to(self._average.device), local.to(self._average.device)
             positions = torch.empty_like(local)
             self.shares.write(owner, values, local, float(self.group.world_size), self._average, positions)

@@ -33,7 +33,7 @@ def render_selections(result: Result, console: Console) -> None:
             f"{DASH if norm is None else format(norm, '.3g'):>10}",
         )
         console.print(Text(clean(f"{short:{_NAME}}" + "".join(cells))))
-    console.print(Text("energy kept: |sent|^2 / |gradient + residual|^2. residual: its norm after the step."))
+    console.print(Text("energy kept: |sent|^2 / |gradient + residual|^2. residual: its norm afterwards."))
 
 
 def _steps(cell: Cell) -> list[SelectedStep]:

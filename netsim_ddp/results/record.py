@@ -56,6 +56,7 @@ class LinkRecord(Strict):
     shape: str | None = None
     credit_bytes: int | None = None
     queue_s: float | None = None
+    delay_s: float = 0.0
     varies: bool = False
     host_limited: bool = False
 

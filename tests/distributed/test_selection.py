@@ -60,6 +60,13 @@ def step_through(rank: int, workers: int) -> dict[Any, list[dict[str, Any]]]:
             backend.allreduce_gradients(model.named_parameters())
             assert backend.method is not None
             state = backend.method.state_dict()
+            found_now = backend.statistics(layers=True)
+            assert found_now is not None
+            row["entries"], row["layers"] = (
+                found_now.entries,
+                sum(x.entries for x in found_now.layers.values()),
+            )
+            row["payload"], row["kept"] = found_now.payload_bytes, found_now.energy_kept
             row["average"] = flat(p.grad for p in model.parameters())
             row["residual"] = flat(state["error_buffer"][key] for key, _ in model.named_parameters())
             row["sums"] = state["sums"].numpy().copy() if "sums" in state else None
@@ -91,6 +98,16 @@ def test_ranks_hold_the_same_bits_and_nothing_is_lost(stepped: list[Any], case: 
                 positions = shares.positions(owner, torch.arange(shares.size(owner))).numpy()
                 kept[positions] += row["sums"] / workers
         np.testing.assert_allclose(went + kept, came, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_statistics_tell_what_was_sent(stepped: list[Any], case: tuple[str, str]) -> None:
+    size = sum(int(np.prod(shape)) for shape in SHAPES.values())
+    for rank in stepped:
+        for row in rank[case]:
+            assert 0 < row["entries"] == row["layers"] < size
+            assert 0 < row["kept"] < 1
+            assert row["payload"] > 0
 
 
 def test_a_model_wide_k_is_exact(stepped: list[Any]) -> None:
