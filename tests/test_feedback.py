@@ -65,7 +65,7 @@ def test_the_transmitted_sum_follows_the_true_sum(values, flat):
     ||e|| <= 2 sqrt(1-d)/d * max ||g|| (Karimireddy et al. 2019, Lemma 3), whatever T is; without feedback
     the error grows with T.
     """
-    n, steps, ratio = 500, 300, 0.1
+    n, steps, ratio = 500, 1000, 0.1
     compressor, codec, feedback = TopKCompressor(ratio), Codec(values), ErrorFeedbackBuffer()
     offsets, ks = segment_table([n], ratio)
     sent, where = torch.empty(int(ks.sum())), torch.empty(int(ks.sum()), dtype=torch.int64)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from netsim_ddp.compression import kernels, segment_table
 from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, all_finite, select
@@ -69,6 +70,39 @@ def problems(draw):
     ks = torch.tensor([draw(st.integers(1, size)) if size else 0 for size in sizes], dtype=torch.int64)
     index = draw(st.sampled_from([torch.int32, torch.int64]))
     return torch.from_numpy(draw(vectors(n))), torch.from_numpy(draw(vectors(n))), offsets, ks, index
+
+
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    n=st.integers(1, 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_dtype_is_exact_with_ties_denormals_and_both_zeros(data, dtype, n):
+    k = data.draw(st.integers(1, n))
+    tiny, largest = torch.finfo(dtype).smallest_normal / 8, torch.finfo(dtype).max
+    elements = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, tiny, -tiny, 3 * tiny, largest, -largest])
+    flat = torch.tensor(data.draw(st.lists(elements, min_size=n, max_size=n)), dtype=torch.float64).to(dtype)
+    offsets, ks = torch.tensor([0, n]), torch.tensor([k])
+    values, indices = outputs(ks, dtype)
+    select(flat, offsets, ks, values, indices)
+    assert torch.equal(indices, reference(flat, offsets, ks))
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    assert torch.equal(values.view(integer), flat[indices].view(integer)), "signs of zero included"
+    residual = torch.zeros_like(flat)
+    accumulate_select(flat, residual, offsets, ks, values, indices)
+    residual[indices] = values
+    assert torch.equal(residual, flat + torch.zeros_like(flat))
+
+
+def test_the_twin_never_waits_for_the_device():
+    """Fake tensors have no data, so whatever the host would read from a device raises here."""
+    with FakeTensorMode():
+        total, residual = torch.empty(100), torch.empty(100)
+        values, indices = torch.empty(7), torch.empty(7, dtype=torch.int32)
+        finite = kernels.twin.accumulate_select(total, residual, [0, 40, 100], [3, 4], values, indices)
+        with pytest.raises(DataDependentOutputException):
+            bool(finite)
 
 
 @needs_numba

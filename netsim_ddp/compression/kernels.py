@@ -113,9 +113,8 @@ def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
         bad = _run_fused(flat, flat, False, offsets, ks, values, indices)
     else:
         bounds = offsets.tolist()
+        twin.select_segments(flat, bounds, ks.tolist(), values, indices)
         bad = twin.first_non_finite(flat, bounds)
-        if bad < 0:
-            twin.select_segments(flat, bounds, ks.tolist(), values, indices)
     if bad >= 0:
         raise NonFiniteGradient(f"segment {bad} holds a NaN or inf", bad)
 
@@ -135,8 +134,8 @@ def accumulate_select(
         values: dtype of ``residual``. indices: int32 or int64. Both contiguous [sum(ks)].
 
     Raises:
-        NonFiniteGradient: a gradient, or its sum with the residual, is NaN or inf. Found before anything
-            is written: the residual is untouched, so the step can be skipped.
+        NonFiniteGradient: a gradient, or its sum with the residual, is NaN or inf. The residual is untouched, so
+            the step can be skipped; ``values`` and ``indices`` are then undefined.
         ValueError: arguments that do not fit each other, or a residual that was not finite on entry.
     """
     _check(residual, offsets, ks, values, indices)
@@ -155,10 +154,10 @@ def accumulate_select(
     bounds = offsets.tolist()
     with torch.no_grad():
         total = residual + grad
-        bad = twin.first_non_finite(total, bounds)
-        if bad >= 0:
+        finite = twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
+        if not bool(finite):
+            bad = twin.first_non_finite(total, bounds)
             raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
-        twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
 
 
 def check_sum(grad: Tensor, residual: Tensor, offsets: Tensor) -> None:
