@@ -104,6 +104,8 @@ METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
+WITH_CODEC = tuple(name for name, options in METHODS.items() if "indices" in options)
+"""Those whose messages are the codec's."""
 
 
 def takes(name: str, option: str) -> bool:

@@ -37,6 +37,8 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, suggest
 from netsim_ddp.origin import Origin
+from netsim_ddp.results.codec import Substitute, substitute
+from netsim_ddp.results.codec import load as load_times
 from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
@@ -67,11 +69,14 @@ class Scenario(LinkOptions):
     threads: int = Field(default=0, ge=0, le=1024)
     methods: tuple[MethodSpec, ...] = (MethodSpec(name="dense"), MethodSpec(name="topk"))
     ratio: float = 0.01
+    overlap: Literal["auto", "on", "off"] = "auto"
     steps: int = Field(default=20, ge=1, le=10**6)
     warmup: int = Field(default=3, ge=0, le=10**6)
     repeats: int = Field(default=3, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     statistics: Literal["none", "total", "layers"] = "none"
+    codec_from: Substitute | None = None
+    """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
 
@@ -86,6 +91,8 @@ class Scenario(LinkOptions):
                     resolved = {name for spelling in _SPELLINGS.values() for name in spelling.fields}
                     known = {*(cls.model_fields.keys() - resolved), *_SPELLINGS}
                     raise UsageError(f"unknown key {key!r}", hint=suggest(key, known))
+            if key == "overlap" and isinstance(values[key], bool):  # YAML reads on as true
+                values[key] = "on" if values[key] else "off"
             if isinstance(values[key], bool):  # pydantic would read yes as 1
                 with origin.naming(key):
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
@@ -117,6 +124,26 @@ class Scenario(LinkOptions):
         origin = Origin.of(info)
         with origin.naming("ratio"):
             return parse_ratio(value, what=origin.label("ratio"))
+
+    @field_validator("codec_from", mode="before")
+    @classmethod
+    def _codec_times(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        with Origin.of(info).naming("codec_from"):
+            path = Path(value)
+            threads = info.data.get("threads") or available_cores()
+            return substitute(load_times(path), path.name, threads)
+
+    @model_validator(mode="after")
+    def _substituted_times_are_replayed(self, info: ValidationInfo) -> Self:
+        if self.codec_from is not None and self.execution == "concurrent":
+            with Origin.of(info).naming("execution"):
+                raise UsageError(
+                    "codec times can be substituted only in replayed execution",
+                    hint="write --execution replayed",
+                )
+        return self
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -152,7 +179,8 @@ class Scenario(LinkOptions):
         cores = available_cores()
         execution = self.execution
         if execution == "auto":
-            execution = "replayed" if self.workers > cores else "concurrent"
+            replay = self.workers > cores or self.codec_from is not None
+            execution = "replayed" if replay else "concurrent"
         # Replayed, a rank has the host to itself while it is measured, as on a machine of its own.
         threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
@@ -167,19 +195,20 @@ class Scenario(LinkOptions):
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell: ``ratio`` filled in, and ``dense`` doubled.
 
-        Others overlap by default where ``compute`` stands in for an accelerator, which the codec does not hold up.
-        Dense without a word on overlap runs both ways, because a comparison with only the one that does not
-        overlap its communication with the backward pass flatters every other method.
+        Others overlap as ``overlap`` says; by default where ``compute`` stands in for an accelerator, which the codec
+        does not hold up. Dense without a word on overlap of its own runs both ways, because a comparison with only the
+        one that does not overlap its communication with the backward pass flatters every other method.
         """
+        overlap = self.overlap == "on" or (self.overlap == "auto" and self.compute_s is not None)
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = dict(method.params)
             if takes(method.name, "ratio"):
                 params.setdefault("ratio", self.ratio)
-            if method.name != "dense" and takes(method.name, "overlap") and self.compute_s is not None:
+            if overlap and method.name != "dense" and takes(method.name, "overlap"):
                 params.setdefault("overlap", params.get("scope") != "model")
             if method.name == "dense" and "overlap" not in params:
-                cells += [MethodSpec(name="dense", params={"overlap": overlap}) for overlap in (False, True)]
+                cells += [MethodSpec(name="dense", params={"overlap": each}) for each in (False, True)]
             else:
                 cells.append(MethodSpec(name=method.name, params=params))
         return tuple(cells)
@@ -270,14 +299,24 @@ def _parse(text: str) -> Any:
 def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """A result file holds resolved values. Those that followed from a value which a flag now changes must follow
     the flag, or ``--config result.json --ratio 0.05`` would run at the old ratio."""
+    was_on = data.get("overlap") == "on" or (
+        data.get("compute_s") is not None and data.get("overlap") != "off"
+    )
+    derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
     methods = data.get("methods")
-    if "ratio" in overrides and isinstance(methods, list):
-        for method in methods:
-            params = method.get("params") if isinstance(method, dict) else None
-            if isinstance(params, dict) and params.get("ratio") == data.get("ratio"):
-                params.pop("ratio", None)
+    for method in methods if isinstance(methods, list) else []:
+        params = method.get("params") if isinstance(method, dict) else None
+        for option in derived.keys() & overrides.keys():
+            if (
+                isinstance(params, dict)
+                and method.get("name") != "dense"
+                and params.get(option) == derived[option]
+            ):
+                params.pop(option, None)
     if "model" in overrides:
         data.pop("dataset", None)
+    if "codec_from" in overrides:
+        data.pop("execution", None)
     if "workers" in overrides:
         data.pop("threads", None)
         data.pop("execution", None)

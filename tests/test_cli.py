@@ -68,6 +68,8 @@ FLAGS = {
     "--lr nan": "--learning-rate nan must be a number, neither infinite nor NaN (write for example",
     "--learning-rate fast": "--learning-rate 'fast' is not a number (write for example --learning-rate 0.1)",
     "--momentum 1": "--momentum 1 must be less than 1 (write for example --momentum 0.0)",
+    "--overlap yes": "--overlap 'yes' is not known here (choose from auto, on or off)",
+    "--method ./a.py:b": "unknown method './a.py:b' (known: bf16, dense, fp16,",
     "--runs 0": "--repeats 0 must be at least 1 (write for example --repeats 3)",
     "--compute 50": "--compute '50' is not a duration (write 50ms or 50s)",
     "--compute 0": "--compute 0 must be more than 0 (write for example --compute 50ms)",
@@ -214,6 +216,52 @@ def test_help_fits_its_terminal(tmp_path: Path, columns: int) -> None:
     text = " ".join(done.stdout.split())
     for default in ("[1gbps]", "[dense, topk]", "[simple_cnn]", "[4]", "[auto]", "[none]"):
         assert default in text  # rich reads such words as markup and drops them
+
+
+def test_the_named_links_are_listed_with_their_sources(tmp_path: Path) -> None:
+    done = command(["scenarios", "links"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    names = [
+        "lan-100m",
+        "lan-1g",
+        "lan-10g",
+        "wifi",
+        "dsl",
+        "lte",
+        "inter-az",
+        "wan-us-eu",
+        "wan-us-asia",
+        "ec2-burst",
+    ]
+    assert [line.split()[0] for line in lines[::2]] == names
+    assert "--bandwidth 1.25gbps --peak 10gbps --credit 4GB" in done.stdout
+    bare = command(["scenarios"], tmp_path)
+    assert bare.returncode == 0
+    assert "links" in bare.stdout
+
+
+def test_only_a_tc_link_has_commands_to_show(tmp_path: Path) -> None:
+    shown = command(["run", "--show-commands", "--workers", "2", "--delay", "5ms"], tmp_path)
+    assert shown.returncode == 0
+    assert "tc -n netsim1 qdisc add dev eth0 parent 1:1 handle 10: netem" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+    said = complaint(["run", "--show-commands", "--link", "bucket"], tmp_path)
+    assert said == "--link bucket is not made by commands (use --link tc)"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--link", "bucket", "--loss", "1%"], "the bucket link has no loss (use --link tc, on Linux)"),
+        (
+            ["--link", "none", "--delay", "1ms"],
+            "a link that is not shaped has no delay (use --link tc, on Linux)",
+        ),
+    ],
+)
+def test_what_a_link_cannot_do_is_the_environments_fault(tmp_path: Path, words: list[str], said: str) -> None:
+    assert complaint(["run", *words], tmp_path, code=4) == said
 
 
 def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:

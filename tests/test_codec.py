@@ -380,10 +380,10 @@ def test_a_mailbox_has_room_for_any_entries_and_finds_damage(values, indices, po
     buffer, received = mailbox.buffer(), torch.empty(k)
     size = mailbox.write(numbers_for(positions, 0), positions.to(torch.int32), buffer, received)
     assert size <= mailbox.nbytes
-    back, where = mailbox.read(buffer)
+    back, where = mailbox.read(buffer, 1)
     assert (where.dtype, back.dtype) == (torch.int32, torch.float32)
     assert torch.equal(where.long(), positions)
     assert torch.equal(back, received)
     buffer[damage % 16] ^= 1 + damage % 255
     with pytest.raises(CodecError):
-        mailbox.read(buffer)
+        mailbox.read(buffer, 1)

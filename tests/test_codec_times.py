@@ -12,12 +12,17 @@ import torch
 from rich.console import Console
 
 from netsim_ddp.bench import compress
+from netsim_ddp.bench.execution import substituted_seconds
 from netsim_ddp.cli.bench import INDICES, INPUTS, VALUES, _size
+from netsim_ddp.communication.segments import CodecWork
 from netsim_ddp.compression.codec import INDEX_FORMATS, VALUE_FORMATS, Codec
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.report.codec import render_codec_times
+from netsim_ddp.report.wording import label
 from netsim_ddp.results.codec import CodecRow, CodecTimes, load, substitute, to_json
 from netsim_ddp.results.record import Tool
+from netsim_ddp.results.record import load as load_result
+from netsim_ddp.scenario import Scenario, build_scenario
 from tests.test_cli import command, complaint
 
 
@@ -230,3 +235,67 @@ def test_a_substitute_takes_the_nearest_threads_and_recorded_gradients():
     )
     assert (found.threads, found.select_seconds(1000, 10)) == (4, 3.0)
     assert found.name == "cpu, 4 threads, from a.json"
+
+
+@pytest.mark.parametrize("method", ["topk,collective=split", "topk-allgather"])
+def test_a_run_with_substituted_times_shows_them_and_says_so(method, tmp_path: Path):
+    """The times of the file are such as no codec here takes, so the phases tell which were used."""
+    ranks = 2
+    times_there = row(
+        device="cuda",
+        numel=10**6,
+        entries=1000,
+        select_s=[0.04],
+        encode_s=[0.02],
+        decode_s=[0.003],
+        add_s=[0.002],
+    )
+    (tmp_path / "gpu.json").write_text(to_json(times(times_there)))
+    words = f"run --link none --workers {ranks} --steps 2 --warmup 1 --repeats 1 --ratio 0.00001 --codec-from gpu.json"
+    done = command(
+        [*words.split(), "--method", "dense,overlap=off", "--method", method, "--json", "r.json"], tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "codec SUBSTITUTED: cuda, from gpu.json" in done.stdout
+    dense, sparse = load_result(tmp_path / "r.json").cells
+    assert label(sparse, [sparse]).endswith("substituted")
+    assert label(sparse, [sparse]) in done.stdout
+    assert sparse.substituted == "cuda, from gpu.json"
+    assert sparse.execution == "replayed"
+    assert dense.substituted is None
+    assert "substituted" not in label(dense, [dense])
+    split = method.startswith("topk,")
+    # Every message is below the file's smallest, and takes its time. A sleeper wakes late, never early.
+    select = 0.04 * load_result(tmp_path / "r.json").model_parameters / 10**6
+    encode = 0.02 * (ranks if split else 1)
+    decode = 0.005 * ranks + (0.04 + 0.02 + 0.005 * ranks if split else 0)  # an owner selects from its half
+    for rank in sparse.repeats[0].ranks:
+        for step in rank.steps:
+            assert step.compress_s >= select + encode
+            assert step.decompress_s >= decode
+
+
+def test_a_piece_takes_what_its_parts_take():
+    found = substitute(times(row(select_s=[1.0], encode_s=[0.1], decode_s=[0.01], add_s=[0.01])), "a.json", 1)
+    assert substituted_seconds(found, CodecWork((1000, 10), (10, 10, 10), (10, 10))) == pytest.approx(1.34)
+    assert substituted_seconds(found, CodecWork(decoded=(20,))) == pytest.approx(0.04)
+
+
+def test_a_saved_run_replays_its_substituted_times_without_their_file(tmp_path: Path):
+    path = tmp_path / "gpu.json"
+    path.write_text(to_json(times(row(device="cuda"))))
+    scenario = build_scenario({"codec_from": str(path)}, None)
+    path.unlink()
+    again = Scenario.model_validate(json.loads(scenario.resolved().model_dump_json()))
+    assert again.codec_from == scenario.codec_from
+    assert scenario.resolved().execution == "replayed"
+    assert again.codec_from.select_seconds(1000, 10) == pytest.approx(0.035)
+
+
+def test_substituted_times_need_a_good_file_and_replay(tmp_path: Path):
+    (tmp_path / "gpu.json").write_text(to_json(times(row())))
+    (tmp_path / "other.json").write_text("{}")
+    words = ["run", "--codec-from", "gpu.json", "--execution", "concurrent"]
+    assert "--execution replayed" in complaint(words, tmp_path)
+    assert "netsim bench compress" in complaint(["run", "--codec-from", "other.json"], tmp_path)
+    assert "cannot read no.json" in complaint(["run", "--codec-from", "no.json"], tmp_path)

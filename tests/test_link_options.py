@@ -224,6 +224,6 @@ def test_a_lossy_link_sends_packets_of_one_segment() -> None:
 def test_a_burst_holds_a_packet_and_little_more(rate: int, workers: int) -> None:
     shape = Shapes.of(LinkSpec(workers, rate)).up[0]
     assert shape.burst >= min(shape.gso, SEGMENT_WIRE)
-    most = 0.33e-3 if rate * workers <= 4e9 else 0.5e-3
+    most = 0.315e-3 if rate * workers <= 4e9 else 0.5e-3
     assert shape.burst * 8 / rate <= max(most, SEGMENT_WIRE * 8 / rate + 1e-4) * 1.001
     assert shape.gso <= 65536

@@ -57,6 +57,32 @@ def test_dense_runs_both_ways_and_ratios_are_filled_in() -> None:
     assert [cell.id for cell in chosen] == ["dense,overlap=on"]
 
 
+@pytest.mark.parametrize("way", ["on", "off", True, False])
+def test_overlap_is_the_default_of_methods_that_do_not_say(way: str | bool) -> None:
+    methods = ["dense", "fp16", "topk,overlap=on", "bf16,overlap=off", "my_module:factory"]
+    for compute in ({}, {"compute": "50ms"}):
+        cells = build_scenario({"methods": methods, "overlap": way, **compute}).cells()
+        found = [(cell.name, cell.params.get("overlap", False)) for cell in cells]
+        default = way in ("on", True)
+        assert found == [
+            ("dense", False),
+            ("dense", True),
+            ("fp16", default),
+            ("topk", True),
+            ("bf16", False),
+            ("my_module:factory", default),
+        ]
+
+
+def test_a_replay_follows_a_changed_overlap(tmp_path: Path) -> None:
+    first = build_scenario({"methods": ["fp16", "topk,overlap=off"], "compute": "50ms"}).resolved()
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"schema_version": 1, "scenario": first.model_dump(mode="json")}))
+    assert build_scenario({}, path).cells() == first.cells()
+    changed = build_scenario({"overlap": "off"}, path).cells()
+    assert [cell.params.get("overlap", False) for cell in changed] == [False, False]
+
+
 def test_methods_overlap_by_default_beside_an_emulated_accelerator() -> None:
     methods = ["fp16", "topk", "topk,overlap=off"]
     found = build_scenario({"methods": methods, "compute": "50ms"}).cells()

@@ -251,6 +251,32 @@ def test_dense_slower_than_bytes_over_line_rate_is_the_hosts_doing(
     assert (summary(cells[2]).speedup_vs_overlapped is None) == limited
 
 
+@pytest.mark.parametrize(
+    ("link", "limited"),
+    [
+        ({}, True),
+        ({"configured_bps": 10**8}, False),  # a slow rank: 12.5 MB take a second at its rate
+        ({"delay_s": 0.02}, False),
+        ({"varies": True}, False),
+    ],
+)
+def test_only_a_constant_rate_without_delay_tells_the_host_from_the_link(
+    link: dict[str, Any], limited: bool
+) -> None:
+    phases = {"compute": 10.0, "other": 0.0, "communicate": 200.0}
+    dense = make_cell("dense", [210], tx=12.5e6, predicted=12.5e6, phases=phases, link=make_link(**link))
+    assert summarise([dense])[0].link.host_limited == limited
+
+
+@pytest.mark.parametrize(
+    "change", [{"shape": "1 Gbit/s; delay 20 ms"}, {"shape": "1 Gbit/s; rank 1 1 Mbit/s"}]
+)
+def test_cells_of_unlike_links_are_not_compared(change: dict[str, Any]) -> None:
+    dense = make_cell("dense", [1000], link=make_link(shape="1 Gbit/s"))
+    topk = make_cell("topk", [100], link=make_link(**change))
+    assert summary(summarise([dense, topk])[1]).speedup is None
+
+
 def test_nothing_is_divided_by_zero() -> None:
     zero = make_cell("dense", [0], phases={"compute": 0, "other": 0, "communicate": 0})
     found = summary(summarise([zero])[0])

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
+from netsim_ddp.link.channel import namespace_hint
 from netsim_ddp.link.probe import check as check_rate
 from netsim_ddp.link.probe import probe
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc import TcLink, find_tool, namespace_hint
+from netsim_ddp.link.tc import TcLink, find_tool
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:

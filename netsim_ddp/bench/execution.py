@@ -17,7 +17,8 @@ import torch
 
 from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.bench.phases import Phase, StepSample, StepTimer
-from netsim_ddp.communication.segments import Wire
+from netsim_ddp.communication.segments import CodecWork, Wire
+from netsim_ddp.results.codec import Substitute
 from netsim_ddp.workloads.emulated import sleep_until
 
 Play = Callable[["Execution"], None]
@@ -36,8 +37,8 @@ class Execution(ABC):
         """Carry out one step."""
 
     @abstractmethod
-    def local(self, phase: Phase, run: Callable[[], None]) -> None:
-        """A piece of this rank's own work."""
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        """A piece of this rank's own work; ``work`` where it is all the codec's."""
 
     @abstractmethod
     def until(self, offset: float) -> None:
@@ -66,7 +67,8 @@ class Concurrent(Execution):
         play(self)
         return self._timer.finish()
 
-    def local(self, phase: Phase, run: Callable[[], None]) -> None:
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        del work
         run()
         self._timer.lap(phase)
 
@@ -101,7 +103,7 @@ class Replayed(Execution):
     """Local pieces measured one rank at a time, then slept through while the wire is real.
 
     A step's messages cross the link twice, so ``count`` is called before and after the second pass: the counters
-    are read there.
+    are read there. With ``substitute`` the codec's pieces last what it says, instead of what they took here.
     """
 
     def __init__(
@@ -111,9 +113,11 @@ class Replayed(Execution):
         rank: int,
         device: torch.device,
         count: Callable[[], None],
+        substitute: Substitute | None = None,
     ) -> None:
         super().__init__(timer)
         self._count = count
+        self._substitute = substitute
         self._meeting, self._rank = meeting, rank
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
         self._measuring = True
@@ -142,14 +146,17 @@ class Replayed(Execution):
         self._count()
         return sample
 
-    def local(self, phase: Phase, run: Callable[[], None]) -> None:
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
         if self._measuring:
             with self._meeting.turn():
                 self._synchronize()
                 begin = time.monotonic()
                 run()
                 self._synchronize()
-                self._durations.append(time.monotonic() - begin)
+                took = time.monotonic() - begin
+            if work is not None and self._substitute is not None:
+                took = substituted_seconds(self._substitute, work)
+            self._durations.append(took)
             return
         # From the last lap's end, so that waking late once does not add up over the step.
         sleep_until(self._timer.last() + self._durations[self._next], clock=time.monotonic)
@@ -193,6 +200,14 @@ class Replayed(Execution):
         self._meeting.meet()
         wire.run()
         self._meeting.meet()
+
+
+def substituted_seconds(times: Substitute, work: CodecWork) -> float:
+    """How long ``work`` takes where ``times`` were measured."""
+    select = times.select_seconds(*work.selected) if work.selected else 0.0
+    return (
+        select + sum(map(times.encode_seconds, work.encoded)) + sum(map(times.decode_seconds, work.decoded))
+    )
 
 
 def _nothing() -> None:

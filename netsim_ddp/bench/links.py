@@ -23,5 +23,6 @@ def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
         shape=link.spec.describe() if shaped else None,
         credit_bytes=tc.credit_bytes if tc else None,
         queue_s=tc.shapes.longest_wait_s if tc else None,
+        delay_s=spec.delay_s,
         varies=link.spec.varies,
     )

@@ -66,21 +66,26 @@ def check_method(
         choose(LinkSpec(WORKERS, RATE_BPS), link, note) as made,
         Launcher(made, threads=1, timeout_s=timeout_s) as launcher,
     ):
-        trials = _Trials(launcher, made, scenario)
-        for name, check in CHECKS.items():
-            if name in leave_out:
-                continue
-            begin = time.monotonic()
-            try:
-                passed, found = check(trials, method)
-            except RankError as error:
-                passed, found = False, error.message
-            yield Finding(name, passed, found, time.monotonic() - begin)
+        trials = Trials(launcher, made, scenario)
+        for name in CHECKS:
+            if name not in leave_out:
+                yield trials.check(name, method)
 
 
-class _Trials:
+class Trials:
+    """The ranks that checks are run on: fresh processes for each, all inside ``link``."""
+
     def __init__(self, launcher: Launcher, link: Link, scenario: Scenario) -> None:
         self._launcher, self._link, self._scenario = launcher, link, scenario
+
+    def check(self, name: str, method: MethodSpec) -> Finding:
+        """The finding of the check ``name``; a rank that fails or hangs is one."""
+        begin = time.monotonic()
+        try:
+            passed, found = CHECKS[name](self, method)
+        except RankError as error:
+            passed, found = False, error.message
+        return Finding(name, passed, found, time.monotonic() - begin)
 
     def run(self, trial: str, method: MethodSpec, workers: int = WORKERS) -> _Tried:
         """``trial`` of :mod:`netsim_ddp.bench.method_trials`, in fresh processes."""
@@ -101,7 +106,7 @@ class _Trials:
 Verdict = tuple[bool | None, str]
 
 
-def _builds(trials: _Trials, method: MethodSpec) -> Verdict:
+def _builds(trials: Trials, method: MethodSpec) -> Verdict:
     for workers in (1, 2, WORKERS):
         record = trials.run("builds", method, workers).records[0]
         if record["strange"]:
@@ -111,8 +116,8 @@ def _builds(trials: _Trials, method: MethodSpec) -> Verdict:
     return True, f"at 1, 2 and {WORKERS} ranks, {record['wires']} exchanges per step"
 
 
-def _same_everywhere(trial: str) -> Callable[[_Trials, MethodSpec], Verdict]:
-    def check(trials: _Trials, method: MethodSpec) -> Verdict:
+def _same_everywhere(trial: str) -> Callable[[Trials, MethodSpec], Verdict]:
+    def check(trials: Trials, method: MethodSpec) -> Verdict:
         for workers in (2, WORKERS):
             digests = [record["digests"] for record in trials.run(trial, method, workers).records]
             for step, row in enumerate(zip(*digests, strict=True)):
@@ -124,7 +129,7 @@ def _same_everywhere(trial: str) -> Callable[[_Trials, MethodSpec], Verdict]:
     return check
 
 
-def _deterministic(trials: _Trials, method: MethodSpec) -> Verdict:
+def _deterministic(trials: Trials, method: MethodSpec) -> Verdict:
     for record in trials.run("deterministic", method).records:
         if record["moved"]:
             return False, f"it changes the global random numbers of {' and '.join(record['moved'])}"
@@ -133,7 +138,7 @@ def _deterministic(trials: _Trials, method: MethodSpec) -> Verdict:
     return True, "a second instance gives the same bits; global random numbers untouched"
 
 
-def _conserves(trials: _Trials, method: MethodSpec) -> Verdict:
+def _conserves(trials: Trials, method: MethodSpec) -> Verdict:
     for workers in (2, WORKERS):
         record = trials.run("conserves", method, workers).records[0]
         missing, steps = record["missing"], record["steps"]
@@ -144,14 +149,14 @@ def _conserves(trials: _Trials, method: MethodSpec) -> Verdict:
     return True, f"all of the gradient has come {steps} steps after the last one (within 1%)"
 
 
-def _state(trials: _Trials, method: MethodSpec) -> Verdict:
+def _state(trials: Trials, method: MethodSpec) -> Verdict:
     for record in trials.run("state", method).records:
         if not record["same"]:
             return False, record["problem"] or "continued from its state_dict it gives other bits"
     return True, "continued from its state_dict it gives the same bits"
 
 
-def _nan(trials: _Trials, method: MethodSpec) -> Verdict:
+def _nan(trials: Trials, method: MethodSpec) -> Verdict:
     rows = [record["outcomes"] for record in trials.run("nan", method).records]
     told = [row[1] for row in rows]
     if "finite" in told:
@@ -165,14 +170,14 @@ def _nan(trials: _Trials, method: MethodSpec) -> Verdict:
     return True, f"every rank: {told[0]}, and finite again at the next step"
 
 
-def _local(trials: _Trials, method: MethodSpec) -> Verdict:
+def _local(trials: Trials, method: MethodSpec) -> Verdict:
     worst = max((bytes_ for row in _sent(trials.run("sends", method)) for bytes_ in row[1:]), default=0)
     if worst > IDLE_BYTES:
         return False, f"a local segment sends {worst:,.0f} bytes"
     return True, "local segments put nothing on the link"
 
 
-def _bytes(trials: _Trials, method: MethodSpec) -> Verdict:
+def _bytes(trials: Trials, method: MethodSpec) -> Verdict:
     tried = trials.run("sends", method)
     texts = []
     for rank, (row, record) in enumerate(zip(_sent(tried), tried.records, strict=True)):
@@ -200,7 +205,7 @@ def _sent(tried: _Tried) -> list[list[float]]:
     ]
 
 
-def _times(trials: _Trials, method: MethodSpec) -> Verdict:
+def _times(trials: Trials, method: MethodSpec) -> Verdict:
     def slowest(tried: _Tried, key: str) -> float:
         return max(float(record[key]) for record in tried.records)
 
@@ -211,7 +216,7 @@ def _times(trials: _Trials, method: MethodSpec) -> Verdict:
     )
 
 
-CHECKS: dict[str, Callable[[_Trials, MethodSpec], Verdict]] = {
+CHECKS: dict[str, Callable[[Trials, MethodSpec], Verdict]] = {
     "builds": _builds,
     "identical": _same_everywhere("identical"),
     "deterministic": _deterministic,

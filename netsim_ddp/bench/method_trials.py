@@ -51,7 +51,7 @@ class Bench:
     group: Group
     build: Callable[[FlatGradients], Method]
     meeting: MeetingPoint
-    say: Callable[[str], None]
+    progress: Callable[[int, str], None]
     count: Callable[[], None]
     charged: Callable[[], float]
 
@@ -72,6 +72,7 @@ class Run:
         self.bench, self.flat = bench, bench.flat(shapes)
         self.method = bench.build(self.flat)
         self.segments: Sequence[Segment] = self.method.segments()
+        self.steps = 0
 
     def step(self, number: int) -> Tensor:
         """The average of the ranks' gradients of step ``number``."""
@@ -79,7 +80,10 @@ class Run:
 
     def average(self, gradient: Tensor) -> Tensor:
         self.flat.data.copy_(gradient)
+        self.steps += 1
         for segment in self.segments:
+            # Whoever hangs is then behind those that wait for it.
+            self.bench.progress(self.steps, "compute" if isinstance(segment, Local) else "communicate")
             segment.run()
         return self.method.average.clone()
 
@@ -139,7 +143,6 @@ def conserves(bench: Bench) -> dict[str, Any]:
         dist.all_reduce(missing, op=dist.ReduceOp.MAX)  # so that all ranks stop at the same step
         if missing < ENOUGH or step == FLUSH_STEPS:
             break
-        bench.say(f"flushing, step {step}")
         for _ in range(FLUSH_CHUNK):
             came += run.average(torch.zeros(run.flat.numel))
     return {"missing": float(missing), "steps": step}
@@ -179,13 +182,13 @@ def state(bench: Bench) -> dict[str, Any]:
 
 
 def nan(bench: Bench) -> dict[str, Any]:
-    """A finite step, one where the last rank has a NaN, and two finite ones."""
+    """A finite step, one where the last rank has some NaN, and two finite ones."""
     run = Run(bench, SMALL)
     outcomes = []
     for step in range(4):
         gradient = bench.gradient(run.flat.numel, step)
         if step == 1 and bench.group.rank == bench.group.world_size - 1:
-            gradient[7] = torch.nan
+            gradient[3::5] = torch.nan
         try:
             average = run.average(gradient)
         except Exception as error:  # noqa: BLE001 - what it raises is the outcome
@@ -265,12 +268,16 @@ class TrialTask(Task):
             group,
             lambda flat: build_method(job.method, flat, group, **params["options"]),
             self.shared.meeting,
-            self.say,
+            self._progress,
             self._count,
             self._charged,
         )
         self.channel.result(TRIALS[params["trial"]](bench))
         self.channel.gather("done")
+
+    def _progress(self, step: int, doing: str) -> None:
+        self.step = step
+        self.say(doing)
 
     def _count(self) -> None:
         self.channel.gather("counted")

@@ -26,7 +26,7 @@ from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.choose import choose
 from netsim_ddp.link.probe import ProbeReport, check, prove
 from netsim_ddp.link.tc import TcLink
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
@@ -161,8 +161,14 @@ class _Run:
             workers=self.scenario.workers,
             bandwidth_bps=None if record.requested_bps is None else link.spec.rate_bps,
             threads=self.scenario.threads,
+            substituted=self._substituted(method),
             link=record,
         )
+
+    def _substituted(self, method: MethodSpec) -> str | None:
+        """Whose codec times the cells of ``method`` show; those of a method that has no such codec are its own."""
+        times = self.scenario.codec_from
+        return times.name if times is not None and method.name in WITH_CODEC else None
 
     def _warn_of_contention(self) -> None:
         workers = self.scenario.workers

@@ -25,6 +25,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.link.hosts import interface_counters
+from netsim_ddp.results.codec import Substitute
 from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
@@ -96,7 +97,9 @@ class StepsTask(Task):
         meeting = self.shared.meeting
         if self.scenario["execution"] == "replayed":
             timer = StepTimer(HostClock())
-            return Replayed(timer, meeting, self.job.rank, device, self._count)
+            given = self.scenario["codec_from"]
+            times = None if given is None else Substitute.model_validate(given)
+            return Replayed(timer, meeting, self.job.rank, device, self._count, times)
         # Real training meets on the wire; only an emulated accelerator starts all ranks at once.
         emulated = self.scenario["compute_s"] is not None
         clock = CudaClock() if device.type == "cuda" else HostClock()

@@ -39,10 +39,20 @@ def run(
         _Text,
         typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
     ] = None,
+    overlap: Annotated[
+        _Text,
+        typer.Option(
+            metavar="on|off",
+            help="Exchange buckets while backward goes on, in methods that do not say; dense runs both ways. "
+            "[on with --compute]",
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[,KEY=VALUE]", help="dense, fp16, topk, topk-dense; repeatable. [dense, topk]"
+            metavar="NAME[,KEY=VALUE]",
+            help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
+            "[dense, topk]",
         ),
     ] = None,
     workers: Annotated[
@@ -105,6 +115,13 @@ def run(
             help="Record what selections keep: total, or layers for every parameter too; none. [none]",
         ),
     ] = None,
+    codec_from: Annotated[
+        _Text,
+        typer.Option(
+            metavar="FILE",
+            help="Take codec times, a GPU's say, from this file of netsim bench compress --json.",
+        ),
+    ] = None,
     timeout: Annotated[
         _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
     ] = None,
@@ -135,6 +152,7 @@ def run(
         "credit": credit,
         "link_profile": link_profile,
         "ratio": ratio,
+        "overlap": overlap,
         "methods": method,
         "workers": workers,
         "model": model,
@@ -153,6 +171,7 @@ def run(
         "execution": execution,
         "threads": threads,
         "statistics": statistics,
+        "codec_from": codec_from,
         "timeout": timeout,
         "time_budget": time_budget,
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import typer
 
 scenarios = typer.Typer(
-    help="List what there is to choose from.", no_args_is_help=True, rich_markup_mode=None
+    help="List what there is to choose from.", invoke_without_command=True, rich_markup_mode=None
 )
 
 
 @scenarios.callback()
-def _group() -> None:
-    """List what there is to choose from."""
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @scenarios.command()

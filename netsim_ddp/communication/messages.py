@@ -48,16 +48,19 @@ class Mailbox:
     def refused(self, message: Tensor) -> bool:
         return _header(message)[0] == REFUSED
 
-    def read(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """The entries of ``message``: values float32 [k], indices int32 [k].
+    def read(self, message: Tensor, sender: int) -> tuple[Tensor, Tensor]:
+        """The entries of ``sender``'s ``message``: values float32 [k], indices int32 [k].
 
         Raises:
-            CodecError: the message is damaged.
+            CodecError: the message is damaged; names the sender.
         """
         status, count, size, zero = _header(message)
         if status != OK or zero or count > self.capacity or HEADER.size + size > message.numel():
-            raise CodecError(f"a message that starts with {_header(message)} is damaged")
-        values, indices = self.codec.decode(message[HEADER.size : HEADER.size + size], count, self.numel)
+            raise CodecError(f"rank {sender} sent a damaged message: it starts with {_header(message)}")
+        try:
+            values, indices = self.codec.decode(message[HEADER.size : HEADER.size + size], count, self.numel)
+        except CodecError as error:
+            raise CodecError(f"rank {sender} sent a damaged message: {error}") from error
         return values, indices.to(torch.int32)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Local, Segment, Wire
+from netsim_ddp.communication.segments import CodecWork, Local, Segment, Wire
 
 DDP_FIRST_BUCKET_BYTES = 1 << 20
 DDP_BUCKET_BYTES = 25 << 20
@@ -16,7 +16,12 @@ DDP_BUCKET_BYTES = 25 << 20
 class Carrier(Protocol):
     """Who carries the pieces out: timed, replayed, or just so."""
 
-    def local(self, phase: Literal["compress", "decompress"], run: Callable[[], None]) -> None: ...
+    def local(
+        self,
+        phase: Literal["compress", "decompress"],
+        run: Callable[[], None],
+        work: CodecWork | None = None,
+    ) -> None: ...
 
     def start(self, wire: Wire) -> None: ...
 
@@ -29,8 +34,8 @@ class InOrder:
     def __init__(self) -> None:
         self._under_way: list[Wire] = []
 
-    def local(self, phase: str, run: Callable[[], None]) -> None:
-        del phase
+    def local(self, phase: str, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        del phase, work
         run()
 
     def start(self, wire: Wire) -> None:
@@ -90,7 +95,7 @@ def _run(carrier: Carrier, bucket: Sequence[Stage], level: int) -> None:
     if level and (before := bucket[level - 1].wire) is not None:
         carrier.finish(before)
     for piece in bucket[level].locals:
-        carrier.local(piece.phase, piece.run)
+        carrier.local(piece.phase, piece.run, piece.work)
     if (wire := bucket[level].wire) is not None:
         carrier.start(wire)
 

@@ -19,11 +19,24 @@ from netsim_ddp.compression.statistics import Statistics
 
 
 @dataclass(frozen=True)
+class CodecWork:
+    """What a piece compresses and decompresses, for whoever knows what that takes on another device."""
+
+    selected: tuple[int, int] | None = None
+    """``(n, k)``: k entries selected of n, with feedback."""
+    encoded: tuple[int, ...] = ()
+    """The entries of each message written."""
+    decoded: tuple[int, ...] = ()
+    """The entries of each message read and added."""
+
+
+@dataclass(frozen=True)
 class Local:
-    """Work of this rank alone, counted as ``phase``."""
+    """Work of this rank alone, counted as ``phase``; ``work`` where it is all the codec's."""
 
     phase: Literal["compress", "decompress"]
     run: Callable[[], None]
+    work: CodecWork | None = None
 
 
 class Wire(ABC):

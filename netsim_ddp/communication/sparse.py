@@ -21,7 +21,7 @@ from netsim_ddp.communication.dense import DenseAllReduce
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
-from netsim_ddp.communication.segments import Group, Local, Method, Segment
+from netsim_ddp.communication.segments import CodecWork, Group, Local, Method, Segment
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
@@ -216,7 +216,12 @@ class TopKAllGather(SelectedEntries):
         return self._average
 
     def _exchange(self) -> list[Segment]:
-        return [Local("compress", self._compress), self._gather, Local("decompress", self._sum)]
+        k = self.selection.budget.final
+        return [
+            Local("compress", self._compress, CodecWork((self.flat.numel, k), encoded=(k,))),
+            self._gather,
+            Local("decompress", self._sum, CodecWork(decoded=(k,) * self.group.world_size)),
+        ]
 
     def _compress(self) -> None:
         self._failure = None
@@ -245,8 +250,8 @@ class TopKAllGather(SelectedEntries):
         if refused:
             self._refuse(refused[0], self._failure)
         # In rank order, so that every rank computes the same bits.
-        for message in self._messages:
-            values, indices = self._mailbox.read(message)
+        for sender, message in enumerate(self._messages):
+            values, indices = self._mailbox.read(message, sender)
             indices = indices.to(total.device)
             add_at(total, indices, values.to(total.device) / self.group.world_size)
             self._written.append(indices)

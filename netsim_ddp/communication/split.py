@@ -19,7 +19,7 @@ from torch import Tensor
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
-from netsim_ddp.communication.segments import Group, Local, Segment
+from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
@@ -97,12 +97,16 @@ class TopKSplitReduce(SelectedEntries):
         return self._average
 
     def _exchange(self) -> list[Segment]:
+        ranks, k = self.group.world_size, self.selection.budget.final
+        asked = (math.ceil(k / ranks),) * ranks
+        answered = tuple(self._owned_count(rank, k) for rank in range(ranks))
+        mine, size = answered[self.group.rank], self.sums.numel()
         return [
-            Local("compress", self._compress),
+            Local("compress", self._compress, CodecWork((self.flat.numel, k), encoded=asked)),
             self._scatter,
-            Local("decompress", self._sum),
+            Local("decompress", self._sum, CodecWork((size, mine), encoded=(mine,), decoded=asked)),
             self._gather,
-            Local("decompress", self._write),
+            Local("decompress", self._write, CodecWork(decoded=answered)),
         ]
 
     def _compress(self) -> None:
@@ -147,8 +151,8 @@ class TopKSplitReduce(SelectedEntries):
             self._refuse(refused[0], self._failure)
         # In rank order, so that the sums do not depend on which message came first.
         locals_ = []
-        for message in messages:
-            values, local = self._up[mine].read(message)
+        for sender, message in enumerate(messages):
+            values, local = self._up[mine].read(message, sender)
             add_at(self.sums, local.to(self.sums.device), values.to(self.sums.device))
             locals_.append(local)
         values, local = self._largest() if self.keep else self._all(locals_)
@@ -180,7 +184,7 @@ class TopKSplitReduce(SelectedEntries):
         if self.skipped:
             return
         for owner, (mailbox, message) in enumerate(zip(self._down, self._answers, strict=True)):
-            values, local = mailbox.read(message)
+            values, local = mailbox.read(message, owner)
             values, local = values.to(self._average.device), local.to(self._average.device)
             positions = torch.empty_like(local)
             self.shares.write(owner, values, local, float(self.group.world_size), self._average, positions)

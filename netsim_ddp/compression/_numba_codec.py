@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netsim_ddp.compression import _vector as vector
-from netsim_ddp.compression._numba_kernels import F32, I32, I64, AnyInt, _jit
+from netsim_ddp.compression._numba_kernels import F32, I32, I64, _jit
 
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
@@ -33,7 +33,7 @@ def _unary_bits(gaps: I32, rice: int) -> int:
 
 
 @_jit
-def plan(indices: AnyInt, begin: int, end: int, table: U32) -> bool:
+def plan(indices: I32, begin: int, end: int, table: U32) -> bool:
     """Fill the ``table`` of blocks ``begin`` to ``end``; False where the indices do not ascend."""
     gaps = np.empty(BLOCK, np.int32)
     for block in range(begin, end):
@@ -83,7 +83,7 @@ def check(table: U32, k: int, numel: int, starts: I64) -> int:
 
 
 @_jit
-def pack(indices: AnyInt, begin: int, end: int, table: U32, starts: I64, words: U32) -> None:
+def pack(indices: I32, begin: int, end: int, table: U32, starts: I64, words: U32) -> None:
     """Write the words of blocks ``begin`` to ``end`` to their places."""
     for block in range(begin, end):
         part = indices[block * BLOCK : min((block + 1) * BLOCK, indices.shape[0])]
@@ -198,10 +198,8 @@ def warm() -> None:
     """Compile every signature in use."""
     table, words, starts = np.zeros(2, np.uint32), np.zeros(2, np.uint32), np.zeros(1, np.int64)
     places = np.zeros(1, np.int32)
-    positions: list[AnyInt] = [places, np.zeros(1, np.int64)]
-    for indices in positions:
-        plan(indices, 0, 1, table)
-        pack(indices, 0, 1, table, starts, words)
+    plan(places, 0, 1, table)
+    pack(places, 0, 1, table, starts, words)
     check(table, 1, 1, starts)
     unpack(table, words, 0, 1, 1, 1, starts, places)
     values, levels = np.zeros(1, np.float32), np.zeros(1, np.int8)

@@ -80,6 +80,10 @@ def pack(indices: Tensor, threads: int) -> Tensor:
         if words is None:
             raise ValueError("indices must ascend")
         return _octets(words)
+    if indices.dtype != torch.int32:
+        if not bool((indices[1:] > indices[:-1]).all()):  # before large ones wrap around
+            raise ValueError("indices must ascend")
+        indices = indices.to(torch.int32)
     source = indices.detach().contiguous().numpy()
     blocks = -(-k // BLOCK)
     table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
-WAKE_UP_S = 85e-6
-CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.33e-3, 0.3e-3, 0.5e-3
+WAKE_UP_S = 75e-6
+CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.315e-3, 0.3e-3, 0.5e-3
 HOST_BPS = 4 * 10**9
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
 

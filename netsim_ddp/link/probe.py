@@ -63,12 +63,22 @@ def probe(link: Link) -> ProbeReport | None:
     spec = link.spec.at_start
     seconds = min(1.0, max(0.4, 2_000_000 * 8 / spec.slowest_bps))
     pairs = list(spec.ring())
+    if link.spec.credit_bytes is not None:  # what is left when half of it is spent is still all peak
+        seconds = min(seconds, link.spec.credit_bytes * 8 / spec.fastest_bps / 2)
     with Peers(link) as peers:
+        _refill(link)
         alone = peers.bulk([spec.slowest_pair], seconds)
+        _refill(link)
         together = peers.bulk(pairs, seconds)
     # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
     shares = [got / goodput(spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
     return ProbeReport(alone[0], min(shares) * spec.ceiling_bps)
+
+
+def _refill(link: Link) -> None:
+    """Give a link with credit all of it back; one that changes in time stays at its first rates."""
+    if link.spec.credit_bytes is not None:
+        link.begin()
 
 
 def check(link: Link, report: ProbeReport) -> None:
@@ -229,7 +239,7 @@ class Peers:
     def _tell(self, rank: int, **message: Any) -> None:
         try:
             self._controls[rank].sendall(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
 
     def _hear(self, rank: int) -> dict[str, Any]:
@@ -238,8 +248,10 @@ class Peers:
             while not line.endswith(b"\n"):
                 byte = self._controls[rank].recv(1)
                 if not byte:
-                    raise EnvironmentFault(f"the probe of rank {rank} ended early")
+                    raise ConnectionResetError
                 line += byte
+        except ConnectionResetError:
+            raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
         except TimeoutError:
             raise EnvironmentFault(f"the probe of rank {rank} is silent for {DEADLINE_S:g} s") from None
         message: dict[str, Any] = json.loads(line)

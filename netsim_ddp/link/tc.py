@@ -16,25 +16,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from netsim_ddp.errors import LinkUnavailable, NetsimError
-from netsim_ddp.link.base import Counters, Endpoint, Exit, Link, Process
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.base import Counters, Endpoint, Link, Process
+from netsim_ddp.link.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.driver import Driver
-from netsim_ddp.link.helper import MESSAGE_BYTES
 from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 from netsim_ddp.units import format_bytes
 
-ANSWER_TIMEOUT_S = 60.0
 MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
 _TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
@@ -50,7 +46,7 @@ class TcLink(Link):
         self.shapes = Shapes.of(spec)
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._pipes: dict[int | None, int] = {}
         self._driver: Driver | None = None
 
@@ -67,7 +63,7 @@ class TcLink(Link):
             most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
             hint = "--credit 4GB, or use --link bucket"
             raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
-        self._channel = _open_channel()
+        self._channel = open_channel()
         try:
             self._make()
         except BaseException:
@@ -194,7 +190,7 @@ class TcLink(Link):
                 cwd=os.getcwd(),
                 share_namespaces=share_namespaces,
             )
-        return _Remote(channel, int(answer["pid"]))
+        return RemoteProcess(channel, int(answer["pid"]))
 
     def counters(self) -> list[Counters]:
         if self._driver is not None and self._driver.failure is not None:
@@ -222,7 +218,7 @@ class TcLink(Link):
         found: list[dict[str, Any]] = json.loads(done["out"])
         return found
 
-    def _connected(self) -> _Channel:
+    def _connected(self) -> Channel:
         if self._channel is None:
             raise RuntimeError("the link is used outside its with block")
         return self._channel
@@ -254,145 +250,6 @@ def _batches(steps: list[Step]) -> Iterator[tuple[int | None, list[Step]]]:
         batch.append(step)
     if batch:
         yield batch[0].rank, batch
-
-
-class _Remote(Process):
-    """A process that the helper started; its end is an event on the channel."""
-
-    def __init__(self, channel: _Channel, pid: int) -> None:
-        self._channel, self._pid = channel, pid
-
-    def poll(self) -> Exit | None:
-        self._channel.drain()
-        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
-        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
-        return self._channel.exits.get(self._pid, gone)
-
-    def kill(self) -> None:
-        if self.poll() is None:
-            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
-
-    def signal(self, number: int) -> None:
-        if self.poll() is None:
-            self._channel.ask("kill", pid=-self._pid, number=number)
-
-
-class _Channel:
-    """The command's end of the helper's socket, and the helper process itself."""
-
-    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        self.control, self.process = control, process
-        self.exits: dict[int, Exit] = {}
-        self.broken = False
-
-    def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
-        """Send one request and wait for its answer; events that come first are kept."""
-        try:
-            socket.send_fds(self.control, [json.dumps({"request": request, **arguments}).encode()], list(fds))
-            return self.receive_answer()
-        except (BrokenPipeError, ConnectionResetError):
-            raise LinkUnavailable("the process that holds the link died", hint="run it again") from None
-
-    def receive_answer(self) -> dict[str, Any]:
-        while True:
-            message = self._receive(ANSWER_TIMEOUT_S)
-            if message is None:
-                raise LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
-            if "error" in message:
-                raise _HelperError(message["error"], message.get("errno"))
-            if "answer" in message:
-                answer: dict[str, Any] = message["answer"]
-                return answer
-
-    def drain(self) -> None:
-        """Take in every event that has arrived, without waiting."""
-        while True:
-            try:
-                if self._receive(0) is None:
-                    return
-            except LinkUnavailable:
-                self.broken = True
-                return
-
-    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        self.control.settimeout(timeout_s)
-        try:
-            data = self.control.recv(MESSAGE_BYTES)
-        except (TimeoutError, BlockingIOError):
-            return None
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise LinkUnavailable("the process that holds the link died", hint="run it again")
-        message: dict[str, Any] = json.loads(data)
-        if message.get("event") == "exit":
-            self.exits[message["pid"]] = Exit(message["code"], message["signal"])
-        return message
-
-    def close(self) -> None:
-        """Hang up: the helper exits, and with it all that runs in its namespaces."""
-        self.control.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(timeout=10)
-
-
-class _HelperError(NetsimError):
-    def __init__(self, message: str, code: int | None) -> None:
-        super().__init__(message)
-        self.errno = code
-
-
-def _open_channel() -> _Channel:
-    """Start a helper: in the host's user namespace as root, else (or when that is refused) in one of its own."""
-    modes = ["host", "user"] if os.geteuid() == 0 else ["user"]
-    for mode in modes:
-        try:
-            return _start_helper(mode)
-        except _HelperError as error:
-            refusal = error
-    raise LinkUnavailable(f"namespaces are not allowed here ({refusal.message})", hint=namespace_hint())
-
-
-def _start_helper(mode: str) -> _Channel:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "netsim_ddp.link.helper", str(theirs.fileno()), mode],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            start_new_session=True,
-        )
-    channel = _Channel(ours, process)
-    try:
-        channel.receive_answer()
-    except BaseException:
-        channel.close()
-        raise
-    return channel
-
-
-def namespace_hint() -> str:
-    """What stops user namespaces on this machine, and the line that lifts it."""
-    for sysctl, blocked in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-        ("kernel/unprivileged_userns_clone", "0"),
-        ("user/max_user_namespaces", "0"),
-    ):
-        try:
-            with open(f"/proc/sys/{sysctl}", encoding="ascii") as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value == blocked:
-            allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
-            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}, or use --link bucket"
-    if os.path.exists("/.dockerenv"):
-        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN, or use --link bucket"
-    return "run as root, or use --link bucket"
 
 
 @contextmanager

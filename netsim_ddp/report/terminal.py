@@ -168,6 +168,8 @@ def _replay_line(result: Result, cells: Sequence[Cell]) -> str:
     threads = sorted({cell.threads for cell in cells})
     plural = "" if threads == [1] else "s"
     parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
+    if sources := dict.fromkeys(cell.substituted for cell in cells if cell.substituted):
+        parts[-1] = f"codec SUBSTITUTED: {_listed(list(sources))}"
     return clean(" | ".join(parts))
 
 

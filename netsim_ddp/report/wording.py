@@ -44,6 +44,8 @@ def label(cell: Cell, cells: Sequence[Cell]) -> str:
         parts.append(f"threads={cell.threads}")
     if cell.overlap:
         parts.append("overlap")
+    if cell.substituted:
+        parts.append("substituted")
     return clean(",".join([cell.method, *parts]))
 
 

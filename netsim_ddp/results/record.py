@@ -56,6 +56,7 @@ class LinkRecord(Strict):
     shape: str | None = None
     credit_bytes: int | None = None
     queue_s: float | None = None
+    delay_s: float = 0.0
     varies: bool = False
     host_limited: bool = False
 
@@ -177,6 +178,8 @@ class Cell(Strict):
     threads: int
     device: str = "cpu"
     backend: str = "gloo"
+    substituted: str | None = None
+    """Where the codec's times come from, if they were not measured in this run."""
     link: LinkRecord
     repeats: list[RepeatRecord] = Field(default_factory=list)
     summary: Summary | None = None

@@ -129,14 +129,15 @@ def _measure(cell: Cell) -> Summary | None:
 
 
 def ideal_ratio(cell: Cell) -> float | None:
-    """How long the cell's communication takes against bytes / line rate; None where the link has no constant rate.
+    """How long the cell's communication takes against bytes / line rate; None where that is no ideal: the rate
+    changes, or a delay adds its rounds.
 
     The median over ranks and steps: a single rank that was scheduled late does not make a host slow.
     """
     ranks = [rank for repeat in cell.repeats for rank in repeat.ranks if rank.steps]
     predicted = [rank.predicted_tx_bytes / len(rank.steps) for rank in ranks if rank.predicted_tx_bytes]
     rate = cell.link.configured_bps or cell.bandwidth_bps
-    if not rate or not predicted or cell.link.varies:
+    if not rate or not predicted or cell.link.varies or cell.link.delay_s:
         return None
     took = stats.median([step.communicate_s for rank in ranks for step in rank.steps])
     return took * rate / 8 / stats.median(predicted)

@@ -40,7 +40,11 @@ def build():
 
 
 def run(
-    folder: Path, fault: str, *words: str, at_build: str = "pass"
+    folder: Path,
+    fault: str,
+    *words: str,
+    at_build: str = "pass",
+    methods: tuple[str, str] = ("dense,overlap=off", "topk"),
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     text = MODEL.replace("{fault}", fault).replace("{at_build}", at_build)
     (folder / "faulty.py").write_text(text, encoding="utf-8")
@@ -59,7 +63,7 @@ def run(
     ]
     begin = time.monotonic()
     done = subprocess.run(
-        [*command, "--method", "dense,overlap=off", "--method", "topk", *words],
+        [*command, *(word for method in methods for word in ("--method", method)), *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])},
         capture_output=True,
@@ -102,6 +106,46 @@ def test_a_failing_rank_is_named_and_what_was_measured_stays(
     assert topk.repeats == []
     assert topk.error is not None
     assert said in topk.error
+
+
+DAMAGE = '''
+from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.sparse import TopKAllGather
+from netsim_ddp.communication.split import TopKSplitReduce
+
+class Gather(TopKAllGather):
+    """Rank 1's third message is not what it wrote."""
+    steps = 0
+    def _compress(self):
+        super()._compress()
+        self.steps += 1
+        if self.group.rank == 1 and self.steps == 3:
+            self._messages[1][{where}] ^= 255
+
+class Split(TopKSplitReduce):
+    """The same of what it sends to an owner."""
+    steps = 0
+    def _compress(self):
+        super()._compress()
+        self.steps += 1
+        if self.group.rank == 1 and self.steps == 3:
+            self._requests[0][{where}] ^= 255
+'''
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("Gather", "slice(4, 8)"), ("Split", "slice(8, 12)")],
+)
+def test_a_damaged_message_names_its_sender_and_ends_the_run(tmp_path: Path, kind: str, where: str) -> None:
+    (tmp_path / "damage.py").write_text(DAMAGE.replace("{where}", where), encoding="utf-8")
+    words = ["--model", "simple_cnn", "--workers", "3", "--timeout", "5s"]
+    done, _ = run(tmp_path, "pass", *words, methods=("dense,overlap=off", f"damage:{kind},ratio=0.01"))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "rank 1 sent a damaged message" in done.stderr.strip().splitlines()[-1]
+    result = load(tmp_path / "out.json")
+    assert result.status == "partial"
+    assert [len(cell.repeats) for cell in result.cells] == [1, 0]
 
 
 def test_a_failure_before_the_first_repeat_leaves_a_failed_result(tmp_path: Path) -> None:

@@ -114,9 +114,24 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("way", "workers"), [(way, 2 + index % 2) for index, way in enumerate(WAYS)])
-def test_the_hook_gives_the_backends_bits(way: str, workers: int) -> None:
-    assert on_ranks(same_as_backend, workers, WAYS[way]) == [[]] * workers
+def everything(rank: int, workers: int) -> dict[str, Any]:
+    return {
+        **{way: same_as_backend(rank, workers, options) for way, options in WAYS.items()},
+        "resumed": resumed(rank, workers),
+        "refused": refused(rank, workers),
+        "wrong use": wrong_use(rank, workers),
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return on_ranks(everything, request.param)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_hook_gives_the_backends_bits(found: list[dict[str, Any]], way: str) -> None:
+    for rank in found:
+        assert rank[way] == []
 
 
 def test_the_hook_works_on_the_bucket_link() -> None:
@@ -169,9 +184,9 @@ def resumed(rank: int, workers: int) -> list[str]:
     return differ
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_checkpoint_goes_on_with_the_same_bits(workers: int) -> None:
-    assert on_ranks(resumed, workers) == [[]] * workers
+def test_a_checkpoint_goes_on_with_the_same_bits(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["resumed"] == []
 
 
 def refused(rank: int, workers: int) -> dict[str, Any]:
@@ -196,10 +211,11 @@ def refused(rank: int, workers: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_gradient_that_is_not_finite_makes_its_step_nan_everywhere_and_no_other(workers: int) -> None:
-    for found in on_ranks(refused, workers):
-        for method, (finite, said) in found.items():
+def test_a_gradient_that_is_not_finite_makes_its_step_nan_everywhere_and_no_other(
+    found: list[dict[str, Any]],
+) -> None:
+    for rank in found:
+        for method, (finite, said) in rank["refused"].items():
             assert finite == [(True, False), (False, True), (True, False), (True, False)], method
             assert said == 1, method
 
@@ -224,10 +240,12 @@ def wrong_use(rank: int, workers: int) -> list[str]:
     return messages
 
 
-def test_wrong_use_is_named() -> None:
-    for messages in on_ranks(wrong_use, 2):
-        assert "call state.bind(model.named_parameters()) first" in messages[0]
-        assert "a parameter of shape" in messages[1]
+def test_wrong_use_is_named(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        unbound, stranger, *others = rank["wrong use"]
+        assert "call state.bind(model.named_parameters()) first" in unbound
+        assert "a parameter of shape" in stranger
+        assert len(others) == 3
 
 
 def one_rank(rank: int, workers: int) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import select
+
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.channel import open_channel
 from netsim_ddp.link.plan import Shapes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc import TcLink, find_tool, usable
@@ -84,6 +88,17 @@ def test_the_configuration_is_read_back() -> None:
             LinkUnavailable, match=r"tc on eth0 was told 90000000 bit/s, .* made it 100000000 bit/s"
         ):
             link._check_configuration()
+
+
+def test_a_command_that_vanishes_with_an_answer_unread_is_hanging_up(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    channel = open_channel()
+    channel.control.send(json.dumps({"request": "run", "argv": ["true"], "rank": None}).encode())
+    assert select.select([channel.control], [], [], 20)[0]
+    channel.control.close()  # what is unread makes the kernel reset the connection
+    assert channel.process.wait(20) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_more_credit_than_tc_can_hold_is_refused_with_what_can() -> None:

@@ -1,0 +1,157 @@
+"""The command's end of the socket to a link's helper: start one, ask it, hang up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from netsim_ddp.errors import LinkUnavailable, NetsimError
+from netsim_ddp.link.base import Exit, Process
+from netsim_ddp.link.helper import MESSAGE_BYTES
+
+ANSWER_TIMEOUT_S = 60.0
+
+
+class RemoteProcess(Process):
+    """A process that the helper started; its end is an event on the channel."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self._channel, self._pid = channel, pid
+
+    def poll(self) -> Exit | None:
+        self._channel.drain()
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
+
+
+class Channel:
+    """The command's end of the helper's socket, and the helper process itself."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control, self.process = control, process
+        self.exits: dict[int, Exit] = {}
+        self.broken = False
+
+    def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer; events that come first are kept."""
+        try:
+            socket.send_fds(self.control, [json.dumps({"request": request, **arguments}).encode()], list(fds))
+            return self.receive_answer()
+        except (BrokenPipeError, ConnectionResetError):
+            raise LinkUnavailable("the process that holds the link died", hint="run it again") from None
+
+    def receive_answer(self) -> dict[str, Any]:
+        while True:
+            message = self._receive(ANSWER_TIMEOUT_S)
+            if message is None:
+                raise LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
+            if "error" in message:
+                raise HelperError(message["error"], message.get("errno"))
+            if "answer" in message:
+                answer: dict[str, Any] = message["answer"]
+                return answer
+
+    def drain(self) -> None:
+        """Take in every event that has arrived, without waiting."""
+        while True:
+            try:
+                if self._receive(0) is None:
+                    return
+            except LinkUnavailable:
+                self.broken = True
+                return
+
+    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        self.control.settimeout(timeout_s)
+        try:
+            data = self.control.recv(MESSAGE_BYTES)
+        except (TimeoutError, BlockingIOError):
+            return None
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise LinkUnavailable("the process that holds the link died", hint="run it again")
+        message: dict[str, Any] = json.loads(data)
+        if message.get("event") == "exit":
+            self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+        return message
+
+    def close(self) -> None:
+        """Hang up: the helper exits, and with it all that runs in its namespaces."""
+        self.control.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+
+class HelperError(NetsimError):
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.errno = code
+
+
+def open_channel() -> Channel:
+    """Start a helper: in the host's user namespace as root, else (or when that is refused) in one of its own."""
+    modes = ["host", "user"] if os.geteuid() == 0 else ["user"]
+    for mode in modes:
+        try:
+            return _start_helper(mode)
+        except HelperError as error:
+            refusal = error
+    raise LinkUnavailable(f"namespaces are not allowed here ({refusal.message})", hint=namespace_hint())
+
+
+def _start_helper(mode: str) -> Channel:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "netsim_ddp.link.helper", str(theirs.fileno()), mode],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
+        )
+    channel = Channel(ours, process)
+    try:
+        channel.receive_answer()
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def namespace_hint() -> str:
+    """What stops user namespaces on this machine, and the line that lifts it."""
+    for sysctl, blocked in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("user/max_user_namespaces", "0"),
+    ):
+        try:
+            with open(f"/proc/sys/{sysctl}", encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == blocked:
+            allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
+            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}, or use --link bucket"
+    if os.path.exists("/.dockerenv"):
+        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN, or use --link bucket"
+    return "run as root, or use --link bucket"
