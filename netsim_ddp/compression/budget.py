@@ -87,6 +87,7 @@ class Budget:
         self._sizes, self._whole = np.array(sizes, np.int64), np.array(whole, bool)
         self.offsets = torch.tensor(list(itertools.accumulate(sizes, initial=0)))
         """int64 [L + 1], as :mod:`netsim_ddp.compression.kernels` wants them."""
+        self._by_ratio: dict[float, I64] = {}
         self._tails = Tails(self._sizes) if options.adaptive else None
 
     def counts(self) -> Tensor:
@@ -96,8 +97,10 @@ class Budget:
 
     def _fixed(self, step: int) -> I64:
         ratio = self._options.ratio_at(step)
-        counts = [entry_count(int(size), ratio) for size in self._sizes]
-        return np.where(self._whole, self._sizes, counts).astype(np.int64)
+        if ratio not in self._by_ratio:
+            counts = [entry_count(int(size), ratio) for size in self._sizes]
+            self._by_ratio[ratio] = np.where(self._whole, self._sizes, counts).astype(np.int64)
+        return self._by_ratio[ratio]
 
     @property
     def total(self) -> int:
