@@ -44,6 +44,10 @@ LIGHT = [
     ".report.terminal",
     ".link.tc",
     ".link.probe",
+    ".bench.runner",
+    ".bench.launched",
+    ".bench.prober",
+    ".bench.method_check",
     ".link.options",
 ]
 

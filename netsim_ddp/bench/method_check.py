@@ -9,7 +9,7 @@ from typing import Any
 
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
-from netsim_ddp.communication.cost import acknowledgement_bytes
+from netsim_ddp.communication.framing import acknowledgement_bytes
 from netsim_ddp.errors import RankError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.choose import choose

@@ -25,6 +25,7 @@ from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.pipeline import InOrder, pipeline, stages
 from netsim_ddp.communication.segments import Group, Local, Method, Segment, Wire
 from netsim_ddp.references import one_line
@@ -215,7 +216,7 @@ def sends(bench: Bench) -> dict[str, Any]:
         nonlocal declared
         for step in range(STEPS):
             run.step(step)
-            declared += cost.wire_bytes(cost.messages(run.segments))
+            declared += wire_bytes(cost.messages(run.segments))
 
     counted(steps)
     run.flat.data.copy_(bench.gradient(run.flat.numel, STEPS))

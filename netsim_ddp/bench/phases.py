@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
-
 from netsim_ddp.results.record import StepRecord
 
 Phase = Literal["compute", "compress", "send", "wire", "decompress", "optimizer", "other"]
@@ -37,22 +35,6 @@ class HostClock:
 
     def seconds(self, marks: Sequence[float]) -> list[float]:
         return list(marks)
-
-
-class CudaClock:
-    """CUDA events, for work that is only queued when the call returns; no synchronisation within the step."""
-
-    def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def seconds(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        last.record()
-        last.synchronize()
-        now = time.monotonic()
-        return [now - mark.elapsed_time(last) / 1e3 for mark in marks]
 
 
 @dataclass

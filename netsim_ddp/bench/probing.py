@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from netsim_ddp.bench.joining import join
 from netsim_ddp.bench.task import Task
-from netsim_ddp.communication.cost import wire_bytes
 from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.bench.phases import StepSample, settle
-from netsim_ddp.communication.cost import acknowledgement_bytes
+from netsim_ddp.communication.framing import acknowledgement_bytes
 from netsim_ddp.link.base import Counters
 from netsim_ddp.results.record import RankRecord, RepeatRecord
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.cuda_clock import CudaClock
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
-from netsim_ddp.bench.phases import CudaClock, HostClock, StepSample, StepTimer
+from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.bench.programs import BucketedTraining, Emulated, OverlappedTraining, Program, Training
 from netsim_ddp.bench.recordings import recorded
 from netsim_ddp.bench.selected import selected
@@ -22,6 +23,7 @@ from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.link.hosts import interface_counters
@@ -134,7 +136,7 @@ class StepsTask(Task):
         self.step += 1
         sample = program.step(execution)
         if self._measuring:
-            self._predicted_bytes += cost.wire_bytes(cost.messages(program.wires))
+            self._predicted_bytes += wire_bytes(cost.messages(program.wires))
             self._payload_bytes += cost.payload_bytes(program.wires)
             if (wanted := self.scenario["statistics"]) != "none":
                 self._statistics.append(program.statistics(layers=wanted == "layers"))
