@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from netsim_ddp.communication.adam import CompressedAdam
     from netsim_ddp.communication.backend import DistributedBackend
     from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
     from netsim_ddp.compression import get_compressor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CompressedAdam": "netsim_ddp.communication.adam",
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
     "HookState": "netsim_ddp.communication.hooks",
@@ -33,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CompressedAdam",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",

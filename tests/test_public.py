@@ -10,6 +10,7 @@ import pytest
 import netsim_ddp
 
 NAMES = {
+    "CompressedAdam",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",
