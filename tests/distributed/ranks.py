@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
+import json
 import multiprocessing
 import os
 import pickle
 import queue
+import select
 import subprocess
 import sys
 import tempfile
@@ -28,20 +32,53 @@ def on_ranks(
     ``function`` is found by file and name, since it runs in other interpreters; what it returns is pickled.
     """
     with tempfile.TemporaryDirectory() as folder:
-        answer = os.path.join(folder, "answer")
         request = (function.__code__.co_filename, function.__name__, workers, args, folder, bucket_bps)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__],
-            input=pickle.dumps(request),
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            capture_output=True,
-            timeout=DEADLINE_S + 60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
-        with open(answer, "rb") as file:
+        error = _server().ask(request)
+        assert not error, error
+        with open(os.path.join(folder, "answer"), "rb") as file:
             found: list[Any] = pickle.load(file)
     return found
+
+
+class _Server:
+    """This file as a program: it imports torch once for all tests, and forks the ranks of one after the other."""
+
+    def __init__(self) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+        atexit.register(self.close)
+
+    def ask(self, request: Any) -> str:
+        """What went wrong, or nothing. A server that fell silent or died is ended; the next test starts another."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump(request, self.process.stdin)
+        self.process.stdin.flush()
+        line = b""
+        if select.select([self.process.stdout], [], [], DEADLINE_S + 60)[0]:
+            line = self.process.stdout.readline()
+        if not line:
+            _server.cache_clear()
+            self.close()
+            self.errors.seek(0)
+            return "the ranks did not answer: " + self.errors.read().decode()[-4000:]
+        error: str = json.loads(line)
+        return error
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+
+@functools.cache
+def _server() -> _Server:
+    return _Server()
 
 
 def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
@@ -74,19 +111,16 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
         raise
 
 
-def main() -> None:
-    import torch  # noqa: F401 - imported once, before the fork
-
+def _serve(request: Any) -> str:
     from netsim_ddp.link.arrivals import ArrivalTable
 
-    request = pickle.load(sys.stdin.buffer)
     workers, folder = request[2], request[4]
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    arrivals = ArrivalTable(workers)
+    arrivals = ArrivalTable(workers) if request[5] is not None else None
     ranks = [
-        context.Process(target=_rank, args=(rank, request, arrivals, results), daemon=True)
-        for rank in range(workers)
+        context.Process(target=_rank, args=(r, request, arrivals, results), daemon=True)
+        for r in range(workers)
     ]
     for process in ranks:
         process.start()
@@ -95,18 +129,38 @@ def main() -> None:
         for _ in ranks:
             rank, value, error = results.get(timeout=DEADLINE_S)
             if error:
-                sys.exit(f"rank {rank}: {error}")
+                return f"rank {rank}: {error}"
             found[rank] = value
         for process in ranks:
             process.join(20)
     except queue.Empty:
-        sys.exit(f"only ranks {sorted(found)} answered within {DEADLINE_S} s")
+        return f"only ranks {sorted(found)} answered within {DEADLINE_S} s"
     finally:
         for process in ranks:
             if process.is_alive():
                 process.kill()
+            process.join()
     with open(os.path.join(folder, "answer"), "wb") as file:
         pickle.dump([found[rank] for rank in range(workers)], file)
+    return ""
+
+
+def main() -> None:
+    import torch._dynamo  # which a rank's first optimizer would import
+
+    from netsim_ddp.communication import backend  # noqa: F401
+    from netsim_ddp.compression import kernels
+
+    torch.set_num_threads(1)
+    kernels.warm()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a test prints is no answer
+    while True:
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        print(json.dumps(_serve(request)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
