@@ -13,8 +13,8 @@ from tests.distributed.test_run import measured, tc_or_skip
 RUN = ["--compute", "20ms", "--workers", "2", "--steps", "4", "--warmup", "1", "--repeats", "1"]
 METHODS = ["--method", "dense,overlap=off", "--method", "topk,overlap=off,ratio=0.05"]
 LINKS = {
-    "equal": ["--bandwidth", "50mbps"],
-    "unequal": ["--bandwidth", "200mbps:100mbps", "--slow-rank", "1=50mbps"],
+    "equal": ["--bandwidth", "100mbps"],
+    "unequal": ["--bandwidth", "400mbps:200mbps", "--slow-rank", "1=100mbps"],
 }
 
 
