@@ -31,11 +31,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # it reads [auto] as markup and drops it
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command()(run)
-app.command()(probe)
-app.command(context_settings={"allow_interspersed_args": False})(launch)
-app.command()(check)
-app.command()(doctor)
+# A line of the list of commands; 80 columns cut anything longer.
+app.command(short_help="Measure a training step, compressed beside dense.")(run)
+app.command(short_help="Measure a link before trusting it.")(probe)
+app.command(
+    short_help="Run any program on the link, a network per rank.",
+    context_settings={"allow_interspersed_args": False},
+)(launch)
+app.command(short_help="Test a method of your own on real ranks.")(check)
+app.command(short_help="See what this machine can do.")(doctor)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 
