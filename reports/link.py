@@ -98,7 +98,7 @@ Communicate time per step in ms, and the bytes at the tc link's interface agains
 
 - A token bucket lets one packet through at once: 1.2 ms at 10 Mbit/s, 7% of a 20 kB message.
 - At 1 Gbit/s and 8 ranks on 2 cores a burst small enough for 100 kB messages starves dense all-reduce, so they get some
-  credit. A Top-K exchange at P=8 sends about 30 kB to each peer one after the other, and is not idle in between.
+  credit: 0.4 ms of one. A message that follows another at once gets none.
 - The bucket and tc differ by a millisecond or two where a step's exchange takes a few: rounds of small messages cost
   the host's scheduling on one and the timer's on the other.""")
 
