@@ -55,6 +55,18 @@ def namespaces() -> dict[int, str]:
     return found
 
 
+Left = tuple[dict[int, str], set[str], list[str]]
+
+
+def left_of(mark: str, made: set[str], before: list[str]) -> Left:
+    """Processes with ``mark``, namespaces of ``made`` that are still held, and interfaces not ``before``."""
+    return (
+        marked(mark),
+        made & set(namespaces().values()),
+        [name for name in interfaces() if name not in before],
+    )
+
+
 @pytest.fixture(params=[pytest.param("tc", marks=pytest.mark.privileged), "bucket"])
 def link(request: pytest.FixtureRequest) -> str:
     if request.param == "tc":
@@ -98,10 +110,8 @@ class Running:
     def helper(self) -> int:
         return next(pid for pid, line in marked(self.mark).items() if "link.helper" in line)
 
-    def left(self) -> tuple[dict[int, str], set[str], list[str]]:
-        """Processes, network namespaces and interfaces that the command made and that are still there."""
-        held = self.namespaces & set(namespaces().values())
-        return marked(self.mark), held, [name for name in interfaces() if name not in self.interfaces]
+    def left(self) -> Left:
+        return left_of(self.mark, self.namespaces, self.interfaces)
 
     def nothing_is_left(self) -> None:
         deadline = time.monotonic() + LEFT_S

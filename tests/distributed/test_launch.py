@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.results.launch import Launch
-from tests.distributed.test_cleanup import LEFT_S, MARK, interfaces, marked, namespaces
+from tests.distributed.test_cleanup import LEFT_S, MARK, Left, interfaces, left_of, marked, namespaces
 from tests.distributed.test_run import ordinary_user, tc_or_skip
 from tests.test_cli import ROOT, command, complaint
 
@@ -206,9 +206,8 @@ class Running:
             pid for pid, line in sorted(marked(self.mark).items()) if word in line and pid != self.process.pid
         )
 
-    def left(self) -> tuple[dict[int, str], set[str], list[str]]:
-        held = self.namespaces & set(namespaces().values())
-        return marked(self.mark), held, [name for name in interfaces() if name not in self.interfaces]
+    def left(self) -> Left:
+        return left_of(self.mark, self.namespaces, self.interfaces)
 
     def nothing_is_left(self) -> None:
         deadline = time.monotonic() + LEFT_S
