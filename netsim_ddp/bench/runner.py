@@ -155,6 +155,8 @@ class _Run:
         return Cell(
             id=method.id,
             method=method.name,
+            model=self.scenario.model,
+            dataset=self.scenario.dataset,
             execution="replayed" if self.scenario.execution == "replayed" else "concurrent",
             overlap=bool(params.pop("overlap", False)),
             params=params,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from netsim_ddp.results.record import SCHEMA_VERSION, LinkRecord, Strict, Tool
+from netsim_ddp.results.record import LinkRecord, Strict, Tool
 
 
 class LaunchRank(Strict):
@@ -35,7 +35,7 @@ class LaunchRank(Strict):
 class Launch(Strict):
     """A whole launch. ``exit_code`` is the first failing rank's, and the command's own."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["launch"] = "launch"
     tool: Tool
     created_utc: str

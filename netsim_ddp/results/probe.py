@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from netsim_ddp.results.record import SCHEMA_VERSION, LinkRecord, Strict, Tool
+from netsim_ddp.results.record import LinkRecord, Strict, Tool
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 BULK_TOLERANCE = 0.01
@@ -93,7 +93,7 @@ class Probe(Strict):
     """A whole probe. ``alone``: pairs that sent one after the other; ``together``: every rank to its successor, all
     at once."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["probe"] = "probe"
     tool: Tool
     created_utc: str

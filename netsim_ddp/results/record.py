@@ -1,4 +1,4 @@
-"""The result file: its schema (version 1), written atomically, read with checks.
+"""The result file: its schema, written atomically, read with checks. Version 1 had neither training nor sweeps.
 
 SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
 be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from netsim_ddp.errors import UsageError
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 Mechanism = Literal["tc", "bucket", "host", "none"]
@@ -125,8 +125,32 @@ class RankRecord(Strict):
     steps: list[StepRecord]
 
 
+class EpochRecord(Strict):
+    """One epoch of a training run. ``train_loss`` and ``train_accuracy`` are means over the epoch's steps and all
+    ranks, accuracies fractions of 1; a model without classes has none.
+
+    ``elapsed_s`` is the training clock at the epoch's end, from the run's first step on; it stands still while the
+    model is validated or saved. ``tx_bytes`` is what the rank that sent most sent in this epoch.
+    """
+
+    epoch: int
+    steps: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    elapsed_s: Seconds
+    tx_bytes: int
+    skipped_steps: int = 0
+
+
 class RepeatRecord(Strict):
+    """One fresh set of processes. A training run is one repeat with a ``seed`` of its own; its ranks keep no steps."""
+
     ranks: list[RankRecord]
+    seed: int | None = None
+    epochs: list[EpochRecord] = Field(default_factory=list)
 
 
 class Interval(Strict):
@@ -171,6 +195,11 @@ class Cell(Strict):
     id: str
     method: str
     params: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    """None in files of version 1, whose ``scenario`` names the one model of all cells."""
+    dataset: str | None = None
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """Where in a sweep's matrix the cell stands, as its file writes it: ``{"bandwidth": "100mbps", "workers": 4}``."""
     workers: int
     bandwidth_bps: int | None
     execution: Execution = "concurrent"
@@ -189,7 +218,8 @@ class Cell(Strict):
 class Result(Strict):
     """A whole result file."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    kind: Literal["steps", "training"] = "steps"
     tool: Tool
     created_utc: str
     status: Status

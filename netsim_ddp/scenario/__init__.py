@@ -1,0 +1,7 @@
+"""What to run: frozen, validated settings from flags, a YAML file or a result file. Imports no torch."""
+
+from netsim_ddp.scenario.files import build, build_scenario, validate
+from netsim_ddp.scenario.settings import Settings, available_cores
+from netsim_ddp.scenario.steps import Scenario
+
+__all__ = ["Scenario", "Settings", "available_cores", "build", "build_scenario", "validate"]

@@ -1,0 +1,145 @@
+"""Settings from flags, a YAML file or a result file: precedence is CLI > file > default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.options import with_profile, without_link
+from netsim_ddp.origin import Origin
+from netsim_ddp.scenario.settings import Settings
+from netsim_ddp.scenario.steps import Scenario
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+DESCRIPTION = ("title", "question", "command")
+"""Keys of a file that describe it and set nothing; ``command`` is the netsim command that the file is for."""
+
+
+def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> Scenario:
+    """:func:`build` for ``netsim run``."""
+    return build(Scenario, overrides, config)
+
+
+def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | None = None) -> AnySettings:
+    """Settings from a file (may be None) and the flags that were given, which win.
+
+    Raises:
+        UsageError: an unreadable file, an unknown key, a value out of range.
+    """
+    values = _read(config, overrides) if config is not None else {}
+    if name := overrides.get("link_profile"):
+        # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
+        values = with_profile(without_link(values), str(name))
+    for key, value in overrides.items():
+        if key in kind.spellings:
+            fields = kind.spellings[key].fields
+            others = (
+                name
+                for name, each in kind.spellings.items()
+                if fields == each.fields and name not in overrides
+            )
+            for name in (*fields, *others):
+                values.pop(name, None)
+        values[key] = value
+    return _validate(kind, values, frozenset(overrides), str(config) if config else None)
+
+
+def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
+    """Check ``values``; every failure is one :class:`UsageError` that names its key."""
+    return _validate(Scenario, values, frozenset(), source)
+
+
+def _validate(
+    kind: type[AnySettings], values: Mapping[str, Any], flags: frozenset[str], source: str | None
+) -> AnySettings:
+    quantities = {name: spelling.fields[0] for name, spelling in kind.spellings.items()}
+    origin = Origin(values, flags, source, quantities, _examples(kind))
+    try:
+        return kind.model_validate(dict(values), context=origin)
+    except ValidationError as error:
+        raise origin.explain(error) from None
+
+
+def _examples(kind: type[Settings]) -> dict[str, str]:
+    return {key: str(each.default) for key, each in kind.model_fields.items()} | dict(kind.examples)
+
+
+def read_text(path: Path) -> Any:
+    """What ``path`` holds, YAML or JSON, parsed.
+
+    Raises:
+        UsageError: unreadable, not text, or neither YAML nor JSON.
+    """
+    hint = "name a scenario in YAML or a result file"
+    try:
+        return _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text in UTF-8", hint=hint) from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply to be a scenario", hint=hint) from error
+    except yaml.YAMLError as error:
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark else ""
+        raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
+
+
+def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    data = read_text(path)
+    replayed = isinstance(data, dict) and "schema_version" in data  # everything in it is resolved
+    if replayed:
+        data = data.get("scenario")
+        if isinstance(data, dict):
+            _derive_again(data, overrides)
+    if not isinstance(data, dict):
+        raise UsageError(
+            f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
+        )
+    values = {str(key): value for key, value in data.items() if key not in DESCRIPTION}
+    if not replayed and isinstance(name := values.get("link_profile"), str):
+        values = with_profile(values, name)
+    return values
+
+
+def _parse(text: str) -> Any:
+    """JSON is YAML too, but yaml takes seconds for a result file of a few hundred steps."""
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError):
+            return json.loads(text)
+    return yaml.safe_load(text)
+
+
+def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A result file holds resolved values. Those that followed from a value which a flag now changes must follow
+    the flag, or ``--config result.json --ratio 0.05`` would run at the old ratio."""
+    was_on = data.get("overlap") == "on" or (
+        data.get("compute_s") is not None and data.get("overlap") != "off"
+    )
+    derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
+    methods = data.get("methods")
+    for method in methods if isinstance(methods, list) else []:
+        params = method.get("params") if isinstance(method, dict) else None
+        for option in derived.keys() & overrides.keys():
+            if (
+                isinstance(params, dict)
+                and method.get("name") != "dense"
+                and params.get(option) == derived[option]
+            ):
+                params.pop(option, None)
+    if "model" in overrides:
+        data.pop("dataset", None)
+    if "codec_from" in overrides:
+        data.pop("execution", None)
+    if "workers" in overrides:
+        data.pop("threads", None)
+        data.pop("execution", None)

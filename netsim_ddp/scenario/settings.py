@@ -1,0 +1,152 @@
+"""What a measurement of step times and a training run have in common: model, ranks, methods, link.
+
+Every settings class is frozen and validated. The keys of a file are the long flags with underscores; quantities may be
+written as people do (``bandwidth: 1gbps``) or resolved, with the unit in the key (``bandwidth_bps: 1000000000``), which
+is what result files hold. Nothing here imports torch or a model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.methods import MethodSpec, method_of, takes
+from netsim_ddp.names import check_dataset, check_model, suggest
+from netsim_ddp.origin import Origin
+from netsim_ddp.units import parse_ratio
+
+MAX_WORKERS = 64
+MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
+
+
+class Settings(LinkOptions):
+    """What every run has; every field is printed and saved."""
+
+    spellings: ClassVar[Mapping[str, Spelling]] = {
+        **SPELLINGS,
+        "timeout": Spelling(("timeout_s",), duration),
+        "time_budget": Spelling(("time_budget_s",), duration),
+    }
+    examples: ClassVar[Mapping[str, str]] = {
+        **EXAMPLES,
+        "timeout": "60s",
+        "time_budget": "5min",
+        "time_budget_s": "300",
+        "dataset": "digits",
+        "methods": "[dense, topk]",
+    }
+
+    model: str = "simple_cnn"
+    dataset: str | None = None
+    batch_size: int = Field(default=32, ge=1, le=65536)
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    workers: int = Field(default=4, ge=1, le=MAX_WORKERS)
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+    methods: tuple[MethodSpec, ...] = (MethodSpec(name="dense"), MethodSpec(name="topk"))
+    ratio: float = 0.01
+    overlap: Literal["auto", "on", "off"] = "auto"
+    repeats: int = Field(default=3, ge=1, le=1000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    timeout_s: float = Field(default=60.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
+    time_budget_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any, info: ValidationInfo) -> Any:
+        origin = Origin.of(info)
+        values = dict(data)
+        for key in values:
+            if key not in cls.model_fields and key not in cls.spellings:
+                with origin.naming(key):
+                    raise UsageError(f"unknown key {key!r}", hint=suggest(key, cls.keys()))
+            if key == "overlap" and isinstance(values[key], bool):  # YAML reads on as true
+                values[key] = "on" if values[key] else "off"
+            field = cls.model_fields.get(key)
+            if isinstance(values[key], bool) and (field is None or field.annotation is not bool):
+                with origin.naming(key):  # pydantic would read yes as 1
+                    raise UsageError(f"{key} is not a switch", hint=origin.example(key))
+        if "timeline" in values and "trace" in values:
+            raise UsageError(
+                "timeline and trace both say how the link changes", hint="leave one of them away"
+            )
+        for name, spelling in cls.spellings.items():
+            if name not in values:
+                continue
+            with origin.naming(name):
+                if twice := [field for field in spelling.fields if field in values and field != name]:
+                    raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
+                parsed = spelling.parse(values.pop(name), what=origin.label(name))
+                values |= zip(spelling.fields, parsed, strict=True)
+        return {key: value for key, value in values.items() if value is not None}
+
+    @classmethod
+    def keys(cls) -> set[str]:
+        """What a file may say, as people write it."""
+        resolved = {name for spelling in cls.spellings.values() for name in spelling.fields}
+        return {*(cls.model_fields.keys() - resolved), *cls.spellings}
+
+    @field_validator("model", "dataset")
+    @classmethod
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        with Origin.of(info).naming(str(info.field_name)):
+            if value is None:
+                return None
+            return check_model(value) if info.field_name == "model" else check_dataset(value)
+
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _ratio(cls, value: Any, info: ValidationInfo) -> float:
+        origin = Origin.of(info)
+        with origin.naming("ratio"):
+            return parse_ratio(value, what=origin.label("ratio"))
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any, info: ValidationInfo) -> Any:
+        with Origin.of(info).naming("methods"):
+            items = [value] if isinstance(value, str) else value
+            if not isinstance(items, list | tuple):
+                raise UsageError(f"methods {value!r} is not a list", hint="write for example [dense, topk]")
+            if not items:
+                raise UsageError("no method to run", hint="write for example --method dense --method topk")
+            return [method_of(item) for item in items]
+
+    @model_validator(mode="after")
+    def _no_cell_twice(self, info: ValidationInfo) -> Self:
+        ids = [method.id for method in self.cells()]
+        if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+            with Origin.of(info).naming("methods"):
+                raise UsageError(f"method {repeated[0]!r} is named twice", hint="name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _link_can_exist(self, info: ValidationInfo) -> Self:
+        with Origin.of(info).naming("bandwidth"):
+            self.link_spec()
+        return self
+
+    def link_spec(self) -> LinkSpec:
+        """The link that all of its cells run on."""
+        return self.spec_for(self.workers)
+
+    def cells(self) -> tuple[MethodSpec, ...]:
+        """One spec per cell, with what they leave open filled in."""
+        return tuple(MethodSpec(name=method.name, params=self._with_ratio(method)) for method in self.methods)
+
+    def _with_ratio(self, method: MethodSpec) -> dict[str, Any]:
+        filled = {"ratio": self.ratio} if takes(method.name, "ratio") else {}
+        return {**filled, **method.params}
+
+
+def available_cores() -> int:
+    """Cores that this process may run on (a container's cpuset included)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

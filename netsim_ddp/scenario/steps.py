@@ -1,0 +1,93 @@
+"""What ``netsim run`` measures: step times of every method on one link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.options import Spelling, duration
+from netsim_ddp.methods import MethodSpec, takes
+from netsim_ddp.names import default_dataset
+from netsim_ddp.origin import Origin
+from netsim_ddp.results.codec import Substitute, substitute
+from netsim_ddp.results.codec import load as load_times
+from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores
+
+
+class Scenario(Settings):
+    """One run: the model, the link, the methods and how often."""
+
+    spellings: ClassVar[Mapping[str, Spelling]] = {
+        **Settings.spellings,
+        "compute": Spelling(("compute_s",), duration),
+    }
+    examples: ClassVar[Mapping[str, str]] = {**Settings.examples, "compute": "50ms", "compute_s": "0.05"}
+
+    compute_s: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
+    execution: Literal["auto", "concurrent", "replayed"] = "auto"
+    steps: int = Field(default=20, ge=1, le=10**6)
+    warmup: int = Field(default=3, ge=0, le=10**6)
+    statistics: Literal["none", "total", "layers"] = "none"
+    codec_from: Substitute | None = None
+    """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
+
+    @field_validator("codec_from", mode="before")
+    @classmethod
+    def _codec_times(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        with Origin.of(info).naming("codec_from"):
+            path = Path(value)
+            threads = info.data.get("threads") or available_cores()
+            return substitute(load_times(path), path.name, threads)
+
+    @model_validator(mode="after")
+    def _substituted_times_are_replayed(self, info: ValidationInfo) -> Self:
+        if self.codec_from is not None and self.execution == "concurrent":
+            with Origin.of(info).naming("execution"):
+                raise UsageError(
+                    "codec times can be substituted only in replayed execution",
+                    hint="write --execution replayed",
+                )
+        return self
+
+    def resolved(self) -> Scenario:
+        """This scenario with the defaults that depend on other values, or on this machine, filled in."""
+        cores = available_cores()
+        execution = self.execution
+        if execution == "auto":
+            replay = self.workers > cores or self.codec_from is not None
+            execution = "replayed" if replay else "concurrent"
+        # Replayed, a rank has the host to itself while it is measured, as on a machine of its own.
+        threads = cores if execution == "replayed" else max(1, cores // self.workers)
+        return self.model_copy(
+            update={
+                "execution": execution,
+                "dataset": self.dataset or default_dataset(self.model),
+                "threads": self.threads or threads,
+                "methods": self.cells(),
+            }
+        )
+
+    def cells(self) -> tuple[MethodSpec, ...]:
+        """One spec per cell: ``ratio`` filled in, and ``dense`` doubled.
+
+        Others overlap as ``overlap`` says; by default where ``compute`` stands in for an accelerator, which the codec
+        does not hold up. Dense without a word on overlap of its own runs both ways, because a comparison with only the
+        one that does not overlap its communication with the backward pass flatters every other method.
+        """
+        overlap = self.overlap == "on" or (self.overlap == "auto" and self.compute_s is not None)
+        cells: list[MethodSpec] = []
+        for method in self.methods:
+            params = self._with_ratio(method)
+            if overlap and method.name != "dense" and takes(method.name, "overlap"):
+                params.setdefault("overlap", params.get("scope") != "model")
+            if method.name == "dense" and "overlap" not in params:
+                cells += [MethodSpec(name="dense", params={"overlap": each}) for each in (False, True)]
+            else:
+                cells.append(MethodSpec(name=method.name, params=params))
+        return tuple(cells)
