@@ -13,6 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.communication import shaped
+from netsim_ddp.communication.gloo_threads import spare_senders
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.link.base import Endpoint
@@ -56,6 +57,7 @@ def join(
         shaped.register(BucketSpec.of(job.spec), shared.arrivals)
         backend = shaped.NAME
     dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
+    spare_senders()
     rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.spec.slowest_bps)
     return Group(job.rank, job.world_size, link_bps=rate), backend
 
