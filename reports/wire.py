@@ -66,8 +66,8 @@ def grid() -> None:
 `netsim run --model simple_cnn --bandwidth RATE --workers P --compute 20ms` with `--method dense,overlap=off` and
 `--method topk,collective=split,overlap=off`, 1,078,666 parameters: the slowest rank's communicate time, median of the
 steps. "Bytes" is what the interface counted / its rate; a round is one exchange of 1 KiB between all ranks, as
-`netsim probe --collectives` measures it on the same link. topk has two rounds; its bar is 1.5x (bytes + rounds), dense's
-1.10x bytes at P <= 4.
+`netsim probe --collectives` measures it on the same link. topk has two rounds; its bar is 1.5x (bytes + rounds),
+that of dense 1.10x bytes at P <= 4.
 
 | rate | P | dense, ms | bytes, ms | ratio | topk, ms | bytes, ms | round, ms | ratio |
 |---|---|---|---|---|---|---|---|---|""")

@@ -14,7 +14,7 @@ from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.communication import shaped
 from netsim_ddp.communication.gloo_threads import spare_senders
-from netsim_ddp.communication.segments import Group
+from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.link.base import Endpoint
 from netsim_ddp.link.bucket import BucketSpec
@@ -59,7 +59,9 @@ def join(
     dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
     spare_senders()
     rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.spec.slowest_bps)
-    return Group(job.rank, job.world_size, link_bps=rate), backend
+    # A message waits for its receiver's word that it is ready, so that a round is two ways.
+    round_s = SMALL_ROUND_S + 2 * job.spec.delay_s
+    return Group(job.rank, job.world_size, link_bps=rate, round_s=round_s), backend
 
 
 def choose_device(wanted: str, rank: int) -> torch.device:

@@ -107,6 +107,10 @@ class Collective(Wire):
 Segment = Local | Wire
 
 
+SMALL_ROUND_S = 0.3e-3
+"""One exchange of small messages over Gloo without delay, between a few ranks that are not busy."""
+
+
 @dataclass(frozen=True)
 class Group:
     """This rank's place among the others; ``process_group`` None is torch's default group.
@@ -120,7 +124,7 @@ class Group:
     world_size: int
     process_group: dist.ProcessGroup | None = None
     link_bps: float = 1e9
-    round_s: float = 0.3e-3
+    round_s: float = SMALL_ROUND_S
     tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
     """Numbers for exchanges; every rank draws them in the same order."""
 
