@@ -90,9 +90,7 @@ class Levels(ValueFormat):
         if compiled is not None and wide.device.type == "cpu":
             scales, levels = torch.empty(split // 4), torch.empty(wide.numel(), dtype=torch.int8)
             back = received if received is not None else torch.empty_like(wide)
-            compiled.quantize(
-                wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self.counter
-            )
+            compiled.quantize(wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self.counter)
         else:
             scales, levels = twin.quantize(wide, GROUP, self.counter)
             if received is not None:

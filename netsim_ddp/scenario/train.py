@@ -120,7 +120,9 @@ class TrainScenario(Settings):
                 self._check_freezing(method)
         with origin.naming("resume"):
             if self.resume and self.checkpoint is None:
-                raise UsageError("resume needs the folder of the checkpoints", hint="write checkpoint: FOLDER")
+                raise UsageError(
+                    "resume needs the folder of the checkpoints", hint="write checkpoint: FOLDER"
+                )
         with origin.naming("warmup_epochs"):
             if self.warmup_epochs >= self.epochs and self.warmup_epochs:
                 raise UsageError(
@@ -142,7 +144,9 @@ class TrainScenario(Settings):
                 hint="write for example topk,freeze_after=100",
             )
         if method.params["freeze_after"] < 1:
-            raise UsageError("freeze_after must be at least 1", hint="write for example topk,freeze_after=100")
+            raise UsageError(
+                "freeze_after must be at least 1", hint="write for example topk,freeze_after=100"
+            )
 
     @property
     def on_a_link(self) -> bool:
