@@ -225,7 +225,14 @@ class _Run:
                 target=self.scenario.target,
             ),
         )
-        before = next((other for other in self._cells_before() if other.id == cell.id), None)
+        if self._before is not None:
+            self._take_over(cell, self._before)
+        return cell
+
+    def _take_over(self, cell: Cell, result: Result) -> None:
+        """What an earlier run of the same experiment has of ``cell``."""
+        self.result.model_parameters = result.model_parameters
+        before = next((other for other in result.cells if other.id == cell.id), None)
         if before is not None:
             # Finished with these many ranks and epochs: nothing to do again. Others go on from their checkpoints.
             if before.workers == cell.workers:
@@ -236,15 +243,10 @@ class _Run:
                     and repeat.seed in self.scenario.seeds
                     and len(repeat.epochs) == self.scenario.epochs
                 ]
-            cell.recipe = before.recipe and before.recipe.model_copy(
-                update={"epochs": self.scenario.epochs, "target": self.scenario.target}
-            )
+            if before.recipe is not None:
+                news = {"epochs": self.scenario.epochs, "target": self.scenario.target}
+                cell.recipe = before.recipe.model_copy(update=news)
             cell.backend, cell.device = before.backend, before.device
-            self.result.model_parameters = self._before and self._before.model_parameters
-        return cell
-
-    def _cells_before(self) -> list[Cell]:
-        return self._before.cells if self._before is not None else []
 
     def _warn_of_contention(self) -> None:
         workers, threads, cores = self.scenario.workers, self.scenario.threads, available_cores()
