@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,7 +23,7 @@ from netsim_ddp.bench.runner import Event
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.link.base import HostLink
 from netsim_ddp.report.trace import ROWS, trace_json
-from netsim_ddp.results.record import Cell, EpochRecord, Result, load
+from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.scenario import TrainScenario, build
 from netsim_ddp.training.checkpoint import Slot
@@ -52,13 +54,13 @@ def run(
 ) -> Result:
     scenario = build(TrainScenario, {**SMALL, "threads": 1, **values})
 
-    def save(result: Result) -> None:
+    def keep(result: Result) -> None:
         if saved is not None:
             saved[:] = [result.model_copy(deep=True)]
 
     with HostLink(scenario.link_spec(), "none") as link:
         ground = Ground(link, launcher, None)
-        return train(scenario, command=["test"], report=report, save=save, trace=trace, on=ground)
+        return train(scenario, command=["test"], report=report, save=keep, trace=trace, on=ground)
 
 
 def curve(cell: Cell) -> list[EpochRecord]:
@@ -144,12 +146,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_layer(launche
     assert saved[0].cells[0].error == message
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_it_learns_in_mixed_precision(launcher: Launcher, precision: str) -> None:
-    result = run(launcher, precision=precision, methods=["topk,ratio=0.1"], steps_per_epoch=10)
-    epochs = curve(result.cells[0])
-    assert epochs[-1].train_loss < 0.8 * epochs[0].train_loss
-    assert all(epoch.skipped_steps < epoch.steps for epoch in epochs)
+def test_mixed_precision_learns_nearly_the_same(launcher: Launcher) -> None:
+    few = {"methods": ["topk,ratio=0.1"], "steps_per_epoch": 3, "batch_size": 8}
+    full, brain, half = (run(launcher, precision=name, **few) for name in ("fp32", "bf16", "fp16"))
+    for other in (brain, half):
+        assert digest(other) != digest(full)
+        for ours, theirs in zip(curve(other.cells[0]), curve(full.cells[0]), strict=True):
+            assert ours.train_loss == pytest.approx(theirs.train_loss, rel=0.02)
+            assert ours.skipped_steps == 0
+    # A scaled gradient needs all ranks' consent: a byte to each peer and step, and what carries it.
+    assert curve(half.cells[0])[0].tx_bytes > curve(brain.cells[0])[0].tx_bytes
 
 
 def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher: Launcher) -> None:
@@ -157,20 +163,24 @@ def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher:
         launcher,
         optimizer="adamw",
         momentum=0,
-        methods=["dense", "topk,ratio=0.05", "topk,ratio=0.05,freeze_after=6"],
-        epochs=3,
-        steps_per_epoch=10,
+        methods=["topk,ratio=0.05", "topk,ratio=0.05,freeze_after=15"],
+        steps_per_epoch=20,
+        batch_size=16,
     )
     for cell in result.cells:
         assert curve(cell)[-1].train_loss < 0.7 * curve(cell)[0].train_loss
-    frozen = curve(result.cells[2])
-    assert frozen[0].tx_bytes > 3 * frozen[1].tx_bytes  # six of ten steps were dense
+    averaged, frozen = (curve(cell) for cell in result.cells)
+    assert averaged[0].tx_bytes == pytest.approx(averaged[1].tx_bytes, rel=0.01)
+    assert frozen[0].tx_bytes > 3 * frozen[1].tx_bytes  # fifteen of its twenty steps were dense
 
 
 class TestCheckpoints:
     """What is killed goes on to the bits of a training that nobody disturbed."""
 
-    every: dict[str, Any] = {"checkpoint_every": "2steps", "methods": ["topk,values=int8-stochastic"]}
+    every: ClassVar[dict[str, Any]] = {
+        "checkpoint_every": "2steps",
+        "methods": ["topk,values=int8-stochastic"],
+    }
 
     @pytest.fixture(scope="class")
     def undisturbed(
@@ -224,14 +234,9 @@ class TestCheckpoints:
             run(launcher, checkpoint=str(folder), resume=True, **self.every)
         # The hint does what it says.
         (newest.parent / "latest").write_text("step-000010\n")
-        (folder / "run.json").write_text(
-            (folder / "run.json").read_text().replace('"seed": 0,\n     "ep', "X")
-        )
-        cells = load(undisturbed[1] / "run.json")
-        cells.cells[0].repeats = []
-        from netsim_ddp.results.record import save
-
-        save(cells, folder / "run.json")
+        result = load(folder / "run.json")
+        result.cells[0].repeats = []  # or there would be nothing left to do
+        save(result, folder / "run.json")
         resumed = run(launcher, checkpoint=str(folder), resume=True, **self.every)
         assert digest(resumed) == digest(undisturbed[0])
 
@@ -327,7 +332,7 @@ def test_the_steps_of_a_trace_are_there_for_every_rank_and_phase(launcher: Launc
     assert min(event["ts"] for event in steps) == 0
     for rank in (0, 1):
         rows = sorted((e["ts"], e["dur"]) for e in steps if e["pid"] == rank and e["args"]["step"] == 0)
-        for (begin, took), (after, _) in zip(rows, rows[1:], strict=False):
+        for (begin, took), (after, _) in itertools.pairwise(rows):
             assert begin + took == pytest.approx(after, abs=0.01)  # contiguous, microseconds
 
 
@@ -340,8 +345,6 @@ def _environment() -> dict[str, str]:
 
 
 def _copy(folder: Path, to: Path) -> Path:
-    import shutil
-
     target = to / "checkpoints"
     shutil.copytree(folder, target)
     return target
