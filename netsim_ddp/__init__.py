@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
     from netsim_ddp.compression.topk import TopKCompressor
+    from netsim_ddp.training.tracker import MetricsTracker
     from netsim_ddp.workloads import get_dataloaders, get_model
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOME = {
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
     "HookState": "netsim_ddp.communication.hooks",
+    "MetricsTracker": "netsim_ddp.training.tracker",
     "TopKCompressor": "netsim_ddp.compression.topk",
     "TopKState": "netsim_ddp.communication.hooks",
     "get_compressor": "netsim_ddp.compression",
@@ -39,6 +41,7 @@ __all__ = [
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",
+    "MetricsTracker",
     "TopKCompressor",
     "TopKState",
     "__version__",

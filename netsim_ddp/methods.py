@@ -40,7 +40,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _factor(text: str) -> float:
+def positive(text: str) -> float:
+    """A finite number above 0."""
     try:
         value = float(str(text))
     except ValueError:
@@ -50,7 +51,8 @@ def _factor(text: str) -> float:
     return value
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
     if not str(text).isdecimal():
         raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
     return int(text)
@@ -74,15 +76,15 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
     "overlap": _switch,
     "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
     "scope": _one_of("parameter", "bucket", "model"),
-    "dense_below": _whole,
+    "dense_below": whole,
     "dense_norms": _switch,
-    "warmup_steps": _whole,
+    "warmup_steps": whole,
     "adaptive": _switch,
     "nonfinite": _one_of("raise", "skip"),
 }
 _CORRECTED: Mapping[str, Callable[[Any], Any]] = {
     "momentum": _number(0, 1, "0.9"),
-    "clip": _factor,
+    "clip": positive,
 }
 _CODED: Mapping[str, Callable[[Any], Any]] = {
     "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
@@ -92,7 +94,7 @@ METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     "dense": {"overlap": _switch},
     "fp16": {"overlap": _switch},
     "bf16": {"overlap": _switch},
-    "powersgd": {"rank": _count, "min_compression": _factor, "feedback": _switch, "overlap": _switch},
+    "powersgd": {"rank": _count, "min_compression": positive, "feedback": _switch, "overlap": _switch},
     "topk": {
         **_SPARSE,
         **_CORRECTED,
@@ -144,8 +146,14 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def parse_method(text: str) -> MethodSpec:
+Options = Mapping[str, Callable[[Any], Any]]
+
+
+def parse_method(text: str, also: Options | None = None) -> MethodSpec:
     """``"topk,ratio=0.01"`` -> its spec.
+
+    Args:
+        also: options that every method takes here beside its own.
 
     Raises:
         UsageError: unknown method or key, or a bad value.
@@ -159,17 +167,14 @@ def parse_method(text: str) -> MethodSpec:
         if key in params:
             raise UsageError(f"method {text!r} gives {key!r} twice", hint=f"write {name},{key}={value}")
         params[key] = value
-    return _method(name, params, shown=text)
+    return _method(name, params, also or {}, shown=text)
 
 
-def _method(name: str, params: Mapping[str, Any], shown: str) -> MethodSpec:
+def _method(name: str, params: Mapping[str, Any], also: Options, shown: str) -> MethodSpec:
     if is_reference(name):
-        options: Mapping[str, Callable[[Any], Any]] = {
-            **dict.fromkeys(params, _as_written),
-            "overlap": _switch,
-        }
+        options: Options = {**dict.fromkeys(params, _as_written), "overlap": _switch, **also}
     elif name in METHODS:
-        options = METHODS[name]
+        options = {**METHODS[name], **also}
     else:
         own = "; your own is named my_module:factory" if ":" in name else ""
         raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS) + own)
@@ -215,12 +220,13 @@ def check_together(params: Mapping[str, Any]) -> None:
         )
 
 
-def method_of(item: Any) -> MethodSpec:
-    """A method as a file holds it: ``topk,ratio=0.01``, or ``{name: topk, params: {ratio: 0.01}}``."""
+def method_of(item: Any, also: Options | None = None) -> MethodSpec:
+    """A method as a file holds it: ``topk,ratio=0.01``, or ``{name: topk, params: {ratio: 0.01}}``; ``also`` as
+    :func:`parse_method` takes it."""
     if isinstance(item, MethodSpec):
         item = item.model_dump()
     if isinstance(item, str):
-        return parse_method(item)
+        return parse_method(item, also)
     params = item.get("params", {}) if isinstance(item, Mapping) else None
     if (
         not isinstance(params, Mapping)
@@ -228,4 +234,5 @@ def method_of(item: Any) -> MethodSpec:
         or set(item) - {"name", "params"}
     ):
         raise UsageError(f"{item!r} is not a method", hint="write for example topk,ratio=0.01")
-    return _method(item["name"], {str(key): value for key, value in params.items()}, shown=item["name"])
+    params = {str(key): value for key, value in params.items()}
+    return _method(item["name"], params, also or {}, shown=item["name"])

@@ -22,6 +22,7 @@ FLOORS = [
     {"compression", "workloads"},
     {"communication"},
     {"bench"},
+    {"training"},
     {"report"},
     {"cli"},
 ]
@@ -32,6 +33,7 @@ FORBIDDEN = {
     "report": {"torch", "typer"},
     "link": {"torch", "numpy", "rich", "typer"},
     "bench": {"rich", "typer"},
+    "training": {"rich", "typer"},
     "communication": {"rich", "typer"},
     "compression": {"torch.distributed", "rich", "typer"},
 }
@@ -45,6 +47,7 @@ LIGHT = [
     ".link.tc",
     ".link.probe",
     ".bench.runner",
+    ".training.runner",
     ".bench.launched",
     ".bench.prober",
     ".bench.method_check",

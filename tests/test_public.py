@@ -14,6 +14,7 @@ NAMES = {
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",
+    "MetricsTracker",
     "TopKCompressor",
     "TopKState",
     "get_compressor",

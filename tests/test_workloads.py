@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -229,6 +230,54 @@ def test_batches_never_end_and_repeat_by_seed() -> None:
         assert workload.epoch == 2
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert not torch.equal(runs[0][0], runs[0][2])
+
+
+def test_a_run_resumes_anywhere_in_an_epoch() -> None:
+    undisturbed = build_workload(batch_size=256)
+    batches = [undisturbed.next_batch() for _ in range(12)]
+    for taken in (0, 3, 5, 7, 10):
+        before = build_workload(batch_size=256)
+        for _ in range(taken):
+            before.next_batch()
+        after = build_workload(batch_size=256)
+        after.start_epoch(before.epoch, before.batch)
+        for images, targets in batches[taken:]:
+            again, same = after.next_batch()
+            assert torch.equal(again, images)
+            assert torch.equal(same, targets)
+        assert (after.epoch, after.batch) == (undisturbed.epoch, undisturbed.batch) == (2, 2)
+
+
+def test_skipped_batches_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = build_workload(batch_size=256)
+    decoded: list[int] = []
+    data = type(workload.train_loader.dataset)
+    whole = data.__getitems__
+    monkeypatch.setattr(data, "__getitems__", lambda self, asked: decoded.extend(asked) or whole(self, asked))
+    workload.start_epoch(3, 4)
+    workload.next_batch()
+    assert len(decoded) == 256
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(-1, 0), (0, -1), (0, 6)])
+def test_a_position_outside_the_epoch_is_refused(epoch: int, batch: int) -> None:
+    with pytest.raises(ValueError, match=f"batch {batch} of epoch {epoch} does not exist: an epoch has 5"):
+        build_workload(batch_size=256).start_epoch(epoch, batch)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3)])
+def test_loss_and_correct_count_every_target(shape: tuple[int, ...]) -> None:
+    workload = build_workload(batch_size=8)
+    targets = torch.arange(math.prod(shape)).reshape(shape) % 5
+    outputs = 8.0 * nn.functional.one_hot(targets, 5)
+    outputs[0] = 0
+    outputs[0, ..., 4] = 8
+    correct, counted = workload.correct(outputs, targets)
+    assert counted == targets.numel()
+    assert int(correct) == counted - targets[0].numel()
+    rows = zip(outputs.flatten(0, -2), targets.flatten(), strict=True)
+    each = [float(row.logsumexp(0) - row[target]) for row, target in rows]
+    assert float(workload.loss(outputs, targets)) == pytest.approx(sum(each) / counted)
 
 
 def test_simple_cnn_takes_larger_images() -> None:

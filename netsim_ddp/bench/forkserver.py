@@ -1,4 +1,4 @@
-"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD MODEL DATASET``.
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD MODEL DATASET TASK``.
 
 Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
 process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
@@ -23,16 +23,18 @@ REQUEST_BYTES = 1 << 20
 MAX_RANKS = 128
 
 
-def prepare(model: str, dataset: str) -> None:
+def prepare(model: str, dataset: str, task: str) -> None:
     """Import what every rank needs and compile the kernels, in one thread."""
     import torch
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
-    from netsim_ddp.bench import ranks  # noqa: F401 - forked processes need it
+    from netsim_ddp.bench import ranks
     from netsim_ddp.compression import kernels
     from netsim_ddp.workloads import data, models
 
     torch.set_num_threads(1)
+    if task:
+        ranks.task_of(task)
     kernels.warm()
     models.preload(model)
     data.preload(dataset)
@@ -143,12 +145,12 @@ def _kill(ranks: dict[int, tuple[int, int]]) -> None:
     ranks.clear()
 
 
-def main(fd: int, model: str, dataset: str) -> NoReturn:
+def main(fd: int, model: str, dataset: str, task: str) -> NoReturn:
     die_with_parent()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
     try:
-        prepare(model, dataset)
+        prepare(model, dataset, task)
     except BaseException:  # noqa: BLE001 - the command prints it
         send(control, {"kind": "broken", "details": traceback.format_exc()})
         sys.exit(1)
@@ -158,4 +160,4 @@ def main(fd: int, model: str, dataset: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2:5])

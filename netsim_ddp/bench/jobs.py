@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.link.arrivals import ArrivalTable
 from netsim_ddp.link.base import Link
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.scenario import Scenario
-
-TaskName = Literal["steps", "probe", "rendezvous", "trial"]
+from netsim_ddp.scenario import Settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the command tells one rank. ``scenario`` is resolved; ``task`` says which of the rank's lives it is, and
-    ``params`` are that task's own."""
+    """What the command tells one rank. ``scenario`` is resolved; ``task`` says which of the rank's lives it is, by its
+    name in :data:`netsim_ddp.bench.ranks.TASKS` or as ``module:Class``, and ``params`` are that task's own."""
 
     rank: int
     world_size: int
-    task: TaskName
+    task: str
     scenario: dict[str, Any]
     method: str
     params: dict[str, Any]
@@ -50,8 +48,8 @@ class Shared:
 
 def jobs_for(
     link: Link,
-    scenario: Scenario,
-    task: TaskName,
+    scenario: Settings,
+    task: str,
     params: dict[str, Any],
     *,
     method: str = "",

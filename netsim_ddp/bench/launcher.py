@@ -69,14 +69,21 @@ class Launcher:
     """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes.
 
     Args:
-        model, dataset: what the fork server imports and reads beforehand, for all ranks; nothing by default.
+        model, dataset, task: what the fork server imports and reads beforehand, for all ranks; nothing by default.
     """
 
     def __init__(
-        self, link: Link, *, model: str = "", dataset: str = "", threads: int, timeout_s: float
+        self,
+        link: Link,
+        *,
+        model: str = "",
+        dataset: str = "",
+        task: str = "",
+        threads: int,
+        timeout_s: float,
     ) -> None:
         self._link, self._threads, self._timeout_s = link, threads, timeout_s
-        self._workload = [model, dataset]
+        self._workload = [model, dataset, task]
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None

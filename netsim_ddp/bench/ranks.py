@@ -3,6 +3,7 @@ nothing else has happened."""
 
 from __future__ import annotations
 
+import importlib
 import signal
 import socket
 import traceback
@@ -28,6 +29,16 @@ TASKS: dict[str, type[Task]] = {
     "rendezvous": RendezvousTask,
     "trial": TrialTask,
 }
+"""Those of this floor; a floor above names its own as ``module:Class``."""
+
+
+def task_of(name: str) -> type[Task]:
+    """The class behind a job's ``task``."""
+    if name in TASKS:
+        return TASKS[name]
+    module, _, attribute = name.partition(":")
+    found: type[Task] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def run(connection: socket.socket, job: Job, shared: Shared) -> None:
@@ -35,7 +46,7 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
     channel = RankChannel(connection)
-    task = TASKS[job.task](channel, job, shared)
+    task = task_of(job.task)(channel, job, shared)
     try:
         if job.namespace is not None:
             enter_namespace(job.namespace)

@@ -29,12 +29,14 @@ from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
+from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.scenario import Scenario, available_cores
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: ``note`` and ``warning`` are sentences, ``progress`` counts repeats."""
+    """Something to show: ``note`` and ``warning`` are sentences, ``line`` is a row of figures, ``progress`` counts
+    repeats."""
 
     kind: str
     text: str
@@ -47,18 +49,25 @@ Save = Callable[[Result], None]
 
 
 def run(
-    scenario: Scenario, *, command: Sequence[str], report: Report, save: Save, hosts: Hub | None = None
+    scenario: Scenario,
+    *,
+    command: Sequence[str],
+    report: Report,
+    save: Save,
+    hosts: Hub | None = None,
+    trace: KeepTrace | None = None,
 ) -> Result:
     """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
 
     Args:
         hosts: the real hosts to run on, instead of a link of our own.
+        trace: receives the laps of the first measured steps of every cell's first repeat.
 
     Raises:
         NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
     """
     scenario = scenario.resolved()
-    run = _Run(scenario, command, report, save, hosts)
+    run = _Run(scenario, command, report, save, hosts, trace)
     try:
         run.execute()
     except NetsimError as error:
@@ -77,9 +86,16 @@ def measured(result: Result) -> bool:
 
 class _Run:
     def __init__(
-        self, scenario: Scenario, command: Sequence[str], report: Report, save: Save, hosts: Hub | None
+        self,
+        scenario: Scenario,
+        command: Sequence[str],
+        report: Report,
+        save: Save,
+        hosts: Hub | None,
+        trace: KeepTrace | None,
     ) -> None:
         self.scenario, self.report, self._save, self._hosts = scenario, report, save, hosts
+        self._trace = trace
         self.result = Result(
             tool=Tool(version=__version__),
             created_utc=now_utc(),
@@ -240,6 +256,8 @@ class _Run:
                 f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
             )
         aggregate = link.shapes.gso if isinstance(link, TcLink) else None
+        if self._trace is not None and repeat == 0:
+            self._trace(traced_laps(cell.id, records, TRACED_STEPS))
         settled = settle_repeat(records, counted, aggregate)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops

@@ -43,6 +43,9 @@ def progress(*, bar: bool = True) -> Iterator[Report]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(event: Event) -> None:
+        if event.kind == "line":
+            console.print(event.text, markup=False)
+            return
         prefix = "warning: " if event.kind == "warning" else ""
         console.print(f"netsim: {prefix}{event.text}", markup=False, style="dim" if not prefix else "yellow")
 

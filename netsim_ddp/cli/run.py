@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netsim_ddp.cli import link_flags
+from netsim_ddp.cli import link_flags, run_flags
 from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.run_flags import Text
+from netsim_ddp.cli.saving import saving, write_steps
 
 if TYPE_CHECKING:
-    from netsim_ddp.results.record import Result
-
-SAVED = Path(".netsim")
-
-# Numbers are text here too: the scenario checks them, so that flags and files get the same messages.
-_Text = str | None
+    from netsim_ddp.results.trace import TracedLap
 
 
 def run(
@@ -35,70 +32,43 @@ def run(
     credit: link_flags.Credit = None,
     link_profile: link_flags.Profile = None,
     show_commands: link_flags.ShowCommands = False,
-    ratio: Annotated[
-        _Text,
-        typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]"),
-    ] = None,
+    ratio: run_flags.Ratio = None,
     overlap: Annotated[
-        _Text,
+        Text,
         typer.Option(
             metavar="on|off",
             help="Exchange buckets while backward goes on, in methods that do not say; dense runs both ways. "
             "[on with --compute]",
         ),
     ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[,KEY=VALUE]",
-            help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
-            "[dense, topk]",
-        ),
-    ] = None,
-    workers: Annotated[
-        _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Worker processes. [4]")
-    ] = None,
-    model: Annotated[
-        _Text,
-        typer.Option(
-            metavar="NAME",
-            help="simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build. [simple_cnn]",
-        ),
-    ] = None,
-    dataset: Annotated[
-        _Text,
-        typer.Option(metavar="NAME", help="digits, synthetic-cifar10, synthetic-imagenet. [fits the model]"),
-    ] = None,
-    batch_size: Annotated[_Text, typer.Option(metavar="N", help="Images per worker and step. [32]")] = None,
+    method: run_flags.Method = None,
+    workers: run_flags.Workers = None,
+    model: run_flags.Model = None,
+    dataset: run_flags.Dataset = None,
+    batch_size: run_flags.BatchSize = None,
     learning_rate: Annotated[
-        _Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
+        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
     ] = None,
-    momentum: Annotated[_Text, typer.Option(metavar="X", help="SGD's. [0]")] = None,
+    momentum: run_flags.Momentum = None,
     compute: Annotated[
-        _Text,
+        Text,
         typer.Option(
             metavar="TIME",
             help="Take forward, backward and optimizer as this long, as on an accelerator: 50ms.",
         ),
     ] = None,
-    steps: Annotated[_Text, typer.Option(metavar="N", help="Measured steps per repeat. [20]")] = None,
-    warmup: Annotated[_Text, typer.Option(metavar="N", help="Steps before them. [3]")] = None,
+    steps: Annotated[Text, typer.Option(metavar="N", help="Measured steps per repeat. [20]")] = None,
+    warmup: Annotated[Text, typer.Option(metavar="N", help="Steps before them. [3]")] = None,
     repeats: Annotated[
-        _Text,
+        Text,
         typer.Option("--repeats", "--runs", metavar="N", help="Fresh sets of processes per method. [3]"),
     ] = None,
-    seed: Annotated[
-        _Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")
-    ] = None,
+    seed: run_flags.Seed = None,
     link: link_flags.Mechanism = None,
-    backend: Annotated[
-        _Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
-    ] = None,
-    device: Annotated[
-        _Text, typer.Option(metavar="NAME", help="cpu, cuda, auto: cuda where there is one. [auto]")
-    ] = None,
+    backend: run_flags.Backend = None,
+    device: run_flags.Device = None,
     execution: Annotated[
-        _Text,
+        Text,
         typer.Option(
             metavar="HOW",
             help="concurrent, replayed (local work measured one worker at a time), auto: replayed with more "
@@ -106,36 +76,29 @@ def run(
         ),
     ] = None,
     threads: Annotated[
-        _Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
+        Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
     ] = None,
     statistics: Annotated[
-        _Text,
+        Text,
         typer.Option(
             metavar="WHAT",
             help="Record what selections keep: total, or layers for every parameter too; none. [none]",
         ),
     ] = None,
     codec_from: Annotated[
-        _Text,
+        Text,
         typer.Option(
             metavar="FILE",
             help="Take codec times, a GPU's say, from this file of netsim bench compress --json.",
         ),
     ] = None,
-    timeout: Annotated[
-        _Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")
-    ] = None,
+    timeout: run_flags.Timeout = None,
     time_budget: Annotated[
-        _Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")
+        Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Scenario in YAML, or a result file to replay; flags win over it."),
-    ] = None,
-    json: Annotated[
-        _Text,
-        typer.Option(metavar="PATH|-", help="Write the result there too; - is stdout, and nothing else is."),
-    ] = None,
+    config: run_flags.Config = None,
+    json: run_flags.Json = None,
+    trace_steps: run_flags.TraceSteps = None,
 ) -> None:
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
     given = {
@@ -193,70 +156,31 @@ def run(
             raise typer.Exit(serve_rank(place, scenario))
     hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
+    trace_file = None if trace_steps is None else writable(trace_steps)
 
     from rich.console import Console
 
     from netsim_ddp.bench import runner
     from netsim_ddp.report.selections import render_selections
     from netsim_ddp.report.terminal import render_result
-    from netsim_ddp.results.record import save, to_json
+    from netsim_ddp.results.record import to_json
 
-    kept = _new_file()
-    last: list[Result] = []
-
-    def keep(result: Result) -> None:
-        last[:] = [result]
-        for path in (kept, copy):
-            if path is not None:
-                save(result, path)
-
-    try:
-        with progress() as report:
-            result = runner.run(
-                scenario, command=["netsim", *sys.argv[1:]], report=report, save=keep, hosts=hosts
-            )
-    except BaseException:
-        if last and runner.measured(last[0]):
-            where = " and ".join(str(path) for path in (kept, copy) if path is not None)
-            if where:
-                print(f"netsim: what was measured is in {where}", file=sys.stderr)
-        elif kept is not None:
-            kept.unlink(missing_ok=True)
-        raise
-    finally:
-        if kept is not None and kept.exists():
-            _point_last(kept)
+    traced: list[TracedLap] = []
+    with saving(copy, runner.measured) as kept, progress() as report:
+        result = runner.run(
+            scenario,
+            command=["netsim", *sys.argv[1:]],
+            report=report,
+            save=kept.save,
+            hosts=hosts,
+            trace=None if trace_file is None else traced.extend,
+        )
+    if trace_file is not None:
+        write_steps(traced, trace_file)
     if json == "-":
         sys.stdout.write(to_json(result))
         return
     console = Console()
     render_result(result, console, warnings=False)
     render_selections(result, console)
-    if kept is not None:
-        console.print(f"saved {kept}", highlight=False, soft_wrap=True)
-        console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
-
-
-def _new_file() -> Path | None:
-    """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
-    import datetime
-    import tempfile
-
-    try:
-        SAVED.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=SAVED):
-            pass
-    except OSError as error:
-        reason = f"cannot write to {SAVED} ({error.strerror})"
-        print(f"netsim: warning: the run is not saved: {reason}", file=sys.stderr)
-        return None
-    stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return SAVED / f"{stem}-{os.getpid()}.json"
-
-
-def _point_last(path: Path) -> None:
-    """``.netsim/last.json`` names the newest run."""
-    link = SAVED / "last.json"
-    temporary = SAVED / f".last-{os.getpid()}"
-    temporary.symlink_to(path.name)
-    temporary.replace(link)
+    kept.tell(console, "netsim run")

@@ -79,6 +79,11 @@ class CompressedAdam(torch.optim.Optimizer):
         return self._steps >= self._freeze_after
 
     @property
+    def dense(self) -> DistributedBackend:
+        """The exchange of the steps before that."""
+        return self._dense
+
+    @property
     def sparse(self) -> DistributedBackend:
         """The exchange of compressed steps."""
         return self._sparse

@@ -14,6 +14,7 @@ from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
@@ -106,6 +107,13 @@ class DistributedBackend:
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
         self._saved: dict[str, Any] = {}
+        self.carrier: Carrier | None = None
+        """Who carries the exchange's pieces out, where somebody times them."""
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Of the method at work; empty before the first call."""
+        return self._segments
 
     def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
@@ -125,8 +133,12 @@ class DistributedBackend:
         parameters = list(named_parameters)
         flat = self._prepare(parameters)
         flat.gather()
-        for segment in self._segments:
-            segment.run()
+        if self.carrier is None:
+            for segment in self._segments:
+                segment.run()
+        else:
+            for _ in pipeline(self.carrier, [stages(self._segments)]):
+                pass  # there is one bucket, and it is there
         assert self.method is not None
         flat.scatter(self.method.average)
         return not self.method.skipped

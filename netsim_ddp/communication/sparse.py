@@ -160,13 +160,15 @@ class SelectedEntries(Method):
         return velocity + (0 if self.buffer is None else self.buffer.nbytes)
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs to this rank of this many: residual, velocity, budget."""
+        """What belongs to this rank of this many: residual, velocity, budget, where its random numbers stand."""
         place = {"rank": self.group.rank, "world_size": self.group.world_size}
         state: dict[str, Any] = {**place, "selection": self.selection.state_dict()}
         if self.buffer is not None:
             state["error_buffer"] = self.buffer.state_dict()
         if self.momentum is not None:
             state["velocity"] = self.momentum.state_dict()
+        if self.codec.counter is not None:
+            state["rounding"] = self.codec.counter
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,6 +188,8 @@ class SelectedEntries(Method):
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
         if self.momentum is not None:
             self.momentum.load_state_dict(state["velocity"])
+        if self.codec.counter is not None and "rounding" in state:
+            self.codec.counter = state["rounding"]
         self.selection.load_state_dict(state["selection"])
 
 

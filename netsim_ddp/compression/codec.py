@@ -60,6 +60,15 @@ class Codec:
         return f"Codec(values={self.values!r}, indices={self.indices!r})"
 
     @property
+    def counter(self) -> int | None:
+        """Where stochastic rounding draws its next number from, for a checkpoint; None where nothing is drawn."""
+        return self._value.counter if self._value.counter >= 0 else None
+
+    @counter.setter
+    def counter(self, value: int) -> None:
+        self._value.counter = value
+
+    @property
     def exact(self) -> bool:
         """Whether float32 values arrive as they were sent."""
         return self.values == "fp32"

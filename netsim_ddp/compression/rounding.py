@@ -25,6 +25,9 @@ _COUNTERS = 2**32
 class ValueFormat(ABC):
     """How values cross the wire."""
 
+    counter: int = -1
+    """Where the next random number comes from; below 0 where none is drawn."""
+
     @abstractmethod
     def nbytes(self, k: int) -> int:
         """Bytes of a section of ``k`` values."""
@@ -73,7 +76,7 @@ class Levels(ValueFormat):
     """
 
     def __init__(self, stochastic: bool, seed: int = 0) -> None:
-        self._counter = seed * 0x9E3779B1 % _COUNTERS if stochastic else -1
+        self.counter = seed * 0x9E3779B1 % _COUNTERS if stochastic else -1
 
     def nbytes(self, k: int) -> int:
         return 4 * -(-k // GROUP) + k
@@ -87,15 +90,13 @@ class Levels(ValueFormat):
         if compiled is not None and wide.device.type == "cpu":
             scales, levels = torch.empty(split // 4), torch.empty(wide.numel(), dtype=torch.int8)
             back = received if received is not None else torch.empty_like(wide)
-            compiled.quantize(
-                wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self._counter
-            )
+            compiled.quantize(wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self.counter)
         else:
-            scales, levels = twin.quantize(wide, GROUP, self._counter)
+            scales, levels = twin.quantize(wide, GROUP, self.counter)
             if received is not None:
                 received.copy_(twin.dequantize(scales, levels, GROUP))
-        if self._counter >= 0:
-            self._counter = (self._counter + wide.numel()) % _COUNTERS
+        if self.counter >= 0:
+            self.counter = (self.counter + wide.numel()) % _COUNTERS
         out[:split].copy_(to_bytes(scales))
         out[split:].copy_(levels.view(torch.uint8))
 

@@ -143,6 +143,8 @@ class EpochRecord(Strict):
     elapsed_s: Seconds
     tx_bytes: int
     skipped_steps: int = 0
+    phases_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds of this epoch by phase, rank 0's; waiting for other ranks is part of ``communicate``."""
 
 
 class RepeatRecord(Strict):
@@ -151,6 +153,68 @@ class RepeatRecord(Strict):
     ranks: list[RankRecord]
     seed: int | None = None
     epochs: list[EpochRecord] = Field(default_factory=list)
+
+
+class TunedRate(Strict):
+    """A learning rate that was tried on a seed of its own, which is not among those evaluated."""
+
+    learning_rate: float
+    validation_loss: float | None
+    validation_accuracy: float | None = None
+
+
+class Recipe(Strict):
+    """How a training cell was trained: what its curves do not tell.
+
+    ``tx_are`` says what the bytes of its epochs are: ``measured`` at the interface, ``charged`` by the token bucket, or
+    ``predicted`` by the method's formula, headers included, on a link that is not shaped. ``validation_samples`` is the
+    number of predictions that an accuracy is a fraction of.
+    """
+
+    optimizer: str
+    learning_rate: float
+    epochs: int
+    validation_samples: int | None = None
+    tx_are: Literal["measured", "charged", "predicted"] = "predicted"
+    target: float | None = None
+    tuned: list[TunedRate] = Field(default_factory=list)
+    tune_seed: int | None = None
+
+
+class MeanInterval(Strict):
+    """A mean over seeds with its 95% t-interval; a single seed has none."""
+
+    mean: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
+class TrainingSummary(Strict):
+    """What the tables show of a training cell; ``netsim_ddp.results.training`` computes it from the curves.
+
+    Accuracies are fractions, differences to the dense cell of the same setting in percentage points (accuracy) or in
+    percent of its loss, paired by seed. ``resolution_points`` is what one validation sample weighs;
+    ``resolvable_points`` what a difference must exceed to be told from none with these seeds.
+    ``time_to_accuracy_s`` is the training clock at the end of the first epoch that reaches the dense run's final
+    accuracy of the same seed (or the ``target`` that was given), the median over the seeds that reach it;
+    ``time_ratio`` is that over the time that the dense cell takes to the same accuracy.
+    """
+
+    seeds: list[int]
+    accuracy: MeanInterval | None = None
+    loss: MeanInterval | None = None
+    difference_points: MeanInterval | None = None
+    loss_difference_percent: MeanInterval | None = None
+    resolution_points: float | None = None
+    resolvable_points: float | None = None
+    verdict: Literal["baseline", "within", "worse", "better", "not resolvable"] | None = None
+    epochs_s: float
+    time_to_accuracy_s: float | None = None
+    reached: int = 0
+    time_ratio: float | None = None
+    tx_bytes_per_step: float
+    wire_reduction: float | None = None
+    residual_bytes: int = 0
 
 
 class Interval(Strict):
@@ -212,6 +276,8 @@ class Cell(Strict):
     link: LinkRecord
     repeats: list[RepeatRecord] = Field(default_factory=list)
     summary: Summary | None = None
+    recipe: Recipe | None = None
+    training: TrainingSummary | None = None
     error: str | None = None
 
 

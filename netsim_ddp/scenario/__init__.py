@@ -3,5 +3,6 @@
 from netsim_ddp.scenario.files import build, build_scenario, validate
 from netsim_ddp.scenario.settings import Settings, available_cores
 from netsim_ddp.scenario.steps import Scenario
+from netsim_ddp.scenario.train import TrainScenario
 
-__all__ = ["Scenario", "Settings", "available_cores", "build", "build_scenario", "validate"]
+__all__ = ["Scenario", "Settings", "TrainScenario", "available_cores", "build", "build_scenario", "validate"]

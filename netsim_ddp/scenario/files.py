@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import with_profile, without_link
+from netsim_ddp.link.options import SPELLINGS, with_profile, without_link
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings
 from netsim_ddp.scenario.steps import Scenario
+from netsim_ddp.scenario.train import LEARNING_RATES, LINK_KEYS
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -126,6 +127,9 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         data.get("compute_s") is not None and data.get("overlap") != "off"
     )
     derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
+    if "optimizer" in data:
+        derived["momentum"] = data.get("momentum")
+        _derive_training_again(data, overrides)
     methods = data.get("methods")
     for method in methods if isinstance(methods, list) else []:
         params = method.get("params") if isinstance(method, dict) else None
@@ -143,3 +147,15 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     if "workers" in overrides:
         data.pop("threads", None)
         data.pop("execution", None)
+
+
+def _derive_training_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """:func:`_derive_again` of what only a training has."""
+    if "optimizer" in overrides and data.get("learning_rate") == LEARNING_RATES.get(str(data["optimizer"])):
+        data.pop("learning_rate", None)
+    if "epochs" in overrides and data.get("step_epochs") == max(1, int(data.get("epochs", 1)) // 3):
+        data.pop("step_epochs")
+    if "seed" in overrides:
+        data.pop("tune_seed", None)
+    if data.get("link") == "none" and overrides.keys() & {*LINK_KEYS, *SPELLINGS}:
+        data.pop("link")

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import MethodSpec, method_of, takes
+from netsim_ddp.methods import MethodSpec, Options, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
@@ -41,6 +41,9 @@ class Settings(LinkOptions):
         "dataset": "digits",
         "methods": "[dense, topk]",
     }
+
+    method_options: ClassVar[Options] = {}
+    """What every method takes here beside its own options."""
 
     model: str = "simple_cnn"
     dataset: str | None = None
@@ -118,7 +121,7 @@ class Settings(LinkOptions):
                 raise UsageError(f"methods {value!r} is not a list", hint="write for example [dense, topk]")
             if not items:
                 raise UsageError("no method to run", hint="write for example --method dense --method topk")
-            return [method_of(item) for item in items]
+            return [method_of(item, cls.method_options) for item in items]
 
     @model_validator(mode="after")
     def _no_cell_twice(self, info: ValidationInfo) -> Self:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,19 +152,21 @@ class ShardSampler(Sampler[int]):
     def __init__(self, length: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
         self.length, self.rank, self.world_size, self.seed = length, rank, world_size, seed
         self.per_rank = length // world_size // batch_size * batch_size
-        self.epoch = 0
+        self.batch_size = batch_size
+        self.epoch = self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; call it before iterating the loader again."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the permutation, and the batch to start at; call it before iterating the loader again."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
+        """Of a whole epoch, wherever it starts."""
         return self.per_rank
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.length, generator=_generator(self.seed, _EPOCH_STREAM, self.epoch))
         mine = order[self.rank :: self.world_size][: self.per_rank]
-        return iter(mine.tolist())
+        return iter(mine[self.first_batch * self.batch_size :].tolist())
 
 
 def _as_is(batch: Any) -> Any:
@@ -178,6 +181,9 @@ def get_dataloaders(
     world_size: int = 1,
     seed: int = 0,
     *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    text: str | Path | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> tuple[Loader, Loader]:
@@ -195,6 +201,8 @@ def get_dataloaders(
         UsageError: unknown dataset, a batch larger than a rank's shard, or numbers out of range.
     """
     check_dataset(dataset)
+    if download or data_dir is not None or text is not None:
+        raise UsageError(f"dataset {dataset} reads no files")
     for what, value, least in (
         ("batch size", batch_size, 1),
         ("number of ranks", world_size, 1),

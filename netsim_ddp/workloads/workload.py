@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,13 @@ from netsim_ddp.workloads.models import get_model, seeded
 class Workload:
     """A model and the data of one rank, on one device. Built by :func:`build_workload`.
 
+    Images and tokens work alike: whatever the inputs are, outputs are logits whose last dimension is the classes, and
+    targets have the shape of the outputs without it.
+
     Attributes:
         model: the bare module in training mode; whoever wraps it in DDP does so outside.
-        epoch: the epoch that :meth:`next_batch` draws from, starting at 0.
+        epoch, batch: where :meth:`next_batch` stands: ``batch`` batches of ``epoch`` have been given out. After
+            ``start_epoch(epoch, batch)`` it goes on from there, which is what a checkpoint needs to keep.
     """
 
     def __init__(
@@ -29,7 +34,7 @@ class Workload:
         self.train_loader = train_loader
         self.validation_loader = validation_loader
         self.device = device
-        self.epoch = 0
+        self.epoch = self.batch = 0
         self._batches: Iterator[Batch] | None = None
 
     @property
@@ -42,30 +47,46 @@ class Workload:
         """The same on every rank."""
         return len(self.train_loader)
 
+    def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Have :meth:`next_batch` go on with batch ``first_batch`` of ``epoch``; those before it are not decoded.
+
+        ``first_batch`` may be ``batches_per_epoch``: then the next batch is the first of the epoch after.
+
+        Raises:
+            ValueError: a position outside the epoch.
+        """
+        if epoch < 0 or not 0 <= first_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"batch {first_batch} of epoch {epoch} does not exist: an epoch has {self.batches_per_epoch}"
+            )
+        assert isinstance(self.train_loader.sampler, ShardSampler)
+        self.epoch, self.batch = epoch, first_batch
+        self.train_loader.sampler.set_epoch(epoch, first_batch)
+        self._batches = iter(self.train_loader)
+
     def next_batch(self) -> Batch:
-        """The next (images ``[batch, channels, height, width]``, targets ``[batch]``), on the device.
+        """The next (inputs, targets), on the device; shapes and types as in :func:`get_dataloaders`.
 
         Never ends: a new epoch starts with a new shuffle, so ranks that call it equally often stay in step.
         """
         if self._batches is None:
-            self._start_epoch(self.epoch)
+            self.start_epoch(self.epoch, self.batch)
         assert self._batches is not None
         batch = next(self._batches, None)
         if batch is None:
-            self._start_epoch(self.epoch + 1)
+            self.start_epoch(self.epoch + 1)
             batch = next(self._batches)
-        images, targets = batch
-        return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-
-    def _start_epoch(self, epoch: int) -> None:
-        assert isinstance(self.train_loader.sampler, ShardSampler)
-        self.epoch = epoch
-        self.train_loader.sampler.set_epoch(epoch)
-        self._batches = iter(self.train_loader)
+        self.batch += 1
+        inputs, targets = batch
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy (scalar) of logits ``[batch, classes]`` against classes ``[batch]``."""
-        return functional.cross_entropy(outputs, targets)
+        """Mean cross entropy (scalar) of logits ``[..., classes]`` against classes ``[...]``, int64."""
+        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """(how many of the targets have the largest logit, int64 scalar on the device; how many targets)."""
+        return (outputs.argmax(dim=-1) == targets).sum(), targets.numel()
 
     @torch.no_grad()
     def validate(self, model: nn.Module | None = None) -> tuple[float, float]:
@@ -76,17 +97,18 @@ class Workload:
         model = self.model if model is None else model
         was_training = model.training
         model.eval()
-        loss, correct, count = 0.0, 0, 0
+        loss, right, count = 0.0, 0, 0
         try:
-            for images, labels in self.validation_loader:
+            for inputs, labels in self.validation_loader:
                 targets = labels.to(self.device)
-                outputs = model(images.to(self.device))
-                loss += float(self.loss(outputs, targets)) * len(targets)
-                correct += int((outputs.argmax(dim=1) == targets).sum())
-                count += len(targets)
+                outputs = model(inputs.to(self.device))
+                correct, counted = self.correct(outputs, targets)
+                loss += float(self.loss(outputs, targets)) * counted
+                right += int(correct)
+                count += counted
         finally:
             model.train(was_training)
-        return loss / count, correct / count
+        return loss / count, right / count
 
 
 def build_workload(
@@ -98,6 +120,9 @@ def build_workload(
     world_size: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    text: str | Path | None = None,
     num_workers: int = 0,
 ) -> Workload:
     """Build what ``rank`` of ``world_size`` trains; ``batch_size`` is per rank.
@@ -115,7 +140,16 @@ def build_workload(
     info = DATASETS[dataset]
     place = _device(device)
     train_loader, validation_loader = get_dataloaders(
-        dataset, batch_size, rank, world_size, seed, num_workers=num_workers, pin_memory=place.type == "cuda"
+        dataset,
+        batch_size,
+        rank,
+        world_size,
+        seed,
+        data_dir=data_dir,
+        download=download,
+        text=text,
+        num_workers=num_workers,
+        pin_memory=place.type == "cuda",
     )
     module = get_model(model, info.classes, seed, channels=info.shape[0])
     _check_fit(module, model, dataset, seed)

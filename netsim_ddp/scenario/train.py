@@ -1,0 +1,202 @@
+"""What ``netsim train`` runs: whole trainings of one model, one per method and seed, on equal terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.options import LinkOptions, Spelling
+from netsim_ddp.methods import MethodSpec, Options, positive, takes, whole
+from netsim_ddp.names import default_dataset
+from netsim_ddp.origin import Origin
+from netsim_ddp.scenario.settings import Settings, available_cores
+from netsim_ddp.units import parse_ratio
+
+TUNING_OFFSET = 10_000
+"""The seed that learning rates are tuned on is this far from the first that is evaluated."""
+LEARNING_RATES: Mapping[str, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+"""Defaults by optimizer."""
+LINK_KEYS = frozenset(LinkOptions.model_fields) - {"link"}
+"""Fields that ask for an emulated link when they are set."""
+
+
+def _every(value: Any, *, what: str) -> tuple[int | None, int | None]:
+    """``2epochs`` or ``50steps``."""
+    match = re.fullmatch(r"0*([1-9]\d{0,8})\s*(epoch|step)s?", str(value).strip().lower())
+    if match is None:
+        raise UsageError(f"{what} {value!r} is no interval", hint="write for example 1epoch or 50steps")
+    return (int(match[1]), None) if match[2] == "epoch" else (None, int(match[1]))
+
+
+def _accuracy(value: Any, *, what: str) -> tuple[float]:
+    return (parse_ratio(value, what=what),)
+
+
+def _rates(value: Any, *, what: str) -> tuple[list[float]]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        return ([positive(str(part)) for part in parts],)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error.message}", hint="write for example 0.03,0.1,0.3") from None
+
+
+class TrainScenario(Settings):
+    """One experiment: the model and its data, the optimizer, the methods, and how many seeds."""
+
+    spellings: ClassVar[Mapping[str, Spelling]] = {
+        **Settings.spellings,
+        "checkpoint_every": Spelling(("checkpoint_epochs", "checkpoint_steps"), _every),
+        "target_accuracy": Spelling(("target",), _accuracy),
+        "tune_lr": Spelling(("tuned_rates",), _rates),
+    }
+    examples: ClassVar[Mapping[str, str]] = {
+        **Settings.examples,
+        "checkpoint_every": "1epoch",
+        "target_accuracy": "95%",
+        "tune_lr": "0.03,0.1,0.3",
+        "clip_norm": "1",
+        "step_epochs": "5",
+        "steps_per_epoch": "20",
+        "checkpoint": "run1",
+        "log_dir": "logs",
+        "data_dir": "data",
+        "text": "book.txt",
+    }
+    method_options: ClassVar[Options] = {"lr": positive, "freeze_after": whole}
+
+    learning_rate: float = Field(default=LEARNING_RATES["sgd"], gt=0, allow_inf_nan=False)
+    """Where it is not set, that of :data:`LEARNING_RATES`."""
+    repeats: int = Field(default=1, ge=1, le=1000)
+    """Seeds: ``seed``, ``seed + 1`` ...; each has its own split of the data, parameters and order."""
+    epochs: int = Field(default=10, ge=1, le=10**6)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    step_epochs: int | None = Field(default=None, ge=1)
+    """``step``: epochs between two cuts by ``gamma``; by default a third of all."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(default=1, ge=1, le=65536)
+    tuned_rates: tuple[float, ...] = ()
+    tune_seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    target: float | None = Field(default=None, gt=0, le=1)
+    checkpoint: str | None = None
+    checkpoint_epochs: int | None = Field(default=None, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    resume: bool = False
+    resume_residuals: Literal["none", "drop", "sum"] = "none"
+    log_dir: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+    text: str | None = None
+
+    @field_validator("checkpoint", "log_dir", "data_dir", "text")
+    @classmethod
+    def _names_something(cls, value: str | None, info: ValidationInfo) -> str | None:
+        with Origin.of(info).naming(str(info.field_name)):
+            if value is not None and not value.strip():
+                raise UsageError(f"{info.field_name} names nothing", hint="name a folder or a file")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self, info: ValidationInfo) -> Self:
+        origin = Origin.of(info)
+        with origin.naming("overlap"):
+            overlapped = [method.name for method in self.methods if method.params.get("overlap")]
+            if self.overlap == "on" or overlapped:
+                raise UsageError(
+                    "netsim train exchanges gradients after the backward pass, not beside it",
+                    hint="leave overlap out; netsim run measures it",
+                )
+        with origin.naming("methods"):
+            for method in self.methods:
+                self._check_freezing(method)
+        with origin.naming("resume"):
+            if self.resume and self.checkpoint is None:
+                raise UsageError(
+                    "resume needs the folder of the checkpoints", hint="write checkpoint: FOLDER"
+                )
+        with origin.naming("warmup_epochs"):
+            if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+                raise UsageError(
+                    f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs",
+                    hint=f"write for example --warmup-epochs {max(self.epochs // 10, 0)}",
+                )
+        return self
+
+    def _check_freezing(self, method: MethodSpec) -> None:
+        if "freeze_after" not in method.params:
+            return
+        if self.optimizer == "sgd":
+            raise UsageError(
+                "freeze_after is about Adam's second moment", hint="write --optimizer adam or adamw"
+            )
+        if not takes(method.name, "feedback") or method.params.get("momentum"):
+            raise UsageError(
+                f"freeze_after compresses Adam's momentum, which {method.id!r} cannot",
+                hint="write for example topk,freeze_after=100",
+            )
+        if method.params["freeze_after"] < 1:
+            raise UsageError(
+                "freeze_after must be at least 1", hint="write for example topk,freeze_after=100"
+            )
+
+    @property
+    def on_a_link(self) -> bool:
+        """Whether an emulated link was asked for; training on the host's own loopback is the default."""
+        return self.link != "none" and (self.link != "auto" or bool(LINK_KEYS & self.model_fields_set))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that are evaluated."""
+        return tuple(range(self.seed, self.seed + self.repeats))
+
+    def resolved(self) -> TrainScenario:
+        """This scenario with the defaults that depend on other values, or on this machine, filled in."""
+        tune_seed = self.tune_seed
+        if self.tuned_rates and tune_seed is None:
+            tune_seed = (self.seed + TUNING_OFFSET) % 2**31
+        rate = self.learning_rate
+        if "learning_rate" not in self.model_fields_set:
+            rate = LEARNING_RATES[self.optimizer]
+        every = self.checkpoint_epochs
+        if self.checkpoint is not None and every is None and self.checkpoint_steps is None:
+            every = 1
+        return self.model_copy(
+            update={
+                "dataset": self.dataset or default_dataset(self.model),
+                "threads": self.threads or max(1, available_cores() // self.workers),
+                "link": self.link if self.on_a_link else "none",
+                "learning_rate": rate,
+                "step_epochs": self.step_epochs or max(1, self.epochs // 3),
+                "checkpoint_epochs": every,
+                "tune_seed": tune_seed,
+                "methods": self.cells(),
+            }
+        )
+
+    def cells(self) -> tuple[MethodSpec, ...]:
+        """One spec per cell. Where SGD has momentum, a sparse method with feedback corrects it (Lin et al. 2018),
+        unless it says ``momentum=0`` and leaves it to the optimizer."""
+        return tuple(
+            MethodSpec(name=method.name, params=self._with_momentum(method, self._with_ratio(method)))
+            for method in self.methods
+        )
+
+    def _with_momentum(self, method: MethodSpec, params: dict[str, Any]) -> dict[str, Any]:
+        corrects = takes(method.name, "momentum") and params.get("feedback", True)
+        if self.optimizer == "sgd" and self.momentum and corrects:
+            params.setdefault("momentum", self.momentum)
+        return params
+
+    def exchange_params(self, method: MethodSpec) -> dict[str, Any]:
+        """What the communication method itself takes."""
+        own = {*self.method_options, "overlap"}
+        return {key: value for key, value in method.params.items() if key not in own}

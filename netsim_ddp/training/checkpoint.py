@@ -1,0 +1,248 @@
+"""Checkpoints on disk: a folder per save, complete or not there. Imports no torch: the command commits and checks them.
+
+::
+
+    FOLDER/run.json                     the result so far, with the whole scenario
+    FOLDER/topk,ratio=0.01/seed-0/      one training
+      step-000120/                      one checkpoint
+        shared.pt rank-0.pt ...         what all ranks share, and each rank's own
+        manifest.json                   where the training stood, its curves, every file's SHA-256
+      latest                            the name of the newest checkpoint
+
+The ranks write and flush their files into ``step-000120.part``; when all have, the command writes the manifest,
+renames the folder and replaces ``latest``. Whatever is killed when, ``latest`` names a complete checkpoint. The two
+newest stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import MethodSpec
+from netsim_ddp.results.record import EpochRecord, Strict, to_json, write_whole
+
+KEPT = 2
+RUN_FILE = "run.json"
+_PART = ".part"
+_LATEST = "latest"
+_MANIFEST = "manifest.json"
+FREE_KEYS = frozenset(
+    {
+        *("epochs", "repeats", "methods", "ratio", "timeout_s", "time_budget_s", "target", "step_epochs"),
+        *("checkpoint", "checkpoint_epochs", "checkpoint_steps", "resume", "resume_residuals", "log_dir"),
+        *("data_dir", "download", "tuned_rates", "tune_seed", "threads", "workers", "seed", "overlap"),
+        *("learning_rate",),
+    }
+)
+"""Settings that may differ when a training goes on; the method, the seed and the rate are compared on their own."""
+
+
+class FileSum(Strict):
+    """A file as it was written."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(Strict):
+    """Where a training stood.
+
+    ``epoch`` and ``step`` are where it goes on: ``step`` steps of ``epoch`` are done. The byte lists are per rank:
+    ``tx_epoch`` since this epoch's begin, the others since the training's.
+    """
+
+    version: Literal[1] = 1
+    method: str
+    params: dict[str, Any]
+    seed: int
+    learning_rate: float
+    world_size: int
+    threads: int
+    epoch: int
+    step: int
+    global_step: int
+    settings: dict[str, Any]
+    history: list[EpochRecord] = Field(default_factory=list)
+    tx_epoch: list[int]
+    tx_total: list[int]
+    rx_total: list[int]
+    payload: list[int]
+    drops: int = 0
+    retransmits: int = 0
+    files: dict[str, FileSum]
+
+
+def step_folder(global_step: int) -> str:
+    return f"step-{global_step:06d}"
+
+
+class Slot:
+    """The checkpoints of one training."""
+
+    def __init__(self, root: Path, method: MethodSpec, seed: int) -> None:
+        name = re.sub(r"[^\w.,=:+-]", "_", method.id)
+        self.folder = root / name / f"seed-{seed}"
+
+    def clear_parts(self) -> None:
+        """Make the folder; take away what a killed run left half done."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.glob(f"*{_PART}"):
+                shutil.rmtree(part, ignore_errors=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write checkpoints to {self.folder}: {error.strerror}",
+                hint="name a folder you can write to",
+            ) from error
+
+    def part(self, global_step: int) -> Path:
+        """Where the ranks write before :meth:`commit`."""
+        return self.folder / (step_folder(global_step) + _PART)
+
+    def commit(self, manifest: Manifest) -> Path:
+        """Make the files of :meth:`part` the newest checkpoint."""
+        part, name = self.part(manifest.global_step), step_folder(manifest.global_step)
+        whole = self.folder / name
+        write_whole(to_json(manifest), part / _MANIFEST)
+        if whole.exists():  # a run that went on from an older one saves this step again
+            self._remove(whole)
+        _flush(part)
+        part.rename(whole)
+        _flush(self.folder)
+        write_whole(name + "\n", self.folder / _LATEST)
+        _flush(self.folder)
+        for old in sorted(self._all())[:-KEPT]:
+            if old.name != name:
+                self._remove(old)
+        return whole
+
+    def _remove(self, folder: Path) -> None:
+        """Out of sight first: a removal that is cut short must not leave half a checkpoint under its name."""
+        doomed = folder.with_name(folder.name + ".old" + _PART)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return [path for path in self.folder.glob("step-*") if not path.name.endswith(_PART)]
+
+    def latest(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint, every file checked; None where there is none.
+
+        Raises:
+            UsageError: one line that names the file that is missing or damaged.
+        """
+        pointer = self.folder / _LATEST
+        if not pointer.exists():
+            return None
+        try:
+            name = pointer.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            name = ""
+        if not re.fullmatch(r"step-\d+", name):
+            raise UsageError(f"{pointer} names no checkpoint", hint="write for example step-000120 into it")
+        folder = self.folder / name
+        manifest = self._manifest(folder)
+        for file, known in manifest.files.items():
+            self._check(folder / file, known)
+        return folder, manifest
+
+    def _manifest(self, folder: Path) -> Manifest:
+        path = folder / _MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise self._broken(path, f"cannot be read: {error.strerror}") from None
+        except ValidationError:
+            raise self._broken(path, "is damaged") from None
+
+    def _check(self, path: Path, known: FileSum) -> None:
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise self._broken(path, f"cannot be read: {error.strerror}") from None
+        if digest.hexdigest() != known.sha256:
+            raise self._broken(path, "is damaged: its SHA-256 is not the manifest's")
+
+    def _broken(self, path: Path, problem: str) -> UsageError:
+        others = sorted(other.name for other in self._all() if other != path.parent)
+        hint = f"start again in another folder, or remove {self.folder}"
+        if others:
+            hint = f"to go on from the one before, write {others[-1]} into {self.folder / _LATEST}"
+        return UsageError(f"checkpoint file {path} {problem}", hint=hint)
+
+
+def check_same(
+    manifest: Manifest, settings: Mapping[str, Any], method: MethodSpec, workers: int, rule: str
+) -> None:
+    """Refuse to go on as something else.
+
+    Args:
+        settings: of this run, as :func:`settings_of` gives them.
+        rule: what becomes of the residuals with another number of workers.
+
+    Raises:
+        UsageError: one line with the setting that differs.
+    """
+    for key in sorted(settings.keys() | manifest.settings.keys()):
+        saved, here = manifest.settings.get(key), settings.get(key)
+        if saved != here:
+            raise UsageError(
+                f"the checkpoint was trained with {key} {saved}, not {here}",
+                hint=f"leave {key} as it was, or start again in another folder",
+            )
+    if dict(method.params) != manifest.params:
+        raise UsageError(
+            f"the checkpoint is of {manifest.method} {manifest.params}, not {dict(method.params)}",
+            hint="leave the method as it was, or start again in another folder",
+        )
+    if manifest.world_size != workers and rule == "none":
+        raise UsageError(
+            f"the checkpoint is of {manifest.world_size} workers, not {workers}: residuals belong to their ranks",
+            hint=f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
+        )
+
+
+def settings_of(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training's parameters depend on, out of a resolved scenario as JSON carries it."""
+    return {key: value for key, value in scenario.items() if key not in FREE_KEYS}
+
+
+def sums_of(values: Sequence[Mapping[str, Any]]) -> dict[str, FileSum]:
+    """The files of all ranks."""
+    return {name: FileSum(**each) for value in values for name, each in value["files"].items()}
+
+
+def _flush(folder: Path) -> None:
+    """Have the folder's own entries reach the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def run_file(folder: Path) -> Path:
+    """The result and the settings of the run whose checkpoints are in ``folder``.
+
+    Raises:
+        UsageError: there are none.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"there is nothing to resume in {folder}: no {RUN_FILE}",
+            hint="name the folder that --checkpoint named",
+        )
+    return path

@@ -1,0 +1,202 @@
+"""How the ranks' gradients become one update: a method and an optimizer, or Adam that compresses its momentum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from netsim_ddp.bench.execution import Execution
+from netsim_ddp.communication import cost
+from netsim_ddp.communication.adam import CompressedAdam
+from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.pipeline import pipeline, stages
+from netsim_ddp.communication.segments import Group, Method, Segment, Wire
+from netsim_ddp.compression.statistics import Statistics
+
+
+class Exchange(ABC):
+    """What happens to a step's gradient once a rank has it."""
+
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def play(self, execution: Execution) -> bool:
+        """Average the gradients in ``flat.data`` and update the parameters, the same bits on every rank; False where
+        the ranks skipped the step."""
+
+    @property
+    @abstractmethod
+    def wires(self) -> Sequence[Segment]:
+        """What the last step sent."""
+
+    @property
+    @abstractmethod
+    def residual_bytes(self) -> int:
+        """Memory that error feedback holds between steps."""
+
+    @abstractmethod
+    def statistics(self) -> Statistics | None:
+        """What the last step sent and kept back."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What belongs to this rank alone: residuals, owner's sums."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` saved.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+
+    def shared_state(self) -> dict[str, Any]:
+        """What all ranks have the same of: the optimizer's."""
+        return self.optimizer.state_dict()
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`shared_state` saved; rates and decays stay those of this run."""
+        here = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self._load_optimizer(state)
+        for group, ours in zip(self.optimizer.param_groups, here, strict=True):
+            group.update(ours)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class Averaged(Exchange):
+    """The optimizer takes the averaged gradient, compressed or not, as a single machine's takes its own.
+
+    One rank has nobody to exchange with, and leaves its gradient as it is.
+    """
+
+    def __init__(self, method: Method, group: Group, optimizer: torch.optim.Optimizer) -> None:
+        self.method, self.optimizer = method, optimizer
+        self._stages = [stages(method.segments()) if group.world_size > 1 else []]
+        self._wires: list[Wire] = [wire for stage in self._stages[0] for wire in stage.wires]
+
+    def play(self, execution: Execution) -> bool:
+        for _ in pipeline(execution, self._stages):
+            pass  # there is one bucket, and it is there
+        execution.local("optimizer", self._update)
+        return not self.method.skipped
+
+    def _update(self) -> None:
+        if self.method.skipped:
+            return
+        if self._wires:
+            self.method.flat.attach(self.method.average)
+        self.optimizer.step()
+
+    @property
+    def wires(self) -> Sequence[Segment]:
+        return self._wires
+
+    @property
+    def residual_bytes(self) -> int:
+        return self.method.residual_bytes
+
+    def statistics(self) -> Statistics | None:
+        found = self.method.statistics() if self._wires else None
+        return found and replace(found, payload_bytes=cost.payload_bytes(self._wires))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state)
+
+
+class FrozenMoment(Exchange):
+    """:class:`CompressedAdam`: dense steps until the second moment has settled, then its momentum is compressed."""
+
+    optimizer: CompressedAdam
+
+    def __init__(self, optimizer: CompressedAdam, group: Group) -> None:
+        self.optimizer = optimizer
+        self._group = group
+        for backend in (optimizer.dense, optimizer.sparse):
+            backend.group = group
+
+    def play(self, execution: Execution) -> bool:
+        for backend in (self.optimizer.dense, self.optimizer.sparse):
+            backend.carrier = execution
+        taken = self.optimizer.step()
+        execution.local("optimizer", lambda: None)  # all since the exchange
+        return taken
+
+    @property
+    def wires(self) -> Sequence[Segment]:
+        sparse = self.optimizer.sparse.segments
+        return (
+            sparse or self.optimizer.dense.segments
+        )  # the sparse exchange is built when the first one comes
+
+    @property
+    def residual_bytes(self) -> int:
+        method = self.optimizer.sparse.method
+        return 0 if method is None else method.residual_bytes
+
+    def statistics(self) -> Statistics | None:
+        return self.optimizer.sparse.statistics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.optimizer.sparse.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.sparse.load_state_dict(state)
+
+    def shared_state(self) -> dict[str, Any]:
+        return {key: value for key, value in self.optimizer.state_dict().items() if key != "exchange"}
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict({**state, "exchange": self.optimizer.sparse.state_dict()})
+
+
+def build_exchange(
+    scenario: Mapping[str, Any],
+    method: str,
+    params: Mapping[str, Any],
+    freeze_after: int | None,
+    flat: FlatGradients,
+    group: Group,
+) -> Exchange:
+    """The exchange that ``scenario`` asks for.
+
+    * SGD takes the average. Where the method corrects momentum it has none of its own; alone, with nobody to exchange
+      with, it has the method's.
+    * Adam and AdamW take the average too: simple, and good where few entries stay back for long.
+    * With ``freeze_after`` they are :class:`CompressedAdam`.
+    """
+    named = list(zip(flat.names, flat.parameters, strict=True))
+    rate, decay = scenario["learning_rate"], scenario["weight_decay"]
+    if freeze_after is not None:
+        adam = CompressedAdam(
+            named,
+            lr=rate,
+            weight_decay=decay,
+            decoupled=scenario["optimizer"] == "adamw",
+            freeze_after=freeze_after,
+            method=method,
+            params=dict(params),
+            process_group=group.process_group,
+        )
+        return FrozenMoment(adam, group)
+    optimizer: torch.optim.Optimizer
+    if scenario["optimizer"] == "sgd":
+        corrected = float(params.get("momentum") or 0.0)
+        momentum = scenario["momentum"] if not corrected else corrected if group.world_size == 1 else 0.0
+        optimizer = torch.optim.SGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
+    else:
+        kind = torch.optim.AdamW if scenario["optimizer"] == "adamw" else torch.optim.Adam
+        optimizer = kind(flat.parameters, lr=rate, weight_decay=decay)
+    return Averaged(build_method(method, flat, group, **params), group, optimizer)

@@ -1,0 +1,361 @@
+"""One rank's whole training: epochs of steps, validation between them, checkpoints, and what it tells the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.cuda_clock import CudaClock
+from netsim_ddp.bench.execution import Concurrent
+from netsim_ddp.bench.jobs import Job, Shared
+from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
+from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
+from netsim_ddp.bench.task import Task
+from netsim_ddp.communication import cost, shaped
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Group
+from netsim_ddp.errors import UsageError
+from netsim_ddp.training import determinism
+from netsim_ddp.training.exchange import Averaged, build_exchange
+from netsim_ddp.training.loop import Totals, Trainer
+from netsim_ddp.training.precision import LossScaler
+from netsim_ddp.training.residuals import converted, pending_gradient
+from netsim_ddp.training.schedule import rate_at
+from netsim_ddp.training.states import (
+    SHARED,
+    rank_file,
+    read_state,
+    split_model,
+    validation_samples,
+    write_state,
+)
+from netsim_ddp.training.tracker import MetricsTracker
+from netsim_ddp.workloads import Workload, build_workload
+
+SKIPPED_BEFORE_TRACE = 2
+STATISTICS_EVERY = 10
+
+
+class TrainTask(Task):
+    """``params``: ``exchange`` (the method's), ``freeze_after``, ``checkpoint`` (the folder for this training's, or
+    None), ``resume`` (a checkpoint and the number of ranks that it is of, or None), ``log`` (a folder or None),
+    ``trace`` (how many steps to answer the laps of)."""
+
+    def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
+        super().__init__(channel, job, shared)
+        self._epoch = self._first_step = 0
+        self._clock_s = 0.0
+        """The training clock at the end of the last epoch."""
+        self._traced: list[StepSample] = []
+        self._tracker: MetricsTracker | None = None
+        self._seen = 0
+
+    def run(self) -> None:
+        job, scenario = self.job, self.scenario
+        device = choose_device(scenario["device"], job.rank)
+        determinism.settle(scenario["seed"], job.rank)
+        self.say("building the model")
+        self._workload = workload = self._build_workload(device)
+        self._steps = self._steps_per_epoch(workload)
+        self.say("joining the process group")
+        slow = 400 * workload.parameters_count / job.spec.lowest_bps * 8
+        self._group, backend = join(self.channel, job, self.shared, device, spare_s=slow)
+        self._trainer = self._build_trainer(workload, self._group)
+        if job.params["resume"] is not None:
+            self._restore(Path(job.params["resume"]["folder"]), job.params["resume"]["world_size"])
+        if job.rank == 0 and job.params["log"] is not None:
+            at = self._epoch * self._steps + self._first_step
+            self._tracker = MetricsTracker(job.params["log"], first_step=at)
+        self.channel.gather("built", self._facts(device, backend))
+        self._execution = Concurrent(
+            StepTimer(CudaClock() if device.type == "cuda" else HostClock()), lambda: None
+        )
+        self._train()
+        if self._tracker is not None:
+            self._tracker.close()
+        self.channel.result(self._report())
+        self.say("leaving")
+        self.channel.gather("done")
+
+    def _build_workload(self, device: torch.device) -> Workload:
+        scenario = self.scenario
+        return build_workload(
+            model=scenario["model"],
+            dataset=scenario["dataset"],
+            batch_size=scenario["batch_size"],
+            rank=self.job.rank,
+            world_size=self.job.world_size,
+            seed=scenario["seed"],
+            device=device,
+            data_dir=scenario["data_dir"],
+            download=scenario["download"],
+            text=scenario["text"],
+        )
+
+    def _steps_per_epoch(self, workload: Workload) -> int:
+        """Updates; micro-batches that do not fill one at an epoch's end are left out."""
+        batches, accumulate = workload.batches_per_epoch, self.scenario["accumulate"]
+        steps: int = batches // accumulate
+        if steps == 0:
+            raise UsageError(
+                f"an epoch has {batches} batches per rank, fewer than one step accumulates: {accumulate}",
+                hint=f"write --accumulate {batches} at most, or a smaller --batch-size",
+            )
+        wanted = self.scenario["steps_per_epoch"]
+        return steps if wanted is None else min(steps, wanted)
+
+    def _build_trainer(self, workload: Workload, group: Group) -> Trainer:
+        params = self.job.params
+        flat = FlatGradients(workload.model.named_parameters())
+        exchange = build_exchange(
+            self.scenario, self.job.method, params["exchange"], params["freeze_after"], flat, group
+        )
+        scaler = LossScaler(group, flat.data.device) if self.scenario["precision"] == "fp16" else None
+        forgiving = params["exchange"].get("nonfinite") == "skip"
+        return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, forgiving=forgiving)
+
+    def _facts(self, device: torch.device, backend: str) -> dict[str, Any]:
+        job, group, exchange = self.job, self._group, self._trainer.exchange
+        probed = None
+        if job.mechanism == "bucket" and group.world_size > 1:
+            probed = ring_goodput(self.channel, group, job, device)
+            if job.rank == 0:
+                shaped.shaped_group().begin()
+        dense = 2 * 4 * self._workload.parameters_count * 8 / job.spec.lowest_bps
+        ideal = cost.ideal_seconds(exchange.wires, job.spec.lowest_bps) or dense
+        if job.mechanism == "none":
+            ideal = 0.0
+        collective = exchange.method.collective if isinstance(exchange, Averaged) else None
+        self.say("counting the validation set")
+        return {
+            "ideal_s": ideal + 2 * job.spec.delay_s * 4 * group.world_size,
+            "parameters": self._workload.parameters_count,
+            "backend": backend,
+            "device": device_name(device),
+            "collective": collective,
+            "probed_bps": probed,
+            "validation_samples": validation_samples(self._workload) if job.rank == 0 else None,
+            "charged": self._charged(),
+        }
+
+    def _train(self) -> None:
+        epochs, every = self.scenario["epochs"], self.scenario["checkpoint_epochs"]
+        while self._epoch < epochs:
+            self._run_epoch()
+            rates = self._rate(self._epoch, self._steps - 1)
+            self._gather("epoch", {"totals": dataclasses.asdict(self._trainer.totals), "rate": rates})
+            self._validate()
+            self._clock_s += self._trainer.totals.clock_s
+            self._trainer.totals = Totals()
+            self._epoch, self._first_step = self._epoch + 1, 0
+            due = every is not None and self._epoch % every == 0
+            if due or self._epoch == epochs or self._due(self.step + 1):
+                self._save()
+
+    def _run_epoch(self) -> None:
+        workload, trainer = self._workload, self._trainer
+        workload.start_epoch(self._epoch, self._first_step * self.scenario["accumulate"])
+        for step in range(self._first_step, self._steps):
+            self.step = self._epoch * self._steps + step
+            rate = self._rate(self._epoch, step)
+            where = f"step {step + 1} of epoch {self._epoch + 1}"
+            before = trainer.totals.predicted_bytes
+            sample = trainer.step(self._execution, rate, where)
+            self._trace(sample)
+            self._log_step(sample, rate, trainer.totals.predicted_bytes - before)
+            if step + 1 < self._steps and self._due(self.step + 1):
+                self._first_step = step + 1
+                self._save()
+
+    def _rate(self, epoch: int, step: int) -> float:
+        return rate_at(self.scenario, epoch + step / self._steps)
+
+    def _due(self, done: int) -> bool:
+        """Whether ``--checkpoint-every`` names this number of steps."""
+        every = self.scenario["checkpoint_steps"]
+        return every is not None and done % every == 0
+
+    def _validate(self) -> None:
+        """On rank 0 alone: all ranks hold the same parameters, and BatchNorm's statistics are rank 0's, as in DDP."""
+        found: dict[str, Any] = {}
+        self.say("validating")
+        if self.job.rank == 0:
+            with self._heard():
+                loss, accuracy = self._workload.validate()
+            found = {"loss": loss, "accuracy": accuracy}
+            if self._tracker is not None:
+                totals = self._trainer.totals
+                train = totals.correct / totals.counted if totals.counted else None
+                self._tracker.log(
+                    self.step,
+                    {
+                        "validation/loss": loss,
+                        "validation/accuracy": accuracy,
+                        "train/accuracy": train,
+                        "epoch": self._epoch + 1,
+                    },
+                )
+        self.channel.gather("validated", found)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Forward passes inside count as progress."""
+        last = time.monotonic()
+
+        def tell(*_: object) -> None:
+            nonlocal last
+            if time.monotonic() > last + 1:
+                last = time.monotonic()
+                self.say("validating")
+
+        hook = self._workload.model.register_forward_hook(tell)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _gather(self, point: str, value: dict[str, Any]) -> None:
+        """Meet where the command reads the link's counters; no rank sends meanwhile."""
+        self.channel.gather(point, {**value, "charged": self._charged()})
+
+    def _save(self) -> None:
+        """Write this rank's part; the command makes a checkpoint of all parts."""
+        if self.job.params["checkpoint"] is None:
+            return
+        self.say("saving a checkpoint")
+        trainer, rank, done = self._trainer, self.job.rank, self._epoch * self._steps + self._first_step
+        folder = Path(self.job.params["checkpoint"]) / f"step-{done:06d}.part"
+        parameters, rest = split_model(self._workload.model)
+        state: dict[str, Any] = {
+            "rank": rank,
+            "world_size": self.job.world_size,
+            "model": rest,
+            "exchange": trainer.exchange.state_dict(),
+            "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+            "rng": determinism.capture(self._workload.device),
+            "totals": dataclasses.asdict(trainer.totals),
+            "clock_s": self._clock_s,
+            "epoch": self._epoch,
+            "step": self._first_step,
+            "steps_per_epoch": self._steps,
+        }
+        files = write_state(folder, rank_file(rank), state)
+        if rank == 0:
+            shared = {"parameters": parameters, "optimizer": trainer.exchange.shared_state()}
+            files |= write_state(folder, SHARED, shared)
+        place = {"epoch": self._epoch, "step": self._first_step, "global_step": done}
+        self._gather("checkpoint", {"files": files, **place})
+
+    def _restore(self, folder: Path, world_size: int) -> None:
+        """Go on from ``folder``, which ``world_size`` ranks saved."""
+        self.say("loading the checkpoint")
+        trainer, rank, device = self._trainer, self.job.rank, self._workload.device
+        shared = read_state(folder / SHARED)
+        changed = world_size != self.job.world_size
+        if changed:
+            states = [read_state(folder / rank_file(each)) for each in range(world_size)]
+            own = self._other_world(states)
+        else:
+            own = read_state(folder / rank_file(rank))
+            determinism.restore(own["rng"], device)
+        try:
+            self._workload.model.load_state_dict({**shared["parameters"], **own["model"]})
+            trainer.exchange.load_shared_state(shared["optimizer"])
+            if own["exchange"]:
+                trainer.exchange.load_state_dict(own["exchange"])
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UsageError(f"checkpoint {folder} is of something else: {error}") from error
+        if trainer.scaler is not None and own["scaler"] is not None:
+            trainer.scaler.load_state_dict(own["scaler"])
+        trainer.totals = Totals(**own["totals"])
+        self._clock_s, self._epoch = own["clock_s"], own["epoch"]
+        self._first_step = own["step"]
+
+    def _other_world(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's state out of those of another number of ranks; see :mod:`netsim_ddp.training.residuals`.
+
+        In mid-epoch the same share of the epoch counts as done, rounded down to whole steps.
+        """
+        rank, ranks, rule = self.job.rank, self.job.world_size, self.scenario["resume_residuals"]
+        first, exchange = states[0], self._trainer.exchange
+        own = dict(first)
+        saved = [state["exchange"] for state in states]
+        own["exchange"] = converted(saved, rule, rank, ranks) if saved[0] else {}
+        if "sums" in (fresh := exchange.state_dict()):
+            own["exchange"]["sums"] = fresh["sums"]
+        if ranks == 1 and rule == "sum" and (pending := pending_gradient(saved)):
+            # Alone, nothing is exchanged and no residual read: what is pending goes into the first step's gradient.
+            flat = torch.cat([pending[name].reshape(-1) for name in self._trainer.flat.names])
+            self._trainer.pending = flat.to(self._trainer.flat.data.device)
+            own["exchange"]["error_buffer"] = {
+                name: torch.zeros_like(value) for name, value in pending.items()
+            }
+        own["step"] = self._steps * first["step"] // first["steps_per_epoch"]
+        own["totals"] = _summed([state["totals"] for state in states] if rank == 0 else [])
+        own["totals"]["steps"] = own["step"]
+        own["totals"]["clock_s"] = first["totals"]["clock_s"]
+        return own
+
+    def _trace(self, sample: StepSample) -> None:
+        """Keep the first steps after those that warm up."""
+        self._seen += 1
+        wanted = self.job.params["trace"]
+        if self._seen > SKIPPED_BEFORE_TRACE and len(self._traced) < wanted:
+            self._traced.append(sample)
+
+    def _log_step(self, sample: StepSample, rate: float, sent: int) -> None:
+        if self._tracker is None:
+            return
+        statistics = None
+        if self.step % STATISTICS_EVERY == 0:
+            statistics = self._trainer.exchange.statistics()
+        phases = Totals()
+        phases.add(sample)
+        self._tracker.log_step(
+            self.step,
+            loss=sample.loss,
+            learning_rate=rate,
+            phases=phases.phases_s,
+            tx_bytes=sent,
+            statistics=statistics,
+        )
+
+    def _charged(self) -> list[int]:
+        """What the token bucket has charged this rank so far: bytes sent, bytes received."""
+        if self.shared.arrivals is None or self.job.world_size == 1:
+            return [0, 0]
+        return [round(value) for value in shaped.shaped_group().charged()]
+
+    def _report(self) -> dict[str, Any]:
+        parameters = [p.detach().reshape(-1).float().cpu() for p in self._workload.model.parameters()]
+        digest = hashlib.sha256(torch.cat(parameters).numpy().tobytes()).hexdigest()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "rank": self.job.rank,
+            "samples": [dataclasses.asdict(sample) for sample in self._traced],
+            "residual_bytes": self._trainer.exchange.residual_bytes,
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            "sha256": digest,
+        }
+
+
+def _summed(totals: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several ranks have done of an epoch, as one rank's."""
+    own = dataclasses.asdict(Totals())
+    for each in totals:
+        for key, value in each.items():
+            if isinstance(value, int | float):
+                own[key] += value
+    for key in ("skipped", "payload_bytes", "predicted_bytes") if totals else ():
+        own[key] = totals[0][key]  # every rank has the same of these, or nearly
+    return own

@@ -1,0 +1,180 @@
+"""From curves to a verdict: pairs of seeds, intervals, the test set's resolution, time to an accuracy. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from netsim_ddp.report.training import render_training, sentences
+from netsim_ddp.results.record import (
+    Cell,
+    EpochRecord,
+    LinkRecord,
+    RankRecord,
+    Recipe,
+    RepeatRecord,
+    Result,
+    Tool,
+    TrainingSummary,
+    parse,
+)
+from netsim_ddp.results.training import summarise_training, time_to
+
+SAMPLES = 400
+
+
+def epoch(number: int, accuracy: float, seconds: float, sent: int) -> EpochRecord:
+    return EpochRecord(
+        epoch=number,
+        steps=10,
+        learning_rate=0.1,
+        train_loss=1.0,
+        validation_loss=1.1 - accuracy,
+        validation_accuracy=accuracy,
+        elapsed_s=seconds,
+        tx_bytes=sent,
+    )
+
+
+def cell(
+    method: str, finals: list[float], *, per_epoch_s: float = 1.0, sent: int = 1000, **more: Any
+) -> Cell:
+    """Three epochs per seed that end at ``finals``; each epoch before is 0.05 lower."""
+    repeats = [
+        RepeatRecord(
+            seed=seed,
+            ranks=[
+                RankRecord(
+                    rank=0, tx_bytes=3 * sent, rx_bytes=0, payload_bytes=0, peak_memory_bytes=1, steps=[]
+                )
+            ],
+            epochs=[epoch(n, last - 0.05 * (3 - n), per_epoch_s * n, sent) for n in (1, 2, 3)],
+        )
+        for seed, last in enumerate(finals)
+    ]
+    values: dict[str, Any] = {"workers": 4, "bandwidth_bps": None, "threads": 1, **more}
+    return Cell(
+        id=method,
+        method=method.split(",")[0],
+        link=LinkRecord(
+            mechanism="none", requested_bps=None, configured_bps=None, measured_bps=None, ceiling_bps=None
+        ),
+        recipe=Recipe(optimizer="sgd", learning_rate=0.1, epochs=3, validation_samples=SAMPLES),
+        repeats=repeats,
+        **values,
+    )
+
+
+def summary(cells: list[Cell], index: int = 1) -> TrainingSummary:
+    found = summarise_training(cells)[index].training
+    assert found is not None
+    return found
+
+
+def test_differences_are_paired_by_seed() -> None:
+    # Seeds differ by 10 points, the methods by half a point on each.
+    found = summary([cell("dense", [0.85, 0.90, 0.95]), cell("topk", [0.845, 0.895, 0.945])])
+    assert found.difference_points is not None
+    assert found.difference_points.mean == pytest.approx(-0.5)
+    assert found.difference_points.ci_high == pytest.approx(-0.5)
+    assert found.accuracy is not None
+    assert found.accuracy.ci_high is not None
+    # t(2) = 4.3027 for 95%.
+    assert found.accuracy.ci_high - found.accuracy.mean == pytest.approx(4.3027 * 0.05 / 3**0.5, rel=1e-4)
+    assert found.resolution_points == 100 / SAMPLES
+    assert found.resolvable_points == found.resolution_points  # no less than one sample
+    assert found.verdict == "within"
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([0.90, 0.902, 0.898], "within"),
+        ([0.893, 0.893, 0.893], "within"),  # lower, but by less than a point, and surely so
+        ([0.88, 0.879, 0.881], "worse"),
+        ([0.92, 0.921, 0.919], "better"),
+        ([0.90, 0.93, 0.86], "not resolvable"),
+        ([0.95], "not resolvable"),
+    ],
+)
+def test_verdicts(ours: list[float], verdict: str) -> None:
+    assert summary([cell("dense", [0.90] * len(ours)), cell("topk", ours)]).verdict == verdict
+
+
+def test_only_seeds_that_both_have_are_compared_and_unfinished_ones_do_not_count() -> None:
+    other = cell("topk", [0.90, 0.90, 0.10])
+    other.repeats[2].ranks = []
+    found = summary([cell("dense", [0.91, 0.91, 0.91, 0.91]), other])
+    assert found.seeds == [0, 1]
+    assert found.difference_points is not None
+    assert found.difference_points.mean == pytest.approx(-1)
+
+
+def test_time_to_denses_accuracy_and_bytes() -> None:
+    dense, topk = cell("dense", [0.9], per_epoch_s=10, sent=1000), cell("topk", [0.96], sent=10)
+    found = summary([dense, topk])
+    assert (found.time_to_accuracy_s, found.reached) == (2.0, 1)  # 0.91 after its second epoch
+    assert found.time_ratio == pytest.approx(2 / 30)
+    assert found.wire_reduction == pytest.approx(100)
+    assert found.tx_bytes_per_step == 1.0
+    slow = summary([dense, cell("topk", [0.89])])
+    assert (slow.time_to_accuracy_s, slow.reached, slow.time_ratio) == (None, 0, None)
+    assert time_to(dense.repeats[0].epochs, 0.8) == 10
+
+
+def test_a_target_replaces_denses_accuracy() -> None:
+    cells = [cell("dense", [0.9], per_epoch_s=10), cell("topk", [0.89])]
+    for each in cells:
+        assert each.recipe is not None
+        each.recipe.target = 0.83
+    assert summary(cells).time_ratio == pytest.approx(2 / 20)
+
+
+def test_cells_of_another_setting_are_no_baseline() -> None:
+    dense, other = cell("dense", [0.9, 0.9], workers=8), cell("topk", [0.8, 0.8])
+    assert summary([dense, other]).verdict is None
+    along = [
+        cell("dense", [0.9, 0.9], axes={"batch_size": 16}),
+        cell("topk", [0.9, 0.9], axes={"batch_size": 16, "ratio": 0.1}),
+    ]
+    assert summary(along).verdict == "within"
+    along[1].axes = {"batch_size": 32}
+    assert summary(along).verdict is None
+
+
+def result(cells: list[Cell]) -> Result:
+    return Result(
+        kind="training",
+        tool=Tool(version="0"),
+        created_utc="2026-01-01T00:00:00+00:00",
+        status="complete",
+        environment={},
+        scenario={"model": "simple_cnn", "dataset": "digits", "epochs": 3, "repeats": 2, "batch_size": 32},
+        command="netsim train",
+        cells=summarise_training(cells),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_fits_and_says_what_it_means(width: int) -> None:
+    cells = [
+        cell("dense", [0.90, 0.91], per_epoch_s=100, sent=4_512_000),
+        cell("topk", [0.901, 0.911], params={"ratio": 0.01}),
+        cell("topk,feedback=off", [0.6, 0.61], params={"ratio": 0.01, "feedback": False}),
+    ]
+    console = Console(width=width, record=True, force_terminal=False)
+    found = result(cells)
+    render_training(found, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "within 1 point of dense" in " ".join(text.split())
+    assert "worse than dense" in " ".join(text.split())
+    assert "400 validation samples" in " ".join(text.split())
+    assert parse(found.model_dump(mode="json"), source="itself") == found
+
+
+def test_one_seed_is_said_to_resolve_nothing() -> None:
+    found = summarise_training([cell("dense", [0.9]), cell("topk", [0.95])])
+    assert "resolves nothing" in sentences(found)[0]
