@@ -20,8 +20,8 @@ EXACT_UP_TO = 80
 """Samples of both sides together for which every arrangement is counted; above, the normal approximation."""
 MOST_REPEATS = 200
 """Above this many repeats of each side a question is not decided by more of them."""
-_TRIALS = 4_000
-_SIMULATED_UP_TO = 30
+_TRIALS = 2_000
+_SIMULATED_UP_TO = 20
 
 
 @dataclass(frozen=True)
