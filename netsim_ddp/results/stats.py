@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from netsim_ddp.results.record import Interval
+from netsim_ddp.results.student import student_t
 
 # Below this many repeats even the whole range covers the true median less than 95% of the time.
 REPEATS_FOR_95 = 6
@@ -34,10 +35,8 @@ def median(samples: Sequence[float]) -> float:
 def interval(samples: Sequence[float], *, seed: int = 0) -> Interval:
     """Median with its percentile-bootstrap 95% interval, in the unit of ``samples`` (one per repeat).
 
-    The percentiles are widened for small samples, as Hesterberg's expanded percentile interval does ("What
-    Teachers Should Know About the Bootstrap", 2015): alpha' = Phi(-sqrt(n/(n-1)) t(alpha/2, n-1)). Without it
-    seven repeats cover 87%, with it 98%. Below ``REPEATS_FOR_95`` samples the result is their range;
-    ``coverage`` says what that is worth. A single sample has no interval: ``ci_low == ci_high == median``.
+    The percentiles are widened for small samples, see :func:`widened_tail`. Below ``REPEATS_FOR_95`` samples the
+    result is their range; ``coverage`` says what that is worth. A single sample has no interval: ``ci_low == ci_high == median``.
     The same samples give the same interval.
     """
     middle = median(samples)
@@ -49,19 +48,19 @@ def interval(samples: Sequence[float], *, seed: int = 0) -> Interval:
         return Interval(median=middle, ci_low=float(values.min()), ci_high=float(values.max()))
     generator = np.random.default_rng(seed)
     medians = np.median(generator.choice(values, size=(_RESAMPLES, count)), axis=1)
-    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student_t(0.975, count - 1))
+    tail = widened_tail(count)
     low, high = np.quantile(medians, [tail, 1 - tail])
     # The resampled quantiles may miss the median itself by a rounding error when samples are equal.
     return Interval(median=middle, ci_low=min(float(low), middle), ci_high=max(float(high), middle))
 
 
-def _student_t(probability: float, freedom: int) -> float:
-    """Quantile of Student's t by the Cornish-Fisher expansion (Abramowitz & Stegun 26.7.5); 0.1% off at 5."""
-    z = NormalDist().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+def widened_tail(count: int) -> float:
+    """The percentile that stands for 2.5% in a bootstrap of ``count`` samples (at least two).
+
+    Hesterberg's expanded percentile ("What Teachers Should Know About the Bootstrap", 2015): alpha' =
+    Phi(-sqrt(n/(n-1)) t(alpha/2, n-1)). Without it seven repeats cover 87%, with it 98%.
+    """
+    return NormalDist().cdf(-math.sqrt(count / (count - 1)) * student_t(0.975, count - 1))
 
 
 def coverage(repeats: int) -> float:

@@ -1,0 +1,188 @@
+"""Break-even bandwidths: known ones are found, and their intervals hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netsim_ddp.results.crossover import BreakEven, break_evens
+from netsim_ddp.results.record import Cell
+from netsim_ddp.results.summary import summarise
+from tests.test_summary import make_cell, make_link
+
+RATES = [10**7, 3 * 10**7, 10**8, 3 * 10**8, 10**9]
+BITS, CODEC_MS, REDUCTION = 40e6, 90.0, 20.0
+# 60 + 40e6 / b = 60 + 90 + 2e6 / b (seconds times 1000): they meet at b = 38e6 / 0.09.
+TRUTH = (BITS - BITS / REDUCTION) / (CODEC_MS / 1e3)
+Noise = Callable[[], float]
+
+
+def dense_ms(rate: float) -> float:
+    return 60 + BITS / rate * 1e3
+
+
+def topk_ms(rate: float) -> float:
+    return 60 + CODEC_MS + BITS / REDUCTION / rate * 1e3
+
+
+def at(rate: int, method: str, milliseconds: float, noise: Sequence[float] = (1.0,), **fields: Any) -> Cell:
+    link = make_link(requested_bps=rate, configured_bps=rate, **fields.pop("link", {}))
+    runs = [milliseconds * each for each in noise]
+    return make_cell(method, runs, steps=1, ranks=1, bandwidth_bps=rate, link=link, **fields)
+
+
+def curve(noise: Callable[[], Sequence[float]] = lambda: (1.0,), rates: Sequence[int] = RATES) -> list[Cell]:
+    cells = [at(rate, "dense", dense_ms(rate), noise()) for rate in rates]
+    cells += [
+        at(rate, "topk", topk_ms(rate), noise(), params={"ratio": 0.01}, id=f"topk,ratio=0.01@{rate}")
+        for rate in rates
+    ]
+    return summarise(cells)
+
+
+def only(found: list[BreakEven]) -> BreakEven:
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_known_break_even_is_found() -> None:
+    found = only(break_evens(curve(), overlapped=False))
+    assert found.kind == "crosses"
+    assert found.bps == pytest.approx(TRUTH, rel=0.1)  # straight lines between points half a decade apart
+    assert (found.lowest_bps, found.highest_bps) == (RATES[0], RATES[-1])
+    assert found.method == "topk,ratio=0.01"
+    assert [rate for rate, _ in found.points] == RATES
+    assert found.points[0][1] == pytest.approx(dense_ms(1e7) / topk_ms(1e7))
+    assert found.low_bps is None, "a single run shows no noise"
+    assert found.high_bps is None
+
+
+def test_beyond_the_range_it_says_on_which_side() -> None:
+    always = only(break_evens(curve(rates=RATES[:3]), overlapped=False))
+    assert (always.kind, always.bps) == ("always pays in range", None)
+    never = only(break_evens(curve(rates=[RATES[4], 2 * 10**9]), overlapped=False))
+    assert (never.kind, never.bps) == ("never pays in range", None)
+
+
+def test_repeats_give_an_interval_that_stays_in_the_range() -> None:
+    generator = np.random.default_rng(3)
+    cells = curve(lambda: generator.normal(1, 0.02, 7))
+    found = only(break_evens(cells, overlapped=False))
+    assert found.low_bps is not None
+    assert found.high_bps is not None
+    assert found.bps is not None
+    assert RATES[0] < found.low_bps < found.bps < found.high_bps < RATES[-1]
+    assert found.resolved
+    always = only(break_evens(curve(lambda: generator.normal(1, 0.02, 7), RATES[:3]), overlapped=False))
+    assert (always.low_bps, always.high_bps) == (RATES[2], RATES[2]), "cut off at the range, exactly"
+
+
+@pytest.mark.parametrize("repeats", [3, 7])
+def test_intervals_hold_the_break_even(repeats: int) -> None:
+    generator = np.random.default_rng(repeats)
+    truth = only(break_evens(curve(), overlapped=False)).bps
+    assert truth is not None
+    hits = 0
+    for _ in range(60):
+        found = only(break_evens(curve(lambda: generator.normal(1, 0.05, repeats)), overlapped=False))
+        assert found.low_bps is not None
+        assert found.high_bps is not None
+        hits += found.low_bps <= truth <= found.high_bps
+    assert hits >= 53  # 57 expected; a standard deviation is 1.7
+
+
+def test_noise_about_a_method_that_never_matters_is_not_a_break_even() -> None:
+    generator = np.random.default_rng(5)
+    cells = [
+        at(rate, method, dense_ms(rate), generator.normal(1, 0.03, 7))
+        for rate in RATES
+        for method in ("dense", "topk-dense")
+    ]
+    assert not only(break_evens(summarise(cells), overlapped=False)).resolved
+
+
+def test_neighbours_in_the_wrong_order_are_pooled() -> None:
+    speedups = [3.0, 1.5, 1.6, 0.99, 1.0001, 0.5]
+    rates = [10**7 * 2**i for i in range(6)]
+    cells = [at(rate, "dense", 100) for rate in rates]
+    cells += [at(rate, "topk", 100 / s) for rate, s in zip(rates, speedups, strict=True)]
+    found = only(break_evens(summarise(cells), overlapped=False))
+    assert found.kind == "crosses"
+    assert found.bps is not None
+    assert rates[2] < found.bps < rates[3], "0.99 and 1.0001 together are below 1"
+
+
+def test_against_overlapped_dense() -> None:
+    cells = curve()
+    assert break_evens(cells, overlapped=True) == [], "none was measured"
+    cells = [cell for cell in cells if cell.method == "topk"]
+    cells += [at(rate, "dense", dense_ms(rate) - 30, overlap=True) for rate in RATES]
+    found = only(break_evens(summarise(cells), overlapped=True))
+    assert found.bps is not None
+    assert found.bps < 0.9 * TRUTH
+
+
+def test_where_the_host_limits_dense_there_is_no_point() -> None:
+    cells = [
+        cell.model_copy(update={"link": cell.link.model_copy(update={"host_limited": True})})
+        if cell.method == "dense" and cell.bandwidth_bps == RATES[-1]
+        else cell
+        for cell in curve()
+    ]
+    found = only(break_evens(cells, overlapped=False))
+    assert found.left_out == (RATES[-1],)
+    assert found.highest_bps == RATES[-2]
+    assert found.kind == "always pays in range"
+
+
+def test_cells_of_other_places_are_not_mixed() -> None:
+    elsewhere: list[dict[str, Any]] = [
+        {"workers": 4},
+        {"execution": "replayed"},
+        {"model": "resnet50"},
+        {"axes": {"batch_size": 8}},
+        {"link": {"mechanism": "bucket"}},
+        {"link": {"delay_s": 0.01}},
+    ]
+    for fields in elsewhere:
+        mechanism = dict(fields.get("link", {}))
+        cells = curve() + [
+            at(rate, "topk", topk_ms(rate), **{**fields, "link": dict(mechanism)}) for rate in RATES
+        ]
+        assert len(break_evens(summarise(cells), overlapped=False)) == 1, fields
+
+
+def test_axes_that_name_the_method_or_the_bandwidth_do_not_part_it_from_dense() -> None:
+    cells = [
+        cell.model_copy(update={"axes": {"method": cell.method, "bandwidth": str(cell.bandwidth_bps)}})
+        for cell in curve()
+    ]
+    assert only(break_evens(cells, overlapped=False)).bps is not None
+
+
+def test_delays_stand_in_the_place() -> None:
+    cells = [
+        cell.model_copy(
+            update={
+                "link": cell.link.model_copy(
+                    update={
+                        "delay_s": 0.005,
+                        "shape": f"{(cell.bandwidth_bps or 0) / 1e6:g} Mbit/s; delay 5 ms",
+                    }
+                )
+            }
+        )
+        for cell in curve(rates=RATES[:4])
+    ]
+    assert only(break_evens(cells, overlapped=False)).place == "concurrent, tc, delay 5 ms"
+
+
+def test_two_bandwidths_are_needed() -> None:
+    assert break_evens(curve(rates=RATES[:1]), overlapped=False) == []
+    assert break_evens([], overlapped=False) == []
+    found = only(break_evens(curve(rates=[RATES[0], RATES[4]]), overlapped=False))
+    assert math.isfinite(found.bps or math.nan)
