@@ -31,6 +31,8 @@ from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
 
+BUSY = "this machine is busy already"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -266,7 +268,7 @@ def busy_machine() -> str | None:
     load, cores = os.getloadavg()[0], available_cores()
     if load <= max(1.0, 0.5 * cores):
         return None
-    return f"this machine is busy already: load {load:.1f} on {cores} cores"
+    return f"{BUSY}: load {load:.1f} on {cores} cores"
 
 
 def environment() -> dict[str, Any]:

@@ -7,8 +7,9 @@ torch takes longer than everything else that a run waits for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from netsim_ddp.bench.launcher import Launcher
@@ -51,6 +52,8 @@ class Stage:
         self._launchers: dict[ServerKey, Launcher] = {}
         self._first_tc: TcLink | None = None
         self._stack = ExitStack()
+        self.spent_s = 0.0
+        """How long making and probing have taken so far."""
 
     def __enter__(self) -> Stage:
         return self
@@ -73,7 +76,10 @@ class Stage:
             LinkUnavailable: it cannot be made here.
             LinkOffTarget: it was made and measured, and is not what was asked for.
         """
-        key = (spec, how)
+        with self._spending():
+            return self._link((spec, how), note, warn)
+
+    def _link(self, key: Wanted, note: Tell, warn: Tell) -> tuple[Link, ProbeReport | None]:
         if key not in self._links:
             wanted = self._wanted if key in self._wanted else [key]
             for each in wanted:
@@ -100,8 +106,12 @@ class Stage:
             self._first_tc = link
         return _Made(link)
 
-    def launcher(self, link: Link, settings: Settings, note: Tell) -> Launcher:
-        """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""
+    def launcher(self, link: Link, settings: Settings, note: Tell, **prepared: str) -> Launcher:
+        """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``.
+
+        Args:
+            prepared: what else it imports beforehand, as :class:`Launcher` takes it.
+        """
         place: object = "host"
         if isinstance(link, TcLink):
             place = id(link.helper)
@@ -121,9 +131,19 @@ class Stage:
                 dataset=settings.dataset or "",
                 threads=settings.threads,
                 timeout_s=settings.timeout_s,
+                **prepared,
             )
-            self._launchers[key] = self._stack.enter_context(launcher)
+            with self._spending():
+                self._launchers[key] = self._stack.enter_context(launcher)
         return self._launchers[key]
+
+    @contextmanager
+    def _spending(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent_s += time.monotonic() - began
 
     def _host(self) -> Link:
         """Where processes live that serve every link without namespaces."""

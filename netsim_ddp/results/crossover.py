@@ -18,13 +18,11 @@ import numpy as np
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import baseline, is_dense, repeat_medians
+from netsim_ddp.results.summary import METHOD_AXES, baseline, is_dense, repeat_medians
 from netsim_ddp.units import format_rate
 
 Kind = Literal["crosses", "always pays in range", "never pays in range"]
 
-# Axes of a sweep that tell methods apart, not the place where they are compared.
-METHOD_AXES = frozenset({"method", "methods", "ratio", "overlap"})
 _RESAMPLES = 2_000
 
 
