@@ -22,6 +22,7 @@ FLOORS = [
     {"compression", "workloads"},
     {"communication"},
     {"bench"},
+    {"sweep"},
     {"report"},
     {"cli"},
 ]
@@ -32,6 +33,7 @@ FORBIDDEN = {
     "report": {"torch", "typer"},
     "link": {"torch", "numpy", "rich", "typer"},
     "bench": {"rich", "typer"},
+    "sweep": {"torch", "rich", "typer"},
     "communication": {"rich", "typer"},
     "compression": {"torch.distributed", "rich", "typer"},
 }
@@ -41,6 +43,8 @@ LIGHT = [
     ".scenario",
     ".results.record",
     ".results.summary",
+    ".report.sweep",
+    ".report.sweep_progress",
     ".report.terminal",
     ".link.tc",
     ".link.probe",
@@ -49,6 +53,8 @@ LIGHT = [
     ".bench.prober",
     ".bench.method_check",
     ".link.options",
+    ".sweep.runner",
+    ".sweep.source",
 ]
 
 

@@ -5,6 +5,7 @@ A narrow terminal drops columns, the least telling first; nothing wraps.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from netsim_ddp.report.wording import DASH, clean, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
-from netsim_ddp.results.crossover import BreakEven, break_evens
+from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell, Interval, Result
 from netsim_ddp.results.summary import baseline, place_axes
 from netsim_ddp.units import format_rate
@@ -49,7 +50,10 @@ def render_sweep(result: Result, console: Console) -> None:
         line("")
         line(_title(measured), "dim")
         console.print(_table(measured, console))
-    sentences = [*_crossings(measured), *_missing(result)]
+        if any(row.fastest for group in groups(measured) for row in _rows(group)):
+            line("* the fastest there, beyond noise", "dim")
+        _break_evens(measured, console)
+    sentences = _missing(result)
     if sentences:
         line("")
     for text in sentences:
@@ -235,52 +239,82 @@ def _build(rows: Sequence[_Row], axes: Sequence[str], dropped: frozenset[str], c
     return table
 
 
-def _crossings(cells: Sequence[Cell]) -> list[str]:
+def _break_evens(cells: Sequence[Cell], console: Console) -> None:
     """Below which bandwidth each method pays, against dense alone and overlapped; nothing without such an axis."""
-    lines: list[str] = []
-    if any(row.fastest for group in groups(cells) for row in _rows(group)):
-        lines.append("* the fastest there, beyond noise.")
-    plain = break_evens(cells, overlapped=False)
-    overlapped = {_who(one): one for one in break_evens(cells, overlapped=True)}
-    several = len({(one.model, one.workers, one.place) for one in plain}) > 1
-    for one in plain:
-        start = f"{one.workers} workers, {one.place}: " if several else ""
-        text = f"{start}{one.method}: {_pays(one)} against dense"
-        if (other := overlapped.pop(_who(one), None)) is not None:
-            text += f"; {_pays(other)} against dense overlapped with its backward"
-        lines.append(clean(text) + ".")
-    lines += [
-        clean(f"{one.method}: {_pays(one)} against dense overlapped with its backward.")
-        for one in overlapped.values()
+    plain, overlapped = (
+        {_who(one): one for one in break_evens(cells, overlapped=overlap)} for overlap in (False, True)
+    )
+    found = {**overlapped, **plain}
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    several = len({who[:3] for who in found}) > 1
+    headers = [
+        *(["place"] if several else []),
+        "pays below (95% interval)",
+        "than dense",
+        "than overlapped dense",
     ]
-    left_out = sorted({rate for one in (*plain, *overlapped.values()) for rate in one.left_out})
-    if left_out:
+    for header in headers:
+        table.add_column(header, no_wrap=True, overflow="ellipsis")
+    for who, one in found.items():
+        place = [f"{one.workers} workers, {one.place}"] if several else []
+        texts = [*place, _name(one, cells), _pays(plain.get(who)), _pays(overlapped.get(who))]
+        table.add_row(*(Text(_encodable(clean(text), console)) for text in texts))
+    console.print()
+    console.print(table)
+    first = next(iter(found.values()))
+    every = [*plain.values(), *overlapped.values()]
+    lines = []
+    if any(one.beyond is not None for one in every):
+        span = f"{format_rate(first.lowest_bps)} to {format_rate(first.highest_bps)}"
+        lines.append(f"~ faster at all of {span}; beyond, if a step stays a constant + bytes / rate.")
+    if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
         lines.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
-    return lines
+    for line in lines:
+        console.print(Text(textwrap.fill(_encodable(line, console), console.width)))
 
 
 def _who(one: BreakEven) -> tuple[object, ...]:
     return one.model, one.workers, one.place, one.method
 
 
-def _pays(one: BreakEven) -> str:
+def _name(one: BreakEven, cells: Sequence[Cell]) -> str:
+    same = [cell for cell in cells if cell.workers == one.workers and cell.model == one.model]
+    return label(next(cell for cell in same if method_name(cell) == one.method), same)
+
+
+def _pays(one: BreakEven | None) -> str:
+    if one is None:
+        return DASH
     lowest, highest = format_rate(one.lowest_bps), format_rate(one.highest_bps)
-    if one.kind == "always pays in range":
-        text = f"pays at every bandwidth from {lowest} to {highest}"
-    elif one.kind == "never pays in range":
-        text = f"pays at no bandwidth from {lowest} to {highest}"
-    else:
-        text = f"pays below {format_rate(float(f'{one.bps:.3g}'))}"
-    if one.low_bps is None or one.high_bps is None or (one.low_bps == one.high_bps):
-        return text
-    low = f"{lowest} or less" if one.low_bps == one.lowest_bps else _rate(one.low_bps)
-    high = f"{highest} or more" if one.high_bps == one.highest_bps else _rate(one.high_bps)
-    return f"{text} (95%: {low} to {high})"
+    if one.kind == "never pays in range":
+        return f"nowhere from {lowest} on"
+    if one.bps is not None:
+        low = "..." if one.low_bps == one.lowest_bps else one.low_bps
+        high = "..." if one.high_bps == one.highest_bps else one.high_bps
+        return _span(one.bps, low, high)
+    if one.beyond is None:
+        return f"over {highest}"
+    if math.isinf(one.beyond.bps):
+        return "~any"
+    return "~" + _span(*one.beyond)
 
 
-def _rate(bps: float) -> str:
-    return format_rate(float(f"{bps:.2g}"))
+def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
+    """``780 (650 to 900) Mbit/s``, all in the unit of the first; ``...`` where an interval has no end in sight."""
+    _, _, unit = format_rate(bps).partition(" ")
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(unit[0], 1.0)
+
+    def shown(rate: float | str) -> str:
+        if isinstance(rate, str) or math.isinf(rate):
+            return "..."
+        return f"{float(f'{rate / scale:.2g}'):g}"
+
+    if low is None or high is None:
+        return f"{shown(bps)} {unit}"
+    return f"{shown(bps)} ({shown(low)} to {shown(high)}) {unit}"
 
 
 def _missing(result: Result) -> list[str]:

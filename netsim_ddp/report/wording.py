@@ -50,6 +50,8 @@ def label(cell: Cell, cells: Sequence[Cell]) -> str:
     """The method, with the parameters that tell it from the same method elsewhere in ``cells``."""
     others = [other for other in cells if other.method == cell.method]
     keys = sorted({key for other in others for key in other.params} - {"overlap"})
+    if not any("collective=" in other.id for other in others):
+        keys = [key for key in keys if key != "collective"]  # nobody asked for it: topk chose it
     parts = [
         f"{key}={plain(cell.params[key])}"
         for key in keys

@@ -197,6 +197,10 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
             found[i] |= {key: value for key, value in entry.items() if key not in originals[i]}
         if not fits:
             more.append(dict(entry))
+    for key in matrix.sets & matrix.axes.keys():  # an axis from the command line is everybody's
+        more = [
+            {key: value, **each} for each in more for value in ((None,) if key in each else matrix.axes[key])
+        ]
     if not matrix.axes and not more:
         return [{}]
     return found + more
@@ -212,7 +216,7 @@ def _extends(original: Values, entry: Values) -> bool:
 
 def same(key: str, one: Any, other: Any) -> bool:
     """Whether two values of ``key`` mean the same: ``1gbps`` and ``1000mbps`` do."""
-    return one == other or _meaning(key, one) == _meaning(key, other)
+    return bool(one == other or _meaning(key, one) == _meaning(key, other))
 
 
 def _meaning(key: str, value: Any) -> Any:

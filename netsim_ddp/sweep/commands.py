@@ -18,7 +18,7 @@ class Execute(Protocol):
     """Carries out resolved ``settings`` on ``stage``; see :func:`netsim_ddp.bench.runner.run`."""
 
     def __call__(
-        self, settings: Any, *, command: Sequence[str], report: Report, save: Save, stage: Stage
+        self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, stage: Stage
     ) -> Result: ...
 
 
@@ -52,4 +52,6 @@ def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save,
 
     link, measured = stage.link(settings.link_spec(), settings.link, note, warn)
     launcher = stage.launcher(link, settings, note, task=TASK)
-    return train(settings, command=command, report=report, save=save, on=Ground(link, launcher, measured))
+    on = Ground(link, launcher, measured)
+    result: Result = train(settings, command=command, report=report, save=save, on=on)
+    return result

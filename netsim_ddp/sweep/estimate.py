@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.names import DATASETS
 from netsim_ddp.results.record import Cell
@@ -19,13 +20,14 @@ from netsim_ddp.sweep.plan import Run, Unit, trains
 
 IMPORT_S, LINK_S, PROBE_S = 5.0, 0.3, 1.2
 """A fork server that has imported torch; a tc link; its probe."""
-RANKS_S, RANK_S = 0.8, 0.25
+RANKS_S, RANK_S = 0.5, 0.1
 """Starting the ranks of a repeat, and each of them: forked, model built, group joined, link probed."""
 FLOPS_PER_CORE = 15e9
 CODEC_PER_PARAMETER_S = 5e-9
 MESSAGE_S = 0.2e-3
 PACKED_BYTES = {"fp32": 5.05, "fp16": 3.05, "bf16": 3.05, "int8": 2.05, "int8-stochastic": 2.05}
 HEADERS = 1514 / 1448
+LOOPBACK_BPS = 10e9
 ROUNDS_PER_MESSAGE = 2  # the receiver's readiness, then the message
 
 
@@ -95,40 +97,43 @@ def repeat_seconds(unit: Unit) -> float:
     """One repeat by the formulas."""
     settings: Any = unit.run.settings
     workers, cores = settings.workers, available_cores()
-    start = RANKS_S + RANK_S * workers * max(1.0, workers / cores)
-    wire = wire_seconds(unit.cell.method, settings)
     model = MODELS.get(settings.model, UNKNOWN)
+    emulated: float | None = getattr(settings, "compute_s", None)
     local = 6 * model.multiply_adds * settings.batch_size / (FLOPS_PER_CORE * max(1, settings.threads))
-    emulated = getattr(settings, "compute_s", None)
     if emulated is not None:
         local = emulated
     if unit.cell.method.name != "dense":
         local += CODEC_PER_PARAMETER_S * model.parameters
     crowded = max(1.0, workers * settings.threads / cores)
-    if trains(settings):
-        data = DATASETS.get(settings.dataset or "")
-        count = (data.train if data else 50_000) // (settings.batch_size * workers * settings.accumulate)
-        steps = settings.epochs * max(1, min(count, settings.steps_per_epoch or count))
-        on_a_link = settings.link != "none"
-        return start + steps * (local * crowded + (wire if on_a_link else 0.0))
-    if settings.execution == "replayed":
-        really = (0.0 if emulated is not None else local * workers) + wire  # once for its local work
-        return start + (settings.steps + settings.warmup) * (really + local + wire)
-    return start + (settings.steps + settings.warmup) * (local * crowded + wire)
+    steps = _steps(settings)
+    wire = _wire_seconds(unit.cell.method, settings, steps)
+    step = float(local) * crowded + wire
+    if getattr(settings, "execution", "") == "replayed":
+        # Twice: for real, one rank after the other, then for the clock.
+        really = (0.0 if emulated is not None else local * workers) + wire
+        step = float(really + local + wire)
+    return RANKS_S + RANK_S * workers * max(1.0, workers / cores) + steps * step
 
 
-def wire_seconds(method: MethodSpec, settings: Any) -> float:
+def _steps(settings: Any) -> int:
+    """Of one repeat, on one rank."""
+    if not trains(settings):
+        return int(settings.steps + settings.warmup)
+    known = DATASETS.get(settings.dataset or "")
+    images = known.train if known else 50_000
+    count = max(1, images // (settings.batch_size * settings.workers * settings.accumulate))
+    return int(settings.epochs * min(count, settings.steps_per_epoch or count))
+
+
+def _wire_seconds(method: MethodSpec, settings: Any, steps: int) -> float:
     """Bytes / line rate and a few messages of one step; about, where a method's bytes depend on the model's shapes."""
     workers = settings.workers
     if workers == 1:
         return 0.0
     parameters = MODELS.get(settings.model, UNKNOWN).parameters
     ring = 2 * (workers - 1) / workers
-    kept = (
-        float(method.params.get("ratio", 0.01))
-        * parameters
-        * PACKED_BYTES.get(method.params.get("values", "fp32"), 5)
-    )
+    packed = PACKED_BYTES.get(str(method.params.get("values", "fp32")), PACKED_BYTES["fp32"])
+    kept = float(method.params.get("ratio", 0.01)) * parameters * packed
     sent = {
         "fp16": ring * 2 * parameters,
         "bf16": ring * 2 * parameters,
@@ -136,7 +141,13 @@ def wire_seconds(method: MethodSpec, settings: Any) -> float:
         "topk": min(ring, workers - 1) * kept,
         "topk-allgather": (workers - 1) * kept,
     }.get(method.name, ring * 4 * parameters)
-    spec = settings.link_spec()
-    rate = 10e9 if settings.link == "none" else spec.lowest_bps
-    rounds = 2 * (workers - 1) if method.name in ("dense", "fp16", "bf16", "topk-dense", "powersgd") else 2
-    return sent * HEADERS * 8 / rate + rounds * (MESSAGE_S + ROUNDS_PER_MESSAGE * spec.delay_s)
+    around = method.name not in ("topk", "topk-allgather")
+    rounds = 2 * (workers - 1) if around else 2
+    if settings.link == "none":
+        return sent * 8 / LOOPBACK_BPS + rounds * MESSAGE_S
+    spec: LinkSpec = settings.link_spec()
+    seconds = sent * HEADERS * 8 / spec.lowest_bps
+    if spec.peak_bps is not None:  # what the credit covers goes at the peak
+        covered = min(1.0, (spec.credit_bytes or 0) / (sent * HEADERS * steps))
+        seconds *= 1 - covered * (1 - spec.lowest_bps / spec.peak_bps)
+    return seconds + rounds * (MESSAGE_S + ROUNDS_PER_MESSAGE * spec.delay_s)
