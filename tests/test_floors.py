@@ -23,6 +23,7 @@ FLOORS = [
     {"communication"},
     {"bench"},
     {"training"},
+    {"sweep"},
     {"report"},
     {"cli"},
 ]
@@ -34,6 +35,7 @@ FORBIDDEN = {
     "link": {"torch", "numpy", "rich", "typer"},
     "bench": {"rich", "typer"},
     "training": {"rich", "typer"},
+    "sweep": {"torch", "rich", "typer"},
     "communication": {"rich", "typer"},
     "compression": {"torch.distributed", "rich", "typer"},
 }
@@ -43,6 +45,8 @@ LIGHT = [
     ".scenario",
     ".results.record",
     ".results.summary",
+    ".report.sweep",
+    ".report.sweep_progress",
     ".report.terminal",
     ".link.tc",
     ".link.probe",
@@ -52,6 +56,8 @@ LIGHT = [
     ".bench.prober",
     ".bench.method_check",
     ".link.options",
+    ".sweep.runner",
+    ".sweep.source",
 ]
 
 

@@ -47,7 +47,7 @@ class Kept:
 @contextmanager
 def saving(copy: Path | None, measured: Callable[[Result], bool]) -> Iterator[Kept]:
     """Files for what runs inside; if that fails, what was ``measured`` stays, and stderr says where."""
-    kept = Kept(_new_file(), copy)
+    kept = Kept(new_file(), copy)
     try:
         yield kept
     except BaseException:
@@ -59,7 +59,7 @@ def saving(copy: Path | None, measured: Callable[[Result], bool]) -> Iterator[Ke
         raise
     finally:
         if kept.path is not None and kept.path.exists():
-            _point_last(kept.path)
+            point_last(kept.path)
 
 
 def write_steps(laps: Sequence[TracedLap], path: Path) -> None:
@@ -70,7 +70,7 @@ def write_steps(laps: Sequence[TracedLap], path: Path) -> None:
     print(f"netsim: trace in {path}, for https://ui.perfetto.dev", file=sys.stderr)
 
 
-def _new_file() -> Path | None:
+def new_file(prefix: str = "") -> Path | None:
     """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
     import datetime
     import tempfile
@@ -84,10 +84,10 @@ def _new_file() -> Path | None:
         print(f"netsim: warning: the run is not saved: {reason}", file=sys.stderr)
         return None
     stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return SAVED / f"{stem}-{os.getpid()}.json"
+    return SAVED / f"{prefix}{stem}-{os.getpid()}.json"
 
 
-def _point_last(path: Path) -> None:
+def point_last(path: Path) -> None:
     """``.netsim/last.json`` names the newest run."""
     link = SAVED / "last.json"
     temporary = SAVED / f".last-{os.getpid()}"
