@@ -82,7 +82,7 @@ def _header(result: Result) -> str:
     scenario = result.scenario
     model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
-        model += f" {_count(result.model_parameters)} params"
+        model += f" {count_of(result.model_parameters)} params"
     workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
     ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
     parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
@@ -98,7 +98,7 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _count(parameters: int) -> str:
+def count_of(parameters: int) -> str:
     """``25557032`` -> ``25.6M``."""
     for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if parameters >= scale:
@@ -169,6 +169,12 @@ def _runs(cells: Sequence[Cell]) -> int:
     return max(len(cell.repeats) for cell in cells)
 
 
+def step_header(cells: Sequence[Cell]) -> str:
+    """``step±95%`` where the interval is one."""
+    runs = _runs(cells)
+    return "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
+
+
 def _title(cells: Sequence[Cell]) -> str:
     runs = _runs(cells)
     text = f"{cells[0].execution}: ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
@@ -199,10 +205,8 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
 
 
 def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], console: Console) -> Table:
-    runs = _runs(cells)
-    header = "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    columns = columns_without(dropped, header, replayed=cells[0].execution == "replayed")
+    columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
     for column in columns:
         table.add_column(
             Text(_encodable(column.header, console)),
