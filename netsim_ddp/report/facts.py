@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from netsim_ddp.report import learned
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.plots.shapes import Chart, Plot
 from netsim_ddp.report.verdict import verdict
@@ -45,9 +46,21 @@ def pays(plots: Sequence[Plot]) -> list[Pays]:
     ]
 
 
-def sentences(source: Source) -> list[str]:
+def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
     """Does it pay, against what, and what is missing, of one file."""
-    return verdict(source.result)
+    if source.result.kind == "steps":
+        return verdict(source.result)
+    mine = [block for block in blocks if block.source is source]
+    found = [
+        f"{block.title}: {line}" if len(mine) > 1 else line
+        for block in mine
+        for line in learned.sentences(block)
+    ]
+    for cell in source.result.cells:
+        if cell.error or not any(repeat.epochs for repeat in cell.repeats):
+            why = next((line for line in (cell.error or "").splitlines() if line.strip()), "not run")
+            found.append(f"Missing: {clean(cell.id)}: {clean(why).rstrip('.')}.")
+    return found
 
 
 def link_row(block: Block) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from netsim_ddp.report import facts
+from netsim_ddp.report import facts, learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
 from netsim_ddp.report.markup import Child, Markup, tag
@@ -37,7 +37,8 @@ _STYLE = (
     "caption{text-align:left;overflow-wrap:anywhere;font-weight:600;padding:.25rem 0}"
     "th,td{padding:.2rem .5rem .2rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}"
     "th:first-child,td:first-child,.words th,.words td{text-align:left}"
-    ".words td,.words th{white-space:normal;min-width:4.5rem}.words{width:100%}thead th{color:var(--muted);font-weight:600;vertical-align:bottom}"
+    ".words td,.words th{white-space:normal;min-width:4.5rem}.words{width:100%}"
+    "thead th{color:var(--muted);font-weight:600;vertical-align:bottom}"
     "details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}"
     "pre{background:var(--panel);padding:.75rem;overflow-x:auto;font-size:.85rem;white-space:pre-wrap}"
     "ul{padding-left:1.2rem}"
@@ -95,7 +96,7 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
     several = len(collection.sources) > 1
     said = []
     for source in collection.sources:
-        lines = facts.sentences(source)
+        lines = facts.sentences(source, collection.blocks)
         if several and lines:
             said.append(tag("h3", source.name))
         said += [tag("p", line) for line in lines]
@@ -137,15 +138,23 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
 
 
 def _numbers(collection: Collection) -> Markup:
+    trained = [(block, rows) for block in collection.blocks if (rows := learned.rows(block))]
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
-    if not blocks:
+    tables = [_table(block.title, learned.HEADERS, rows) for block, rows in trained]
+    tables += [_block_table(block) for block in blocks]
+    if not tables:
         return Markup("")
-    tables = [_block_table(block) for block in blocks]
     inner: Child = tables
     if len(tables) > _OPEN_BLOCKS:
         inner = tag("details", tag("summary", f"{len(tables)} tables, one for each link"), tables)
-    words = "ms per step of the slowest rank, median over repeats; phases add up to the step. MB per rank and step."
-    return tag("section", tag("h2", "Numbers"), tag("p", words, class_="dim"), inner)
+    words = []
+    if trained:
+        words.append("After the last epoch: means over seeds, ± half a 95% interval.")
+    if blocks:
+        words.append(
+            "ms per step of the slowest rank, median over repeats; phases add up to the step. MB per rank and step."
+        )
+    return tag("section", tag("h2", "Numbers"), (tag("p", line, class_="dim") for line in words), inner)
 
 
 def _block_table(block: Block) -> Markup:

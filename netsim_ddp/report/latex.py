@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from netsim_ddp.report import learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
 from netsim_ddp.report.terminal import step_header
@@ -21,9 +24,12 @@ def document(collection: Collection) -> str:
     """The tables, with the packages that they need in a comment above."""
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
     head = "% needs \\usepackage{booktabs,textcomp}\n"
-    if not blocks:
-        return head + "% no cell was measured\n"
-    return head + "\n".join(_table(block) for block in blocks)
+    tables = [_block(block) for block in blocks]
+    for block in collection.blocks:
+        if rows := learned.rows(block):
+            caption = f"{block.title}: after the last epoch, means over seeds, half 95% intervals."
+            tables.append(_table(caption, learned.HEADERS, rows))
+    return head + ("\n".join(tables) or "% no cell was measured\n")
 
 
 def text(value: str) -> str:
@@ -32,23 +38,25 @@ def text(value: str) -> str:
     return shown.encode("latin-1", "replace").decode("latin-1")
 
 
-def _table(block: Block) -> str:
+def _block(block: Block) -> str:
     cells = block.cells
     labels = {id(entry.cell): entry.label for entry in block.entries}
     columns = columns_without(_DROPPED, step_header(cells), replayed=False)
     rows = [
-        " & ".join(
-            text(labels[id(row.cell)] if column.name == "method" else column.text(row)) for column in columns
-        )
+        [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
         for row in rows_of(cells)
     ]
-    headers = " & ".join(text(column.header.replace("\n", " ")) for column in columns)
-    body = "".join(f"{row} \\\\\n" for row in rows)
     caption = f"{block.title}, {cells[0].execution}: ms per step of the slowest rank, MB per rank and step."
+    return _table(caption, [column.header.replace("\n", " ") for column in columns], rows)
+
+
+def _table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [" & ".join(text(cell) for cell in row) for row in (headers, *rows)]
+    body = "".join(f"{line} \\\\\n" for line in lines[1:])
     return (
         "\\begin{table}\n\\centering\n"
         f"\\caption{{{text(caption)}}}\n"
-        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n"
-        f"\\toprule\n{headers} \\\\\n\\midrule\n{body}\\bottomrule\n"
+        f"\\begin{{tabular}}{{l{'r' * (len(headers) - 1)}}}\n"
+        f"\\toprule\n{lines[0]} \\\\\n\\midrule\n{body}\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"
     )

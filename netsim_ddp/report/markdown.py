@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from netsim_ddp.report import facts
+from netsim_ddp.report import facts, learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
 from netsim_ddp.report.plots import all_plots
@@ -22,7 +22,9 @@ LIMIT_BYTES = 900_000
 _OPEN_LINES = 12
 # Left out of a page that has no room to scroll; the CSV has them.
 _DROPPED = frozenset({"payload", "hidden", "wait", "opt", "loss"})
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~>@-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~]|^[-+>])")
+# GitHub makes links of bare addresses and calls people by their names: a comment in between is invisible and stops it.
+_LIVE = re.compile(r"(?i)(://|\bwww\.|@)")
 
 
 def document(collection: Collection, *, limit: int = LIMIT_BYTES) -> str:
@@ -43,7 +45,8 @@ def document(collection: Collection, *, limit: int = LIMIT_BYTES) -> str:
 
 def text(value: str) -> str:
     """``value`` as text, whatever signs of Markdown or HTML stand in it."""
-    return _SPECIAL.sub(r"\\\1", html.escape(clean(value), quote=False))
+    escaped = _SPECIAL.sub(r"\\\1", html.escape(clean(value), quote=False))
+    return _LIVE.sub(lambda found: f"{found[0][:1]}<!-- -->{found[0][1:]}", escaped)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -62,7 +65,7 @@ def _head(collection: Collection) -> str:
     for each in pays:
         lines += [f"**{text(each.title)}**\n", table(facts.PAYS_HEADERS, each.rows)]
     for source in collection.sources:
-        said = facts.sentences(source)
+        said = facts.sentences(source, collection.blocks)
         if len(collection.sources) > 1:
             lines.append(f"**{text(source.name)}** ({text(source.result.status)})\n")
         items = "".join(f"- {text(line)}\n" for line in said)
@@ -73,14 +76,23 @@ def _head(collection: Collection) -> str:
 
 def _details(collection: Collection) -> list[str]:
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
-    parts = [_folded(f"{block.title}, {block.cells[0].execution}", _block(block)) for block in blocks]
-    if len(parts) == 1:
-        parts = [_block(blocks[0])]
+    tables = [(f"{block.title}, {block.cells[0].execution}", _block(block)) for block in blocks]
+    tables += [
+        (block.title, table(learned.HEADERS, rows))
+        for block in collection.blocks
+        if (rows := learned.rows(block))
+    ]
+    parts = [shown for _, shown in tables] if len(tables) == 1 else [_folded(*each) for each in tables]
     if collection.blocks:
         links = table(facts.LINK_HEADERS, [facts.link_row(block) for block in collection.blocks])
         parts.append(_folded("Links", links))
     if found := facts.warnings(collection):
-        parts.append(_folded(f"{len(found)} warnings", "".join(f"- {text(warning)}\n" for warning in found)))
+        parts.append(
+            _folded(
+                f"{len(found)} warning{'' if len(found) == 1 else 's'}",
+                "".join(f"- {text(warning)}\n" for warning in found),
+            )
+        )
     for source in collection.sources:
         again = "\n".join(facts.again(source))
         parts.append(
