@@ -20,6 +20,7 @@ from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.regress import regress
+from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.cli.sweep import sweep
@@ -50,6 +51,7 @@ app.command(
     short_help="Measure two states of the code in turns.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(regress)
+app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(report)
 app.command(short_help="See what this machine can do.")(doctor)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")

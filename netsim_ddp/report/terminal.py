@@ -6,32 +6,24 @@ visible still add up to the step.
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from netsim_ddp.report.columns import Row, columns_without, rows_of
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
     DASH,
     clean,
     group_name,
     groups,
-    label,
-    milliseconds,
     plain,
-    resolution,
-    rounded,
-    times,
 )
 from netsim_ddp.results import stats
-from netsim_ddp.results.record import Cell, Interval, LinkRecord, Result, Summary
-from netsim_ddp.results.summary import baseline, elapsed_step_s
+from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
@@ -90,7 +82,7 @@ def _header(result: Result) -> str:
     scenario = result.scenario
     model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
-        model += f" {_count(result.model_parameters)} params"
+        model += f" {count_of(result.model_parameters)} params"
     workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
     ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
     parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
@@ -106,7 +98,7 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _count(parameters: int) -> str:
+def count_of(parameters: int) -> str:
     """``25557032`` -> ``25.6M``."""
     for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if parameters >= scale:
@@ -177,6 +169,12 @@ def _runs(cells: Sequence[Cell]) -> int:
     return max(len(cell.repeats) for cell in cells)
 
 
+def step_header(cells: Sequence[Cell]) -> str:
+    """``step±95%`` where the interval is one."""
+    runs = _runs(cells)
+    return "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
+
+
 def _title(cells: Sequence[Cell]) -> str:
     runs = _runs(cells)
     text = f"{cells[0].execution}: ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
@@ -185,135 +183,7 @@ def _title(cells: Sequence[Cell]) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What one line of the table is made from."""
-
-    cell: Cell
-    summary: Summary
-    label: str
-    dense: Interval | None
-    overlapped: Interval | None
-
-    def phase(self, *names: str) -> str:
-        """The sum of some phases, ms, with one digit more than the step's interval supports, three at most.
-
-        A phase of exactly zero does not apply to the method: a dash.
-        """
-        value = sum(float(getattr(self.summary, name)) for name in names) * 1e3
-        if value == 0:
-            return DASH
-        step = self.summary.step_s
-        scaled = Interval(median=step.median * 1e3, ci_low=step.ci_low * 1e3, ci_high=step.ci_high * 1e3)
-        third = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
-        return rounded(value, min(max(resolution(scaled) / 10, third, 1e-3), 1.0))
-
-    def versus(self, factor: float | None, other: Interval | None, *, itself: bool) -> str:
-        if factor is None or other is None:
-            return DASH
-        return "1.00" if itself else times(factor, other, self.summary.step_s).rstrip("x")
-
-
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    header: str
-    text: Callable[[_Row], str]
-    justify: Literal["left", "right"] = "right"
-
-
-def _columns(dropped: frozenset[str], step_header: str, *, replayed: bool) -> list[_Column]:
-    """The columns that are left; a phase whose own column is dropped joins a neighbour: rows still add up."""
-
-    def phases(name: str, header: str, *fields: str) -> _Column:
-        return _Column(name, header, lambda row: row.phase(*fields))
-
-    compress = phases("compr", "compr", "compress_s")
-    communicate = phases("comm", "comm", "communicate_s")
-    other = phases("other", "other", "other_s")
-    if "wait" in dropped:
-        communicate = phases("comm", "comm\n+wait", "communicate_s", "wait_s")
-    if "opt" in dropped:
-        other = phases("other", "opt\n+oth", "optimizer_s", "other_s")
-    if "decmp" in dropped:
-        compress = phases("compr", "codec", "compress_s", "decompress_s")
-    columns = [
-        _Column("method", "method", lambda row: row.label, "left"),
-        phases("compute", "compute", "compute_s"),
-        compress,
-        communicate,
-        phases("wait", "wait", "wait_s"),
-        phases("decmp", "decmp", "decompress_s"),
-        phases("opt", "opt", "optimizer_s"),
-        other,
-        _Column("step", step_header, lambda row: milliseconds(row.summary.step_s)),
-        phases("hidden", "hidden\ncomm", "hidden_s"),
-        _Column("elapsed", "clock\nhere", _elapsed),
-        _Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
-        _Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
-        _Column("payload", "payload\nMB", lambda row: _megabytes(row.summary.payload_bytes_per_step)),
-        _Column("reduction", "fewer\nbytes", lambda row: _reduction(row.summary)),
-        _Column("speedup", "vs\ndense", _vs_dense),
-        _Column("overlapped", "vs ovl\ndense", _vs_overlapped),
-        _Column("loss", "loss\nfirst->last", lambda row: _loss(row.summary)),
-    ]
-    return [
-        column for column in columns if column.name not in dropped and (replayed or column.name != "elapsed")
-    ]
-
-
-def _elapsed(row: _Row) -> str:
-    elapsed = elapsed_step_s(row.cell)
-    return DASH if elapsed is None else f"{elapsed * 1e3:.0f}"
-
-
-def _vs_dense(row: _Row) -> str:
-    return row.versus(row.summary.speedup, row.dense, itself=row.dense is row.summary.step_s)
-
-
-def _vs_overlapped(row: _Row) -> str:
-    return row.versus(
-        row.summary.speedup_vs_overlapped, row.overlapped, itself=row.overlapped is row.summary.step_s
-    )
-
-
-def _megabytes(count: float) -> str:
-    """Three or four digits of MB; small messages keep theirs."""
-    value = count / 1e6
-    if value == 0:
-        return DASH
-    return f"{value:.1f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.2f}"
-
-
-def _reduction(summary: Summary) -> str:
-    return times(summary.wire_reduction) if summary.wire_reduction else DASH
-
-
-def _loss(summary: Summary) -> str:
-    if summary.first_loss is None or summary.last_loss is None:
-        return DASH
-    return f"{summary.first_loss:.3g}->{summary.last_loss:.3g}"
-
-
-def _rows(cells: Sequence[Cell]) -> list[_Row]:
-    rows = []
-    for cell in cells:
-        if cell.summary is None:
-            continue
-        dense, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
-        rows.append(
-            _Row(
-                cell,
-                cell.summary,
-                label(cell, cells),
-                dense.summary.step_s if dense and dense.summary else None,
-                overlapped.summary.step_s if overlapped and overlapped.summary else None,
-            )
-        )
-    return rows
-
-
-def _fastest(rows: Sequence[_Row]) -> _Row | None:
+def _fastest(rows: Sequence[Row]) -> Row | None:
     """The row that is faster than every other beyond noise, if there is one."""
     order = sorted(rows, key=lambda row: row.summary.step_s.median)
     if len(order) > 1 and stats.resolved(order[0].summary.step_s, order[1].summary.step_s):
@@ -323,7 +193,7 @@ def _fastest(rows: Sequence[_Row]) -> _Row | None:
 
 def _table(cells: Sequence[Cell], console: Console) -> Table:
     """The widest table that fits the console."""
-    rows = _rows(cells)
+    rows = rows_of(cells)
     table = Table()
     for count in range(len(DROPS) + 1):
         table = _build(rows, cells, frozenset(DROPS[:count]), console)
@@ -334,11 +204,9 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
     return table
 
 
-def _build(rows: Sequence[_Row], cells: Sequence[Cell], dropped: frozenset[str], console: Console) -> Table:
-    runs = _runs(cells)
-    header = "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
+def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], console: Console) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    columns = _columns(dropped, header, replayed=cells[0].execution == "replayed")
+    columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
     for column in columns:
         table.add_column(
             Text(_encodable(column.header, console)),

@@ -75,7 +75,9 @@ def plain(value: object) -> str:
 
 def clean(text: str) -> str:
     """One printable line: a result file from elsewhere must not move the cursor or colour the terminal."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return text.strip()
 
 
 def resolution(value: Interval) -> float:

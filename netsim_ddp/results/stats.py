@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -30,7 +31,7 @@ def median(samples: Sequence[float]) -> float:
     """The middle sample, or the mean of the two middle ones. ``samples``: at least one, finite."""
     if not samples:
         raise ValueError("the median of no samples")
-    return float(np.median(np.asarray(samples, dtype=np.float64)))
+    return float(statistics.median(samples))
 
 
 def interval(samples: Sequence[float], *, seed: int = 0) -> Interval:

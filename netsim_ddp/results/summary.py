@@ -90,8 +90,14 @@ def slowest_steps(repeat: RepeatRecord) -> list[StepRecord]:
 
 def repeat_medians(cell: Cell) -> list[float]:
     """One number per repeat: its median step, seconds."""
-    measured = (slowest_steps(repeat) for repeat in cell.repeats)
-    return [stats.median([step.wall_s for step in steps]) for steps in measured if steps]
+    measured = (
+        [
+            max(walls)
+            for walls in zip(*([step.wall_s for step in rank.steps] for rank in repeat.ranks), strict=False)
+        ]
+        for repeat in cell.repeats
+    )
+    return [stats.median(steps) for steps in measured if steps]
 
 
 def elapsed_step_s(cell: Cell) -> float | None:

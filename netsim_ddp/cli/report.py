@@ -1,0 +1,175 @@
+"""``netsim report``: results that are there already, as a page, a table, a file for a service or a paper."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netsim_ddp.cli.output import writable
+from netsim_ddp.errors import UsageError
+
+if TYPE_CHECKING:
+    from netsim_ddp.report.collection import Collection
+
+LAST = Path(".netsim") / "last.json"
+_Target = str | None
+
+
+def report(
+    results: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RESULT.json...|last]",
+            help="Result files; several are put beside each other, never mixed. [last: the newest run here]",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        _Target, typer.Option(metavar="PATH|-", help="One page: plots, tables, no network, light and dark.")
+    ] = None,
+    markdown: Annotated[
+        _Target, typer.Option(metavar="PATH|-", help="For a pull request or a job's summary; details folded.")
+    ] = None,
+    csv: Annotated[
+        _Target, typer.Option(metavar="PATH|-", help="Tidy: every raw sample is a row (docs/reports.md).")
+    ] = None,
+    junit: Annotated[
+        _Target,
+        typer.Option(metavar="PATH|-", help="JUnit XML: a test case per cell, a failure where it failed."),
+    ] = None,
+    latex: Annotated[_Target, typer.Option(metavar="PATH|-", help="Tables for a paper (booktabs).")] = None,
+    bibtex: Annotated[
+        _Target, typer.Option(metavar="PATH|-", help="Whom to cite: an entry for every method that ran.")
+    ] = None,
+    github_benchmark: Annotated[
+        _Target, typer.Option(metavar="PATH|-", help="For github-action-benchmark: customSmallerIsBetter.")
+    ] = None,
+    bencher: Annotated[_Target, typer.Option(metavar="PATH|-", help="Bencher Metric Format.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A file for every plot.", show_default=False)
+    ] = None,
+    format: Annotated[
+        _Target,
+        typer.Option(
+            metavar="NAMES",
+            help="Of the figures: svg, pdf, png; with commas. pdf and png need matplotlib. [svg]",
+        ),
+    ] = None,
+) -> None:
+    """Show results again: a table here, or as HTML, Markdown, CSV, JUnit, LaTeX, BibTeX, figures and for services that
+    keep benchmarks. Needs no torch."""
+    targets = {
+        "--html": html, "--markdown": markdown, "--csv": csv, "--junit": junit, "--latex": latex,
+        "--bibtex": bibtex, "--github-benchmark": github_benchmark, "--bencher": bencher,
+    }  # fmt: skip
+    wanted = {flag: target for flag, target in targets.items() if target is not None}
+    _check(wanted)
+    formats = [name.strip() for name in (format or "svg").split(",") if name.strip()]
+    if format is not None and figures is None:
+        raise UsageError(
+            "--format says how figures are written, and none are asked for", hint="add --figures DIR"
+        )
+    if figures is not None:
+        from netsim_ddp.report.figures import needs
+
+        needs(formats)
+    collection = _collect(results or ["last"])
+    for flag, target in wanted.items():
+        _write(target, _builder(flag)(collection))
+    if figures is not None:
+        from netsim_ddp.report.figures import write
+
+        written = write(collection, figures, formats)
+        _say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
+    if not wanted and figures is None:
+        _show(collection)
+
+
+def _check(wanted: dict[str, str]) -> None:
+    """Refuse what could not be written before anything is read."""
+    to_stdout = [flag for flag, target in wanted.items() if target == "-"]
+    if len(to_stdout) > 1:
+        raise UsageError(
+            f"{to_stdout[0]} - and {to_stdout[1]} - both want stdout", hint="name a file for one of them"
+        )
+    for flag, target in wanted.items():
+        if target.startswith("--"):
+            raise UsageError(f"{flag} needs a file", hint=f"write {flag} PATH, or {flag} - for stdout")
+        if target != "-":
+            writable(Path(target))
+
+
+def _collect(names: list[str]) -> Collection:
+    from netsim_ddp.report.collection import Collection, Source
+    from netsim_ddp.results.record import load
+
+    sources = []
+    for name in names:
+        path = Path(name)
+        if name == "last" and not path.exists():
+            path = LAST
+            if not path.exists():
+                raise UsageError(
+                    f"there is no last run: {LAST} does not exist here",
+                    hint="name a result file, or run one first",
+                )
+        # A link to the newest run is told by the run's own name.
+        shown = path.resolve() if path == LAST else path
+        sources.append(Source(shown.name, load(path)))
+    return Collection(sources)
+
+
+def _builder(flag: str) -> Callable[[Collection], str]:
+    """What ``flag`` is made by; each exporter is loaded when it is asked for."""
+    if flag == "--html":
+        from netsim_ddp.report.html import page as build
+    elif flag == "--markdown":
+        from netsim_ddp.report.markdown import document as build
+    elif flag == "--csv":
+        from netsim_ddp.report.tidy import table as build
+    elif flag == "--junit":
+        from netsim_ddp.report.junit import document as build
+    elif flag == "--latex":
+        from netsim_ddp.report.latex import document as build
+    elif flag == "--bibtex":
+        from netsim_ddp.report.citations import bibliography as build
+    elif flag == "--github-benchmark":
+        from netsim_ddp.report.ci import github_benchmark as build
+    else:
+        from netsim_ddp.report.ci import bencher as build
+    return build
+
+
+def _write(target: str, text: str) -> None:
+    from netsim_ddp.results.record import write_whole
+
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    path = writable(Path(target))
+    write_whole(text, path)
+    _say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
+
+
+def _show(collection: Collection) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from netsim_ddp.report.selections import render_selections
+    from netsim_ddp.report.terminal import render_result
+    from netsim_ddp.report.wording import clean
+
+    console = Console(highlight=False)
+    for number, source in enumerate(collection.sources):
+        if len(collection.sources) > 1:
+            console.print(Text(("\n" if number else "") + clean(source.name), style="bold"))
+        render_result(source.result, console)
+        render_selections(source.result, console)
+
+
+def _say(text: str) -> None:
+    print(f"netsim: {text}", file=sys.stderr)

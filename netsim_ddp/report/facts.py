@@ -1,0 +1,143 @@
+"""What stands beside the figures in every exporter: the sentences on top, the links, the environment, the warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netsim_ddp.report import learned
+from netsim_ddp.report.collection import Block, Collection, Source
+from netsim_ddp.report.plots.shapes import Chart, Plot
+from netsim_ddp.report.verdict import verdict
+from netsim_ddp.report.wording import DASH, clean, plain
+from netsim_ddp.results.record import LinkRecord
+from netsim_ddp.units import format_bytes, format_duration, format_rate
+
+LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
+
+
+PAYS_HEADERS = ("faster", "than dense", "than overlapped dense")
+
+
+@dataclass(frozen=True)
+class Pays:
+    """Of one place: a row for every method, in the columns of ``PAYS_HEADERS``."""
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+
+
+def pays(plots: Sequence[Plot]) -> list[Pays]:
+    """Up to which bandwidth each method pays: what a sweep was made for, so it comes first."""
+    places: dict[str, dict[str, dict[str, str]]] = {}
+    for plot in plots:
+        if isinstance(plot, Chart) and plot.ends:
+            bounds = f"measured from {plot.x_ticks[0][1]} to {plot.x_ticks[-1][1]} Mbit/s, 95% intervals"
+            rows = places.setdefault(f"{plot.title}, {bounds}", {})
+            for label, text in plot.ends:
+                rows.setdefault(label, {})[plot.y_label] = text
+    rivals = ("speedup over dense", "speedup over overlapped dense")
+    return [
+        Pays(
+            title,
+            tuple((label, *(found.get(rival, DASH) for rival in rivals)) for label, found in rows.items()),
+        )
+        for title, rows in places.items()
+    ]
+
+
+def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
+    """Does it pay, against what, and what is missing, of one file."""
+    if source.result.kind == "steps":
+        return verdict(source.result)
+    mine = [block for block in blocks if block.source is source]
+    found = [
+        f"{block.title}: {line}" if len(mine) > 1 else line
+        for block in mine
+        for line in learned.sentences(block)
+    ]
+    for cell in source.result.cells:
+        if cell.error or not any(repeat.epochs for repeat in cell.repeats):
+            why = next((line for line in (cell.error or "").splitlines() if line.strip()), "not run")
+            found.append(f"Missing: {clean(cell.id)}: {clean(why).rstrip('.')}.")
+    return found
+
+
+def link_row(block: Block) -> tuple[str, ...]:
+    """The block's link as asked for, configured and measured by the probe; over all its cells."""
+    links = [cell.link for cell in block.cells]
+    first = links[0]
+    measured = [link.measured_bps for link in links if link.measured_bps is not None]
+    got = DASH
+    if measured:
+        got = " to ".join(dict.fromkeys(_rate(rate) for rate in (min(measured), max(measured))))
+    counted = first.mechanism in ("tc", "host")
+    return (
+        block.title,
+        clean(first.shape) if first.shape else _rate(first.requested_bps),
+        _rate(first.configured_bps),
+        got,
+        _rate(first.ceiling_bps),
+        str(sum(link.drops for link in links)) if counted else DASH,
+        str(sum(link.retransmits for link in links)) if counted else DASH,
+        ", ".join(_more(links)),
+    )
+
+
+def _more(links: Sequence[LinkRecord]) -> list[str]:
+    first = links[0]
+    parts = [
+        {"none": "unshaped host", "host": "the hosts' own network"}.get(first.mechanism, first.mechanism)
+    ]
+    if first.mechanism == "bucket":
+        parts[0] = "bucket: bytes are charged, not measured"
+    if first.delay_s:
+        parts.append(f"delay {format_duration(first.delay_s)}")
+    if first.credit_bytes:
+        parts.append(f"credit {format_bytes(first.credit_bytes)}")
+    if first.queue_s:
+        parts.append(f"queue {format_duration(first.queue_s)}")
+    if first.congestion:
+        parts.append(clean(first.congestion))
+    if first.varies:
+        parts.append("varies")
+    if any(link.host_limited for link in links):
+        parts.append("HOST-LIMITED: no speedup is given")
+    return parts
+
+
+def _rate(rate: float | None) -> str:
+    return DASH if rate is None else format_rate(rate)
+
+
+def environment(source: Source) -> list[tuple[str, str]]:
+    """What it ran on, and when, as pairs of words."""
+    result = source.result
+    pairs = [
+        ("made", clean(result.created_utc)),
+        ("by", clean(f"{result.tool.name} {result.tool.version}")),
+        ("status", result.status),
+    ]
+    return pairs + [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
+
+
+def warnings(collection: Collection) -> list[str]:
+    """Every file's warnings, each once."""
+    several = len(collection.sources) > 1
+    found = [
+        (f"{clean(source.name)}: " if several else "") + clean(warning)
+        for source in collection.sources
+        for warning in source.result.warnings
+    ]
+    return list(dict.fromkeys(found))
+
+
+def again(source: Source) -> list[str]:
+    """What to type to get it again: the command as it was given, and from this file."""
+    name = "train" if source.result.kind == "training" else "run"
+    repeat = (
+        []
+        if any(cell.axes for cell in source.result.cells)
+        else [f"netsim {name} --config {clean(source.name)}"]
+    )
+    return [line for line in (clean(source.result.command), *repeat) if line]

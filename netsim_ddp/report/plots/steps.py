@@ -1,0 +1,137 @@
+"""Where a step's time goes, and at which bandwidth it pays: bars of phases, speedups with their break-evens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.report.plots.shapes import Bar, Bars, Chart, Mark, Point, by_label, panels_of, place, series
+from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
+from netsim_ddp.results.intervals import ratio_interval
+from netsim_ddp.results.record import Cell
+from netsim_ddp.results.summary import PHASES, baseline, repeat_medians
+from netsim_ddp.units import format_rate
+
+# Of each cell, by its identity: the median step of every repeat, in seconds.
+Medians = Mapping[int, Sequence[float]]
+
+
+def phase_bars(collection: Collection) -> list[Bars]:
+    """One plot per block with measured steps."""
+    plots = []
+    for block in collection.blocks:
+        bars = tuple(
+            Bar(
+                entry.label,
+                entry.colour,
+                entry.cell.overlap,
+                tuple(max(getattr(entry.cell.summary, name), 0.0) * 1e3 for name in PHASES),
+                entry.cell.summary.step_s,
+            )
+            for entry in block.entries
+            if entry.cell.summary
+        )
+        if bars:
+            plots.append(Bars("phases", block.title, bars))
+    return plots
+
+
+def speedups(collection: Collection) -> list[Chart]:
+    """Speedup against bandwidth, over dense and over overlapped dense, with the break-evens."""
+    charts = []
+    for panel in panels_of(collection, without="bandwidth"):
+        if len({entry.cell.bandwidth_bps for entry in panel} - {None}) < 2:
+            continue
+        medians = {id(entry.cell): repeat_medians(entry.cell) for entry in panel}
+        for overlapped in (False, True):
+            chart = _speedup(panel, medians, overlapped=overlapped)
+            if chart is not None:
+                charts.append(chart)
+    return charts
+
+
+def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> Chart | None:
+    rival = "overlapped dense" if overlapped else "dense"
+    cells = [entry.cell for entry in panel]
+    drawn = []
+    for entries in by_label(panel):
+        first = entries[0]
+        if first.dense and first.cell.overlap == overlapped:
+            continue  # the reference line
+        points = [
+            point
+            for entry in entries
+            if (point := _speedup_point(entry, cells, medians, overlapped)) is not None
+        ]
+        if points:
+            drawn.append(series(first, points))
+    rates = {point.x for one in drawn for point in one.points}
+    if len(rates) < 2:
+        return None
+    colours = {method_name(entry.cell): entry for entry in panel}
+    found = break_evens(cells, overlapped=overlapped)
+    marks = tuple(
+        Mark(
+            colours[one.method].colour,
+            one.bps / 1e6,
+            one.low_bps / 1e6 if one.low_bps else None,
+            one.high_bps / 1e6 if one.high_bps else None,
+        )
+        for one in found
+        if one.bps is not None and one.method in colours
+    )
+    named = [(one, colours[one.method].label) for one in found if one.method in colours]
+    return Chart(
+        key="speedup-over-overlapped" if overlapped else "speedup",
+        kind=f"speedup over {rival} against bandwidth",
+        title=place(panel[0], workers=True),
+        x_label="bandwidth, Mbit/s",
+        y_label=f"speedup over {rival}",
+        series=tuple(drawn),
+        x_log=True,
+        y_log=True,
+        reference=1.0,
+        marks=marks,
+        notes=("Triangles: where a method and the baseline take equally long, with the 95% interval.",)
+        if marks
+        else (),
+        x_ticks=tuple((rate, f"{rate:g}") for rate in sorted(rates)),
+        ends=tuple((label, pays_until(one)) for one, label in named),
+    )
+
+
+def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, overlapped: bool) -> Point | None:
+    summary, rate = entry.cell.summary, entry.cell.bandwidth_bps
+    if summary is None or not rate:
+        return None
+    value = summary.speedup_vs_overlapped if overlapped else summary.speedup
+    dense = baseline(entry.cell, cells, overlap=overlapped)
+    if value is None or value <= 0 or not math.isfinite(value):
+        return None
+    ours, theirs = medians[id(entry.cell)], medians[id(dense)] if dense else []
+    low = high = value
+    if min(len(ours), len(theirs)) > 1 and min(*ours, *theirs) > 0:
+        ratio = ratio_interval(ours, theirs)
+        low, high = min(ratio.low, value), max(ratio.high, value)
+    return Point(rate / 1e6, value, low, high)
+
+
+def pays_until(one: BreakEven) -> str:
+    """Where ``one`` stops to pay: ``below 5.54 Gbit/s (5.12 to 6.4 Gbit/s)``, an interval of 95%."""
+    if one.bps is None:
+        return "at every one" if one.kind == "always pays in range" else "at none"
+    text = f"below {_rate(one.bps)}"
+    if one.low_bps is None or one.high_bps is None:
+        return f"{text} (single runs: no interval)"
+    low, high = _rate(one.low_bps), _rate(one.high_bps)
+    if low.split()[1] == high.split()[1]:
+        low = low.split()[0]
+    low += " or below" if one.low_bps <= one.lowest_bps else ""
+    high += " or above" if one.high_bps >= one.highest_bps else ""
+    return f"{text} ({low} to {high})"
+
+
+def _rate(bps: float) -> str:
+    """Three digits: no break-even is known better."""
+    return format_rate(float(f"{bps:.3g}"))
