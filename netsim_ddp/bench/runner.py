@@ -30,6 +30,8 @@ from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.workloads.corpus import read_corpus
+from netsim_ddp.workloads.files import data_folder, present, provide
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class _Run:
         self.started = time.monotonic()
 
     def execute(self) -> None:
+        self._provide()
         with ExitStack() as stack:
             if self._hosts is not None:
                 self._note("waiting for the other ranks' commands")
@@ -109,12 +112,24 @@ class _Run:
             self._repeat_cells(launcher, link)
         self.close("complete", None)
 
+    def _provide(self) -> None:
+        """Have the files of the data set, before anything is made or probed."""
+        scenario, dataset = self.scenario, self.scenario.dataset or ""
+        if scenario.download and not present(dataset, scenario.data_dir):
+            self._note(f"downloading {dataset} to {data_folder(scenario.data_dir)}, once")
+        provide(dataset, scenario.data_dir, download=scenario.download, apart=True)
+        if dataset == "text":
+            read_corpus(scenario.text)
+
     def _launcher(self, link: Link) -> Launcher:
         scenario = self.scenario
         return Launcher(
             link,
             model=scenario.model,
             dataset=scenario.dataset or "",
+            data_dir=scenario.data_dir,
+            download=scenario.download,
+            text=scenario.text,
             threads=scenario.threads,
             timeout_s=scenario.timeout_s,
         )

@@ -62,14 +62,34 @@ def run(
         _Text,
         typer.Option(
             metavar="NAME",
-            help="simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build. [simple_cnn]",
+            help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
         ),
     ] = None,
     dataset: Annotated[
         _Text,
-        typer.Option(metavar="NAME", help="digits, synthetic-cifar10, synthetic-imagenet. [fits the model]"),
+        typer.Option(
+            metavar="NAME",
+            help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
+            "synthetic-text. [fits the model]",
+        ),
     ] = None,
-    batch_size: Annotated[_Text, typer.Option(metavar="N", help="Images per worker and step. [32]")] = None,
+    data_dir: Annotated[
+        _Text,
+        typer.Option(metavar="FOLDER", help="Where the files of a dataset are. [netsim in the user's cache]"),
+    ] = None,
+    download: Annotated[
+        bool | None, typer.Option("--download", help="Fetch them where they are missing.")
+    ] = None,
+    text: Annotated[
+        _Text,
+        typer.Option(
+            metavar="PATH",
+            help="File or folder that dataset text reads. [2 MB of the standard library's sources]",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        _Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
+    ] = None,
     learning_rate: Annotated[
         _Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
     ] = None,
@@ -157,6 +177,9 @@ def run(
         "workers": workers,
         "model": model,
         "dataset": dataset,
+        "data_dir": data_dir,
+        "download": download,
+        "text": text,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "momentum": momentum,
