@@ -30,7 +30,9 @@ from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
-from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.scenario import Scenario, Settings, available_cores
+from netsim_ddp.workloads.corpus import read_corpus
+from netsim_ddp.workloads.files import data_folder, present, provide
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,35 @@ def measured(result: Result) -> bool:
     return any(cell.repeats for cell in result.cells)
 
 
+def have_data(settings: Settings, note: Callable[[str], None]) -> None:
+    """Have the files of the data set, before anything is made or probed.
+
+    Raises:
+        EnvironmentFault: they are missing, or cannot be downloaded.
+    """
+    dataset = settings.dataset or ""
+    if settings.download and not present(dataset, settings.data_dir):
+        note(f"downloading {dataset} to {data_folder(settings.data_dir)}, once")
+    provide(dataset, settings.data_dir, download=settings.download, apart=True)
+    if dataset == "text":
+        read_corpus(settings.text)
+
+
+def launcher_for(settings: Settings, link: Link, task: str = "") -> Launcher:
+    """The launcher of resolved ``settings`` on ``link``; ``task`` as :class:`Launcher` takes it."""
+    return Launcher(
+        link,
+        model=settings.model,
+        dataset=settings.dataset or "",
+        data_dir=settings.data_dir,
+        download=settings.download,
+        text=settings.text,
+        task=task,
+        threads=settings.threads,
+        timeout_s=settings.timeout_s,
+    )
+
+
 class _Run:
     def __init__(
         self,
@@ -107,6 +138,7 @@ class _Run:
         self.started = time.monotonic()
 
     def execute(self) -> None:
+        have_data(self.scenario, self._note)
         with ExitStack() as stack:
             if self._hosts is not None:
                 self._note("waiting for the other ranks' commands")
@@ -121,19 +153,9 @@ class _Run:
             self._warn_of_contention()
             if self._hosts is None:
                 self._note("importing torch once for all workers")
-                launcher = stack.enter_context(self._launcher(link))
+                launcher = stack.enter_context(launcher_for(self.scenario, link))
             self._repeat_cells(launcher, link)
         self.close("complete", None)
-
-    def _launcher(self, link: Link) -> Launcher:
-        scenario = self.scenario
-        return Launcher(
-            link,
-            model=scenario.model,
-            dataset=scenario.dataset or "",
-            threads=scenario.threads,
-            timeout_s=scenario.timeout_s,
-        )
 
     def close(self, status: Any, error: NetsimError | None) -> None:
         self.result.status = status
