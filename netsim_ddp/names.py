@@ -6,38 +6,88 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from netsim_ddp.errors import UsageError
 
 TORCHVISION_PREFIX = "torchvision:"
 
+SMALL_SUFFIX = "-small"
+SMALL_IMAGE = 64
+"""Images up to this height and width are small: a ResNet's usual stem would halve them twice before its first block."""
+
 MODELS: dict[str, str] = {
     "simple_cnn": "1.1M parameters, for small images such as digits",
-    "resnet18": "torchvision's ResNet-18, 11.7M parameters at 1000 classes",
-    "resnet50": "torchvision's ResNet-50, 25.6M parameters at 1000 classes",
+    "resnet18": "torchvision's ResNet-18, 11.7M parameters at 1000 classes; resnet18-small on small images",
+    "resnet50": "torchvision's ResNet-50, 25.6M parameters at 1000 classes; resnet50-small on small images",
+    "resnet18-small": "ResNet-18 with a 3x3 stem and no pool before its blocks, 11.2M parameters at 10 classes",
+    "resnet50-small": "ResNet-50 with a 3x3 stem and no pool before its blocks, 23.5M parameters at 10 classes",
+    "transformer": "2.2M parameters, reads text; 94% of them are an embedding of which a step touches few rows",
 }
 MODEL_PATTERNS: dict[str, str] = {
     "torchvision:NAME": "any classifier of torchvision, untrained",
     "my_module:build": "your own: build(num_classes=...) or build() returns a torch.nn.Module",
 }
 
+Kind = Literal["images", "tokens"]
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a model must fit: ``shape`` of one image [channels, height, width] and the number of classes."""
+    """What a model must fit.
 
-    shape: tuple[int, int, int]
+    Attributes:
+        kind: ``images``: float32 ``[batch, channels, height, width]``, one class each; ``tokens``: int64 ``[batch,
+            length]``, and as target the token that follows each.
+        shape: of one input: ``(channels, height, width)`` or ``(length,)``.
+        classes: of an image; of tokens, how many there are.
+        train, validation: examples in each split, over all ranks; None where the files decide.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
     classes: int
-    train: int
-    """Images in the training split, over all ranks."""
-    validation: int
+    train: int | None
+    validation: int | None
     description: str
+
+    @property
+    def examples(self) -> str:
+        """What its examples are called: ``images``."""
+        return "images" if self.kind == "images" else "contexts"
+
+    @property
+    def input(self) -> str:
+        """One kind of input in words: ``1x8x8 images``."""
+        if self.kind == "images":
+            return "x".join(str(size) for size in self.shape) + " images"
+        return f"contexts of {self.shape[0]} tokens"
+
+    @property
+    def small(self) -> bool:
+        """Whether it holds small images."""
+        return self.kind == "images" and max(self.shape[1:]) <= SMALL_IMAGE
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo((1, 8, 8), 10, 1_438, 359, "scikit-learn's 1,797 real handwritten digits"),
-    "synthetic-cifar10": DatasetInfo((3, 32, 32), 10, 50_000, 2_000, "generated, CIFAR-10's shapes"),
-    "synthetic-imagenet": DatasetInfo((3, 224, 224), 1000, 100_000, 2_000, "generated, ImageNet's shapes"),
+    "digits": DatasetInfo(
+        "images", (1, 8, 8), 10, 1_438, 359, "scikit-learn's 1,797 real handwritten digits, always there"
+    ),
+    "mnist": DatasetInfo("images", (1, 28, 28), 10, None, None, "handwritten digits, from --data-dir"),
+    "fashion-mnist": DatasetInfo("images", (1, 28, 28), 10, None, None, "clothes, from --data-dir"),
+    "cifar10": DatasetInfo("images", (3, 32, 32), 10, None, None, "animals and vehicles, from --data-dir"),
+    "text": DatasetInfo(
+        "tokens", (64,), 256, None, None, "bytes of --text, or of the standard library's own sources"
+    ),
+    "synthetic-cifar10": DatasetInfo(
+        "images", (3, 32, 32), 10, 50_000, 2_000, "generated, CIFAR-10's shapes"
+    ),
+    "synthetic-imagenet": DatasetInfo(
+        "images", (3, 224, 224), 1000, 100_000, 2_000, "generated, ImageNet's shapes"
+    ),
+    "synthetic-text": DatasetInfo(
+        "tokens", (64,), 10_000, 50_000, 2_000, "generated, a vocabulary of 10,000 words"
+    ),
 }
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -104,9 +154,31 @@ def default_dataset(model: str) -> str:
     check_model(model)
     if model in ("resnet18", "resnet50") or model.startswith(TORCHVISION_PREFIX):
         return "synthetic-imagenet"
-    return "digits"
+    if model.endswith(SMALL_SUFFIX):
+        return "synthetic-cifar10"
+    return "text" if model == "transformer" else "digits"
 
 
 def default_classes(model: str) -> int:
     """Number of classes that ``model`` is built for where the user names none."""
     return DATASETS[default_dataset(model)].classes
+
+
+def fitted(model: str, dataset: str) -> str:
+    """The model that is built when ``model`` is to train on ``dataset``: ResNets get their small stem for small images.
+
+    ``torchvision:resnet18`` stays as it is.
+
+    Raises:
+        UsageError: the one is for images and the other holds tokens, or the other way round.
+    """
+    info = DATASETS[dataset]
+    if is_reference(model) and not model.startswith(TORCHVISION_PREFIX):
+        return model  # a user's own; whoever builds it will see
+    if (kind := "tokens" if model == "transformer" else "images") != info.kind:
+        fitting = ", ".join(name for name, each in DATASETS.items() if each.kind == kind)
+        raise UsageError(
+            f"model {model!r} is for {kind}, and {dataset} holds {info.kind}",
+            hint=f"choose a dataset from {fitting}, or another model",
+        )
+    return model + SMALL_SUFFIX if info.small and f"{model}{SMALL_SUFFIX}" in MODELS else model

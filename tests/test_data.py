@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import DATASETS
 from netsim_ddp.workloads import get_dataloaders
-from netsim_ddp.workloads.data import Digits, ShardSampler, Synthetic
+from netsim_ddp.workloads.data import START_METHODS, ShardSampler
+from netsim_ddp.workloads.images import Digits, Synthetic
 
 
 def indices(rank: int, world_size: int, *, batch_size: int = 32, seed: int = 0, epoch: int = 0) -> list[int]:
@@ -127,18 +129,25 @@ def test_synthetic_data_stores_no_images() -> None:
 
 def test_nothing_moves_the_global_random_numbers() -> None:
     before = torch.random.get_rng_state()
-    for name in DATASETS:
+    for name in ("digits", "text", "synthetic-cifar10", "synthetic-imagenet", "synthetic-text"):
         train, validation = get_dataloaders(name, 2)
         next(iter(train))
         next(iter(validation))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_loader_processes_give_the_same_batches() -> None:
-    batches = [
-        [labels for _, labels in get_dataloaders("digits", 128, num_workers=count)[0]] for count in (0, 1)
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_loader_processes_give_the_same_batches_however_they_start(start_method: str) -> None:
+    alone, _ = get_dataloaders("digits", 128, 1, 2)
+    apart, _ = get_dataloaders("digits", 128, 1, 2, num_workers=1, start_method=start_method)
+    for epoch, first in ((0, 0), (1, 3)):  # the same processes, in another epoch and in the middle of it
+        taken: list[list[torch.Tensor]] = []
+        for loader in (alone, apart):
+            assert isinstance(loader.sampler, ShardSampler)
+            loader.sampler.set_epoch(epoch, first)
+            taken.append([images for images, _ in loader])
+        assert len(taken[0]) == 5 - first
+        assert all(torch.equal(a, b) for a, b in zip(*taken, strict=True))
 
 
 def test_validation_is_whole_on_every_rank_and_in_fixed_order() -> None:
@@ -164,15 +173,16 @@ def test_too_large_a_batch_names_the_largest() -> None:
         ({"rank": 2, "world_size": 2}, r"rank 2 is outside 0\.\.1"),
         ({"batch_size": 1, "world_size": 2000}, "too few images for 2000 ranks"),
         ({"num_workers": -1}, "loader processes must be at least 0"),
+        ({"start_method": "thread"}, "start method 'thread' is not known"),
     ],
 )
-def test_numbers_out_of_range(arguments: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        get_dataloaders(**arguments)  # type: ignore[arg-type]
+        get_dataloaders(**arguments)
 
 
 def test_unknown_dataset_suggests_one() -> None:
     with pytest.raises(UsageError, match="dataset 'digit' is not known") as caught:
         get_dataloaders("digit")
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("did you mean 'digits'? choose from digits, synthetic-cifar10")
+    assert caught.value.hint.startswith("did you mean 'digits'? choose from digits, mnist, fashion-mnist")

@@ -14,6 +14,7 @@ from torch import nn
 
 from netsim_ddp import names
 from netsim_ddp.errors import UsageError
+from netsim_ddp.scenario import Scenario
 from netsim_ddp.workloads import Workload, build_workload, get_model
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets, sleep_until
 from netsim_ddp.workloads.models import model_names
@@ -102,7 +103,7 @@ def test_well_formed_model_names(name: str) -> None:
         ("simplecnn", "did you mean 'simple_cnn'?"),
         ("models/mine.py:make", "did you mean 'models.mine:make'?"),
         ("mine:", "did you mean 'mine:build'?"),
-        ("zzz", "choose from simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build"),
+        ("zzz", "choose from simple_cnn, resnet18, resnet50, resnet18-small,"),
     ],
 )
 def test_unknown_model_names_suggest(name: str, suggestion: str) -> None:
@@ -118,7 +119,26 @@ def test_default_datasets() -> None:
     assert names.default_dataset("simple_cnn") == names.default_dataset("mine:build") == "digits"
     assert names.default_dataset("resnet18") == names.default_dataset("torchvision:vgg16")
     assert names.default_dataset("resnet50") == "synthetic-imagenet"
+    assert names.default_dataset("transformer") == "text"
+    assert names.default_dataset("resnet18-small") == "synthetic-cifar10"
     assert all(names.default_dataset(model) in names.DATASETS for model in names.MODELS)
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "built"),
+    [
+        ("resnet18", "cifar10", "resnet18-small"),
+        ("resnet50", "mnist", "resnet50-small"),
+        ("resnet18", "synthetic-imagenet", "resnet18"),
+        ("resnet18-small", "synthetic-imagenet", "resnet18-small"),
+        ("torchvision:resnet18", "cifar10", "torchvision:resnet18"),
+        ("simple_cnn", "cifar10", "simple_cnn"),
+        ("mine:build", "text", "mine:build"),
+    ],
+)
+def test_resnets_get_their_small_stem_for_small_images(model: str, dataset: str, built: str) -> None:
+    assert names.fitted(model, dataset) == built
+    assert Scenario(model=model, dataset=dataset).resolved().model == built
 
 
 # models
@@ -139,6 +159,16 @@ def test_torchvision_models(name: str, count: int) -> None:
     assert sum(parameter.numel() for parameter in get_model(name).parameters()) == count
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18-small", 11_173_962), ("resnet50-small", 23_520_842)])
+def test_the_small_stem_keeps_a_small_image_s_size(name: str, count: int) -> None:
+    model = get_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert same_parameters(model, get_model(name))
+    before_blocks = nn.Sequential(*list(model.children())[:4])
+    assert before_blocks(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 32, 32)
+    assert get_model(name, channels=1).conv1.weight.shape == (64, 1, 3, 3)
+
+
 def test_parameters_depend_on_the_seed_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -150,8 +180,8 @@ def test_parameters_depend_on_the_seed_and_leave_the_global_generator_alone() ->
 
 
 def test_model_names_are_the_ones_accepted() -> None:
-    assert model_names()[:3] == list(names.MODELS)
-    assert model_names()[3:] == ["torchvision:NAME", "my_module:build"]
+    assert model_names()[:-2] == list(names.MODELS)
+    assert model_names()[-2:] == ["torchvision:NAME", "my_module:build"]
 
 
 def test_unknown_torchvision_model_suggests() -> None:
@@ -298,8 +328,9 @@ def test_synthetic_images_can_be_learned() -> None:
 
 
 def test_a_model_that_does_not_fit_the_data_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="'resnet18' cannot take the 1x8x8 images of digits") as caught:
-        build_workload(model="resnet18", dataset="digits")
+    name = "torchvision:squeezenet1_1"
+    with pytest.raises(UsageError, match=f"'{name}' cannot take the 1x8x8 images of digits") as caught:
+        build_workload(model=name, dataset="digits")
     assert "\n" not in caught.value.message
     assert "synthetic-imagenet" in str(caught.value.hint)
 

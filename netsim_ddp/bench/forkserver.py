@@ -1,4 +1,4 @@
-"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD MODEL DATASET TASK``.
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.bench.forkserver FD WORKLOAD``.
 
 Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
 process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
@@ -17,14 +17,19 @@ import traceback
 from typing import Any, NoReturn
 
 from netsim_ddp.bench.channel import send
+from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import die_with_parent
 
 REQUEST_BYTES = 1 << 20
 MAX_RANKS = 128
 
 
-def prepare(model: str, dataset: str, task: str) -> None:
-    """Import what every rank needs and compile the kernels, in one thread."""
+def prepare(workload: dict[str, Any]) -> None:
+    """Import what every rank needs, read its data and compile the kernels, in one thread.
+
+    Args:
+        workload: what :class:`netsim_ddp.bench.launcher.Launcher` was told of it.
+    """
     import torch
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
@@ -33,11 +38,11 @@ def prepare(model: str, dataset: str, task: str) -> None:
     from netsim_ddp.workloads import data, models
 
     torch.set_num_threads(1)
-    if task:
-        ranks.task_of(task)
+    if workload["task"]:
+        ranks.task_of(workload["task"])
     kernels.warm()
-    models.preload(model)
-    data.preload(dataset)
+    models.preload(workload["model"])
+    data.preload(workload["dataset"], data_dir=workload["data_dir"], text=workload["text"])
     if threads() > 1:
         raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
 
@@ -145,12 +150,16 @@ def _kill(ranks: dict[int, tuple[int, int]]) -> None:
     ranks.clear()
 
 
-def main(fd: int, model: str, dataset: str, task: str) -> NoReturn:
+def main(fd: int, workload: dict[str, Any]) -> NoReturn:
     die_with_parent()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
     try:
-        prepare(model, dataset, task)
+        prepare(workload)
+    except (UsageError, EnvironmentFault) as error:
+        kind = "usage" if isinstance(error, UsageError) else "environment"
+        send(control, {"kind": "refused", "cause": kind, "message": error.message, "hint": error.hint})
+        sys.exit(1)
     except BaseException:  # noqa: BLE001 - the command prints it
         send(control, {"kind": "broken", "details": traceback.format_exc()})
         sys.exit(1)
@@ -160,4 +169,4 @@ def main(fd: int, model: str, dataset: str, task: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:5])
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

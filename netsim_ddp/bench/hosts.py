@@ -55,6 +55,9 @@ class Hub(Launcher):
             self.link,
             model=scenario.model,
             dataset=scenario.dataset or "",
+            data_dir=scenario.data_dir,
+            download=scenario.download,
+            text=scenario.text,
             threads=scenario.threads,
             timeout_s=scenario.timeout_s,
         )
@@ -221,6 +224,9 @@ def serve_rank(place: Place, scenario: Scenario) -> int:
             link,
             model=scenario.model,
             dataset=scenario.dataset or "",
+            data_dir=scenario.data_dir,
+            download=scenario.download,
+            text=scenario.text,
             threads=scenario.threads,
             timeout_s=scenario.timeout_s,
         )

@@ -7,6 +7,7 @@ is named. The first failure wins; ranks that only lost their peer are its victim
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import selectors
 import socket
@@ -19,6 +20,7 @@ from netsim_ddp.bench.channel import Lines, send
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
 from netsim_ddp.units import format_duration
+from netsim_ddp.workloads.files import provide
 
 START_TIMEOUT_S = 180.0
 GRACE_S = 1.0
@@ -69,7 +71,10 @@ class Launcher:
     """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes.
 
     Args:
-        model, dataset, task: what the fork server imports and reads beforehand, for all ranks; nothing by default.
+        model, dataset, data_dir, text: what the fork server imports and reads beforehand, for all ranks; nothing by
+            default.
+        download: fetch the dataset's files first where they are missing.
+        task: likewise the module of a task that is not of this floor.
     """
 
     def __init__(
@@ -78,12 +83,22 @@ class Launcher:
         *,
         model: str = "",
         dataset: str = "",
+        data_dir: str | None = None,
+        download: bool = False,
+        text: str | None = None,
         task: str = "",
         threads: int,
         timeout_s: float,
     ) -> None:
         self._link, self._threads, self._timeout_s = link, threads, timeout_s
-        self._workload = [model, dataset, task]
+        self._workload = {
+            "model": model,
+            "dataset": dataset,
+            "data_dir": data_dir,
+            "text": text,
+            "task": task,
+        }
+        self._provide = functools.partial(provide, dataset, data_dir, download=download, apart=True)
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
@@ -91,10 +106,12 @@ class Launcher:
         """Repeats started so far; news of how a rank ended carries its repeat's number."""
 
     def __enter__(self) -> Launcher:
+        # Here and not in the fork server, which is inside the link: no way leads to the internet from there.
+        self._provide()
         ours, theirs = lifeline_pair()
         with theirs:
             self._server = self._link.spawn(
-                [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", *self._workload],
+                [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", json.dumps(self._workload)],
                 env=_environment(self._threads),
                 fds=[theirs.fileno()],
                 share_namespaces=True,
@@ -113,6 +130,9 @@ class Launcher:
             raise EnvironmentFault(f"importing torch took more than {START_TIMEOUT_S:g} s") from None
         if messages is None:
             raise EnvironmentFault("the process that starts the workers died", hint="netsim doctor says more")
+        if messages[0]["kind"] == "refused":
+            kind = UsageError if messages[0]["cause"] == "usage" else EnvironmentFault
+            raise kind(messages[0]["message"], hint=messages[0]["hint"])
         if messages[0]["kind"] == "broken":
             details = messages[0]["details"]
             last = details.strip().splitlines()[-1]

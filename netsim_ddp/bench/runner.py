@@ -30,7 +30,9 @@ from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
-from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.scenario import Scenario, Settings, available_cores
+from netsim_ddp.workloads.corpus import read_corpus
+from netsim_ddp.workloads.files import data_folder, present, provide
 
 BUSY = "this machine is busy already"
 
@@ -88,6 +90,20 @@ def measured(result: Result) -> bool:
     return any(cell.repeats for cell in result.cells)
 
 
+def have_data(settings: Settings, note: Callable[[str], None]) -> None:
+    """Have the files of the data set, before anything is made or probed.
+
+    Raises:
+        EnvironmentFault: they are missing, or cannot be downloaded.
+    """
+    dataset = settings.dataset or ""
+    if settings.download and not present(dataset, settings.data_dir):
+        note(f"downloading {dataset} to {data_folder(settings.data_dir)}, once")
+    provide(dataset, settings.data_dir, download=settings.download, apart=True)
+    if dataset == "text":
+        read_corpus(settings.text)
+
+
 class _Run:
     def __init__(
         self,
@@ -112,6 +128,7 @@ class _Run:
         self.started = time.monotonic()
 
     def execute(self) -> None:
+        have_data(self.scenario, self._note)
         with ExitStack() as stack:
             stage = self._stage or stack.enter_context(Stage())
             if self._hosts is not None:

@@ -106,11 +106,11 @@ class Stage:
             self._first_tc = link
         return _Made(link)
 
-    def launcher(self, link: Link, settings: Settings, note: Tell, **prepared: str) -> Launcher:
+    def launcher(self, link: Link, settings: Settings, note: Tell, task: str = "") -> Launcher:
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``.
 
         Args:
-            prepared: what else it imports beforehand, as :class:`Launcher` takes it.
+            task: as :class:`Launcher` takes it.
         """
         place: object = "host"
         if isinstance(link, TcLink):
@@ -119,20 +119,16 @@ class Stage:
             place,
             settings.model,
             settings.dataset,
+            settings.data_dir,
+            settings.text,
+            task,
             settings.threads,
             settings.timeout_s,
             *_recorded(settings),
         )
         if key not in self._launchers:
             note("importing torch once for all workers")
-            launcher = Launcher(
-                link if isinstance(link, TcLink) else self._host(),
-                model=settings.model,
-                dataset=settings.dataset or "",
-                threads=settings.threads,
-                timeout_s=settings.timeout_s,
-                **prepared,
-            )
+            launcher = launcher_for(settings, link if isinstance(link, TcLink) else self._host(), task)
             with self._spending():
                 self._launchers[key] = self._stack.enter_context(launcher)
         return self._launchers[key]
@@ -155,3 +151,18 @@ def _recorded(settings: Settings) -> tuple[object, ...]:
     if getattr(settings, "compute_s", None) is None:
         return ()
     return settings.seed, settings.batch_size
+
+
+def launcher_for(settings: Settings, link: Link, task: str = "") -> Launcher:
+    """The launcher of resolved ``settings`` on ``link``; ``task`` as :class:`Launcher` takes it."""
+    return Launcher(
+        link,
+        model=settings.model,
+        dataset=settings.dataset or "",
+        data_dir=settings.data_dir,
+        download=settings.download,
+        text=settings.text,
+        task=task,
+        threads=settings.threads,
+        timeout_s=settings.timeout_s,
+    )

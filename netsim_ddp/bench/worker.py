@@ -56,6 +56,8 @@ class StepsTask(Task):
             world_size=self.job.world_size,
             seed=self.scenario["seed"],
             device=device,
+            data_dir=self.scenario["data_dir"],
+            text=self.scenario["text"],
         )
         gradients = self._record(workload)
         self.say("joining the process group")

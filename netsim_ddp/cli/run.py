@@ -45,6 +45,9 @@ def run(
     workers: run_flags.Workers = None,
     model: run_flags.Model = None,
     dataset: run_flags.Dataset = None,
+    data_dir: run_flags.DataDir = None,
+    download: run_flags.Download = None,
+    text: run_flags.TextPath = None,
     batch_size: run_flags.BatchSize = None,
     learning_rate: Annotated[
         Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
@@ -120,6 +123,9 @@ def run(
         "workers": workers,
         "model": model,
         "dataset": dataset,
+        "data_dir": data_dir,
+        "download": download,
+        "text": text,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "momentum": momentum,

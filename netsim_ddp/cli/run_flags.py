@@ -28,13 +28,32 @@ Model = Annotated[
     Text,
     typer.Option(
         metavar="NAME",
-        help="simple_cnn, resnet18, resnet50, torchvision:NAME, my_module:build. [simple_cnn]",
+        help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
     ),
 ]
 Dataset = Annotated[
-    Text, typer.Option(metavar="NAME", help="digits, synthetic-cifar10, synthetic-imagenet. [fits the model]")
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
+        "synthetic-text. [fits the model]",
+    ),
 ]
-BatchSize = Annotated[Text, typer.Option(metavar="N", help="Images per worker and step. [32]")]
+DataDir = Annotated[
+    Text,
+    typer.Option(metavar="FOLDER", help="Where the files of a dataset are. [netsim in the user's cache]"),
+]
+Download = Annotated[bool | None, typer.Option("--download", help="Fetch them where they are missing.")]
+TextPath = Annotated[
+    Text,
+    typer.Option(
+        metavar="PATH",
+        help="File or folder that dataset text reads. [2 MB of the standard library's sources]",
+    ),
+]
+BatchSize = Annotated[
+    Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
+]
 Momentum = Annotated[Text, typer.Option(metavar="X", help="SGD's. [0]")]
 Seed = Annotated[Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")]
 Backend = Annotated[

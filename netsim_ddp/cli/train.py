@@ -32,13 +32,9 @@ def train(
     workers: run_flags.Workers = None,
     model: run_flags.Model = None,
     dataset: run_flags.Dataset = None,
-    data_dir: Annotated[
-        Text, typer.Option(metavar="DIR", help="Where data sets are that are not built in. [torchvision's]")
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch a data set that is missing.")] = False,
-    text: Annotated[
-        Text, typer.Option(metavar="PATH", help="What a language model reads. [Python's standard library]")
-    ] = None,
+    data_dir: run_flags.DataDir = None,
+    download: run_flags.Download = None,
+    text: run_flags.TextPath = None,
     batch_size: run_flags.BatchSize = None,
     accumulate: Annotated[
         Text, typer.Option(metavar="N", help="Batches per step; gradients are exchanged after the last. [1]")
@@ -151,7 +147,7 @@ def train(
         "model": model,
         "dataset": dataset,
         "data_dir": data_dir,
-        "download": download or None,
+        "download": download,
         "text": text,
         "batch_size": batch_size,
         "accumulate": accumulate,

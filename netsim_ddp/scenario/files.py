@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, with_profile, without_link
+from netsim_ddp.names import SMALL_SUFFIX
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings
 from netsim_ddp.scenario.steps import Scenario
@@ -156,6 +157,8 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
                 params.pop(option, None)
     if "model" in overrides:
         data.pop("dataset", None)
+    elif "dataset" in overrides and isinstance(model := data.get("model"), str):
+        data["model"] = model.removesuffix(SMALL_SUFFIX)
     if "codec_from" in overrides:
         data.pop("execution", None)
     if "workers" in overrides:

@@ -17,7 +17,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec, Options, method_of, takes
-from netsim_ddp.names import check_dataset, check_model, suggest
+from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
 
@@ -39,6 +39,8 @@ class Settings(LinkOptions):
         "time_budget": "5min",
         "time_budget_s": "300",
         "dataset": "digits",
+        "data_dir": "~/data",
+        "text": "book.txt",
         "methods": "[dense, topk]",
     }
 
@@ -47,6 +49,9 @@ class Settings(LinkOptions):
 
     model: str = "simple_cnn"
     dataset: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+    text: str | None = None
     batch_size: int = Field(default=32, ge=1, le=65536)
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
@@ -104,6 +109,24 @@ class Settings(LinkOptions):
             if value is None:
                 return None
             return check_model(value) if info.field_name == "model" else check_dataset(value)
+
+    @model_validator(mode="after")
+    def _model_takes_the_data(self, info: ValidationInfo) -> Self:
+        dataset = self.dataset or default_dataset(self.model)
+        with Origin.of(info).naming("dataset" if self.dataset else "model"):
+            fitted(self.model, dataset)
+        if self.text is not None and dataset != "text":
+            with Origin.of(info).naming("text"):
+                raise UsageError(
+                    f"a text is read by the dataset text, not by {dataset}",
+                    hint="write --model transformer, or --dataset text with a model of your own",
+                )
+        return self
+
+    def training(self) -> dict[str, str]:
+        """What is trained on what, as far as other values decide it: the fields that ``resolved`` fills in."""
+        dataset = self.dataset or default_dataset(self.model)
+        return {"dataset": dataset, "model": fitted(self.model, dataset)}
 
     @field_validator("ratio", mode="before")
     @classmethod

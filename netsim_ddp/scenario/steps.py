@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import Spelling, duration
 from netsim_ddp.methods import MethodSpec, takes
-from netsim_ddp.names import default_dataset
 from netsim_ddp.origin import Origin
 from netsim_ddp.results.codec import Substitute, substitute
 from netsim_ddp.results.codec import load as load_times
@@ -67,7 +66,7 @@ class Scenario(Settings):
         return self.model_copy(
             update={
                 "execution": execution,
-                "dataset": self.dataset or default_dataset(self.model),
+                **self.training(),
                 "threads": self.threads or threads,
                 "methods": self.cells(),
             }

@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import LinkOptions, Spelling
 from netsim_ddp.methods import MethodSpec, Options, positive, takes, whole
-from netsim_ddp.names import default_dataset
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings, available_cores
 from netsim_ddp.units import parse_ratio
@@ -63,8 +62,6 @@ class TrainScenario(Settings):
         "steps_per_epoch": "20",
         "checkpoint": "run1",
         "log_dir": "logs",
-        "data_dir": "data",
-        "text": "book.txt",
     }
     method_options: ClassVar[Options] = {"lr": positive, "freeze_after": whole}
 
@@ -93,9 +90,6 @@ class TrainScenario(Settings):
     resume: bool = False
     resume_residuals: Literal["none", "drop", "sum"] = "none"
     log_dir: str | None = None
-    data_dir: str | None = None
-    download: bool = False
-    text: str | None = None
 
     @field_validator("checkpoint", "log_dir", "data_dir", "text")
     @classmethod
@@ -171,7 +165,7 @@ class TrainScenario(Settings):
             every = 1
         return self.model_copy(
             update={
-                "dataset": self.dataset or default_dataset(self.model),
+                **self.training(),
                 "threads": self.threads or max(1, available_cores() // self.workers),
                 "link": self.link if self.on_a_link else "none",
                 "learning_rate": rate,

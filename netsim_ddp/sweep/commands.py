@@ -50,6 +50,7 @@ def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save,
     def warn(text: str) -> None:
         report(Event("warning", text))
 
+    runner.have_data(settings, note)
     link, measured = stage.link(settings.link_spec(), settings.link, note, warn)
     launcher = stage.launcher(link, settings, note, task=TASK)
     on = Ground(link, launcher, measured)

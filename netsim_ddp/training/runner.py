@@ -18,7 +18,8 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.runner import Event, Report, Save, environment
+from netsim_ddp.bench.runner import Event, Report, Save, environment, have_data
+from netsim_ddp.bench.stage import launcher_for
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.link.base import Link
 from netsim_ddp.link.choose import choose
@@ -60,21 +61,14 @@ def ground(
     Raises:
         EnvironmentFault: the link cannot be made, is not what was asked for, or the workers cannot start.
     """
+    have_data(scenario, note)
     link = stack.enter_context(choose(scenario.link_spec(), scenario.link, note))
     measured = None
     if link.mechanism == "tc":  # the bucket is probed by the workers' own group
         note("probing the link")
         measured = prove(link, warn)
     note("importing torch once for all workers")
-    launcher = Launcher(
-        link,
-        model=scenario.model,
-        dataset=scenario.dataset or "",
-        task=TASK,
-        threads=scenario.threads,
-        timeout_s=scenario.timeout_s,
-    )
-    return Ground(link, stack.enter_context(launcher), measured)
+    return Ground(link, stack.enter_context(launcher_for(scenario, link, TASK)), measured)
 
 
 def train(

@@ -14,12 +14,14 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.names import (
     MODEL_PATTERNS,
     MODELS,
+    SMALL_SUFFIX,
     TORCHVISION_PREFIX,
     check_model,
     default_classes,
     did_you_mean,
 )
 from netsim_ddp.references import load_reference, one_line
+from netsim_ddp.workloads.transformer import Transformer
 
 
 class SimpleCNN(nn.Module):
@@ -68,15 +70,16 @@ def model_names() -> list[str]:
 
 
 def get_model(
-    name: str = "simple_cnn", num_classes: int | None = None, seed: int = 0, *, channels: int = 1
+    name: str = "simple_cnn", num_classes: int | None = None, seed: int = 0, *, channels: int | None = None
 ) -> nn.Module:
     """Build a model in float32 on the CPU, in training mode; the same ``seed`` gives the same parameters.
 
     Args:
-        name: ``simple_cnn``, ``resnet18``, ``resnet50``, ``torchvision:NAME`` or ``my_module:build``.
-        num_classes: outputs per image; by default what the model's usual dataset has (10 or 1000).
+        name: ``simple_cnn``, ``resnet18``, ``resnet50``, ``resnet18-small``, ``resnet50-small``, ``transformer``,
+            ``torchvision:NAME`` or ``my_module:build``.
+        num_classes: outputs per image, or tokens of ``transformer``; by default those of the model's usual dataset.
         seed: seeds torch's CPU generator around the construction; the global state is put back.
-        channels: image channels of ``simple_cnn``; the others fix their own.
+        channels: image channels of ``simple_cnn`` (1 by default) and of the ResNets (3); the others fix their own.
 
     For ``my_module:build`` the current directory is put first on ``sys.path`` and stays there, since the
     module may import its neighbours later. ``build`` gets ``num_classes`` if it has such a parameter.
@@ -94,8 +97,13 @@ def get_model(
         raise UsageError(f"seed must not be negative, got {seed}", hint="write for example 0")
     if name == "simple_cnn":
         with seeded(seed):
-            return SimpleCNN(num_classes, channels)
-    if name in MODELS or name.startswith(TORCHVISION_PREFIX):
+            return SimpleCNN(num_classes, channels or 1)
+    if name == "transformer":
+        with seeded(seed):
+            return Transformer(num_classes)
+    if name in MODELS:
+        return _resnet(name, num_classes, channels or 3, seed)
+    if name.startswith(TORCHVISION_PREFIX):
         return _torchvision_model(name.removeprefix(TORCHVISION_PREFIX), num_classes, seed)
     return _user_model(name, num_classes, seed)
 
@@ -103,8 +111,24 @@ def get_model(
 def preload(model: str) -> None:
     """Import what building ``model`` needs, so that processes forked afterwards need not. A user's own module is
     not imported: what it does on import belongs in each rank."""
-    if model != "simple_cnn" and (model in MODELS or model.startswith(TORCHVISION_PREFIX)):
+    if model.startswith(("resnet", TORCHVISION_PREFIX)) and (model in MODELS or ":" in model):
         import torchvision  # noqa: F401 - two seconds
+
+
+def _resnet(name: str, num_classes: int, channels: int, seed: int) -> nn.Module:
+    """torchvision's ResNet; ``-small`` with the stem of He et al. (2016), section 4.2, for CIFAR-10: a 3x3 convolution
+    with stride 1 and no pool, so that the first block sees a 32x32 image as 32x32, not 8x8."""
+    with seeded(seed):
+        model = _torchvision_model(name.removesuffix(SMALL_SUFFIX), num_classes, seed)
+        small = name.endswith(SMALL_SUFFIX)
+        if small or channels != 3:
+            size, stride = (3, 1) if small else (7, 2)
+            stem = nn.Conv2d(channels, 64, size, stride, padding=size // 2, bias=False)
+            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+            model.conv1 = stem
+        if small:
+            model.maxpool = nn.Identity()
+    return model
 
 
 def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:

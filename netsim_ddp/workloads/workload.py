@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.names import DATASETS, check_dataset, default_dataset
-from netsim_ddp.workloads.data import Batch, Loader, ShardSampler, get_dataloaders
+from netsim_ddp.names import DATASETS, check_dataset, check_model, default_dataset, fitted
+from netsim_ddp.workloads.batched import Batch
+from netsim_ddp.workloads.data import Loader, ShardSampler, get_dataloaders
 from netsim_ddp.workloads.models import get_model, seeded
 
 
@@ -128,16 +129,20 @@ def build_workload(
     """Build what ``rank`` of ``world_size`` trains; ``batch_size`` is per rank.
 
     The parameters depend on ``seed`` only, so all ranks start equal; the data depends on seed and rank.
-    ``dataset`` defaults to :func:`netsim_ddp.names.default_dataset`. One image goes through the
-    model (in evaluation mode), which shows a mismatch here instead of in the first step and gives lazy
-    layers their shapes.
+    ``dataset`` defaults to :func:`netsim_ddp.names.default_dataset`, and the model that is built is the one that
+    :func:`netsim_ddp.names.fitted` answers. One input goes through it (in evaluation mode), which shows a mismatch here
+    instead of in the first step and gives lazy layers their shapes.
+
+    Args:
+        data_dir, download, text: as in :func:`get_dataloaders`.
 
     Raises:
         UsageError: unknown names, a batch too large for the shard, a model that does not fit the dataset.
-        EnvironmentFault: the device is not available here.
+        EnvironmentFault: the device is not available here, or the dataset's files are not.
     """
     dataset = default_dataset(model) if dataset is None else check_dataset(dataset)
-    info = DATASETS[dataset]
+    check_model(model)
+    info, model = DATASETS[dataset], fitted(model, dataset)
     place = _device(device)
     train_loader, validation_loader = get_dataloaders(
         dataset,
@@ -151,7 +156,7 @@ def build_workload(
         num_workers=num_workers,
         pin_memory=place.type == "cuda",
     )
-    module = get_model(model, info.classes, seed, channels=info.shape[0])
+    module = get_model(model, info.classes, seed, channels=info.shape[0] if info.kind == "images" else None)
     _check_fit(module, model, dataset, seed)
     module.to(place).train()
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -173,21 +178,24 @@ def _device(name: str | torch.device) -> torch.device:
 
 def _check_fit(module: nn.Module, model: str, dataset: str, seed: int) -> None:
     info = DATASETS[dataset]
-    shape = "x".join(str(size) for size in info.shape)
-    hint = f"use a model for {shape} images, or a dataset out of {', '.join(DATASETS)}"
+    hint = f"use a model for {info.input}, or a dataset out of {', '.join(DATASETS)}"
     home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, *info.shape, device=home)
+    images = info.kind == "images"
+    one = torch.zeros(1, *info.shape, device=home, dtype=torch.float32 if images else torch.int64)
     module.eval()  # one image must not touch BatchNorm's statistics, which could not be computed from it
     try:
         with torch.no_grad(), seeded(seed):
-            outputs = module(image)
+            outputs = module(one)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"model {model!r} cannot take the {shape} images of {dataset}: {reason}", hint=hint
+            f"model {model!r} cannot take the {info.input} of {dataset}: {reason}", hint=hint
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < info.classes:
-        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    wanted = [1, info.classes] if images else [1, *info.shape, info.classes]
+    got = list(outputs.shape) if isinstance(outputs, Tensor) else []
+    if len(got) != len(wanted) or got[:-1] != wanted[:-1] or got[-1] < wanted[-1]:
         raise UsageError(
-            f"model {model!r} gives {got} for one image of {dataset}, not [1, {info.classes}]", hint=hint
+            f"model {model!r} gives {got or type(outputs).__name__} for one of the {info.input} of {dataset}, "
+            f"not {wanted}",
+            hint=hint,
         )
