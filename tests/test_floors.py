@@ -48,6 +48,8 @@ LIGHT = [
     ".bench.launched",
     ".bench.prober",
     ".bench.method_check",
+    ".bench.regress",
+    ".results.sides",
     ".link.options",
 ]
 

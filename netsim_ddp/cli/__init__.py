@@ -22,6 +22,7 @@ from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.regress import regress
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
+from netsim_ddp.cli.schema import schema
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(regress)
 app.command(short_help="See what this machine can do.")(doctor)
+app.command(short_help="Print the JSON Schema of result files.")(schema)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 
