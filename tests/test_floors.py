@@ -55,6 +55,8 @@ LIGHT = [
     ".bench.launched",
     ".bench.prober",
     ".bench.method_check",
+    ".bench.regress",
+    ".results.sides",
     ".link.options",
     ".sweep.runner",
     ".sweep.source",
