@@ -187,9 +187,9 @@ def _tell_plan(
         text += f": about {rough(going.expected_s)}, from {basis}"
     print(f"netsim: {text}", file=sys.stderr)
     if kept:
-        repeats = sum(len(cell.repeats) for cell in kept.values())
+        had = _count(sum(len(cell.repeats) for cell in kept.values()), "repeat")
         print(
-            f"netsim: kept {repeats} repeats of {len(kept)} cells from {path}; --fresh starts over",
+            f"netsim: kept {had} of {_count(len(kept), 'cell')} from {path}; --fresh starts over",
             file=sys.stderr,
         )
 
