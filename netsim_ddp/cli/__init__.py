@@ -15,9 +15,11 @@ import typer
 from netsim_ddp import __version__
 from netsim_ddp.cli import bench
 from netsim_ddp.cli.check import check
+from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
+from netsim_ddp.cli.regress import regress
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.cli.sweep import sweep
@@ -41,6 +43,11 @@ app.command(
     context_settings={"allow_interspersed_args": False},
 )(launch)
 app.command(short_help="Test a method of your own on real ranks.")(check)
+app.command(short_help="Hold one result against another; exits 5 when slower.")(compare)
+app.command(
+    short_help="Measure two states of the code in turns.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(regress)
 app.command(short_help="See what this machine can do.")(doctor)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")

@@ -7,6 +7,7 @@ removed as an outlier; suspicious samples give a note instead.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -36,8 +37,8 @@ def interval(samples: Sequence[float], *, seed: int = 0) -> Interval:
     """Median with its percentile-bootstrap 95% interval, in the unit of ``samples`` (one per repeat).
 
     The percentiles are widened for small samples, see :func:`widened_tail`. Below ``REPEATS_FOR_95`` samples the
-    result is their range; ``coverage`` says what that is worth. A single sample has no interval: ``ci_low == ci_high == median``.
-    The same samples give the same interval.
+    result is their range; ``coverage`` says what that is worth. A single sample has no interval:
+    ``ci_low == ci_high == median``. The same samples give the same interval.
     """
     middle = median(samples)
     count = len(samples)
@@ -54,6 +55,7 @@ def interval(samples: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(median=middle, ci_low=min(float(low), middle), ci_high=max(float(high), middle))
 
 
+@functools.cache
 def widened_tail(count: int) -> float:
     """The percentile that stands for 2.5% in a bootstrap of ``count`` samples (at least two).
 

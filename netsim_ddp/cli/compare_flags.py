@@ -1,0 +1,162 @@
+"""Flags of the commands that hold two results against each other, what they mean, and where the answer goes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netsim_ddp.errors import Regression, UsageError
+
+if TYPE_CHECKING:
+    from netsim_ddp.results.compare import Comparison, Rules
+
+FIGURES = (
+    "median", "compute", "compress", "communicate", "wait", "decompress", "optimizer", "other", "accuracy", "loss",
+)  # fmt: skip
+KINDS = ("times", "bytes", "scores")
+REASONS = ("regression", "inconclusive", "missing")
+
+FailAbove = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-above",
+        metavar="FIGURE:NN%",
+        help="Fail when a figure is worse by more: median:10% (the step), compress:20% and every other phase, "
+        "accuracy:1% (points), loss:0.02; repeatable, or with commas. [median:5%]",
+        show_default=False,
+    ),
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        metavar="WHAT",
+        help="Reasons to exit with 5: regression, inconclusive, missing; repeatable, or with commas. [regression]",
+        show_default=False,
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="WHAT",
+        help="times, bytes (all that does not vary: bytes, entries, bits), or scores. [all]",
+        show_default=False,
+    ),
+]
+Alpha = Annotated[
+    float,
+    typer.Option(
+        "--alpha", metavar="P", min=1e-6, max=0.2, help="How often chance may pass for a change, per cell."
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="PATH|-",
+        help="Write the comparison there too; - is stdout, and nothing else is.",
+        show_default=False,
+    ),
+]
+Markdown = Annotated[
+    str | None,
+    typer.Option("--markdown", metavar="PATH|-", help="The same as Markdown.", show_default=False),
+]
+
+
+def rules_of(
+    fail_above: list[str] | None, fail_on: list[str] | None, only: str | None, alpha: float
+) -> Rules:
+    """The flags, checked.
+
+    Raises:
+        UsageError: an unknown word, or a limit that is none.
+    """
+    from netsim_ddp.results.compare import Rules
+
+    limits = dict(_limit(text) for text in _words(fail_above))
+    reasons = _words(fail_on) or ["regression"]
+    for word in reasons:
+        _known("--fail-on", word, REASONS)
+    kinds = KINDS if only is None else (_known("--only", only, KINDS),)
+    return Rules(
+        alpha=alpha,
+        limits=limits,
+        only=frozenset(kinds),  # type: ignore[arg-type]  # checked against the same words
+        fail_on=frozenset(reasons),  # type: ignore[arg-type]
+    )
+
+
+def outputs(json: str | None, markdown: str | None) -> None:
+    """Refuse what could not be written before anything is measured.
+
+    Raises:
+        UsageError: both to stdout, or a file that cannot be made.
+    """
+    from netsim_ddp.cli.output import writable
+
+    if json == "-" and markdown == "-":
+        raise UsageError("--json - and --markdown - both want stdout", hint="name a file for one of them")
+    for path in (json, markdown):
+        if path not in (None, "-"):
+            writable(Path(str(path)))
+
+
+def show(comparison: Comparison, *, json: str | None, markdown: str | None) -> None:
+    """Write the comparison where it was asked for, and on stdout as text where nothing else is.
+
+    Raises:
+        Regression: it fails.
+    """
+    from rich.console import Console
+
+    from netsim_ddp.report import compare as report
+    from netsim_ddp.report.wording import clean
+    from netsim_ddp.results.record import to_json, write_whole
+
+    for path, text in ((json, to_json(comparison)), (markdown, report.markdown(comparison))):
+        if path == "-":
+            sys.stdout.write(text)
+        elif path is not None:
+            write_whole(text, Path(path))
+    if "-" not in (json, markdown):
+        report.render_comparison(comparison, Console(highlight=False))
+    if comparison.failures:
+        count = len(comparison.failures)
+        more = f" and {count - 1} more" if count > 1 else ""
+        raise Regression(f"{clean(comparison.failures[0])}{more}")
+
+
+def _words(texts: list[str] | None) -> list[str]:
+    return [word.strip() for text in texts or () for word in text.split(",")]
+
+
+def _known(flag: str, word: str, known: tuple[str, ...]) -> str:
+    from netsim_ddp.names import suggest
+
+    if word not in known:
+        raise UsageError(f"{flag} {word!r} is not known here", hint=suggest(word, known))
+    return word
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """``median:10%`` -> ("median", 0.1); accuracy counts in points: ``accuracy:1%`` -> 1.0."""
+    figure, colon, number = text.partition(":")
+    hint = "write for example median:10%"
+    if not colon:
+        raise UsageError(f"--fail-above {text!r} is not FIGURE:NN%", hint=hint)
+    _known("--fail-above", figure, FIGURES)
+    percent = number.endswith("%")
+    try:
+        value = float(number.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1000 or (not percent and figure not in ("accuracy", "loss")):
+        if value >= 0 and not percent:
+            hint = f"write {figure}:{number}%"
+        raise UsageError(f"--fail-above {text!r} is not a limit in percent", hint=hint)
+    return figure, value if figure == "accuracy" else value / 100 if percent else value

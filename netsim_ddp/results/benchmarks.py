@@ -1,0 +1,78 @@
+"""Files of pytest-benchmark, as far as a comparison reads them.
+
+The rounds of a benchmark run one after the other in one process, so neighbours resemble each other: to count each as a
+sample would promise a precision that nobody has. They are taken in ``GROUPS`` consecutive groups, each with its median
+as one sample. What differs from process to process stays invisible to them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.results.stats import median
+from netsim_ddp.results.subjects import Figure, Subject
+
+GROUPS = 10
+
+
+def is_benchmarks(data: Any) -> bool:
+    """Whether ``data``, the decoded JSON of a file, is what ``pytest --benchmark-json`` writes."""
+    return isinstance(data, dict) and "benchmarks" in data and "machine_info" in data
+
+
+def of_benchmarks(data: Mapping[str, Any], source: str) -> list[Subject]:
+    """One subject per benchmark, matched by its full name. ``extra_info["bytes"]`` is a figure that does not vary.
+
+    Raises:
+        UsageError: keys missing or of the wrong type, or rounds that were not saved.
+    """
+    benchmarks = data["benchmarks"]
+    if not isinstance(benchmarks, list):
+        raise UsageError(f"{source}: benchmarks is not a list")
+    return [_subject(item, f"{source}: benchmarks.{i}") for i, item in enumerate(benchmarks)]
+
+
+def machine(data: Mapping[str, Any]) -> dict[str, object]:
+    """Processor and interpreter, where the file names them."""
+    info = data["machine_info"] if isinstance(data["machine_info"], dict) else {}
+    cpu = info.get("cpu")
+    known = {
+        "cpu": cpu.get("brand_raw") if isinstance(cpu, dict) else None,
+        "python": info.get("python_version"),
+    }
+    return {key: value for key, value in known.items() if isinstance(value, str)}
+
+
+def _subject(item: Any, where: str) -> Subject:
+    stats = item.get("stats") if isinstance(item, dict) else None
+    name = item.get("fullname") if isinstance(item, dict) else None
+    if not isinstance(stats, dict) or not isinstance(name, str):
+        raise UsageError(f"{where} has no fullname or no stats")
+    rounds = stats.get("data")
+    if rounds is None:
+        raise UsageError(
+            f"{where} ({name}) has no rounds", hint="save them: pytest --benchmark-json FILE keeps stats.data"
+        )
+    valid = isinstance(rounds, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        for value in rounds
+    )
+    if not valid or not rounds:
+        raise UsageError(f"{where} ({name}): stats.data is not a list of times")
+    extra = item.get("extra_info")
+    count = extra.get("bytes") if isinstance(extra, dict) else None
+    figures = (
+        {"bytes": Figure(float(count))} if isinstance(count, int | float) and math.isfinite(count) else {}
+    )
+    return Subject(identity={"benchmark": name}, times={"median": grouped(rounds)}, figures=figures)
+
+
+def grouped(rounds: list[float]) -> list[float]:
+    """At most ``GROUPS`` samples, each the median of as many consecutive rounds, give or take one."""
+    groups = min(GROUPS, len(rounds))
+    cuts = [round(i * len(rounds) / groups) for i in range(groups + 1)]
+    return [median(rounds[begin:end]) for begin, end in itertools.pairwise(cuts)]

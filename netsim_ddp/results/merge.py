@@ -1,0 +1,56 @@
+"""Several results of one scenario become one: their repeats stand side by side, as if one command had run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.summary import notes, summarise
+
+
+def merge(results: Sequence[Result]) -> Result:
+    """One result with all repeats, in the order given; summaries are computed anew.
+
+    Args:
+        results: at least one, of the same code and scenario on the same machine: whoever calls sees to that.
+
+    Raises:
+        UsageError: they do not have the same cells.
+    """
+    first = results[0]
+    names = [cell.id for cell in first.cells]
+    for other in results[1:]:
+        if [cell.id for cell in other.cells] != names:
+            raise UsageError("results of different cells cannot be merged")
+    cells = [_merged([result.cells[i] for result in results]) for i in range(len(names))]
+    warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
+    merged = first.model_copy(
+        update={
+            "status": next((each.status for each in results if each.status != "complete"), "complete"),
+            "scenario": {
+                **first.scenario,
+                "repeats": max(len(cell.repeats) for cell in cells) if cells else 0,
+            },
+            "cells": summarise(cells),
+        }
+    )
+    merged.warnings = [*warnings, *(note for note in notes(merged.cells) if note not in warnings)]
+    return merged
+
+
+def _merged(cells: Sequence[Cell]) -> Cell:
+    link = cells[0].link.model_copy(
+        update={
+            "drops": sum(cell.link.drops for cell in cells),
+            "retransmits": sum(cell.link.retransmits for cell in cells),
+            "host_limited": False,  # a summary's finding; it is made anew
+        }
+    )
+    return cells[0].model_copy(
+        update={
+            "link": link,
+            "repeats": [repeat for cell in cells for repeat in cell.repeats],
+            "error": next((cell.error for cell in cells if cell.error), None),
+        }
+    )

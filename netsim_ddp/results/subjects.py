@@ -1,0 +1,217 @@
+"""What can be compared, whichever kind of file it comes from: a name, samples of times, and figures that do not vary.
+
+A subject's ``identity`` says everything that two measurements must share to be held against each other. The method is
+the first of it; a name shows that, and what else tells the subjects of a comparison apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from netsim_ddp.results.crossover import METHOD_AXES, method_name
+from netsim_ddp.results.record import Cell, RankRecord, Result
+from netsim_ddp.results.summary import PHASES, repeat_medians, slowest_steps
+from netsim_ddp.units import format_rate
+
+TOLD_AXES = METHOD_AXES | {
+    "model",
+    "dataset",
+    "workers",
+    "bandwidth",
+    "delay",
+    "threads",
+    "execution",
+    "device",
+}
+"""Axes of a sweep that a cell's own fields tell already."""
+# Their payload follows from shapes alone; that of the others from what a step selects.
+FIXED_PAYLOAD = ("dense", "fp16", "bf16", "powersgd", "topk-dense")
+MACHINE = ("cpu", "torch", "numpy", "numba")
+"""Of an environment, what the bits of a computation depend on."""
+COMPUTATION = (
+    "seed", "steps", "warmup", "batch_size", "learning_rate", "momentum", "compute_s", "ratio", "epochs", "optimizer",
+)  # fmt: skip
+"""Of a scenario, what they depend on beside a cell's identity."""
+SELECTED_TOLERANCE = 0.02
+"""Of bytes that follow from what was selected, between computations of other bits: owners' shares of the entries, and
+the packed length of their positions."""
+COUNTED_TOLERANCE = 0.01
+"""Of bytes counted at an interface: acknowledgements and retransmissions are in them."""
+COUNTED_SLACK = 500
+"""Bytes per rank and step: a few acknowledgements more or less, which weigh where a message is small."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that does not vary between runs of the same code, or hardly.
+
+    It may differ by the share ``tolerance`` and the amount ``slack``; where the bits of the two computations need not
+    agree (another processor, another version of torch, another seed) by the share ``otherwise``, and if that is None
+    nothing follows from a difference.
+    """
+
+    value: float | str
+    tolerance: float = 0.0
+    slack: float = 0.0
+    otherwise: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that was measured.
+
+    ``times`` holds seconds, one sample per independent repeat, the figure that decides first; ``scores`` one
+    value per seed. ``bits`` is what the bits of its computation depend on beside the code: where two sides agree,
+    so must everything that was computed.
+    """
+
+    identity: Mapping[str, str]
+    times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    bits: Hashable = None
+
+    @property
+    def key(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(self.identity.items()))
+
+
+def names(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], str]:
+    """A short name per key: the first part of its identity, and those that are not the same in all."""
+    known = {subject.key: subject for subject in subjects}
+    parts = dict.fromkeys(part for subject in known.values() for part in subject.identity)
+    values = {part: {subject.identity.get(part, "") for subject in known.values()} for part in parts}
+    return {
+        key: " | ".join(
+            text
+            for i, (part, text) in enumerate(subject.identity.items())
+            if text and (i == 0 or len(values[part]) > 1)
+        )
+        for key, subject in known.items()
+    }
+
+
+def of_result(result: Result) -> list[Subject]:
+    """The measured cells of ``result``; a cell without a repeat is none."""
+    return [
+        _subject(cell, result)
+        for cell in result.cells
+        if any(rank.steps for repeat in cell.repeats for rank in repeat.ranks)
+        or any(repeat.epochs for repeat in cell.repeats)
+    ]
+
+
+def _subject(cell: Cell, result: Result) -> Subject:
+    scenario, training = result.scenario, result.kind == "training"
+    known = {key: scenario.get(key) for key in COMPUTATION}
+    machine = [result.environment.get(key) for key in MACHINE]
+    # What a file does not say cannot be taken for equal.
+    certain = known["seed"] is not None and None not in machine
+    return Subject(
+        identity=_identity(cell, result),
+        times=_training_times(cell) if training else _step_times(cell),
+        figures=_figures(cell),
+        scores=_scores(cell) if training else {},
+        bits=repr((known, machine)) if certain else None,
+    )
+
+
+def _identity(cell: Cell, result: Result) -> dict[str, str]:
+    scenario = result.scenario
+    rate = format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped"
+    axes = {f"axis {key}": f"{key}={value}" for key, value in cell.axes.items() if key not in TOLD_AXES}
+    return {
+        "method": method_name(cell),
+        "kind": result.kind,
+        "model": str(cell.model or scenario.get("model", "")),
+        "dataset": str(cell.dataset or scenario.get("dataset") or ""),
+        "workers": f"{cell.workers} workers",
+        "link": cell.link.shape or rate,
+        "mechanism": cell.link.mechanism,
+        "execution": cell.execution,
+        "threads": f"{cell.threads} thread{'s' * (cell.threads != 1)}",
+        "device": cell.device,
+        "backend": cell.backend,
+        "substituted": cell.substituted or "",
+        **axes,
+    }
+
+
+def _step_times(cell: Cell) -> dict[str, list[float]]:
+    """The median step of every repeat, and the mean of each phase of its slowest ranks."""
+    repeats = [steps for repeat in cell.repeats if (steps := slowest_steps(repeat))]
+    phases = {
+        name.removesuffix("_s"): [fmean(getattr(step, name) for step in steps) for steps in repeats]
+        for name in PHASES
+    }
+    return {"median": repeat_medians(cell), **phases}
+
+
+def _training_times(cell: Cell) -> dict[str, list[float]]:
+    """The training clock over all steps, per step: one sample per run."""
+    runs = [
+        repeat.epochs[-1].elapsed_s / steps
+        for repeat in cell.repeats
+        if repeat.epochs and (steps := sum(epoch.steps for epoch in repeat.epochs))
+    ]
+    return {"median": runs} if runs and min(runs) > 0 else {}
+
+
+def _scores(cell: Cell) -> dict[str, dict[int, float]]:
+    """Of every seed the last epoch's accuracy in percent; its loss where the model has no accuracy."""
+    last = {repeat.seed or 0: repeat.epochs[-1] for repeat in cell.repeats if repeat.epochs}
+    accuracy = {
+        seed: 100 * epoch.validation_accuracy
+        for seed, epoch in last.items()
+        if epoch.validation_accuracy is not None
+    }
+    loss = {seed: epoch.validation_loss for seed, epoch in last.items() if epoch.validation_loss is not None}
+    return {"accuracy": accuracy} if accuracy else {"loss": loss} if loss else {}
+
+
+def _figures(cell: Cell) -> dict[str, Figure]:
+    """Bytes per step of all ranks together, entries, residual, and a digest of the parameters that came out."""
+    ranks = [rank for repeat in cell.repeats for rank in repeat.ranks]
+    fixed = cell.method in FIXED_PAYLOAD or (
+        cell.method == "topk-allgather" and cell.params.get("indices") in ("int32", "int64")
+    )
+    steps = [_steps(repeat.ranks, repeat.epochs) for repeat in cell.repeats]
+    runs = [(repeat.ranks, count) for repeat, count in zip(cell.repeats, steps, strict=True) if count]
+    if not ranks or not runs:
+        return {}
+    payload = max(sum(rank.payload_bytes for rank in each) / count for each, count in runs)
+    sent = fmean(sum(rank.tx_bytes for rank in each) / count for each, count in runs)
+    varies = 0.0 if fixed else SELECTED_TOLERANCE
+    figures: dict[str, Figure] = {}
+    if payload:
+        figures["payload bytes"] = Figure(payload, otherwise=varies)
+    if sent and cell.link.mechanism == "bucket":
+        figures["charged bytes"] = Figure(sent, otherwise=varies)
+    elif sent:
+        # Acknowledgements are counted too, and how many there are is TCP's affair.
+        slack = COUNTED_SLACK * len(runs[0][0])
+        figures["sent bytes"] = Figure(sent, COUNTED_TOLERANCE, slack, max(varies, COUNTED_TOLERANCE))
+    if selections := [rank.selection.steps for rank in runs[0][0] if rank.selection]:
+        entries = sum(step.entries for kept in selections for step in kept) / runs[0][1]
+        figures["entries"] = Figure(entries, otherwise=0.0 if _exact_count(cell) else SELECTED_TOLERANCE)
+    if residual := max(rank.residual_bytes for rank in ranks):
+        figures["residual bytes"] = Figure(residual)
+    digests = {str(repeat.seed): repeat.ranks[0].parameters_sha256 for repeat in cell.repeats if repeat.ranks}
+    if digests and None not in digests.values():
+        for seed, digest in digests.items():
+            name = "parameters" if seed == "None" else f"parameters, seed {seed}"
+            figures[name] = Figure(str(digest), otherwise=None)
+    return figures
+
+
+def _exact_count(cell: Cell) -> bool:
+    """Whether the method keeps exactly k entries, whatever the gradients."""
+    return cell.params.get("selector", "exact") in ("exact", "random") and not cell.params.get("adaptive")
+
+
+def _steps(ranks: Sequence[RankRecord], epochs: Sequence[Any]) -> int:
+    trained = sum(epoch.steps for epoch in epochs)
+    return trained or min((len(rank.steps) for rank in ranks), default=0)

@@ -1,0 +1,157 @@
+"""The exact test: against brute force and tables, and against what it promises over simulated experiments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netsim_ddp.results.rank_test import (
+    EXACT_UP_TO,
+    POWER,
+    detectable,
+    least_repeats,
+    mann_whitney,
+    refusal,
+    repeats_to_detect,
+    smallest_p,
+    spread_of,
+)
+
+SMALL = st.lists(st.integers(0, 4), min_size=1, max_size=5)
+
+
+def pairs_won(base: Sequence[float], new: Sequence[float]) -> float:
+    return sum((a > b) + (a == b) / 2 for a in new for b in base)
+
+
+def by_permutation(base: Sequence[float], new: Sequence[float]) -> float:
+    """p over every way to deal the pooled samples: slow and plain."""
+    pooled, n = [*new, *base], len(new)
+    middle = n * len(base) / 2
+    observed = abs(pairs_won(base, new) - middle)
+    deals = list(itertools.combinations(range(len(pooled)), n))
+    as_far = 0
+    for chosen in deals:
+        ours = [pooled[i] for i in chosen]
+        theirs = [pooled[i] for i in range(len(pooled)) if i not in chosen]
+        as_far += abs(pairs_won(theirs, ours) - middle) >= observed - 1e-9
+    return as_far / len(deals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SMALL, SMALL)
+def test_p_is_the_share_of_all_deals_ties_and_all(base: list[int], new: list[int]) -> None:
+    found = mann_whitney(base, new)
+    assert found.exact
+    assert found.u == pairs_won(base, new)
+    assert found.p == pytest.approx(by_permutation(base, new), abs=1e-12)
+    assert found.smallest_p <= found.p + 1e-12
+    back = mann_whitney(new, base)
+    assert back.p == pytest.approx(found.p, abs=1e-12)
+
+
+SEPARATED = [
+    (3, 3, 0, 2 / 20),
+    (4, 4, 0, 2 / 70),
+    (5, 5, 0, 2 / 252),
+    (5, 5, 1, 4 / 252),
+    (7, 7, 0, 2 / 3432),
+    (5, 8, 0, 2 / 1287),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "u", "p"), SEPARATED)
+def test_p_of_separated_samples(n: int, m: int, u: int, p: float) -> None:
+    new = [float(i) for i in range(n)]
+    base = [float(n + i) for i in range(m)]
+    if u:
+        new[-1], base[0] = base[0], new[-1]
+    found = mann_whitney(base, new)
+    assert found.u == u
+    assert found.p == pytest.approx(p)
+    assert found.smallest_p == pytest.approx(smallest_p(n, m))
+
+
+def test_equal_samples_differ_in_nothing() -> None:
+    assert mann_whitney([1.0] * 7, [1.0] * 7).p == 1.0
+    assert mann_whitney([1.0] * 7, [1.0] * 7).smallest_p == 1.0, "ties can reach nothing at all"
+    samples = [1.0, 3.0, 2.0, 5.0]
+    assert mann_whitney(samples, samples).p == pytest.approx(1.0)
+
+
+def test_many_samples_are_approximated_and_agree_with_the_exact_count() -> None:
+    generator = np.random.default_rng(0)
+    for shift in (0.0, 0.3, 0.6):
+        base = generator.normal(0, 1, EXACT_UP_TO // 2).tolist()
+        new = generator.normal(shift, 1, EXACT_UP_TO // 2).tolist()
+        exact = mann_whitney(base, new)
+        approximate = mann_whitney([*base, 0.0], new)
+        assert exact.exact
+        assert not approximate.exact
+        assert approximate.p == pytest.approx(exact.p, abs=0.03)
+    assert mann_whitney([2.0] * 100, [2.0] * 100).p == 1.0
+    assert mann_whitney(list(range(500)), list(range(1000, 1500))).p < 1e-100
+
+
+@pytest.mark.parametrize(("base", "new"), [([], [1.0]), ([1.0], []), ([math.nan], [1.0])])
+def test_nothing_is_no_sample(base: list[float], new: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite samples on both sides"):
+        mann_whitney(base, new)
+
+
+def test_what_cannot_be_decided_is_refused() -> None:
+    assert refusal(7, 7, 0.01) is None
+    assert refusal(5, 5, 0.01) is None
+    assert refusal(5, 5, 0.005) == "5 against 5 runs cannot reach p < 0.005 (at best 0.0079); 6 against 6 can"
+    assert refusal(1, 1, 0.01) == "1 against 1 runs cannot reach p < 0.01 (at best 1); 5 against 5 can"
+    assert refusal(3, 20, 0.01) is None
+    assert least_repeats(0.05) == 4
+    assert smallest_p(7, 7) == pytest.approx(0.0006, abs=5e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (7, 7), (5, 9)])
+def test_false_alarms_are_as_rare_as_alpha_says(n: int, m: int) -> None:
+    noise = np.random.default_rng(n + m).lognormal(0, 0.1, (1000, n + m))
+    alarms = sum(mann_whitney(row[:n].tolist(), row[n:].tolist()).p <= 0.05 for row in noise)
+    assert alarms / 1000 <= 0.05 + 0.02
+
+
+@pytest.mark.parametrize(("n", "m", "alpha"), [(5, 5, 0.01), (7, 7, 0.01), (7, 10, 0.05), (35, 35, 0.01)])
+def test_what_is_called_detectable_is_detected_four_times_of_five(n: int, m: int, alpha: float) -> None:
+    change = detectable(n, m, 0.05, alpha)
+    assert change is not None
+    generator = np.random.default_rng(n)
+    trials = 400
+    found = 0
+    for _ in range(trials):
+        base = generator.lognormal(0, 0.05, n).tolist()
+        new = ((1 + change) * generator.lognormal(0, 0.05, m)).tolist()
+        found += mann_whitney(base, new).p <= alpha
+    assert found / trials == pytest.approx(POWER, abs=0.06)  # a standard deviation is 0.02
+
+
+def test_repeats_that_would_decide() -> None:
+    need = repeats_to_detect(0.05, 0.05, 0.01)
+    assert need is not None
+    assert 20 < need < 35  # 2 (2.58 + 0.84)^2 = 23 normal samples, 4.7% more for a rank test
+    at, below = (detectable(k, k, 0.05, 0.01) for k in (need, need - 1))
+    assert at is not None
+    assert below is not None
+    assert at <= 0.05 < below
+    assert repeats_to_detect(0.5, 0.01, 0.01) == least_repeats(0.01)
+    assert repeats_to_detect(0.001, 0.2, 0.01) is None
+    assert detectable(3, 3, 0.05, 0.01) is None
+
+
+def test_noise_is_pooled_over_both_sides() -> None:
+    assert spread_of([1.0], [2.0]) is None
+    assert spread_of([1.0, 1.0], [2.0, 2.0]) == 0.0
+    generator = np.random.default_rng(0)
+    found = spread_of(generator.lognormal(0, 0.1, 2000).tolist(), generator.lognormal(3, 0.1, 2000).tolist())
+    assert found == pytest.approx(0.1, rel=0.05)
