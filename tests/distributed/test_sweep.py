@@ -111,7 +111,7 @@ def test_a_sweep_is_stopped_continued_and_repaired(tmp_path: Path) -> None:
     (tmp_path / "repaired").touch()
     code, out, err = finished(sweep(tmp_path, "--lf"))
     assert code == 0, err
-    assert "dense" not in "".join(line for line in err.splitlines() if "/4 " in line)  # only what had failed
+    assert "/dense" not in "".join(line for line in err.splitlines() if "/4 " in line)  # only what had failed
     whole = load(file)
     assert whole.status == "complete"
     assert set(repeats(whole).values()) == {2}
