@@ -65,11 +65,12 @@ def test_the_accuracy_study_is_what_was_promised() -> None:
     assert [run.settings.workers for run in runs] == [4, 8]
     assert {run.settings.repeats for run in runs} == {10}
     ids = {cell.method.id for cell in runs[0].cells}
-    for collective in ("topk", "topk-allgather"):
+    for collective in ("topk,collective=split", "topk-allgather"):
         for ratio in ("0.1", "0.01", "0.001"):
-            assert any(collective + "," in name and f"ratio={ratio}" in name for name in ids)
+            for feedback in ("", "feedback=off,"):
+                assert f"{collective},{feedback}ratio={ratio}" in ids
         for option in ("feedback=off", "values=fp16", "values=int8"):
-            assert any(name.startswith(collective + ",") and option in name for name in ids)
+            assert any(name.startswith(collective) and option in name for name in ids)
 
 
 def test_a_wheel_has_them_inside_the_package(tmp_path: Path) -> None:

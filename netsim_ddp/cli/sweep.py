@@ -187,9 +187,9 @@ def _tell_plan(
         text += f": about {rough(going.expected_s)}, from {basis}"
     print(f"netsim: {text}", file=sys.stderr)
     if kept:
-        repeats = sum(len(cell.repeats) for cell in kept.values())
+        had = _count(sum(len(cell.repeats) for cell in kept.values()), "repeat")
         print(
-            f"netsim: kept {repeats} repeats of {len(kept)} cells from {path}; --fresh starts over",
+            f"netsim: kept {had} of {_count(len(kept), 'cell')} from {path}; --fresh starts over",
             file=sys.stderr,
         )
 
@@ -240,15 +240,10 @@ def _show(result: Result, json: str | None, path: Path | None) -> None:
         return
     from rich.console import Console
 
+    from netsim_ddp.report.sweep import render_sweep
+
     console = Console()
-    if result.kind == "training":
-        from netsim_ddp.report.training import render_training
-
-        render_training(result, console, warnings=False)
-    else:
-        from netsim_ddp.report.sweep import render_sweep
-
-        render_sweep(result, console)
+    render_sweep(result, console)
     if path is not None:
         console.print(f"saved {path}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim sweep {path}", highlight=False, soft_wrap=True)

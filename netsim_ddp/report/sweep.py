@@ -42,10 +42,13 @@ def render_sweep(result: Result, console: Console) -> None:
         line(title, "bold")
     if question := clean(str(scenario.get("question", ""))):
         line(question, "dim")
-    line(_header(result))
-    for text in _links(result.cells):
-        line(text)
     measured = [cell for cell in result.cells if cell.summary]
+    if result.kind == "training":
+        _trainings(result, console)
+    else:
+        line(_header(result))
+        for text in _links(result.cells):
+            line(text)
     if measured:
         line("")
         line(_title(measured), "dim")
@@ -58,6 +61,15 @@ def render_sweep(result: Result, console: Console) -> None:
         line("")
     for text in sentences:
         line(text)
+
+
+def _trainings(result: Result, console: Console) -> None:
+    """What ``netsim train`` prints, for each place by itself."""
+    from netsim_ddp.report.training import render_training
+
+    for group in groups(result.cells):
+        console.print()
+        render_training(result.model_copy(update={"cells": group}), console, warnings=False)
 
 
 def _encodable(text: str, console: Console) -> str:
@@ -321,7 +333,7 @@ def _missing(result: Result) -> list[str]:
     """Cells that failed or were not run, and what the samples warn of."""
     lines = []
     for cell in result.cells:
-        if cell.error is not None:
+        if cell.error is not None and result.kind == "steps":  # a training's is among its own
             why = clean(next((text for text in cell.error.splitlines() if text.strip()), "")).rstrip(".")
             lines.append(f"Failed: {clean(cell.id)}: {why}.")
     sweep = result.scenario.get("sweep")

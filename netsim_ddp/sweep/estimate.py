@@ -96,7 +96,7 @@ def start_seconds(runs: Sequence[Run]) -> float:
 def repeat_seconds(unit: Unit) -> float:
     """One repeat by the formulas."""
     settings: Any = unit.run.settings
-    workers, cores = settings.workers, available_cores()
+    workers, cores = int(settings.workers), available_cores()
     model = MODELS.get(settings.model, UNKNOWN)
     emulated: float | None = getattr(settings, "compute_s", None)
     local = 6 * model.multiply_adds * settings.batch_size / (FLOPS_PER_CORE * max(1, settings.threads))
@@ -127,7 +127,7 @@ def _steps(settings: Any) -> int:
 
 def _wire_seconds(method: MethodSpec, settings: Any, steps: int) -> float:
     """Bytes / line rate and a few messages of one step; about, where a method's bytes depend on the model's shapes."""
-    workers = settings.workers
+    workers = int(settings.workers)
     if workers == 1:
         return 0.0
     parameters = MODELS.get(settings.model, UNKNOWN).parameters
