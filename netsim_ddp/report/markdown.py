@@ -45,7 +45,10 @@ def document(collection: Collection, *, limit: int = LIMIT_BYTES) -> str:
 
 def text(value: str) -> str:
     """``value`` as text, whatever signs of Markdown or HTML stand in it."""
-    escaped = _SPECIAL.sub(r"\\\1", html.escape(clean(value), quote=False))
+    return _dead(_SPECIAL.sub(r"\\\1", html.escape(clean(value), quote=False)))
+
+
+def _dead(escaped: str) -> str:
     return _LIVE.sub(lambda found: f"{found[0][:1]}<!-- -->{found[0][1:]}", escaped)
 
 
@@ -112,7 +115,7 @@ def code(value: str) -> str:
 
 
 def _folded(summary: str, inner: str) -> str:
-    return f"<details><summary>{html.escape(clean(summary))}</summary>\n\n{inner}\n</details>\n"
+    return f"<details><summary>{_dead(html.escape(clean(summary)))}</summary>\n\n{inner}\n</details>\n"
 
 
 def _block(block: Block) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Of the digits of a tick label, in units of its font's size; a little too wide rather than too narrow.
-CHARACTER = 0.56
+CHARACTER = 0.6
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def tick_text(value: float) -> str:
 def width(text: str, size: float) -> float:
     """About how wide ``text`` is in a sans-serif font of ``size``."""
     return len(text) * CHARACTER * size
+
+
+def fitted(text: str, room: float, size: float) -> str:
+    """``text``, cut where it would need more than ``room``."""
+    most = max(int(room / (CHARACTER * size)), 2)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def apart(places: Sequence[tuple[float, str]], size: float) -> list[tuple[float, str]]:

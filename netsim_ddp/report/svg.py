@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from netsim_ddp.report.markup import Markup, joined, number, tag
+from netsim_ddp.report.markup import Markup, number, tag
 from netsim_ddp.report.plots.shapes import PHASE_NAMES, Bars, Chart, Plot, Point, Series
-from netsim_ddp.report.scales import Scale, apart, around, tick_text, ticks, width
+from netsim_ddp.report.scales import Scale, apart, around, fitted, tick_text, ticks, width
 from netsim_ddp.report.style import LIGHT, PHASE_HATCHES, Look, Looks, Marker
 from netsim_ddp.report.wording import milliseconds
 
@@ -107,12 +107,11 @@ def _bars(plot: Bars, looks: Looks) -> Markup:
     for index, bar in enumerate(plot.bars):
         top = index * _ROW + 16
         look = looks.of(bar.colour)
-        rows.append(
-            joined(
-                _marker(look, _LEFT + 5, top - 7, hollow=bar.dashed), _text(_LEFT + 14, top - 4, bar.label)
-            )
-        )
-        rows.append(_text(WIDTH - _RIGHT, top - 4, f"{milliseconds(bar.step)} ms", anchor="end"))
+        took = f"{milliseconds(bar.step)} ms"
+        label = fitted(bar.label, WIDTH - _LEFT - 24 - width(took, FONT), FONT)
+        rows.append(_marker(look, _LEFT + 5, top - 7, hollow=bar.dashed))
+        rows.append(_text(_LEFT + 14, top - 4, label))
+        rows.append(_text(WIDTH - _RIGHT, top - 4, took, anchor="end"))
         at = 0.0
         for phase, value in enumerate(bar.phases):
             x, end = scale(at), scale(at + value)
@@ -183,7 +182,7 @@ def _chart(plot: Chart, looks: Looks) -> Markup:
     x_places = plot.x_ticks or [
         (value, tick_text(value)) for value in ticks(across.low, across.high, log=plot.x_log)
     ]
-    frame = [_text(_LEFT, 11, plot.y_label, dim=True)]
+    frame = [_text(_LEFT, 11, fitted(plot.y_label, WIDTH - _LEFT, FONT), dim=True)]
     for value in y_places:
         frame.append(tag("line", class_="rule", x1=left, x2=WIDTH - _RIGHT, y1=up(value), y2=up(value)))
         frame.append(_text(left - 4, up(value) + 4, tick_text(value), anchor="end", dim=True))
@@ -261,7 +260,8 @@ def _method_legend(series: Sequence[Series], looks: Looks, top: float) -> tuple[
         dash = " dash" if one.dashed else ""
         line = tag("path", class_=f"line{dash}", d=f"M{number(x)} {number(y - 4)}h22")
         marker = _shape(look.marker, x + 11, y - 4, hollow=one.dashed)
-        drawn += [tag("g", line, marker, class_=f"m{look.colour}"), _text(x + 26, y, one.label)]
+        label = _text(x + 26, y, fitted(one.label, WIDTH - x - 26, FONT))
+        drawn += [tag("g", line, marker, class_=f"m{look.colour}"), label]
     return drawn, height
 
 
