@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from netsim_ddp.report.wording import clean, group_name, plain
-from netsim_ddp.results.crossover import METHOD_AXES
+from netsim_ddp.results.summary import METHOD_AXES
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import is_dense, setting, summarise
 

@@ -112,7 +112,7 @@ def repeat_seconds(unit: Unit) -> float:
         # Twice: for real, one rank after the other, then for the clock.
         really = (0.0 if emulated is not None else local * workers) + wire
         step = float(really + local + wire)
-    return RANKS_S + RANK_S * workers * max(1.0, workers / cores) + steps * step
+    return float(RANKS_S + RANK_S * workers * max(1.0, workers / cores) + steps * step)
 
 
 def _steps(settings: Any) -> int:
