@@ -195,13 +195,7 @@ def check_same(
     Raises:
         UsageError: one line with the setting that differs.
     """
-    for key in sorted(settings.keys() | manifest.settings.keys()):
-        saved, here = manifest.settings.get(key), settings.get(key)
-        if saved != here:
-            raise UsageError(
-                f"the checkpoint was trained with {key} {saved}, not {here}",
-                hint=f"leave {key} as it was, or start again in another folder",
-            )
+    check_settings(manifest.settings, settings)
     if dict(method.params) != manifest.params:
         raise UsageError(
             f"the checkpoint is of {manifest.method} {manifest.params}, not {dict(method.params)}",
@@ -212,6 +206,21 @@ def check_same(
             f"the checkpoint is of {manifest.world_size} workers, not {workers}: residuals belong to their ranks",
             hint=f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
         )
+
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings.
+
+    Raises:
+        UsageError: one line with the first that differs.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        saved, here = before.get(key), now.get(key)
+        if saved != here:
+            raise UsageError(
+                f"the checkpoint was trained with {key} {saved}, not {here}",
+                hint=f"leave {key} as it was, or start again in another folder",
+            )
 
 
 def settings_of(scenario: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from netsim_ddp.results.record import (
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.scenario import TrainScenario, available_cores
-from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, run_file, settings_of
+from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, check_settings, run_file, settings_of
 from netsim_ddp.training.one import TASK, Training
 
 
@@ -185,7 +185,14 @@ class _Run:
                     hint="name a folder you can write to",
                 ) from error
             return
-        self._before = load(run_file(self._root))
+        before = self._before = load(run_file(self._root))
+        was, now = before.scenario, self.result.scenario
+        check_settings(settings_of(was), settings_of(now))
+        for key in (
+            "learning_rate",
+            "tuned_rates",
+        ):  # a training's own rate may be another: the method's, or tuned
+            check_settings({key: was.get(key)}, {key: now.get(key)})
         for method in self.scenario.methods:
             for seed in self.scenario.seeds:
                 self._resumable(method, seed)  # all of them, before anything is started

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -81,12 +81,12 @@ def without_times(cell: Cell) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_it_learns_on_any_number_of_ranks(launcher: Launcher, workers: int) -> None:
-    result = run(launcher, workers=workers, methods=["dense", "topk,ratio=0.1"], epochs=3, steps_per_epoch=10)
+    result = run(launcher, workers=workers, methods=["dense", "topk,ratio=0.1"], epochs=3, steps_per_epoch=8)
     assert result.kind == "training"
     assert result.status == "complete"
     for cell in result.cells:
         epochs = curve(cell)
-        assert [epoch.steps for epoch in epochs] == [10, 10, 10]
+        assert [epoch.steps for epoch in epochs] == [8, 8, 8]
         assert epochs[-1].train_loss < 0.7 * epochs[0].train_loss
         assert epochs[-1].validation_accuracy is not None
         assert epochs[-1].validation_accuracy > 0.5
@@ -119,6 +119,7 @@ def test_a_learning_rate_is_tuned_on_a_seed_of_its_own(launcher: Launcher) -> No
         launcher,
         methods=["dense", "topk,lr=0.05"],
         momentum=0,
+        steps_per_epoch=3,
         tune_lr="0.001,0.3,1e6",
         report=lambda event: lines.append(event.text) if event.kind == "line" else None,
     )
@@ -174,151 +175,153 @@ def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher:
     assert frozen[0].tx_bytes > 3 * frozen[1].tx_bytes  # fifteen of its twenty steps were dense
 
 
-class TestCheckpoints:
-    """What is killed goes on to the bits of a training that nobody disturbed."""
+# What is killed goes on to the bits of a training that nobody disturbed.
+EVERY: dict[str, Any] = {"checkpoint_every": "2steps", "methods": ["topk,values=int8-stochastic"]}
 
-    every: ClassVar[dict[str, Any]] = {
-        "checkpoint_every": "2steps",
-        "methods": ["topk,values=int8-stochastic"],
-    }
 
-    @pytest.fixture(scope="class")
-    def undisturbed(
-        self, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[Result, Path]:
-        folder = tmp_path_factory.mktemp("whole") / "checkpoints"
-        return run(launcher, checkpoint=str(folder), **self.every), folder
+@pytest.fixture(scope="module")
+def undisturbed(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    folder = tmp_path_factory.mktemp("whole") / "checkpoints"
+    return run(launcher, checkpoint=str(folder), **EVERY), folder
 
-    def test_checkpoints_disturb_nothing_and_only_two_stay(
-        self, launcher: Launcher, undisturbed: tuple[Result, Path]
-    ) -> None:
-        result, folder = undisturbed
-        plain = run(launcher, methods=self.every["methods"])
-        assert digest(plain) == digest(result)
-        assert without_times(plain.cells[0]) == without_times(result.cells[0])
-        (slot,) = folder.glob("*/seed-0")
-        assert sorted(path.name for path in slot.iterdir()) == ["latest", "step-000010", "step-000012"]
-        assert load(folder / "run.json").cells == result.cells
 
-    def test_a_rank_killed_in_mid_epoch(
-        self, launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
-    ) -> None:
-        folder = tmp_path / "checkpoints"
-        killer = threading.Thread(target=_kill_a_rank, args=(launcher, folder, "step-000008"), daemon=True)
-        killer.start()
-        saved: list[Result] = []
-        with pytest.raises(RankError, match=r"rank \d .*killed by SIGKILL"):
-            run(launcher, checkpoint=str(folder), saved=saved, **self.every)
-        killer.join()
-        assert saved[0].status == "partial"
-        assert [epoch.epoch for epoch in saved[0].cells[0].repeats[0].epochs] == [1]
-        resumed = run(launcher, checkpoint=str(folder), resume=True, **self.every)
-        assert digest(resumed) == digest(undisturbed[0])
-        assert without_times(resumed.cells[0]) == without_times(undisturbed[0].cells[0])
-        mine, theirs = (r.cells[0].repeats[0].ranks[0] for r in (resumed, undisturbed[0]))
-        assert (mine.tx_bytes, mine.payload_bytes) == (theirs.tx_bytes, theirs.payload_bytes)
+def test_checkpoints_disturb_nothing_and_only_two_stay(
+    launcher: Launcher, undisturbed: tuple[Result, Path]
+) -> None:
+    result, folder = undisturbed
+    plain = run(launcher, methods=EVERY["methods"])
+    assert digest(plain) == digest(result)
+    assert without_times(plain.cells[0]) == without_times(result.cells[0])
+    (slot,) = folder.glob("*/seed-0")
+    assert sorted(path.name for path in slot.iterdir()) == ["latest", "step-000010", "step-000012"]
+    assert load(folder / "run.json").cells == result.cells
 
-    def test_a_damaged_or_missing_file_is_named(
-        self, launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
-    ) -> None:
-        folder = _copy(undisturbed[1], tmp_path)
-        (newest,) = folder.glob("*/seed-0/step-000012")
-        data = bytearray((newest / "rank-1.pt").read_bytes())
-        data[len(data) // 2] ^= 1
-        (newest / "rank-1.pt").write_bytes(data)
-        with pytest.raises(UsageError, match=r"rank-1\.pt is damaged") as caught:
-            run(launcher, checkpoint=str(folder), resume=True, **self.every)
-        assert "step-000010" in str(caught.value.hint)
-        (newest / "rank-1.pt").unlink()
-        with pytest.raises(UsageError, match=r"rank-1\.pt cannot be read"):
-            run(launcher, checkpoint=str(folder), resume=True, **self.every)
-        # The hint does what it says.
-        (newest.parent / "latest").write_text("step-000010\n")
-        result = load(folder / "run.json")
-        result.cells[0].repeats = []  # or there would be nothing left to do
-        save(result, folder / "run.json")
-        resumed = run(launcher, checkpoint=str(folder), resume=True, **self.every)
-        assert digest(resumed) == digest(undisturbed[0])
 
-    def test_what_must_not_change_is_refused(
-        self, launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
-    ) -> None:
-        folder = undisturbed[1]
-        with pytest.raises(UsageError, match="batch_size 32, not 16"):
-            run(launcher, checkpoint=str(folder), resume=True, batch_size=16, **self.every)
-        with pytest.raises(UsageError, match="2 workers, not 3") as caught:
-            run(launcher, checkpoint=str(folder), resume=True, **{**self.every, "workers": 3})
-        assert "--resume-residuals sum" in str(caught.value.hint)
-        with pytest.raises(UsageError, match="another run") as caught:
-            run(launcher, checkpoint=str(folder), **self.every)
-        assert "--resume" in str(caught.value.hint)
-        with pytest.raises(UsageError, match="nothing to resume"):
-            run(launcher, checkpoint=str(tmp_path), resume=True, **self.every)
+def test_a_rank_killed_in_mid_epoch(
+    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    killer = threading.Thread(target=_kill_a_rank, args=(launcher, folder, "step-000008"), daemon=True)
+    killer.start()
+    saved: list[Result] = []
+    with pytest.raises(RankError, match=r"rank \d .*killed by SIGKILL"):
+        run(launcher, checkpoint=str(folder), saved=saved, **EVERY)
+    killer.join()
+    assert saved[0].status == "partial"
+    assert [epoch.epoch for epoch in saved[0].cells[0].repeats[0].epochs] == [1]
+    resumed = run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    assert digest(resumed) == digest(undisturbed[0])
+    assert without_times(resumed.cells[0]) == without_times(undisturbed[0].cells[0])
+    mine, theirs = (r.cells[0].repeats[0].ranks[0] for r in (resumed, undisturbed[0]))
+    assert (mine.tx_bytes, mine.payload_bytes) == (theirs.tx_bytes, theirs.payload_bytes)
 
-    @pytest.mark.parametrize(("workers", "rule"), [(3, "sum"), (1, "sum"), (3, "drop")])
-    def test_another_number_of_ranks_goes_on_by_a_rule(
-        self, launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path, workers: int, rule: str
-    ) -> None:
-        folder = _copy(undisturbed[1], tmp_path)
-        result = run(
-            launcher,
-            checkpoint=str(folder),
-            resume=True,
-            resume_residuals=rule,
-            **{**self.every, "workers": workers, "epochs": 4},
-        )
-        epochs = curve(result.cells[0])
-        assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
-        assert epochs[-1].train_loss < epochs[1].train_loss
-        assert len(result.cells[0].repeats[0].ranks) == workers
 
-    def test_the_tool_killed_goes_on_from_the_command_line(
-        self, undisturbed: tuple[Result, Path], tmp_path: Path
-    ) -> None:
-        """And what the command leaves: table, JSON, log, trace."""
-        words = ["--epochs", "2", "--steps-per-epoch", "6", "--workers", "2", "--momentum", "0.9"]
-        words += [
-            "--method",
-            self.every["methods"][0],
-            "--checkpoint",
-            "kept",
-            "--checkpoint-every",
-            "2steps",
-        ]
-        words += ["--threads", "1", "--log-dir", "log"]
-        with subprocess.Popen(
-            _command(*words),
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-        ) as tool:
-            _await(lambda: list(tmp_path.glob("kept/*/seed-0/step-000004")), tool.poll)
-            tool.kill()
-        done = subprocess.run(
-            _command("--resume", "kept", "--json", "out.json", "--trace-steps", "steps.json"),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            check=False,
-            env=_environment() | {"COLUMNS": "80"},
-        )
-        assert done.returncode == 0, done.stderr
-        assert "going on from epoch" in done.stderr
-        assert "epoch 2/2 | loss" in done.stderr
-        assert max(map(len, done.stdout.splitlines()[:5])) <= 80
-        result = load(tmp_path / "out.json")
-        assert result.status == "complete"
-        assert digest(result) == digest(undisturbed[0])
-        trace = json.loads((tmp_path / "steps.json").read_text())
-        assert {event["pid"] for event in trace["traceEvents"]} == {0, 1}
-        (log,) = tmp_path.glob("log/*/seed-0")
-        if (log / "metrics.jsonl").exists():
-            lines = [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
-            assert [line["step"] for line in lines if "train/loss" in line] == list(range(12))
-        else:
-            assert list(log.glob("events.out.tfevents.*"))
+def test_a_damaged_or_missing_file_is_named(
+    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
+) -> None:
+    folder = _copy(undisturbed[1], tmp_path)
+    (newest,) = folder.glob("*/seed-0/step-000012")
+    data = bytearray((newest / "rank-1.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "rank-1.pt").write_bytes(data)
+    with pytest.raises(UsageError, match=r"rank-1\.pt is damaged") as caught:
+        run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    assert "step-000010" in str(caught.value.hint)
+    (newest / "rank-1.pt").unlink()
+    with pytest.raises(UsageError, match=r"rank-1\.pt cannot be read"):
+        run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    # The hint does what it says.
+    (newest.parent / "latest").write_text("step-000010\n")
+    result = load(folder / "run.json")
+    result.cells[0].repeats = []  # or there would be nothing left to do
+    save(result, folder / "run.json")
+    resumed = run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    assert digest(resumed) == digest(undisturbed[0])
+
+
+def test_what_must_not_change_is_refused(
+    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
+) -> None:
+    folder = undisturbed[1]
+    with pytest.raises(UsageError, match="batch_size 32, not 16"):
+        run(launcher, checkpoint=str(folder), resume=True, batch_size=16, **EVERY)
+    with pytest.raises(UsageError, match=r"learning_rate 0.1, not 0.2"):
+        run(launcher, checkpoint=str(folder), resume=True, learning_rate=0.2, **EVERY)
+    with pytest.raises(UsageError, match="2 workers, not 3") as caught:
+        run(launcher, checkpoint=str(folder), resume=True, **{**EVERY, "workers": 3})
+    assert "--resume-residuals sum" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="another run") as caught:
+        run(launcher, checkpoint=str(folder), **EVERY)
+    assert "--resume" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        run(launcher, checkpoint=str(tmp_path), resume=True, **EVERY)
+
+
+@pytest.mark.parametrize(("workers", "rule"), [(3, "sum"), (1, "sum"), (3, "drop")])
+def test_another_number_of_ranks_goes_on_by_a_rule(
+    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path, workers: int, rule: str
+) -> None:
+    folder = _copy(undisturbed[1], tmp_path)
+    result = run(
+        launcher,
+        checkpoint=str(folder),
+        resume=True,
+        resume_residuals=rule,
+        **{**EVERY, "workers": workers, "epochs": 4},
+    )
+    epochs = curve(result.cells[0])
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    assert epochs[-1].train_loss < epochs[1].train_loss
+    assert len(result.cells[0].repeats[0].ranks) == workers
+
+
+def test_the_tool_killed_goes_on_from_the_command_line(
+    undisturbed: tuple[Result, Path], tmp_path: Path
+) -> None:
+    """And what the command leaves: table, JSON, log, trace."""
+    words = ["--epochs", "2", "--steps-per-epoch", "6", "--workers", "2", "--momentum", "0.9"]
+    words += [
+        "--method",
+        EVERY["methods"][0],
+        "--checkpoint",
+        "kept",
+        "--checkpoint-every",
+        "2steps",
+    ]
+    words += ["--threads", "1", "--log-dir", "log"]
+    with subprocess.Popen(
+        _command(*words),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+    ) as tool:
+        _await(lambda: list(tmp_path.glob("kept/*/seed-0/step-000004")), tool.poll)
+        tool.kill()
+    done = subprocess.run(
+        _command("--resume", "kept", "--json", "out.json", "--trace-steps", "steps.json"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        env=_environment() | {"COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from epoch" in done.stderr
+    assert "epoch 2/2 | loss" in done.stderr
+    assert max(map(len, done.stdout.splitlines()[:5])) <= 80
+    result = load(tmp_path / "out.json")
+    assert result.status == "complete"
+    assert digest(result) == digest(undisturbed[0])
+    trace = json.loads((tmp_path / "steps.json").read_text())
+    assert {event["pid"] for event in trace["traceEvents"]} == {0, 1}
+    (log,) = tmp_path.glob("log/*/seed-0")
+    if (log / "metrics.jsonl").exists():
+        lines = [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "train/loss" in line] == list(range(12))
+    else:
+        assert list(log.glob("events.out.tfevents.*"))
 
 
 def test_the_steps_of_a_trace_are_there_for_every_rank_and_phase(launcher: Launcher) -> None:
