@@ -1,0 +1,83 @@
+"""A training script of one's own that uses netsim's compression as a library, and no command of it:
+
+    torchrun --nproc-per-node 2 examples/user_loop.py --epochs 2
+    netsim launch --workers 2 --bandwidth 100mbps -- python examples/user_loop.py --epochs 1
+
+Model, data, sampler, loop and checkpoint are plain PyTorch; the lines marked (1) to (4) are what compression adds.
+``--resume`` goes on from the last epoch's checkpoint. ``--compile`` compiles the model, which on a CPU needs a C++
+compiler: where there is none, torch ends the first step with InvalidCxxCompiler and says where it looked.
+"""
+
+import argparse
+import os
+
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from netsim_ddp import TopKState, topk_hook
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("--epochs", type=int, default=3)
+arguments.add_argument("--ratio", type=float, default=0.01, help="the fraction of a gradient that is sent")
+arguments.add_argument("--compile", action="store_true")
+arguments.add_argument("--resume", action="store_true")
+options = arguments.parse_args()
+
+dist.init_process_group("gloo")
+rank, world_size = dist.get_rank(), dist.get_world_size()
+torch.manual_seed(0)  # DDP sends rank 0's parameters to all anyway
+
+digits = load_digits()
+images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 8 - 1
+data = TensorDataset(images, torch.tensor(digits.target))
+training, held_out = torch.utils.data.random_split(data, [1500, 297], torch.Generator().manual_seed(0))
+sampler = DistributedSampler(training, drop_last=True)
+loader = DataLoader(training, batch_size=25, sampler=sampler)
+
+network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
+if options.compile:
+    network.compile()  # what DDP wraps: torch.compile(DistributedDataParallel(...)) compiles nothing in torch 2.14
+model = DistributedDataParallel(network)
+state = TopKState(model.named_parameters(), ratio=options.ratio)  # (1) the residuals live here
+model.register_comm_hook(state, topk_hook)  # (2) DDP exchanges gradients through it
+optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+
+mine = f"checkpoint-{rank}.pt"  # one per rank: residuals differ
+first = 0
+if options.resume:
+    saved = torch.load(mine)
+    network.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    state.load_state_dict(saved["hook"])  # (3) what was not sent yet is not lost
+    first = saved["epochs"]
+
+for epoch in range(first, options.epochs):
+    sampler.set_epoch(epoch)
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+    schedule.step()
+    checkpoint = {
+        "epochs": epoch + 1,
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "hook": state.state_dict(),  # (4)
+    }
+    torch.save(checkpoint, mine + ".part")
+    os.replace(mine + ".part", mine)  # whoever is killed meanwhile leaves the last one whole
+    if rank == 0:
+        with torch.no_grad():
+            inputs, targets = held_out[:]
+            accuracy = (network(inputs).argmax(dim=1) == targets).float().mean().item()
+        print(f"epoch {epoch}: loss {loss.item():.3f}, {accuracy:.1%} of the images held out", flush=True)
+dist.destroy_process_group()
