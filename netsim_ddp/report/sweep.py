@@ -77,7 +77,8 @@ def _header(result: Result) -> str:
     parts.append(_one_or(sorted({cell.workers for cell in cells}), "workers", always=True))
     for key in ("steps", "repeats", "seed"):
         if isinstance(value := result.scenario.get(key), int):
-            parts.append(f"seed {value}" if key == "seed" else f"{value} {key}")
+            many = key if value != 1 else key.removesuffix("s")
+            parts.append(f"seed {value}" if key == "seed" else f"{value} {many}")
     parts.append("/".join(sorted({cell.execution.upper() for cell in cells})))
     return clean(" | ".join(part for part in parts if part))
 

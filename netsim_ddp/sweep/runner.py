@@ -221,7 +221,8 @@ class Sweep:
             self.failed.append(cell)
         self._forget(unit)
         self._keep()
-        self._tell("failed", unit, error.message + hint)
+        where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
+        self._tell("failed", unit, f"{where}: {error.message}{hint}")
         if self._stop_at_failure:
             self.stopped = f"-x: stopped at {unit.cell.id}"
 
