@@ -37,6 +37,8 @@ from netsim_ddp.sweep.kept import read_earlier, still_valid
 from netsim_ddp.sweep.plan import MAX_NAMESPACES, Run, batches, order, plan
 from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression
+from netsim_ddp.sweep.source import read_plan
+from tests.test_cli import command, complaint
 
 SMALL = """
 title: Small
@@ -402,3 +404,36 @@ def test_the_live_table_fits_its_screen() -> None:
     assert len(lines) <= 20
     assert any("bandwidth=30mbps" in line for line in lines)
     assert any("90/150  about 1 min left" in line for line in lines)
+
+
+MISTAKES = {
+    "nosuch": "scenario 'nosuch' is not known (known: accuracy,",
+    "quick -k zzz": "-k 'zzz' matches none of 6 cells (--dry-run lists their ids)",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_gets_one_line(tmp_path: Path, words: str) -> None:
+    assert complaint(["sweep", *words.split()], tmp_path).startswith(MISTAKES[words])
+
+
+def test_the_result_of_a_sweep_is_a_scenario_and_that_of_a_run_is_none(tmp_path: Path) -> None:
+    _, result, _ = swept(Machine())
+    path = tmp_path / "any.json"
+    save(result, path)
+    name, matrix, _, runs = read_plan(str(path), ["steps=5"])
+    assert (name, ids(runs), runs[0].settings.steps) == ("small", ids(runs_of()), 5)  # type: ignore[attr-defined]
+    assert matrix.title == "Small"
+    path.write_text('{"schema_version": 2, "scenario": {}}', encoding="utf-8")
+    with pytest.raises(UsageError, match="is no result of a sweep"):
+        read_plan(str(path))
+
+
+def test_run_says_who_runs_a_matrix(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("matrix: {workers: [2, 4]}", encoding="utf-8")
+    said = complaint(["run", "--config", "s.yaml"], tmp_path)
+    assert said == "s.yaml is a matrix of runs (netsim sweep s.yaml)"
+    done = command(["sweep", "s.yaml", "--dry-run", "-k", "topk"], tmp_path)
+    assert done.stdout.split("\n")[:-1] == [f"workers={count}/topk,ratio=0.01 x 3" for count in (2, 4)]
+    assert "netsim: 2 of 6 cells in 2 places, 6 repeats to run: about " in done.stderr
+    assert not (tmp_path / ".netsim").exists()

@@ -263,8 +263,8 @@ def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
         if event.kind in ("note", "warning"):
             style, prefix = ("yellow", "warning: ") if event.kind == "warning" else ("dim", "")
             console.print(f"netsim: {prefix}{event.text}", markup=False, style=style)
-        elif event.kind == "failed" and event.cell is not None:
-            console.print(f"netsim: FAILED {event.cell.id}: {event.text}", markup=False, style="red")
+        elif event.kind == "failed":
+            console.print(f"netsim: FAILED {event.text}", markup=False, style="red")
 
     if not console.is_terminal:
 

@@ -90,11 +90,12 @@ class SweepTable:
             told = f"{line.failed} FAILED" if line.failed else _fastest(line)
             style = "bold" if place == self._at else "red" if line.failed else ""
             table.add_row(Text(clean(place) or DASH), Text(state), Text(clean(told)), style=style)
-        bar = ProgressBar(total=max(1, self._total), completed=self._done, width=min(40, width))
+        bar = Table.grid(padding=(0, 2, 0, 0))
         told = f"{self._done}/{self._total}  {remaining(self._remaining_s)}"
-        return Group(
-            table, Text(""), bar, Text(told), Text(clean(self._doing), overflow="ellipsis", no_wrap=True)
+        bar.add_row(
+            ProgressBar(total=max(1, self._total), completed=self._done, width=min(36, width // 2)), told
         )
+        return Group(table, Text(""), bar, Text(clean(self._doing), overflow="ellipsis", no_wrap=True))
 
     def _visible(self, count: int) -> list[tuple[str, _Line]]:
         """As many rows as there is room for, around the one that is being measured."""

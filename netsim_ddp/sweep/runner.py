@@ -71,10 +71,9 @@ class Sweep:
         self._missing = missing = {
             cell.id: missing_repeats(run, kept.get(cell.id)) for run in runs for cell in run.cells
         }
-        self._batches = [
-            (batch, order(batch, {name: missing[name] for name in selected})) for batch in batches(runs)
-        ]
-        self.units = [unit for _, units in self._batches for unit in units]
+        wanted = {name: missing[name] for name in selected}
+        self._batches = [order(batch, wanted) for batch in batches(runs)]
+        self.units = [unit for units in self._batches for unit in units]
         self.failed: list[Cell] = []
         self.stopped = ""
         """Why not everything was run, if it was not."""
@@ -84,7 +83,7 @@ class Sweep:
     @property
     def expected_s(self) -> float:
         """How long :meth:`execute` will take, about."""
-        used = [[unit.run for unit in units] for _, units in self._batches]
+        used = [[unit.run for unit in units] for units in self._batches]
         return self._estimate.total(self.units) + sum(start_seconds(runs) for runs in used)
 
     def execute(
@@ -103,9 +102,9 @@ class Sweep:
         if (busy := busy_machine()) is not None:
             self._warn(busy)
         try:
-            for batch, units in self._batches:
+            for units in self._batches:
                 if units and not self.stopped:
-                    with Stage([run.wanted for run in batch]) as stage:
+                    with Stage([unit.run.wanted for unit in units]) as stage:
                         self._carry_out(units, stage)
         finally:
             self._close()
@@ -222,7 +221,8 @@ class Sweep:
             self.failed.append(cell)
         self._forget(unit)
         self._keep()
-        self._tell("failed", unit, error.message + hint)
+        where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
+        self._tell("failed", unit, f"{where}: {error.message}{hint}")
         if self._stop_at_failure:
             self.stopped = f"-x: stopped at {unit.cell.id}"
 
