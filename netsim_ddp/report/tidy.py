@@ -19,7 +19,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,9 +53,10 @@ def table(collection: Collection) -> str:
     writer.writerow(COLUMNS)
     place = {name: number for number, name in enumerate(COLUMNS)}
     for entry in collection.entries:
-        where = _where(entry)
+        blank: list[Any] = [""] * len(COLUMNS)
+        blank[1 : len(WHERE)] = _where(entry)
         for kind, values in _rows(entry):
-            row = ["", *where, *[""] * (len(COLUMNS) - len(where) - 1)]
+            row = blank.copy()
             row[0] = kind
             for name, value in values.items():
                 row[place[name]] = _written(value)
@@ -64,7 +64,7 @@ def table(collection: Collection) -> str:
     return stream.getvalue()
 
 
-def _where(entry: Entry) -> list[str]:
+def _where(entry: Entry) -> list[Any]:
     cell = entry.cell
     values = (
         entry.source.name, cell.id, cell.method, _json(cell.params), entry.label, cell.model, cell.dataset,
@@ -89,7 +89,7 @@ def _rows(entry: Entry) -> Iterator[tuple[str, dict[str, Any]]]:
             who = {**run, "rank": rank.rank}
             yield "rank", {**who, **_fields(rank, _RANK)}
             for index, step in enumerate(rank.steps):
-                yield "step", {**who, "step": index, **_fields(step, _STEP)}
+                yield "step", {**who, "step": index, **vars(step)}
             for index, selected in enumerate(rank.selection.steps if rank.selection else ()):
                 yield "selection", {**who, "step": index, **_fields(selected, _SELECTION)}
 
@@ -114,15 +114,12 @@ def _fields(record: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
 
 
-def _written(value: Any) -> str:
-    """Numbers in full, switches as true and false. Text that a spreadsheet would compute with gets an apostrophe."""
-    if value is None:
-        return ""
+def _written(value: Any) -> Any:
+    """Numbers as they are, which csv writes in full; switches as true and false. Text that a spreadsheet would compute
+    with gets an apostrophe."""
+    if value is None or type(value) in (float, int):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, int):
-        return str(value)
     text = clean(str(value))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
