@@ -12,9 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from netsim_ddp.report.wording import clean, group_name, plain
-from netsim_ddp.results.summary import METHOD_AXES
 from netsim_ddp.results.record import Cell, Result
-from netsim_ddp.results.summary import is_dense, setting, summarise
+from netsim_ddp.results.summary import METHOD_AXES, is_dense, setting, summarise
 
 # Axes that a cell's own fields tell already.
 _TOLD = METHOD_AXES | {"bandwidth", "workers", "model", "dataset", "delay"}
