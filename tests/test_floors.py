@@ -42,6 +42,8 @@ LIGHT = [
     ".results.record",
     ".results.summary",
     ".report.terminal",
+    ".report.html",
+    ".report.figures",
     ".link.tc",
     ".link.probe",
     ".bench.runner",

@@ -63,6 +63,11 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
     return found
 
 
+def is_gap(sentence: str) -> bool:
+    """Whether a sentence of :func:`sentences` is about cells or runs that are not there."""
+    return sentence.startswith(("Missing: ", "Partial: "))
+
+
 def link_row(block: Block) -> tuple[str, ...]:
     """The block's link as asked for, configured and measured by the probe; over all its cells."""
     links = [cell.link for cell in block.cells]
