@@ -50,6 +50,8 @@ LIGHT = [
     ".bench.launched",
     ".bench.prober",
     ".bench.method_check",
+    ".bench.regress",
+    ".results.sides",
     ".link.options",
 ]
 

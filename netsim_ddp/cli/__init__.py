@@ -23,6 +23,7 @@ from netsim_ddp.cli.regress import regress
 from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
+from netsim_ddp.cli.schema import schema
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command(
 )(regress)
 app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(report)
 app.command(short_help="See what this machine can do.")(doctor)
+app.command(short_help="Print the JSON Schema of result files.")(schema)
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 

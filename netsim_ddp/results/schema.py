@@ -1,0 +1,34 @@
+"""The JSON Schema of every kind of file that netsim writes, from the records that write and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from netsim_ddp.results.codec import CodecTimes
+from netsim_ddp.results.compare import Comparison
+from netsim_ddp.results.launch import Launch
+from netsim_ddp.results.probe import Probe
+from netsim_ddp.results.record import Result
+
+KINDS: Mapping[str, type[BaseModel]] = {
+    "result": Result,
+    "probe": Probe,
+    "codec": CodecTimes,
+    "launch": Launch,
+    "comparison": Comparison,
+}
+"""By the name that ``netsim schema --kind`` takes."""
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """The schema of ``kind``, JSON Schema 2020-12; ``$id`` holds the newest version that files of it have."""
+    record = KINDS[kind]
+    version = record.model_fields["schema_version"].default
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:netsim:{kind}:{version}",
+        **record.model_json_schema(),
+    }

@@ -1,0 +1,248 @@
+"""Two states of a repository measured in turns: the right code runs in each, and nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netsim_ddp.bench import regress
+from netsim_ddp.bench.regress import State, absolute, measure, two_states
+from netsim_ddp.bench.runner import Event
+from netsim_ddp.errors import EnvironmentFault, RankError, RankTimeout, UsageError
+from netsim_ddp.results.record import Result, load, to_json
+from tests.distributed.test_cleanup import marked
+from tests.test_cli import ROOT, complaint
+from tests.test_summary import make_cell, make_result
+
+METHOD = """
+import time
+from netsim_ddp.communication.dense import DenseAllReduce
+from netsim_ddp.communication.segments import Local
+
+class Mine(DenseAllReduce):
+    def segments(self):
+        return [Local("compress", lambda: time.sleep({sleep})), *super().segments()]
+"""
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A package in a folder of a repository: fast in its one commit, slow as it is; with a hook that must not run."""
+    top = tmp_path / "repository"
+    (top / "src").mkdir(parents=True)
+    git(top, "init", "--quiet")
+    (top / "src" / "mine.py").write_text(METHOD.format(sleep=0))
+    git(top, "add", "-A")
+    git(top, "commit", "--quiet", "-m", "fast")
+    (top / "src" / "mine.py").write_text(METHOD.format(sleep=0.15))
+    hook = top / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
+    hook.chmod(0o755)
+    return top
+
+
+def worktrees(top: Path) -> int:
+    return git(top, "worktree", "list").count("\n")
+
+
+@pytest.mark.slow
+def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "kept").mkdir()
+    words = ["--base", "HEAD", "--package", str(repository / "src"), "--repeats", "3", "--alpha", "0.1"]
+    words += ["--method", "mine:Mine", "--link", "none", "--workers", "2", "--steps", "2", "--warmup", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "netsim_ddp", "regress", *words, "--save", "kept", "--json", "-"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    (pair,) = json.loads(done.stdout)["pairs"]
+    (row,) = pair["times"]
+    assert row["verdict"] == "slower"
+    assert row["new_s"] - row["base_s"] > 0.1
+    assert (row["base_runs"], row["new_runs"]) == (3, 3)
+    assert not any(figure["changed"] for figure in pair["figures"]), "the same bits, only later"
+    kept = [load(tmp_path / "kept" / f"{name}.json") for name in ("base", "head")]
+    assert [len(each.cells[0].repeats) for each in kept] == [3, 3]
+    assert worktrees(repository) == 1
+    assert not (tmp_path / "hooked").exists()
+    assert not [name for name in os.listdir(tmp_path / "temporary") if name.startswith("netsim")]
+    assert not (tmp_path / ".netsim").exists()
+
+
+def test_ctrl_c_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    mark = f"regress-{os.getpid()}"
+    words = ["regress", "--base", "HEAD", "--package", str(repository / "src"), "--method", "mine:Mine"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netsim_ddp", *words, "--link", "none", "--steps", "1000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "NETSIM_TEST_MARK": mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(" run " in line for line in marked(mark).values()):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert worktrees(repository) == 2
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said == ""
+    assert worktrees(repository) == 1
+    assert os.listdir(temporary) == []
+    assert marked(mark) == {}
+
+
+def stub(folder: Path, body: str) -> Path:
+    """A stand-in for netsim_ddp whose command does ``body``: for what is around a run."""
+    package = folder / "netsim_ddp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(body)
+    return folder
+
+
+def printing(folder: Path, result: Result, log: Path) -> State:
+    (folder / "result.json").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(to_json(result))
+    body = (
+        f"import os, sys\n"
+        f"open({str(log)!r}, 'a').write({folder.name!r} + ' ' + ' '.join(sys.argv[1:]) + '\\n')\n"
+        f"assert os.listdir('.') == []\n"
+        f"sys.stdout.write(open({str(folder / 'result.json')!r}).read())\n"
+    )
+    return State(folder.name, (stub(folder, body),))
+
+
+def silent(_: Event) -> None:
+    pass
+
+
+def test_runs_alternate_and_their_repeats_are_put_together(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    states = tuple(
+        printing(tmp_path / name, make_result([make_cell("dense", [ms])]), log)
+        for name, ms in (("base", 100), ("head", 150))
+    )
+    saved: list[Any] = []
+    base, head = measure(
+        (states[0], states[1]),
+        ["--workers", "2"],
+        repeats=3,
+        timeout_s=30,
+        report=silent,
+        save=lambda one, other: saved.append((len(one.cells[0].repeats), len(other.cells[0].repeats))),
+    )
+    lines = log.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["base", "head", "head", "base", "base", "head"]
+    assert lines[0] == "base run --workers 2 --repeats 1 --json -"
+    assert saved == [(1, 1), (2, 2), (3, 3)]
+    assert [len(each.cells[0].repeats) for each in (base, head)] == [3, 3]
+    summary = head.cells[0].summary
+    assert summary is not None
+    assert summary.step_s.median == pytest.approx(0.15)
+    assert head.cells[0].link.retransmits == 3
+    assert head.scenario["repeats"] == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        ("import sys; print('netsim: no such thing', file=sys.stderr); sys.exit(2)", UsageError, "head: no such thing"),
+        ("import sys; print('x\\nnetsim: rank 1 died', file=sys.stderr); sys.exit(3)", RankError, "head: rank 1 died"),
+        ("import sys; sys.exit(4)", EnvironmentFault, "head: nothing"),
+        ("print('no json')", UsageError, "head: the output of netsim run is not JSON"),
+        ("import time; time.sleep(60)", RankTimeout, "head: netsim run did not end within 0.5 s"),
+    ],
+)  # fmt: skip
+def test_a_run_that_fails_says_which_state_it_was(
+    tmp_path: Path, body: str, kind: type[Exception], message: str
+) -> None:
+    state = State("head", (stub(tmp_path / "head", body),))
+    timeout_s = 0.5 if kind is RankTimeout else 30
+    with pytest.raises(kind, match=re.escape(message)):
+        measure((state, state), [], repeats=1, timeout_s=timeout_s, report=silent)
+
+
+def test_files_named_by_flags_are_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").touch()
+    (tmp_path / "topk").touch()
+    found = absolute(["--config", "s.yaml", "--method", "topk", "--trace=s.yaml", "--link-profile", "lte"])
+    path = str(tmp_path / "s.yaml")
+    assert found == ["--config", path, "--method", "topk", f"--trace={path}", "--link-profile", "lte"]
+
+
+def test_this_project_is_compared_with_its_own_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("old")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "--quiet", "-m", "old")
+    (tmp_path / "file").write_text("new")
+    monkeypatch.setattr(regress, "own_checkout", lambda: tmp_path)
+    with two_states("HEAD", None) as (base, head):
+        assert (base.paths[0] / "file").read_text() == "old"
+        assert (head.paths[0] / "file").read_text() == "new"
+    assert not base.paths[0].exists()
+    assert worktrees(tmp_path) == 1
+
+
+def test_what_cannot_be_compared_gets_one_line(repository: Path, tmp_path: Path) -> None:
+    source = str(repository / "src")
+    said = complaint(["regress", "--base", "gone", "--package", source], tmp_path)
+    assert said == f"--base 'gone' is no commit of {repository}"
+    # A reference that reads like a flag is none.
+    assert "is no commit of" in complaint(["regress", "--base=--all", "--package", source], tmp_path)
+    bad = {
+        ("HEAD", tmp_path / "nowhere"): "is no folder",
+        ("HEAD", tmp_path): "is not in a git repository",
+    }
+    for (ref, folder), message in bad.items():
+        with pytest.raises(UsageError, match=message), two_states(ref, folder):
+            pass
+    (repository / "later").mkdir()
+    with pytest.raises(UsageError, match="has no folder later"), two_states("HEAD", repository / "later"):
+        pass
+    assert worktrees(repository) == 1
+
+
+FLAGS = {
+    "": "missing option '--base' (netsim regress --help lists what it takes)",
+    "--base HEAD --deadline 5": "--deadline '5' is not a duration (write 5ms or 5s)",
+    "--base HEAD --save no/folder": "--save no/folder is no folder (mkdir -p no/folder)",
+}
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_a_bad_flag_gets_one_line(tmp_path: Path, words: str) -> None:
+    assert complaint(["regress", *words.split()], tmp_path) == FLAGS[words]
