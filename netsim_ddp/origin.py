@@ -30,7 +30,7 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """The values as they were given, which of them were flags, and the file of the others.
+    """The values as they were given, which of them were flags or came with ``--set``, and the file of the others.
 
     ``quantities`` maps the keys that people write to those that they resolve to (``bandwidth`` to
     ``bandwidth_bps``); ``examples`` holds a value that would do for each key.
@@ -41,6 +41,7 @@ class Origin:
     source: str | None = None
     quantities: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
+    sets: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, info: ValidationInfo) -> Origin:
@@ -53,10 +54,14 @@ class Origin:
     def example(self, key: str) -> str | None:
         if key not in self.examples:
             return None
+        if key in self.sets:
+            return f"write for example --set {key}={self.examples[key]}"
         return f"write for example {self.label(key)}{' ' if key in self.flags else ': '}{self.examples[key]}"
 
     def place(self, key: str) -> str:
         """``file.yaml: `` for what the file says, nothing for a flag."""
+        if key in self.sets:
+            return "--set: "
         return "" if self.source is None or key in self.flags else f"{self.source}: "
 
     @contextmanager

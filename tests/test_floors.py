@@ -22,6 +22,7 @@ FLOORS = [
     {"compression", "workloads"},
     {"communication"},
     {"bench"},
+    {"sweep"},
     {"report"},
     {"cli"},
 ]
@@ -32,6 +33,7 @@ FORBIDDEN = {
     "report": {"torch", "typer"},
     "link": {"torch", "numpy", "rich", "typer"},
     "bench": {"rich", "typer"},
+    "sweep": {"torch", "rich", "typer"},
     "communication": {"rich", "typer"},
     "compression": {"torch.distributed", "rich", "typer"},
 }
@@ -41,6 +43,8 @@ LIGHT = [
     ".scenario",
     ".results.record",
     ".results.summary",
+    ".report.sweep",
+    ".report.sweep_progress",
     ".report.terminal",
     ".report.html",
     ".report.figures",
@@ -53,6 +57,8 @@ LIGHT = [
     ".bench.regress",
     ".results.sides",
     ".link.options",
+    ".sweep.runner",
+    ".sweep.source",
 ]
 
 

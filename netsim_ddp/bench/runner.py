@@ -21,15 +21,17 @@ from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.settle import settle_repeat
+from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import NetsimError, RankError
 from netsim_ddp.link.base import Counters, Link
-from netsim_ddp.link.choose import choose
-from netsim_ddp.link.probe import ProbeReport, check, prove
+from netsim_ddp.link.probe import ProbeReport, check
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.scenario import Scenario, available_cores
+
+BUSY = "this machine is busy already"
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,25 @@ Save = Callable[[Result], None]
 
 
 def run(
-    scenario: Scenario, *, command: Sequence[str], report: Report, save: Save, hosts: Hub | None = None
+    scenario: Scenario,
+    *,
+    command: Sequence[str],
+    report: Report,
+    save: Save,
+    hosts: Hub | None = None,
+    stage: Stage | None = None,
 ) -> Result:
     """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
 
     Args:
         hosts: the real hosts to run on, instead of a link of our own.
+        stage: links and interpreters that are there already, and stay; by default the run makes its own.
 
     Raises:
         NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
     """
     scenario = scenario.resolved()
-    run = _Run(scenario, command, report, save, hosts)
+    run = _Run(scenario, command, report, save, hosts, stage)
     try:
         run.execute()
     except NetsimError as error:
@@ -77,9 +86,16 @@ def measured(result: Result) -> bool:
 
 class _Run:
     def __init__(
-        self, scenario: Scenario, command: Sequence[str], report: Report, save: Save, hosts: Hub | None
+        self,
+        scenario: Scenario,
+        command: Sequence[str],
+        report: Report,
+        save: Save,
+        hosts: Hub | None,
+        stage: Stage | None,
     ) -> None:
-        self.scenario, self.report, self._save, self._hosts = scenario, report, save, hosts
+        self.scenario, self.report, self._save = scenario, report, save
+        self._hosts, self._stage = hosts, stage
         self.result = Result(
             tool=Tool(version=__version__),
             created_utc=now_utc(),
@@ -92,32 +108,21 @@ class _Run:
 
     def execute(self) -> None:
         with ExitStack() as stack:
+            stage = self._stage or stack.enter_context(Stage())
             if self._hosts is not None:
                 self._note("waiting for the other ranks' commands")
                 launcher: Launcher = stack.enter_context(self._hosts)
                 link: Link = self._hosts.link
                 measured = None
             else:
-                link = choose(self.scenario.link_spec(), self.scenario.link, self._note)
-                stack.enter_context(link)
-                measured = self._probe(link)
+                spec, how = self.scenario.link_spec(), self.scenario.link
+                link, measured = stage.link(spec, how, self._note, self.warn)
             self.result.cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self._warn_of_contention()
             if self._hosts is None:
-                self._note("importing torch once for all workers")
-                launcher = stack.enter_context(self._launcher(link))
+                launcher = stage.launcher(link, self.scenario, self._note)
             self._repeat_cells(launcher, link)
         self.close("complete", None)
-
-    def _launcher(self, link: Link) -> Launcher:
-        scenario = self.scenario
-        return Launcher(
-            link,
-            model=scenario.model,
-            dataset=scenario.dataset or "",
-            threads=scenario.threads,
-            timeout_s=scenario.timeout_s,
-        )
 
     def close(self, status: Any, error: NetsimError | None) -> None:
         self.result.status = status
@@ -142,12 +147,6 @@ class _Run:
 
     def _note(self, text: str) -> None:
         self.report(Event("note", text))
-
-    def _probe(self, link: Link) -> ProbeReport | None:
-        if link.mechanism != "tc":
-            return None  # the bucket is probed by the workers' own group, before each repeat
-        self._note("probing the link")
-        return prove(link, self.warn)
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
         record = link_record(link, measured.alone_bps if measured else None)
@@ -187,9 +186,8 @@ class _Run:
                 f"{workers} workers x {self.scenario.threads} thread share {cores} cores: "
                 "compute and compress take longer here than on machines of their own"
             )
-        load = os.getloadavg()[0]
-        if load > max(1.0, 0.5 * cores):
-            self.warn(f"this machine is busy already: load {load:.1f} on {cores} cores")
+        if self._stage is None and (busy := busy_machine()) is not None:
+            self.warn(busy)
 
     def _repeat_cells(self, launcher: Launcher, link: Link) -> None:
         """Repeats outermost and every other one backwards (ABBA), so that a drift of the machine's speed
@@ -263,6 +261,14 @@ class _Run:
             cell.link.measured_bps = min(probed)
             if link.mechanism == "bucket":
                 check(link, ProbeReport(min(probed), min(probed)))
+
+
+def busy_machine() -> str | None:
+    """What to say of a machine that others use, before we do."""
+    load, cores = os.getloadavg()[0], available_cores()
+    if load <= max(1.0, 0.5 * cores):
+        return None
+    return f"{BUSY}: load {load:.1f} on {cores} cores"
 
 
 def environment() -> dict[str, Any]:

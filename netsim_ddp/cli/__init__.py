@@ -24,6 +24,7 @@ from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.cli.schema import schema
+from netsim_ddp.cli.sweep import sweep
 from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 # A line of the list of commands; 80 columns cut anything longer.
 app.command(short_help="Measure a training step, compressed beside dense.")(run)
+app.command(short_help="Run a matrix of scenarios: where does it pay?")(sweep)
 app.command(short_help="Measure a link before trusting it.")(probe)
 app.command(
     short_help="Run any program on the link, a network per rank.",

@@ -11,11 +11,10 @@ import typer
 
 from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.saving import new_file, point_last
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Result
-
-SAVED = Path(".netsim")
 
 # Numbers are text here too: the scenario checks them, so that flags and files get the same messages.
 _Text = str | None
@@ -201,7 +200,7 @@ def run(
     from netsim_ddp.report.terminal import render_result
     from netsim_ddp.results.record import save, to_json
 
-    kept = _new_file()
+    kept = new_file()
     last: list[Result] = []
 
     def keep(result: Result) -> None:
@@ -225,7 +224,7 @@ def run(
         raise
     finally:
         if kept is not None and kept.exists():
-            _point_last(kept)
+            point_last(kept)
     if json == "-":
         sys.stdout.write(to_json(result))
         return
@@ -235,28 +234,3 @@ def run(
     if kept is not None:
         console.print(f"saved {kept}", highlight=False, soft_wrap=True)
         console.print(f"replay: netsim run --config {kept}", highlight=False, soft_wrap=True)
-
-
-def _new_file() -> Path | None:
-    """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
-    import datetime
-    import tempfile
-
-    try:
-        SAVED.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=SAVED):
-            pass
-    except OSError as error:
-        reason = f"cannot write to {SAVED} ({error.strerror})"
-        print(f"netsim: warning: the run is not saved: {reason}", file=sys.stderr)
-        return None
-    stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return SAVED / f"{stem}-{os.getpid()}.json"
-
-
-def _point_last(path: Path) -> None:
-    """``.netsim/last.json`` names the newest run."""
-    link = SAVED / "last.json"
-    temporary = SAVED / f".last-{os.getpid()}"
-    temporary.symlink_to(path.name)
-    temporary.replace(link)

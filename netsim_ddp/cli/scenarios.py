@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from typing import Annotated
+
 import typer
 
 scenarios = typer.Typer(
@@ -13,6 +17,37 @@ scenarios = typer.Typer(
 def _group(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+@scenarios.command("list")
+def list_() -> None:
+    """The built-in scenarios: what each asks, and how long its answer takes."""
+    from netsim_ddp.report.sweep_progress import rough
+    from netsim_ddp.scenario.catalogue import built_in
+    from netsim_ddp.sweep.runner import Sweep
+    from netsim_ddp.sweep.source import read_plan
+
+    width = shutil.get_terminal_size().columns
+    for name, path in built_in().items():
+        _, matrix, _, runs = read_plan(str(path))
+        ids = frozenset(cell.id for run in runs for cell in run.cells)
+        expected_s = Sweep(name, matrix, runs, selected=ids, kept={}, known={}).expected_s
+        about = f"{matrix.question} {len(ids)} cells, about {rough(expected_s)}."
+        lines = textwrap.wrap(about, max(40, width - 18), break_on_hyphens=False)
+        for i, line in enumerate(lines):
+            typer.echo(f"{name if i == 0 else '':<17} {line}")
+    typer.echo(
+        "\nRun one with: netsim sweep NAME. Times are estimates: bytes / line rate, compute and start-up."
+    )
+
+
+@scenarios.command()
+def show(name: Annotated[str, typer.Argument(help="Of a built-in scenario, or a file.")]) -> None:
+    """A scenario's file, to read or to start one of your own from."""
+    from netsim_ddp.link.timeline import read_text
+    from netsim_ddp.scenario.catalogue import find
+
+    typer.echo(read_text(find(name), "scenario"), nl=False)
 
 
 @scenarios.command()

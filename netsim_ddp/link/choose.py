@@ -11,10 +11,14 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc import TcLink
 
 
-def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
-    """The link for ``how`` (tc, bucket, none or auto), not entered yet; ``note`` hears why ``auto`` took it."""
+def choose(spec: LinkSpec, how: str, note: Callable[[str], None], *, beside: TcLink | None = None) -> Link:
+    """The link for ``how`` (tc, bucket, none or auto), not entered yet; ``note`` hears why ``auto`` took it.
+
+    Args:
+        beside: a tc link whose helper shall hold this one too, if this is one.
+    """
     if how == "tc":
-        return TcLink(spec)
+        return TcLink(spec, beside)
     if how == "host":
         raise UsageError(
             "--link host needs ranks that were started on their hosts",
@@ -25,7 +29,7 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None]) -> Link:
     try:
         with TcLink(replace(spec, workers=1)):
             note("link: tc, because namespaces and tbf work here")
-            return TcLink(spec)
+            return TcLink(spec, beside)
     except LinkUnavailable as error:
         link = HostLink(spec, "bucket")
         if beyond := link.beyond():

@@ -96,12 +96,14 @@ class Helper:
         return high
 
     def namespaces(self, count: int) -> dict[str, Any]:
-        """Make ``count`` anonymous network namespaces; answers their descriptors in this process."""
+        """Make ``count`` more anonymous network namespaces; answers their descriptors in this process, and the
+        number that the other requests know the first of them by."""
+        first = len(self.ranks)
         for _ in range(count):
             _call("unshare", CLONE_NEWNET)
             self.ranks.append(self._own_namespace())
         enter_namespace(self.home)
-        return {"fds": self.ranks}
+        return {"fds": self.ranks[first:], "first": first}
 
     def run(self, argv: list[str], rank: int | None, text: str = "") -> dict[str, Any]:
         """Run a short command in ``rank``'s namespace (None: the bridge's) and answer what it printed."""

@@ -36,13 +36,20 @@ _TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
 class TcLink(Link):
-    """The link of ``spec``, made by tc in namespaces of its own. See :class:`netsim_ddp.link.base.Link`."""
+    """The link of ``spec``, made by tc in namespaces of its own. See :class:`netsim_ddp.link.base.Link`.
+
+    Args:
+        beside: another link, already made, whose helper makes this one's namespaces too. A process that is started in
+            either later, with ``share_namespaces``, can enter the namespaces of both; they end with ``beside``.
+    """
 
     mechanism = "tc"
     description = "tc/tbf"
 
-    def __init__(self, spec: LinkSpec) -> None:
+    def __init__(self, spec: LinkSpec, beside: TcLink | None = None) -> None:
         super().__init__(spec)
+        self._beside = beside
+        self._places: dict[int | None, int | None] = {None: None}
         self.shapes = Shapes.of(spec)
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
@@ -63,13 +70,23 @@ class TcLink(Link):
             most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
             hint = "--credit 4GB, or use --link bucket"
             raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
-        self._channel = open_channel()
+        self._channel = open_channel() if self._beside is None else self._beside._connected()
         try:
             self._make()
         except BaseException:
-            self._channel.close()
+            self._hang_up()
             raise
         return self
+
+    def _hang_up(self) -> None:
+        if self._channel is not None and self._beside is None:
+            self._channel.close()
+        self._channel = None
+
+    @property
+    def helper(self) -> object:
+        """The same for all links that one helper holds."""
+        return self._connected()
 
     def begin(self) -> None:
         if not self.spec.varies:
@@ -98,7 +115,7 @@ class TcLink(Link):
         os.write(self._pipes[rank], text.encode())
 
     def _make(self) -> None:
-        fds = self._ask("namespaces", count=self.spec.workers)["fds"]
+        fds = self._namespaces()
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
         self._check_congestion()
@@ -109,6 +126,17 @@ class TcLink(Link):
             if done["code"] != 0:
                 raise self._refusal(tool, done["err"])
         self._check_configuration()
+
+    def _namespaces(self) -> list[int]:
+        """The descriptors of the ranks' namespaces. The helper's own is the first link's bridge namespace."""
+        bridges = 0 if self._beside is None else 1
+        made = self._ask("namespaces", count=self.spec.workers + bridges)
+        first: int = made["first"]
+        if bridges:
+            self._places[None] = first
+        self._places |= {rank: first + bridges + rank for rank in range(self.spec.workers)}
+        fds: list[int] = made["fds"][bridges:]
+        return fds
 
     def _check_congestion(self) -> None:
         known = self._ask("read", path="/proc/sys/net/ipv4/tcp_available_congestion_control", rank=0)[
@@ -166,8 +194,7 @@ class TcLink(Link):
         for pipe in self._pipes.values():
             os.close(pipe)
         self._pipes.clear()
-        if self._channel is not None:
-            self._channel.close()
+        self._hang_up()
 
     def spawn(
         self,
@@ -185,7 +212,7 @@ class TcLink(Link):
                 "spawn",
                 fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
-                rank=rank,
+                rank=self._places[rank],
                 env={**os.environ, **(env or {})},
                 cwd=os.getcwd(),
                 share_namespaces=share_namespaces,
@@ -224,6 +251,9 @@ class TcLink(Link):
         return self._channel
 
     def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        """``rank`` among the arguments is this link's; the helper counts the namespaces of all its links."""
+        if "rank" in arguments:
+            arguments["rank"] = self._places[arguments["rank"]]
         return self._connected().ask(request, **arguments)
 
 

@@ -10,10 +10,24 @@ from collections.abc import Sequence
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval
-from netsim_ddp.results.summary import setting
+from netsim_ddp.results.summary import place_axes, setting
 from netsim_ddp.units import format_rate
 
 DASH = "–"
+_TOLD = (
+    "workers",
+    "bandwidth",
+    "delay",
+    "jitter",
+    "loss",
+    "queue",
+    "slow_rank",
+    "timeline",
+    "trace",
+    "peak",
+    "credit",
+)
+"""Axes that the workers and the link's shape tell."""
 
 
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -25,16 +39,19 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def group_name(cells: Sequence[Cell]) -> str:
-    """``8 workers, 1 Gbit/s``."""
+    """``8 workers, 1 Gbit/s``, and the other axes of a sweep: ``8 workers, 1 Gbit/s, compute 50ms``."""
     rate = cells[0].bandwidth_bps
     link = clean(cells[0].link.shape or (format_rate(rate) if rate else "unshaped"))
-    return f"{cells[0].workers} workers, {link}"
+    others = [f"{key} {value}" for key, value in place_axes(cells[0]) if key not in _TOLD]
+    return clean(", ".join([f"{cells[0].workers} workers", link, *others]))
 
 
 def label(cell: Cell, cells: Sequence[Cell]) -> str:
     """The method, with the parameters that tell it from the same method elsewhere in ``cells``."""
     others = [other for other in cells if other.method == cell.method]
     keys = sorted({key for other in others for key in other.params} - {"overlap"})
+    if not any("collective=" in other.id for other in others):
+        keys = [key for key in keys if key != "collective"]  # nobody asked for it: topk chose it
     parts = [
         f"{key}={plain(cell.params[key])}"
         for key in keys

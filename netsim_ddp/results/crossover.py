@@ -17,14 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from netsim_ddp.results import stats
+from netsim_ddp.results.beyond import Beyond, extrapolated
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import baseline, is_dense, repeat_medians
+from netsim_ddp.results.summary import METHOD_AXES, baseline, is_dense, repeat_medians
 from netsim_ddp.units import format_rate
 
 Kind = Literal["crosses", "always pays in range", "never pays in range"]
 
-# Axes of a sweep that tell methods apart, not the place where they are compared.
-METHOD_AXES = frozenset({"method", "methods", "ratio", "overlap"})
 _RESAMPLES = 2_000
 
 
@@ -56,6 +55,8 @@ class BreakEven:
     """(bandwidth, speedup) as measured, ascending: what the break-even was read from."""
     left_out: tuple[int, ...]
     """Bandwidths where the host, not the link, set dense's pace: there is no speedup."""
+    beyond: Beyond | None = None
+    """Where a method that always pays in range would break even, if its step and dense's keep their form."""
 
     @property
     def resolved(self) -> bool:
@@ -171,6 +172,9 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bo
         highest_bps=rates[-1],
         points=tuple((rate, math.exp(value)) for rate, value in zip(rates, measured.tolist(), strict=True)),
         left_out=tuple(sorted(left_out)),
+        beyond=extrapolated(rates, [pairs[rate] for rate in rates])
+        if kind == "always pays in range"
+        else None,
     )
 
 

@@ -152,6 +152,8 @@ class RepeatRecord(Strict):
     """One fresh set of processes. A training run is one repeat with a ``seed`` of its own; its ranks keep no steps."""
 
     ranks: list[RankRecord]
+    took_s: Seconds | None = None
+    """Of a sweep: how long this took, its processes started and ended, but neither link nor imports."""
     seed: int | None = None
     epochs: list[EpochRecord] = Field(default_factory=list)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from netsim_ddp.results.crossover import METHOD_AXES, method_name
+from netsim_ddp.results.crossover import method_name
 from netsim_ddp.results.record import Cell, RankRecord, Result
-from netsim_ddp.results.summary import PHASES, repeat_medians, slowest_steps
+from netsim_ddp.results.summary import METHOD_AXES, PHASES, repeat_medians, slowest_steps
 from netsim_ddp.units import format_rate
 
 TOLD_AXES = METHOD_AXES | {

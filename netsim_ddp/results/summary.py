@@ -27,7 +27,9 @@ HOST_LIMIT = 1.05
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 
-Setting = tuple[int, int | None, str | None, str, str, str, str]
+METHOD_AXES = frozenset({"method", "methods", "ratio", "overlap"})
+"""Axes of a sweep that tell methods apart, not the place where they are compared."""
+Setting = tuple[object, ...]
 
 
 def summarise(cells: Sequence[Cell]) -> list[Cell]:
@@ -43,16 +45,26 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def setting(cell: Cell) -> Setting:
-    """What two cells must share to be compared: workers, bandwidth, link, mechanism, execution, device, backend."""
+    """What two cells must share to be compared: the model and its data, workers, the link and how it was made,
+    execution, device, backend, and where in a sweep they stand, but for the axes of the methods themselves."""
     return (
+        cell.model,
+        cell.dataset,
         cell.workers,
         cell.bandwidth_bps,
         cell.link.shape,
+        cell.link.delay_s,
         cell.link.mechanism,
         cell.execution,
         cell.device,
         cell.backend,
+        place_axes(cell),
     )
+
+
+def place_axes(cell: Cell) -> tuple[tuple[str, str], ...]:
+    """The axes that say where in a sweep the cell stands, as written, in their order."""
+    return tuple((key, str(value)) for key, value in cell.axes.items() if key not in METHOD_AXES)
 
 
 def is_dense(cell: Cell) -> bool:

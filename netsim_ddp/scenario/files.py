@@ -54,14 +54,25 @@ def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | 
 
 def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
     """Check ``values``; every failure is one :class:`UsageError` that names its key."""
-    return _validate(Scenario, values, frozenset(), source)
+    return validate_as(Scenario, values, source)
+
+
+def validate_as(
+    kind: type[AnySettings], values: Mapping[str, Any], source: str | None, sets: frozenset[str] = frozenset()
+) -> AnySettings:
+    """:func:`validate` for any settings; ``sets`` are the keys that came with ``--set``."""
+    return _validate(kind, values, frozenset(), source, sets)
 
 
 def _validate(
-    kind: type[AnySettings], values: Mapping[str, Any], flags: frozenset[str], source: str | None
+    kind: type[AnySettings],
+    values: Mapping[str, Any],
+    flags: frozenset[str],
+    source: str | None,
+    sets: frozenset[str] = frozenset(),
 ) -> AnySettings:
     quantities = {name: spelling.fields[0] for name, spelling in kind.spellings.items()}
-    origin = Origin(values, flags, source, quantities, _examples(kind))
+    origin = Origin(values, flags, source, quantities, _examples(kind), sets)
     try:
         return kind.model_validate(dict(values), context=origin)
     except ValidationError as error:
@@ -96,6 +107,9 @@ def read_text(path: Path) -> Any:
 
 def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     data = read_text(path)
+    said = data.get("scenario", data) if isinstance(data, dict) else None
+    if isinstance(said, dict) and ("matrix" in said or "sweep" in said):
+        raise UsageError(f"{path} is a matrix of runs", hint=f"netsim sweep {path}")
     replayed = isinstance(data, dict) and "schema_version" in data  # everything in it is resolved
     if replayed:
         data = data.get("scenario")

@@ -134,6 +134,10 @@ class Settings(LinkOptions):
             self.link_spec()
         return self
 
+    def resolved(self) -> Settings:
+        """These settings with the defaults that depend on other values, or on this machine, filled in."""
+        return self.model_copy(update={"methods": self.cells()})
+
     def link_spec(self) -> LinkSpec:
         """The link that all of its cells run on."""
         return self.spec_for(self.workers)

@@ -1,0 +1,295 @@
+"""``netsim sweep``: a matrix of runs, continued where it was stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netsim_ddp.cli.output import writable
+from netsim_ddp.cli.saving import new_file, point_last
+
+if TYPE_CHECKING:
+    from netsim_ddp.results.record import Cell, Result
+    from netsim_ddp.sweep.plan import Run
+    from netsim_ddp.sweep.runner import Progress, Sweep
+
+_Text = str | None
+
+
+def sweep(
+    scenario: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCENARIO",
+            help="A file with a matrix, the name of a built-in one (netsim scenarios list), or a sweep's result.",
+            show_default=False,
+        ),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key or an axis of the file, to a value or [A, B]; repeatable.",
+        ),
+    ] = None,
+    k: Annotated[
+        _Text,
+        typer.Option(
+            "-k", metavar="EXPR", help="Only cells whose ids match: 'topk and not (100mbps or fp16)'."
+        ),
+    ] = None,
+    stop: Annotated[
+        bool, typer.Option("-x", "--exitfirst", help="Stop at the first cell that fails.")
+    ] = False,
+    last_failed: Annotated[
+        bool,
+        typer.Option(
+            "--lf", "--last-failed", help="Only cells that failed or are missing in the last result."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run and how long it would take.")
+    ] = False,
+    time_budget: Annotated[
+        _Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 8min. [none]")
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh",
+            help="Keep what the last result has, or start over. [keep it if that sweep was stopped or failed]",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[
+        _Text,
+        typer.Option(
+            "--json",
+            "-o",
+            metavar="PATH|-",
+            help="The result, and what a stopped sweep goes on from; - prints it. [.netsim/sweep-NAME.json]",
+        ),
+    ] = None,
+) -> None:
+    """Run a matrix of scenarios: over which networks does it pay, with which method, how many workers?
+
+    Saved after every repeat; the same command goes on where it was stopped. Exits with 3 when a cell failed.
+    """
+    from netsim_ddp.errors import RankError, UsageError
+    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.sweep.estimate import earlier as earlier_times
+    from netsim_ddp.sweep.kept import read_earlier, still_valid
+    from netsim_ddp.sweep.runner import Sweep
+    from netsim_ddp.sweep.source import read_plan
+
+    if place_of(os.environ) is not None:
+        raise UsageError(
+            "netsim sweep starts its own workers, and this is a rank of torchrun or srun",
+            hint="netsim run there",
+        )
+    name, matrix, command, runs = read_plan(scenario, set_ or [])
+    selected = _selected(runs, k)
+    path, explicit = _path(name, json, dry_run=dry_run)
+    before = None if path is None else read_earlier(path, unless=resume is False)
+    kept: dict[str, Cell] = {}
+    if before is not None and resume is not False and (resume or last_failed or before.status != "complete"):
+        kept = still_valid(before, runs)
+    known = earlier_times(before.cells) if before is not None else {}
+    going = Sweep(
+        name,
+        matrix,
+        runs,
+        selected=selected,
+        kept=kept,
+        known=known,
+        stop_at_failure=stop,
+        time_budget_s=_budget(time_budget, runs),
+    )
+    _tell_plan(going, kept, path, len(selected), from_before=bool(known))
+    if dry_run:
+        _tell_cells(going, selected)
+        return
+    if before is not None and path is not None and not explicit:
+        _put_aside(path, before, kept)
+    result = _execute(going, command, path)
+    _show(result, json, path)
+    if going.failed:
+        count = len(going.failed)
+        raise RankError(
+            f"{count} of {len(selected)} cells failed" + (f"; {going.stopped}" if going.stopped else ""),
+            hint="the same command tries them again",
+        )
+    if going.stopped:
+        print(f"netsim: {going.stopped}; the same command goes on", file=sys.stderr)
+
+
+def _selected(runs: list[Run], expression: str | None) -> frozenset[str]:
+    from netsim_ddp.errors import UsageError
+    from netsim_ddp.sweep.selection import compile_expression
+
+    ids = [cell.id for run in runs for cell in run.cells]
+    if expression is None:
+        return frozenset(ids)
+    matches = compile_expression(expression)
+    found = frozenset(name for name in ids if matches(name))
+    if not found:
+        raise UsageError(
+            f"-k {expression!r} matches none of {len(ids)} cells", hint="--dry-run lists their ids"
+        )
+    return found
+
+
+def _path(name: str, json: str | None, *, dry_run: bool) -> tuple[Path | None, bool]:
+    """The file of the sweep, and whether the user named it."""
+    if json not in (None, "-"):
+        return (Path(str(json)) if dry_run else writable(Path(str(json)))), True
+    if dry_run:
+        from netsim_ddp.cli.saving import SAVED
+
+        return SAVED / f"sweep-{name}.json", False
+    place = new_file()
+    return (None if place is None else place.with_name(f"sweep-{name}.json")), False
+
+
+def _budget(text: str | None, runs: list[Run]) -> float | None:
+    from netsim_ddp.units import parse_duration
+
+    if text is not None:
+        return parse_duration(text, what="--time-budget")
+    return runs[0].settings.time_budget_s
+
+
+def _put_aside(path: Path, before: Result, kept: dict[str, Cell]) -> None:
+    """Rename an earlier result that holds something which the new one will not."""
+    if any(cell.repeats and cell.id not in kept for cell in before.cells):
+        stamp = "".join(char if char.isalnum() else "-" for char in before.created_utc.partition("+")[0])
+        path.replace(path.with_name(f"{path.stem}-{stamp}.json"))
+
+
+def _tell_plan(
+    going: Sweep, kept: dict[str, Cell], path: Path | None, selected: int, *, from_before: bool
+) -> None:
+    from netsim_ddp.report.sweep_progress import rough
+
+    cells = sum(len(run.cells) for run in going.runs)
+    some = f"{selected} of " if selected != cells else ""
+    places, repeats = len(going.runs), len(going.units)
+    text = f"{some}{_count(cells, 'cell')} in {_count(places, 'place')}, {_count(repeats, 'repeat')} to run"
+    if going.units:
+        basis = "what its repeats took before" if from_before else "bytes / line rate, compute and start-up"
+        text += f": about {rough(going.expected_s)}, from {basis}"
+    print(f"netsim: {text}", file=sys.stderr)
+    if kept:
+        had = _count(sum(len(cell.repeats) for cell in kept.values()), "repeat")
+        print(
+            f"netsim: kept {had} of {_count(len(kept), 'cell')} from {path}; --fresh starts over",
+            file=sys.stderr,
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _tell_cells(going: Sweep, selected: frozenset[str]) -> None:
+    """The ids of what would be run; stdout is theirs alone."""
+    repeats: dict[str, int] = {}
+    for unit in going.units:
+        repeats[unit.cell.id] = repeats.get(unit.cell.id, 0) + len(unit.repeats)
+    for run in going.runs:
+        for cell in run.cells:
+            if cell.id in selected:
+                count = repeats.get(cell.id, 0)
+                typer.echo(f"{cell.id} x {count}" if count else f"{cell.id} is finished")
+
+
+def _execute(going: Sweep, command: object, path: Path | None) -> Result:
+    from netsim_ddp.results.record import save
+    from netsim_ddp.sweep.commands import Command
+
+    assert isinstance(command, Command)
+
+    def keep(result: Result) -> None:
+        if path is not None:
+            save(result, path)
+
+    try:
+        with _watching(going) as report:
+            return going.execute(command, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+    except (KeyboardInterrupt, SystemExit):
+        if path is not None and path.exists():
+            print(f"netsim: saved {path}; the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        if path is not None and path.exists() and path.parent.resolve() == Path(".netsim").resolve():
+            point_last(path)
+
+
+def _show(result: Result, json: str | None, path: Path | None) -> None:
+    if json == "-":
+        from netsim_ddp.results.record import to_json
+
+        sys.stdout.write(to_json(result))
+        return
+    from rich.console import Console
+
+    from netsim_ddp.report.sweep import render_sweep
+
+    console = Console()
+    render_sweep(result, console)
+    if path is not None:
+        console.print(f"saved {path}", highlight=False, soft_wrap=True)
+        console.print(f"replay: netsim sweep {path}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
+    """The table on a terminal's stderr, lines elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from netsim_ddp.report.sweep_progress import SweepTable, cell_line, remaining
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(event: Progress) -> None:
+        if event.kind in ("note", "warning"):
+            style, prefix = ("yellow", "warning: ") if event.kind == "warning" else ("dim", "")
+            console.print(f"netsim: {prefix}{event.text}", markup=False, style=style)
+        elif event.kind == "failed":
+            console.print(f"netsim: FAILED {event.text}", markup=False, style="red")
+
+    if not console.is_terminal:
+
+        def lines(event: Progress) -> None:
+            say(event)
+            if event.kind == "done" and event.cell is not None:
+                count = f"{event.done:>{len(str(event.total))}}/{event.total}"
+                told = f"{cell_line(event.cell)}; {remaining(event.remaining_s)}"
+                console.print(f"netsim: {count} {event.cell.id}: {told}", markup=False)
+
+        yield lines
+        return
+    planned: dict[str, int] = {}
+    for unit in going.units:
+        planned[unit.run.label] = planned.get(unit.run.label, 0) + 1
+    table = SweepTable(list(planned.items()))
+
+    def draw(event: Progress) -> None:
+        say(event)
+        state = (event.done, event.total, event.remaining_s)
+        if event.kind == "start":
+            table.start(event.run, event.text, *state)
+        elif event.kind in ("done", "failed"):
+            table.end(event.run, event.cell, *state, failed=event.kind == "failed")
+        live.update(table.render(console.width, console.height))
+
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        yield draw

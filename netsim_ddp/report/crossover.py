@@ -1,0 +1,101 @@
+"""Where each method breaks even, as a table below a sweep's own."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netsim_ddp.report.wording import DASH, clean, label
+from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
+from netsim_ddp.results.record import Cell
+from netsim_ddp.units import format_rate
+
+
+def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
+    """Below which bandwidth each method pays, against dense alone and overlapped; nothing without such an axis."""
+    plain, overlapped = (
+        {_who(one): one for one in break_evens(cells, overlapped=overlap)} for overlap in (False, True)
+    )
+    found = {**overlapped, **plain}
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    several = len({who[:3] for who in found}) > 1
+    headers = [
+        *(["place"] if several else []),
+        "pays below (95% interval)",
+        "than dense",
+        "than overlapped dense",
+    ]
+    for header in headers:
+        table.add_column(header, no_wrap=True, overflow="ellipsis")
+    for who, one in found.items():
+        place = [f"{one.workers} workers, {one.place}"] if several else []
+        texts = [*place, _name(one, cells), _pays(plain.get(who)), _pays(overlapped.get(who))]
+        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
+    console.print()
+    console.print(table)
+    first = next(iter(found.values()))
+    every = [*plain.values(), *overlapped.values()]
+    lines = []
+    if any(one.beyond is not None for one in every):
+        span = f"{format_rate(first.lowest_bps)} to {format_rate(first.highest_bps)}"
+        lines.append(f"~ faster at all of {span}; beyond, if a step stays a constant + bytes / rate.")
+    if left_out := sorted({rate for one in every for rate in one.left_out}):
+        rates = ", ".join(format_rate(rate) for rate in left_out)
+        lines.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
+    for line in lines:
+        console.print(Text(textwrap.fill(encodable(line, console), console.width)))
+
+
+def _who(one: BreakEven) -> tuple[object, ...]:
+    return one.model, one.workers, one.place, one.method
+
+
+def _name(one: BreakEven, cells: Sequence[Cell]) -> str:
+    same = [cell for cell in cells if cell.workers == one.workers and cell.model == one.model]
+    return label(next(cell for cell in same if method_name(cell) == one.method), same)
+
+
+def _pays(one: BreakEven | None) -> str:
+    if one is None:
+        return DASH
+    lowest, highest = format_rate(one.lowest_bps), format_rate(one.highest_bps)
+    if one.kind == "never pays in range":
+        return f"nowhere from {lowest} on"
+    if one.bps is not None:
+        low = "..." if one.low_bps == one.lowest_bps else one.low_bps
+        high = "..." if one.high_bps == one.highest_bps else one.high_bps
+        return _span(one.bps, low, high)
+    if one.beyond is None:
+        return f"over {highest}"
+    if math.isinf(one.beyond.bps):
+        return "~any"
+    return "~" + _span(*one.beyond)
+
+
+def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
+    """``780 (650 to 900) Mbit/s``, all in the unit of the first; ``...`` where an interval has no end in sight."""
+    _, _, unit = format_rate(bps).partition(" ")
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(unit[0], 1.0)
+
+    def shown(rate: float | str) -> str:
+        if isinstance(rate, str) or math.isinf(rate):
+            return "..."
+        return f"{float(f'{rate / scale:.2g}'):g}"
+
+    if low is None or high is None:
+        return f"{shown(bps)} {unit}"
+    return f"{shown(bps)} ({shown(low)} to {shown(high)}) {unit}"
+
+
+def encodable(text: str, console: Console) -> str:
+    """``text`` without the signs that an ASCII pipe cannot carry."""
+    if not console.options.ascii_only:
+        return text
+    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")

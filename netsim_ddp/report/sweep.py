@@ -1,0 +1,266 @@
+"""A sweep's result on a terminal or in a pipe: one table, grouped by the axes, then where each method breaks even.
+
+A narrow terminal drops columns, the least telling first; nothing wraps.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netsim_ddp.report.crossover import encodable, render_break_evens
+from netsim_ddp.report.wording import DASH, clean, groups, label, milliseconds, rounded, times
+from netsim_ddp.results import stats
+from netsim_ddp.results.record import Cell, Interval, Result
+from netsim_ddp.results.summary import baseline, place_axes
+
+DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent")
+"""Dropped in this order until the table fits."""
+MOST_WARNINGS = 4
+_NARROW_LABEL = 24
+
+
+def render_sweep(result: Result, console: Console) -> None:
+    """Print ``result``, whose cells carry their summaries, to ``console``."""
+
+    def line(text: str, style: str = "") -> None:
+        wrapped = textwrap.fill(
+            encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(Text(wrapped, style=style))
+
+    scenario = result.scenario
+    if title := clean(str(scenario.get("title", ""))):
+        line(title, "bold")
+    if question := clean(str(scenario.get("question", ""))):
+        line(question, "dim")
+    measured = [cell for cell in result.cells if cell.summary]
+    if result.kind == "training":
+        _trainings(result, console)
+    else:
+        line(_header(result))
+        for text in _links(result.cells):
+            line(text)
+    if measured:
+        line("")
+        line(_title(measured), "dim")
+        console.print(_table(measured, console))
+        if any(row.fastest for group in groups(measured) for row in _rows(group)):
+            line("* the fastest there, beyond noise", "dim")
+        render_break_evens(measured, console)
+    sentences = _missing(result)
+    if sentences:
+        line("")
+    for text in sentences:
+        line(text)
+
+
+def _trainings(result: Result, console: Console) -> None:
+    """What ``netsim train`` prints, for each place by itself."""
+    from netsim_ddp.report.training import render_training
+
+    for group in groups(result.cells):
+        console.print()
+        render_training(result.model_copy(update={"cells": group}), console, warnings=False)
+
+
+def _header(result: Result) -> str:
+    """What all cells share, and what the axes say of the rest."""
+    cells = result.cells
+    parts = [_one_or(sorted({str(cell.model) for cell in cells}), "models")]
+    parts.append(_one_or(sorted({cell.workers for cell in cells}), "workers", always=True))
+    for key in ("steps", "repeats", "seed"):
+        if isinstance(value := result.scenario.get(key), int):
+            many = key if value != 1 else key.removesuffix("s")
+            parts.append(f"seed {value}" if key == "seed" else f"{value} {many}")
+    parts.append("/".join(sorted({cell.execution.upper() for cell in cells})))
+    return clean(" | ".join(part for part in parts if part))
+
+
+def _one_or(values: Sequence[object], what: str, *, always: bool = False) -> str:
+    shown = ", ".join(str(value) for value in values)
+    return f"{shown} {what}" if always or len(values) > 1 else shown
+
+
+def _links(cells: Sequence[Cell]) -> list[str]:
+    """What was asked for and what was there, all links in one line for each mechanism."""
+    found = []
+    for mechanism in dict.fromkeys(cell.link.mechanism for cell in cells):
+        links = [cell.link for cell in cells if cell.link.mechanism == mechanism]
+        text = f"link {mechanism}"
+        shares = [
+            link.measured_bps / link.ceiling_bps for link in links if link.measured_bps and link.ceiling_bps
+        ]
+        if shares:
+            text += (
+                f": measured at {min(shares):.0%} to {max(shares):.0%} of what the rates leave after headers"
+            )
+        if mechanism == "tc":
+            drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
+            text += f"; {drops} drops, {retransmits} retransmits"
+        elif mechanism == "bucket":
+            text += "; bytes are charged, not measured"
+        elif mechanism == "none":
+            text += ": unshaped host"
+        found.append(text)
+    return found
+
+
+def _title(cells: Sequence[Cell]) -> str:
+    runs = sorted({len(cell.repeats) for cell in cells})
+    count = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    text = f"ms per step, slowest rank, median of {count} run{'' if runs == [1] else 's'}"
+    if 1 < runs[0] == runs[-1] < stats.REPEATS_FOR_95:
+        text += f" ± range (a {stats.coverage(runs[0]):.0%} interval)"
+    return text
+
+
+@dataclass(frozen=True)
+class _Row:
+    cell: Cell
+    group: Sequence[Cell]
+    first: bool
+    fastest: bool
+
+    @property
+    def method(self) -> str:
+        return label(self.cell, self.group)
+
+    def milliseconds(self, *phases: str) -> str:
+        assert self.cell.summary is not None
+        value = sum(float(getattr(self.cell.summary, phase)) for phase in phases) * 1e3
+        if value == 0:
+            return DASH
+        return rounded(value, 1.0 if value >= 100 else 0.1)
+
+    def versus(self, *, overlap: bool) -> str:
+        summary, dense = self.cell.summary, baseline(self.cell, self.group, overlap=overlap)
+        assert summary is not None
+        factor = summary.speedup_vs_overlapped if overlap else summary.speedup
+        if factor is None or dense is None or dense.summary is None:
+            return DASH
+        return (
+            "1.00" if dense is self.cell else times(factor, dense.summary.step_s, summary.step_s).rstrip("x")
+        )
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    header: str
+    text: Callable[[_Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def _columns(axes: Sequence[str]) -> list[_Column]:
+    def axis(key: str) -> _Column:
+        def text(row: _Row) -> str:
+            return clean(dict(place_axes(row.cell)).get(key, "")) if row.first else ""
+
+        return _Column("axis", clean(key), text, "left")
+
+    def step(row: _Row) -> Interval:
+        assert row.cell.summary is not None
+        return row.cell.summary.step_s
+
+    def sent(row: _Row) -> str:
+        assert row.cell.summary is not None
+        value = row.cell.summary.tx_bytes_per_step / 1e6
+        return DASH if value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+    return [
+        *(axis(key) for key in axes),
+        _Column("method", "method", lambda row: row.method, "left"),
+        _Column("compute", "compute", lambda row: row.milliseconds("compute_s")),
+        _Column("codec", "codec", lambda row: row.milliseconds("compress_s", "decompress_s")),
+        _Column("comm", "comm\n+wait", lambda row: row.milliseconds("communicate_s", "wait_s")),
+        _Column("step", "step±", lambda row: milliseconds(step(row))),
+        _Column("eff", "eff", lambda row: f"{row.cell.summary.efficiency if row.cell.summary else 0:.0%}"),
+        _Column("sent", "sent\nMB", sent),
+        _Column("speedup", "vs\ndense", lambda row: row.versus(overlap=False)),
+        _Column("overlapped", "vs ovl\ndense", lambda row: row.versus(overlap=True)),
+        _Column("runs", "runs", lambda row: str(len(row.cell.repeats))),
+    ]
+
+
+def _table(cells: Sequence[Cell], console: Console) -> Table:
+    """The widest table that fits the console."""
+    parts = groups(cells)
+    axes = _varying_axes(cells)
+    rows = [row for group in parts for row in _rows(group)]
+    table = Table()
+    for count in range(len(DROPS) + 1):
+        table = _build(rows, axes, frozenset(DROPS[:count]), console)
+        # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
+        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+            break
+    return table
+
+
+def _varying_axes(cells: Sequence[Cell]) -> list[str]:
+    """The axes that tell the groups apart, in the order of the file."""
+    values: dict[str, set[str]] = {}
+    for key in dict.fromkeys(key for cell in cells for key, _ in place_axes(cell)):
+        values[key] = {dict(place_axes(cell)).get(key, "") for cell in cells}
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def _rows(group: Sequence[Cell]) -> list[_Row]:
+    order = sorted(group, key=lambda cell: cell.summary.step_s.median if cell.summary else 0.0)
+    fastest = None
+    if len(order) > 1:
+        first, second = order[0].summary, order[1].summary
+        if first and second and stats.resolved(first.step_s, second.step_s):
+            fastest = order[0]
+    return [_Row(cell, group, cell is group[0], cell is fastest) for cell in group]
+
+
+def _build(rows: Sequence[_Row], axes: Sequence[str], dropped: frozenset[str], console: Console) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    columns = [column for column in _columns(axes) if column.name not in dropped]
+    for column in columns:
+        table.add_column(
+            Text(encodable(column.header, console)),
+            justify=column.justify,
+            no_wrap=True,
+            overflow="ellipsis",
+            vertical="bottom",
+        )
+    for row in rows:
+        texts = [encodable(column.text(row), console) for column in columns]
+        place = len(axes)
+        if console.width < 120 and len(texts[place]) > _NARROW_LABEL:
+            texts[place] = texts[place][: _NARROW_LABEL - 2] + ".."
+        if row.fastest:
+            texts[place] += " *"
+        table.add_row(*(Text(text) for text in texts), style="bold" if row.fastest else "")
+    return table
+
+
+def _missing(result: Result) -> list[str]:
+    """Cells that failed or were not run, and what the samples warn of."""
+    lines = []
+    for cell in result.cells:
+        if cell.error is not None and result.kind == "steps":  # a training's is among its own
+            why = clean(next((text for text in cell.error.splitlines() if text.strip()), "")).rstrip(".")
+            lines.append(f"Failed: {clean(cell.id)}: {why}.")
+    sweep = result.scenario.get("sweep")
+    planned = sweep.get("cells", {}) if isinstance(sweep, dict) else {}
+    count = len(set(planned) - {cell.id for cell in result.cells}) if isinstance(planned, dict) else 0
+    if count:
+        lines.append(f"Not run: {count} of {len(planned)} cells.")
+    asked = result.scenario.get("repeats")
+    short = [cell for cell in result.cells if isinstance(asked, int) and 0 < len(cell.repeats) < asked]
+    if short:
+        lines.append(f"Not finished: {len(short)} cells have fewer than {asked} runs.")
+    for text in result.warnings[:MOST_WARNINGS]:
+        lines.append(f"warning: {clean(text)}")
+    if (more := len(result.warnings) - MOST_WARNINGS) > 0:
+        lines.append(f"{more} more warnings are in the file.")
+    return lines

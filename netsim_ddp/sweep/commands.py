@@ -1,0 +1,57 @@
+"""The two commands that a sweep can repeat. What only one of them needs is imported when it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from netsim_ddp.bench import runner
+from netsim_ddp.bench.runner import Event, Report, Save
+from netsim_ddp.bench.stage import Stage
+from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.summary import summarise
+from netsim_ddp.scenario import Scenario, Settings
+
+
+class Execute(Protocol):
+    """Carries out resolved ``settings`` on ``stage``; see :func:`netsim_ddp.bench.runner.run`."""
+
+    def __call__(
+        self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, stage: Stage
+    ) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """What ``command:`` of a matrix names: its settings, what carries them out, what computes the summaries."""
+
+    kind: type[Settings]
+    execute: Execute
+    summarise: Callable[[Sequence[Cell]], list[Cell]]
+
+
+def command_of(name: str) -> Command:
+    if name == "train":
+        from netsim_ddp.results.training import summarise_training
+        from netsim_ddp.scenario.train import TrainScenario
+
+        return Command(TrainScenario, _train, summarise_training)
+    return Command(Scenario, runner.run, summarise)
+
+
+def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save, stage: Stage) -> Result:
+    from netsim_ddp.training.one import TASK
+    from netsim_ddp.training.runner import Ground, train
+
+    def note(text: str) -> None:
+        report(Event("note", text))
+
+    def warn(text: str) -> None:
+        report(Event("warning", text))
+
+    link, measured = stage.link(settings.link_spec(), settings.link, note, warn)
+    launcher = stage.launcher(link, settings, note, task=TASK)
+    on = Ground(link, launcher, measured)
+    result: Result = train(settings, command=command, report=report, save=save, on=on)
+    return result

@@ -1,0 +1,314 @@
+"""Carries a plan out: unit after unit on shared links, saved after each; one that fails is marked and the rest go on.
+
+Knows nothing of terminals: whoever calls passes ``report``, which receives :class:`Progress`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netsim_ddp import __version__
+from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine, environment
+from netsim_ddp.bench.stage import Stage
+from netsim_ddp.errors import EnvironmentFault, NetsimError
+from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
+from netsim_ddp.results.summary import notes
+from netsim_ddp.scenario.matrix import Matrix
+from netsim_ddp.sweep.commands import Command
+from netsim_ddp.sweep.estimate import Estimate, start_seconds
+from netsim_ddp.sweep.kept import missing_repeats
+from netsim_ddp.sweep.plan import Run, Unit, batches, order, trains
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something to show. ``note`` and ``warning`` are sentences; ``start``, ``done`` and ``failed`` are about one
+    repeat of ``cell``, of which ``done`` of ``total`` are behind us and the rest takes ``remaining_s``."""
+
+    kind: str
+    text: str = ""
+    run: str = ""
+    cell: Cell | None = None
+    done: int = 0
+    total: int = 0
+    remaining_s: float = 0.0
+
+
+class Sweep:
+    """One go at a matrix.
+
+    Args:
+        runs: the whole plan.
+        selected: ids of the cells to run now; the others keep what they have.
+        kept: cells of an earlier result that are still valid, by id.
+        known: what repeats took earlier, seconds by cell.
+        stop_at_failure: end with the first cell that fails.
+        time_budget_s: start nothing more after this.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        matrix: Matrix,
+        runs: Sequence[Run],
+        *,
+        selected: frozenset[str],
+        kept: Mapping[str, Cell],
+        known: Mapping[str, list[float]],
+        stop_at_failure: bool = False,
+        time_budget_s: float | None = None,
+    ) -> None:
+        self.runs = list(runs)
+        self._cells = {cell.id: cell for run in runs for cell in run.cells}
+        self._matrix, self._selected = matrix, selected
+        self._measured = dict(kept)
+        self._estimate = Estimate({name: list(times) for name, times in known.items()})
+        self._stop_at_failure, self._budget_s = stop_at_failure, time_budget_s
+        self._missing = missing = {
+            cell.id: missing_repeats(run, kept.get(cell.id)) for run in runs for cell in run.cells
+        }
+        wanted = {name: missing[name] for name in selected}
+        self._batches = [order(batch, wanted) for batch in batches(runs)]
+        self.units = [unit for units in self._batches for unit in units]
+        self.failed: list[Cell] = []
+        self.stopped = ""
+        """Why not everything was run, if it was not."""
+        self._said: set[str] = set()
+        self._name = name
+
+    @property
+    def expected_s(self) -> float:
+        """How long :meth:`execute` will take, about."""
+        used = [[unit.run for unit in units] for units in self._batches]
+        return self._estimate.total(self.units) + sum(start_seconds(runs) for runs in used)
+
+    def execute(
+        self, how: Command, *, command: Sequence[str], report: Callable[[Progress], None], save: Save
+    ) -> Result:
+        """Run what is missing and answer the result, which ``save`` has seen after every repeat.
+
+        Raises:
+            UsageError: it cannot be saved. What a cell raises is its own, and kept as its ``error``.
+        """
+        self._report, self._save = report, save
+        self._how, self._command = how, command
+        self._started = time.monotonic()
+        self.total = len(self.units)
+        self.result = self._blank(command)
+        if (busy := busy_machine()) is not None:
+            self._warn(busy)
+        try:
+            for units in self._batches:
+                if units and not self.stopped:
+                    with Stage([unit.run.wanted for unit in units]) as stage:
+                        self._carry_out(units, stage)
+        finally:
+            self._close()
+        return self.result
+
+    def _blank(self, command: Sequence[str]) -> Result:
+        settings: list[dict[str, Any]] = [run.settings.model_dump(mode="json") for run in self.runs]
+        first = settings[0]
+        shared = {key: value for key, value in first.items() if all(each[key] == value for each in settings)}
+        words = {"title": self._matrix.title, "question": self._matrix.question}
+        scenario = {
+            **{key: text for key, text in words.items() if text},
+            "command": self._matrix.command,
+            **shared,
+            "sweep": {
+                "name": self._name,
+                "file": self._matrix.to_json(),
+                "runs": [
+                    {"axes": dict(run.axes), "settings": each}
+                    for run, each in zip(self.runs, settings, strict=True)
+                ],
+                "cells": {name: cell.identity for name, cell in self._cells.items()},
+            },
+        }
+        return Result(
+            kind="training" if trains(self.runs[0].settings) else "steps",
+            tool=Tool(version=__version__),
+            created_utc=now_utc(),
+            status="partial",
+            environment=environment(),
+            scenario=scenario,
+            command=shlex.join(command),
+        )
+
+    def _carry_out(self, units: Sequence[Unit], stage: Stage) -> None:
+        for unit in units:
+            if self.stopped:
+                return
+            if self._has_failed(unit):
+                self._forget(unit)
+                continue
+            if self._budget_s is not None and time.monotonic() - self._started > self._budget_s:
+                self.stopped = "the time budget is spent"
+                return
+            self._tell("start", unit)
+            began, before_s = time.monotonic(), stage.spent_s
+            try:
+                found = self._one(unit, stage)
+                self._take(unit, found, time.monotonic() - began - (stage.spent_s - before_s))
+            except NetsimError as error:
+                stage.clear()
+                self._fail(unit, error)
+
+    def _one(self, unit: Unit, stage: Stage) -> Result:
+        """One unit's own result; its warnings that are no statistics of its few samples join ours."""
+        warnings: list[str] = []
+
+        def hear(event: Event) -> None:
+            if event.kind == "warning":
+                warnings.append(event.text)
+            elif event.kind == "note":
+                self._note(event.text)
+
+        found = self._how.execute(
+            unit.settings, command=self._command, report=hear, save=lambda _: None, stage=stage
+        )
+        statistics = notes(found.cells)
+        for text in warnings:
+            if text not in statistics and not text.startswith(BUSY):  # with what ran before
+                self._warn(text, unit.run.label)
+        return found
+
+    def _take(self, unit: Unit, found: Result, took_s: float) -> None:
+        (new,) = found.cells
+        each_s = took_s / len(unit.repeats)
+        repeats = [repeat.model_copy(update={"took_s": each_s}) for repeat in new.repeats]
+        old = self._measured.get(unit.cell.id)
+        if old is not None:
+            if (old.link.mechanism, old.device, old.backend) != (new.link.mechanism, new.device, new.backend):
+                message = f"began on {old.link.mechanism}, {old.device}, {old.backend} and would go on on"
+                raise EnvironmentFault(
+                    f"{message} {new.link.mechanism}, {new.device}, {new.backend}", hint="--fresh starts over"
+                )
+            rates = [rate for rate in (old.link.measured_bps, new.link.measured_bps) if rate is not None]
+            link = new.link.model_copy(
+                update={
+                    "drops": old.link.drops + new.link.drops,
+                    "retransmits": old.link.retransmits + new.link.retransmits,
+                    "measured_bps": min(rates, default=None),
+                }
+            )
+            new = new.model_copy(update={"link": link})
+            repeats = [*old.repeats, *repeats]
+        update = {"id": unit.cell.id, "axes": dict(unit.cell.axes), "repeats": repeats}
+        self._measured[unit.cell.id] = new.model_copy(update=update)
+        if found.model_parameters is not None and "model" in self.result.scenario:
+            self.result.model_parameters = found.model_parameters
+        self._forget(unit)
+        self._estimate.learn(unit, took_s)
+        self._summarise(unit.run)
+        self._keep()
+        self._tell("done", unit)
+
+    def _fail(self, unit: Unit, error: NetsimError) -> None:
+        """Mark the cell; where the machine cannot deliver, all of its run."""
+        cells = unit.run.cells if isinstance(error, EnvironmentFault) else (unit.cell,)
+        hint = f" ({error.hint})" if error.hint else ""
+        for planned in cells:
+            if planned.id not in self._selected or not self._missing[planned.id]:
+                continue
+            cell = self._measured.get(planned.id) or _not_run(Unit(unit.run, planned, unit.repeats))
+            cell = cell.model_copy(update={"error": error.message + hint})
+            self._measured[planned.id] = cell
+            self.failed.append(cell)
+        self._forget(unit)
+        self._keep()
+        where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
+        self._tell("failed", unit, f"{where}: {error.message}{hint}")
+        if self._stop_at_failure:
+            self.stopped = f"-x: stopped at {unit.cell.id}"
+
+    def _has_failed(self, unit: Unit) -> bool:
+        cell = self._measured.get(unit.cell.id)
+        return cell is not None and cell.error is not None
+
+    def _forget(self, unit: Unit) -> None:
+        """The unit needs no more time."""
+        self.units.remove(unit)
+        left = [number for number in self._missing[unit.cell.id] if number not in unit.repeats]
+        self._missing[unit.cell.id] = left
+
+    def _summarise(self, run: Run) -> None:
+        """Only cells of one run are compared with each other."""
+        cells = [self._measured[cell.id] for cell in run.cells if cell.id in self._measured]
+        self._measured |= {cell.id: cell for cell in self._how.summarise(cells)}
+
+    def _keep(self) -> None:
+        self.result.cells = [self._measured[name] for name in self._cells if name in self._measured]
+        self._save(self.result)
+
+    def _close(self) -> None:
+        for run in self.runs:
+            self._summarise(run)
+        cells = self._measured
+        done = all(
+            name in cells and not cells[name].error and not self._missing[name] for name in self._cells
+        )
+        measured = any(cell.repeats for cell in cells.values())
+        self.result.status = "complete" if done else "partial" if measured else "failed"
+        self._keep()
+        self.result.warnings += notes(self.result.cells)
+        self._save(self.result)
+
+    def _tell(self, kind: str, unit: Unit, text: str = "") -> None:
+        remaining = self._estimate.total(self.units)
+        cell = self._measured.get(unit.cell.id)
+        self._report(
+            Progress(
+                kind,
+                text or f"{unit.cell.id}, repeat {unit.repeats[0] + 1} of {unit.run.settings.repeats}",
+                unit.run.label,
+                cell,
+                self.total - len(self.units),
+                self.total,
+                remaining,
+            )
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._report(Progress("note", text))
+
+    def _warn(self, text: str, where: str = "") -> None:
+        if text not in self._said:
+            self._said.add(text)
+            whole = f"{where}: {text}" if where else text
+            self.result.warnings.append(whole)
+            self._report(Progress("warning", whole))
+
+
+def _not_run(unit: Unit) -> Cell:
+    """A cell of which nothing was measured, as far as its settings tell."""
+    settings: Any = unit.run.settings
+    params = dict(unit.cell.method.params)
+    tried: dict[str, Any] = {"auto": "tc"}
+    rate = None if settings.link == "none" else settings.link_spec().slowest_bps
+    return Cell(
+        id=unit.cell.id,
+        method=unit.cell.method.name,
+        overlap=bool(params.pop("overlap", False)),
+        params=params,
+        model=settings.model,
+        dataset=settings.dataset,
+        axes=dict(unit.cell.axes),
+        workers=settings.workers,
+        bandwidth_bps=rate,
+        execution="replayed" if getattr(settings, "execution", "") == "replayed" else "concurrent",
+        threads=settings.threads,
+        link=LinkRecord(
+            mechanism=tried.get(settings.link, settings.link),
+            requested_bps=rate,
+            configured_bps=None,
+            measured_bps=None,
+            ceiling_bps=None,
+        ),
+    )

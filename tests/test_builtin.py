@@ -1,0 +1,90 @@
+"""The built-in scenarios: all of them are valid, small enough, and found wherever netsim is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import netsim_ddp
+from netsim_ddp.scenario.catalogue import built_in
+from netsim_ddp.sweep.runner import Sweep
+from netsim_ddp.sweep.source import read_plan
+
+ROOT = Path(netsim_ddp.__file__).parent.parent
+NAMES = (
+    "accuracy",
+    "cloud-burst",
+    "codec",
+    "crossover",
+    "headline-resnet50",
+    "quick",
+    "ratio",
+    "scaling",
+    "stragglers",
+    "wan",
+)
+TRAINS = importlib.util.find_spec("netsim_ddp.training") is not None
+needs_train = pytest.mark.skipif(not TRAINS, reason="netsim train is not in this tree")
+
+
+def test_all_of_them_are_there() -> None:
+    assert tuple(built_in()) == NAMES
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_train) if name == "accuracy" else name for name in NAMES]
+)
+def test_each_is_a_question_with_a_plan(name: str) -> None:
+    found, matrix, _, runs = read_plan(name)
+    assert found == name
+    assert matrix.title
+    assert matrix.question.endswith("?")
+    cells = [cell for run in runs for cell in run.cells]
+    assert any(cell.method.name == "dense" for cell in runs[0].cells)
+    going = Sweep(name, matrix, runs, selected=frozenset(c.id for c in cells), kept={}, known={})
+    assert 10 < going.expected_s < (3 * 3600 if name == "accuracy" else 1800)
+
+
+def test_crossover_has_bandwidths_to_interpolate_between() -> None:
+    _, _, _, runs = read_plan("crossover")
+    rates = [run.settings.bandwidth_bps for run in runs]
+    assert rates == sorted(set(rates))
+    assert len(rates) >= 4
+    assert all(run.settings.repeats >= 3 for run in runs)
+
+
+@needs_train
+def test_the_accuracy_study_is_what_was_promised() -> None:
+    _, _, _, runs = read_plan("accuracy")
+    assert [run.settings.workers for run in runs] == [4, 8]
+    assert {run.settings.repeats for run in runs} == {10}
+    ids = {cell.method.id for cell in runs[0].cells}
+    for collective in ("topk,collective=split", "topk-allgather"):
+        for ratio in ("0.1", "0.01", "0.001"):
+            for feedback in ("", "feedback=off,"):
+                assert f"{collective},{feedback}ratio={ratio}" in ids
+        for option in ("feedback=off", "values=fp16", "values=int8"):
+            assert any(name.startswith(collective) and option in name for name in ids)
+
+
+def test_a_wheel_has_them_inside_the_package(tmp_path: Path) -> None:
+    """The build puts the folder where the package looks first; an installed package has no folder beside it."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    (source, target), *_ = build["targets"]["wheel"]["force-include"].items()
+    shutil.copytree(
+        ROOT / "netsim_ddp", tmp_path / "netsim_ddp", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(ROOT / source, tmp_path / target)
+    code = "from netsim_ddp.scenario.catalogue import built_in; print(*built_in(), built_in()['quick'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    *names, place = done.stdout.split()
+    assert tuple(names) == NAMES
+    assert Path(place).is_relative_to(tmp_path / "netsim_ddp")
