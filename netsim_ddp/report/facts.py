@@ -16,7 +16,7 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
 
 
-PAYS_HEADERS = ("faster", "than dense", "than overlapped dense")
+PAYS_HEADERS = ("pays below", "than dense", "than overlapped dense")
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,8 @@ def warnings(collection: Collection) -> list[str]:
 
 def again(source: Source) -> list[str]:
     """What to type to get it again: the command as it was given, and from this file."""
-    name = "train" if source.result.kind == "training" else "run"
-    repeat = (
-        []
-        if any(cell.axes for cell in source.result.cells)
-        else [f"netsim {name} --config {clean(source.name)}"]
-    )
-    return [line for line in (clean(source.result.command), *repeat) if line]
+    result = source.result
+    repeat = "netsim train --config" if result.kind == "training" else "netsim run --config"
+    if any(cell.axes for cell in result.cells):
+        repeat = "netsim sweep"
+    return [line for line in (clean(result.command), f"{repeat} {clean(source.name)}") if line]
