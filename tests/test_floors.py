@@ -48,6 +48,8 @@ LIGHT = [
     ".report.sweep",
     ".report.sweep_progress",
     ".report.terminal",
+    ".report.html",
+    ".report.figures",
     ".link.tc",
     ".link.probe",
     ".bench.runner",

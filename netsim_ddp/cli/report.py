@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.output import writable
+from netsim_ddp.cli.saving import SAVED
 from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
     from netsim_ddp.report.collection import Collection
 
-LAST = Path(".netsim") / "last.json"
+LAST = SAVED / "last.json"
 _Target = str | None
 
 
@@ -160,6 +161,7 @@ def _show(collection: Collection) -> None:
     from rich.text import Text
 
     from netsim_ddp.report.selections import render_selections
+    from netsim_ddp.report.sweep import render_sweep
     from netsim_ddp.report.terminal import render_result
     from netsim_ddp.report.wording import clean
 
@@ -167,7 +169,10 @@ def _show(collection: Collection) -> None:
     for number, source in enumerate(collection.sources):
         if len(collection.sources) > 1:
             console.print(Text(("\n" if number else "") + clean(source.name), style="bold"))
-        render_result(source.result, console)
+        if any(cell.axes for cell in source.result.cells):
+            render_sweep(source.result, console)
+        else:
+            render_result(source.result, console)
         render_selections(source.result, console)
 
 

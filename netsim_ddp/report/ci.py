@@ -9,11 +9,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from netsim_ddp.report.collection import Collection, Entry, model_name, other_axes
+from netsim_ddp.report.collection import Collection, Entry, link_name, model_name, other_axes
 from netsim_ddp.report.wording import clean, plain
 from netsim_ddp.results.record import Cell, Summary
 from netsim_ddp.results.stats import half_width
-from netsim_ddp.units import format_rate
 
 # Bencher's limit for a name.
 _LONGEST = 1024
@@ -57,8 +56,13 @@ def bencher(collection: Collection) -> str:
 
 def benchmark_name(cell: Cell) -> str:
     """``simple_cnn, 4 workers, 1 Gbit/s, tc, replayed: topk,ratio=0.01``."""
-    link = cell.link.shape or (format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped")
-    parts = [model_name(cell), f"{cell.workers} workers", link, cell.link.mechanism, cell.execution]
+    parts = [
+        model_name(cell),
+        f"{cell.workers} workers",
+        link_name(cell),
+        cell.link.mechanism,
+        cell.execution,
+    ]
     if cell.device != "cpu":
         parts.append(cell.device)
     parts += [f"{key}={plain(value)}" for key, value in other_axes(cell).items()]

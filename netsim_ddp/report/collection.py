@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from netsim_ddp.report.wording import clean, group_name, plain
+from netsim_ddp.report.wording import clean, plain
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import METHOD_AXES, is_dense, setting, summarise
+from netsim_ddp.units import format_rate
 
 # Axes that a cell's own fields tell already.
 _TOLD = METHOD_AXES | {"bandwidth", "workers", "model", "dataset", "delay"}
@@ -102,8 +103,7 @@ class Collection:
         what = "training" if kinds == {"training"} else "step times"
         parts = [", ".join(models) or "no cells", what]
         if workers:
-            listed = ", ".join(str(count) for count in workers)
-            parts.append(f"{listed} worker{'' if workers == [1] else 's'}")
+            parts.append(_workers(*workers))
         return " | ".join(parts)
 
     def _titles(self, firsts: Sequence[tuple[Source, Cell]]) -> list[str]:
@@ -116,7 +116,7 @@ class Collection:
             parts = [model_name(cell)] if len(models) > 1 else []
             if len(models) > 1 and len(datasets) > 1 and cell.dataset:
                 parts.append(clean(cell.dataset))
-            parts.append(group_name([cell]))
+            parts += [_workers(cell.workers), link_name(cell)]
             parts += [f"{clean(key)}={clean(plain(value))}" for key, value in other_axes(cell).items()]
             if len(ways) > 1:
                 parts += [cell.execution, cell.link.mechanism, clean(cell.device), clean(cell.backend)]
@@ -124,6 +124,15 @@ class Collection:
                 parts.append(clean(source.name))
             titles.append(", ".join(parts))
         return titles
+
+
+def _workers(*counts: int) -> str:
+    return f"{', '.join(map(str, counts))} worker{'' if counts == (1,) else 's'}"
+
+
+def link_name(cell: Cell) -> str:
+    """The link in words: ``1 Gbit/s``."""
+    return clean(cell.link.shape or (format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped"))
 
 
 def model_name(cell: Cell) -> str:

@@ -36,7 +36,7 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         table.add_column(header, no_wrap=True, overflow="ellipsis")
     for who, one in found.items():
         place = [f"{one.workers} workers, {one.place}"] if several else []
-        texts = [*place, _name(one, cells), _pays(plain.get(who)), _pays(overlapped.get(who))]
+        texts = [*place, _name(one, cells), pays_below(plain.get(who)), pays_below(overlapped.get(who))]
         table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
     console.print()
     console.print(table)
@@ -62,7 +62,8 @@ def _name(one: BreakEven, cells: Sequence[Cell]) -> str:
     return label(next(cell for cell in same if method_name(cell) == one.method), same)
 
 
-def _pays(one: BreakEven | None) -> str:
+def pays_below(one: BreakEven | None) -> str:
+    """``780 (650 to 900) Mbit/s`` with its 95% interval; ``~`` before what lies beyond the bandwidths measured."""
     if one is None:
         return DASH
     lowest, highest = format_rate(one.lowest_bps), format_rate(one.highest_bps)

@@ -16,7 +16,7 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
 
 
-PAYS_HEADERS = ("faster", "than dense", "than overlapped dense")
+PAYS_HEADERS = ("pays below", "than dense", "than overlapped dense")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
             why = next((line for line in (cell.error or "").splitlines() if line.strip()), "not run")
             found.append(f"Missing: {clean(cell.id)}: {clean(why).rstrip('.')}.")
     return found
+
+
+def is_gap(sentence: str) -> bool:
+    """Whether a sentence of :func:`sentences` is about cells or runs that are not there."""
+    return sentence.startswith(("Missing: ", "Partial: "))
 
 
 def link_row(block: Block) -> tuple[str, ...]:
@@ -134,10 +139,8 @@ def warnings(collection: Collection) -> list[str]:
 
 def again(source: Source) -> list[str]:
     """What to type to get it again: the command as it was given, and from this file."""
-    name = "train" if source.result.kind == "training" else "run"
-    repeat = (
-        []
-        if any(cell.axes for cell in source.result.cells)
-        else [f"netsim {name} --config {clean(source.name)}"]
-    )
-    return [line for line in (clean(source.result.command), *repeat) if line]
+    result = source.result
+    repeat = "netsim train --config" if result.kind == "training" else "netsim run --config"
+    if any(cell.axes for cell in result.cells):
+        repeat = "netsim sweep"
+    return [line for line in (clean(result.command), f"{repeat} {clean(source.name)}") if line]

@@ -37,6 +37,7 @@ _STYLE = (
     "caption{text-align:left;overflow-wrap:anywhere;font-weight:600;padding:.25rem 0}"
     "th,td{padding:.2rem .5rem .2rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}"
     "th:first-child,td:first-child,.words th,.words td{text-align:left}"
+    "th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:6rem;max-width:15rem}"
     ".words td,.words th{white-space:normal;min-width:4.5rem}.words{width:100%}"
     "thead th{color:var(--muted);font-weight:600;vertical-align:bottom}"
     "details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}"
@@ -94,18 +95,21 @@ def _header(collection: Collection) -> Markup:
 def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
     found = facts.pays(plots)
     several = len(collection.sources) > 1
-    said = []
+    said: list[Markup] = []
+    missing: list[Markup] = []
     for source in collection.sources:
         lines = facts.sentences(source, collection.blocks)
         if several and lines:
             said.append(tag("h3", source.name))
-        said += [tag("p", line) for line in lines]
+        # A reader of a page of many links must not have to unfold what is missing.
+        missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
+        said += [tag("p", line) for line in lines if not facts.is_gap(line)]
     first = [_table(each.title, facts.PAYS_HEADERS, each.rows, words=True) for each in found]
     if found and len(said) > _OPEN_LINES:
         said = [tag("details", tag("summary", f"Link by link, {len(said)} sentences"), said)]
-    if not first and not said:
+    if not first and not said and not missing:
         first = [tag("p", "Nothing was measured.")]
-    return tag("section", first, said, class_="verdict", aria_label="Verdict")
+    return tag("section", first, said, missing, class_="verdict", aria_label="Verdict")
 
 
 def _plots(title: str, plots: Sequence[Plot], looks: Looks) -> Markup:

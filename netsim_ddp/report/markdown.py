@@ -71,9 +71,11 @@ def _head(collection: Collection) -> str:
         said = facts.sentences(source, collection.blocks)
         if len(collection.sources) > 1:
             lines.append(f"**{text(source.name)}** ({text(source.result.status)})\n")
-        items = "".join(f"- {text(line)}\n" for line in said)
+        items = "".join(f"- {text(line)}\n" for line in said if not facts.is_gap(line))
+        gaps = "".join(f"- {text(line)}\n" for line in said if facts.is_gap(line))
         folded = bool(pays) and len(said) > _OPEN_LINES
         lines.append(_folded(f"Link by link, {len(said)} sentences", items) if folded else items)
+        lines += [gaps] if gaps else []
     return "\n".join(lines)
 
 

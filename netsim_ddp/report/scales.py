@@ -77,9 +77,12 @@ def width(text: str, size: float) -> float:
 
 
 def fitted(text: str, room: float, size: float) -> str:
-    """``text``, cut where it would need more than ``room``."""
-    most = max(int(room / (CHARACTER * size)), 2)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """``text``, its middle left out where it would need more than ``room``: methods differ at both ends."""
+    most = max(int(room / (CHARACTER * size)), 3)
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def apart(places: Sequence[tuple[float, str]], size: float) -> list[tuple[float, str]]:

@@ -148,6 +148,7 @@ def test_all_ranks_end_with_the_same_parameters(slow_link: Result) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_loss_falls_on_the_digits(tmp_path: Path, workers: int) -> None:
     words = ["--link", "none", "--workers", str(workers), "--steps", "40", "--warmup", "0", "--repeats", "1"]
+    words += ["--execution", "concurrent"]
     result = measured(tmp_path, *words, "--ratio", "0.05")
     for cell in result.cells:
         losses = [
@@ -217,6 +218,7 @@ def test_an_ordinary_user_gets_the_same_link() -> None:
 
 def _run_as(user: int, python: str, environment: dict[str, str], home: Path) -> None:
     words = ["--link", "tc", "--workers", "2", "--bandwidth", "200mbps", "--steps", "3", "--repeats", "1"]
+    words += ["--method", "dense,overlap=off", "--method", "topk"]
     as_user = {"user": user, "group": user, "extra_groups": [], "env": environment | {"HOME": str(home)}}
     done = netsim(home, *words, python=python, **as_user)
     if "namespaces are not allowed here" in done.stderr:

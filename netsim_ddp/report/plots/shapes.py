@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from netsim_ddp.report.collection import Collection, Entry, model_name, place_key
-from netsim_ddp.report.wording import clean, milliseconds
-from netsim_ddp.results.record import Cell, Interval
+from netsim_ddp.report.wording import milliseconds
+from netsim_ddp.results.record import Interval
 from netsim_ddp.results.summary import PHASES
 from netsim_ddp.units import format_rate
 
@@ -156,10 +156,6 @@ def place(entry: Entry, *, workers: bool) -> str:
         parts.append(f"{cell.workers} worker{'' if cell.workers == 1 else 's'}")
     parts += [cell.execution, cell.link.mechanism]
     return ", ".join(parts)
-
-
-def link_name(cell: Cell) -> str:
-    return clean(cell.link.shape or (format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped"))
 
 
 def charged(entries: Iterable[Entry]) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.report.crossover import pays_below
 from netsim_ddp.report.plots.shapes import Bar, Bars, Chart, Mark, Point, by_label, panels_of, place, series
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.intervals import ratio_interval
@@ -93,11 +94,9 @@ def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> C
         y_log=True,
         reference=1.0,
         marks=marks,
-        notes=("Triangles: where a method and the baseline take equally long, with the 95% interval.",)
-        if marks
-        else (),
+        notes=_notes(found, marks),
         x_ticks=tuple((rate, f"{rate:g}") for rate in sorted(rates)),
-        ends=tuple((label, pays_until(one)) for one, label in named),
+        ends=tuple((label, pays_below(one)) for one, label in named),
     )
 
 
@@ -117,21 +116,13 @@ def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, overla
     return Point(rate / 1e6, value, low, high)
 
 
-def pays_until(one: BreakEven) -> str:
-    """Where ``one`` stops to pay: ``below 5.54 Gbit/s (5.12 to 6.4 Gbit/s)``, an interval of 95%."""
-    if one.bps is None:
-        return "at every one" if one.kind == "always pays in range" else "at none"
-    text = f"below {_rate(one.bps)}"
-    if one.low_bps is None or one.high_bps is None:
-        return f"{text} (single runs: no interval)"
-    low, high = _rate(one.low_bps), _rate(one.high_bps)
-    if low.split()[1] == high.split()[1]:
-        low = low.split()[0]
-    low += " or below" if one.low_bps <= one.lowest_bps else ""
-    high += " or above" if one.high_bps >= one.highest_bps else ""
-    return f"{text} ({low} to {high})"
-
-
-def _rate(bps: float) -> str:
-    """Three digits: no break-even is known better."""
-    return format_rate(float(f"{bps:.3g}"))
+def _notes(found: Sequence[BreakEven], marks: Sequence[Mark]) -> tuple[str, ...]:
+    notes = []
+    if marks:
+        notes.append("Triangles: where a method and the baseline take equally long, with the 95% interval.")
+    if any(one.beyond is not None for one in found):
+        notes.append("~ pays at every bandwidth measured; beyond, if a step stays a constant + bytes / rate.")
+    if left_out := sorted({rate for one in found for rate in one.left_out}):
+        rates = ", ".join(format_rate(rate) for rate in left_out)
+        notes.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
+    return tuple(notes)

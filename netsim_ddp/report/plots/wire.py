@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.report.collection import Collection, Entry, link_name
 from netsim_ddp.report.plots.shapes import (
     Chart,
     Point,
     Series,
     by_label,
     charged,
-    link_name,
     panels_of,
     place,
     series,
