@@ -119,8 +119,10 @@ def test_time_to_denses_accuracy_and_bytes() -> None:
     assert found.time_ratio == pytest.approx(2 / 30)
     assert found.wire_reduction == pytest.approx(100)
     assert found.tx_bytes_per_step == 1.0
-    slow = summary([dense, cell("topk", [0.89])])
+    slow = summary([dense, cell("topk", [0.88])])
     assert (slow.time_to_accuracy_s, slow.reached, slow.time_ratio) == (None, 0, None)
+    near = summary([dense, cell("topk", [0.891])])  # as good as dense, to a point
+    assert (near.time_to_accuracy_s, near.reached) == (3.0, 1)
     assert time_to(dense.repeats[0].epochs, 0.8) == 10
 
 

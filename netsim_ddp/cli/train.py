@@ -35,7 +35,9 @@ def train(
     data_dir: run_flags.DataDir = None,
     download: run_flags.Download = None,
     text: run_flags.TextPath = None,
-    batch_size: run_flags.BatchSize = None,
+    batch_size: Annotated[
+        Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [16]")
+    ] = None,
     accumulate: Annotated[
         Text, typer.Option(metavar="N", help="Batches per step; gradients are exchanged after the last. [1]")
     ] = None,
@@ -59,7 +61,7 @@ def train(
     ] = None,
     momentum: Annotated[
         Text,
-        typer.Option(metavar="X", help="SGD's; sparse methods correct it, momentum=0 there does not. [0]"),
+        typer.Option(metavar="X", help="SGD's; sparse methods correct it, momentum=0 there does not. [0.9]"),
     ] = None,
     weight_decay: Annotated[Text, typer.Option(metavar="X", help="AdamW's is decoupled. [0]")] = None,
     schedule: Annotated[Text, typer.Option(metavar="NAME", help="cosine, step, constant. [cosine]")] = None,
@@ -86,7 +88,7 @@ def train(
     seed: run_flags.Seed = None,
     target_accuracy: Annotated[
         Text,
-        typer.Option(metavar="SHARE", help="Whose time is reported: 95%. [what dense ends with]"),
+        typer.Option(metavar="SHARE", help="Whose time is reported: 95%. [dense's last less a point]"),
     ] = None,
     bandwidth: Annotated[
         Text,

@@ -200,8 +200,8 @@ class TrainingSummary(Strict):
     Accuracies are fractions, differences to the dense cell of the same setting in percentage points (accuracy) or in
     percent of its loss, paired by seed. ``resolution_points`` is what one validation sample weighs;
     ``resolvable_points`` what a difference must exceed to be told from none with these seeds.
-    ``time_to_accuracy_s`` is the training clock at the end of the first epoch that reaches the dense run's final
-    accuracy of the same seed (or the ``target`` that was given), the median over the seeds that reach it;
+    ``time_to_accuracy_s`` is the training clock at the end of the first epoch that comes within a point of the dense
+    run's final accuracy of the same seed (or reaches the ``target`` that was given), the median over the seeds that do;
     ``time_ratio`` is that over the time that the dense cell takes to the same accuracy.
     """
 

@@ -18,7 +18,8 @@ from netsim_ddp.results.student import student_t
 from netsim_ddp.results.summary import is_dense, setting
 
 WITHIN_POINTS = 1.0
-"""A method that loses no more accuracy than this, its interval's worse end included, is *within* dense."""
+"""A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
+no further below what dense ends with counts as dense's when times are compared."""
 METHOD_AXES = ("method", "methods", "ratio", "learning_rate", "tune_lr")
 """Axes of a sweep that do not set a cell's dense baseline apart."""
 
@@ -149,13 +150,15 @@ def verdict_on(difference: MeanInterval, resolution: float) -> str:
 def _times(
     cell: Cell, dense: Cell | None, ours: dict[int, RepeatRecord], theirs: dict[int, RepeatRecord]
 ) -> dict[str, Any]:
-    """When the accuracy that counts is reached: the recipe's target, or what dense of the same seed ends with."""
+    """When the accuracy that counts is reached: the recipe's target, or :data:`WITHIN_POINTS` below what dense of the
+    same seed ends with. To the digit, a single validation sample would decide."""
     target = cell.recipe.target if cell.recipe else None
     mine, dense_times = [], []
     for seed, repeat in ours.items():
         goal = target
         if goal is None and seed in theirs:
             goal = theirs[seed].epochs[-1].validation_accuracy
+            goal = None if goal is None else goal - WITHIN_POINTS / 100
         if goal is None or (moment := time_to(repeat.epochs, goal)) is None:
             continue
         mine.append(moment)

@@ -65,6 +65,8 @@ class TrainScenario(Settings):
     }
     method_options: ClassVar[Options] = {"lr": positive, "freeze_after": whole}
 
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
     learning_rate: float = Field(default=LEARNING_RATES["sgd"], gt=0, allow_inf_nan=False)
     """Where it is not set, that of :data:`LEARNING_RATES`."""
     repeats: int = Field(default=1, ge=1, le=1000)
