@@ -156,12 +156,3 @@ def test_every_method_of_the_command_line_exists(name: str) -> None:
 
     assert name in backend.METHODS
     assert MethodSpec(name=name).id == name
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml")), ids=lambda p: p.name
-)
-def test_the_scenarios_that_ship_are_valid_and_say_what_they_ask(path: Path) -> None:
-    assert build_scenario({}, path).resolved().cells()
-    assert path.read_text(encoding="utf-8").startswith("title: ")
-    assert "\nquestion: " in path.read_text(encoding="utf-8")
