@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from netsim_ddp.bench.channel import send
@@ -138,7 +139,9 @@ def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
             code = None if killed else os.WEXITSTATUS(status)
             number = os.WTERMSIG(status) if killed else None
             rank, start = known
-            send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
+            # A command that is gone is heard of at the next turn, as the end of its messages.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
 
 
 def _kill(ranks: dict[int, tuple[int, int]]) -> None:
