@@ -155,6 +155,8 @@ def draw(measured: list[tuple[int, float, float]], payload: float) -> None:
         axes.plot([p for p, *_ in measured], at, marker, color=colour, label=f"{name}, at the interface")
     axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="kB sent per worker and step")
     axes.set_xticks([2, 4, 8, 16, 32, 64], labels=["2", "4", "8", "16", "32", "64"])
+    axes.set_yticks([50, 100, 200, 500, 1000, 2000], labels=["50", "100", "200", "500", "1000", "2000"])
+    axes.minorticks_off()
     axes.set_title("Top-K at 1% of 1,078,666 parameters", loc="left")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
