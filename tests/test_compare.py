@@ -343,6 +343,12 @@ def test_the_text_says_what_would_decide() -> None:
     assert "noise hides it; a change of" in text
 
 
+def test_single_runs_show_a_ratio_without_an_interval() -> None:
+    text = text_of(held(result(noisy(1, 1)), result(noisy(2, 1)), only=frozenset({"times"})))
+    assert re.search(r"\d ms +\d\.\d\d +1  inconclusive", text)
+    assert "(" not in text.split("verdict")[1].split("dense | 0.1 Gbit/s: 1 against")[0]
+
+
 def test_no_line_is_longer_than_the_terminal() -> None:
     base, new = result(noisy(1)), result(noisy(2), slower=1.3)
     for width in (80, 100, 160):

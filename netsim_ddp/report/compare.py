@@ -169,6 +169,8 @@ def _name_width(names: Sequence[str], width: int) -> int:
 
 def _ratio(row: TimeRow) -> str:
     ratio = row.ratio
+    if ratio.level <= 0:  # a run on each side: no noise was seen, so nothing is known of it
+        return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
