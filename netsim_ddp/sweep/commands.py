@@ -41,8 +41,9 @@ def command_of(name: str) -> Command:
 
 
 def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save, stage: Stage) -> Result:
+    from netsim_ddp.training.ground import Ground
     from netsim_ddp.training.one import TASK
-    from netsim_ddp.training.runner import Ground, train
+    from netsim_ddp.training.runner import train
 
     def note(text: str) -> None:
         report(Event("note", text))

@@ -29,6 +29,7 @@ class Training:
         scenario: resolved.
         slot: where its checkpoints go. start: the one that it goes on from.
         traced: how many steps the ranks shall answer the laps of.
+        log: whether it may write to the scenario's ``log_dir``.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Training:
         slot: Slot | None = None,
         start: tuple[Path, Manifest] | None = None,
         traced: int = 0,
+        log: bool = True,
     ) -> None:
         self._scenario = scenario.model_copy(update={"seed": seed, "learning_rate": learning_rate})
         self._link, self._method, self._seed, self._slot, self._start = link, method, seed, slot, start
-        self._traced = traced
+        self._traced, self._log_dir = traced, scenario.log_dir if log else None
         workers = scenario.workers
         self.history: list[EpochRecord] = []
         """The epochs so far."""
@@ -105,7 +107,7 @@ class Training:
 
     def _jobs(self) -> list[dict[str, Any]]:
         scenario, method = self._scenario, self._method
-        log = scenario.log_dir
+        log = self._log_dir
         params = {
             "exchange": scenario.exchange_params(method),
             "freeze_after": method.params.get("freeze_after"),

@@ -46,6 +46,9 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
         state["error_buffer"] = {
             name: value if rule == "sum" else torch.zeros_like(value) for name, value in pending.items()
         }
+        if "selection" in state:  # a collective without owners does not look at it
+            numel = sum(value.numel() for value in pending.values())
+            state["sums"] = torch.zeros(Shares(numel, world_size).size(rank))
     if "velocity" in state:
         state["velocity"] = {
             name: _mean([each["velocity"][name] for each in states]) * (1.0 if rule == "sum" else 0.0)

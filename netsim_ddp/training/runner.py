@@ -5,25 +5,18 @@ Torch-free like :mod:`netsim_ddp.bench.runner`, whose events and signature it sh
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from netsim_ddp import __version__
-from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.runner import Event, Report, Save, environment, have_data
-from netsim_ddp.bench.stage import launcher_for
+from netsim_ddp.bench.runner import Event, Report, Save, environment
 from netsim_ddp.errors import NetsimError, RankError, UsageError
-from netsim_ddp.link.base import Link
-from netsim_ddp.link.choose import choose
-from netsim_ddp.link.probe import ProbeReport, prove
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import (
     Cell,
@@ -31,7 +24,6 @@ from netsim_ddp.results.record import (
     RepeatRecord,
     Result,
     Tool,
-    TunedRate,
     load,
     now_utc,
     save,
@@ -40,35 +32,11 @@ from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.scenario import TrainScenario, available_cores
 from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, check_settings, run_file, settings_of
-from netsim_ddp.training.one import TASK, Training
+from netsim_ddp.training.ground import Ground, ground
+from netsim_ddp.training.one import Training
+from netsim_ddp.training.tuning import tune
 
-
-@dataclasses.dataclass
-class Ground:
-    """A link that exists, proven, with a fork server inside: several experiments may use it one after the other, as
-    long as they agree on model, data, threads, ranks and link."""
-
-    link: Link
-    launcher: Launcher
-    measured: ProbeReport | None
-
-
-def ground(
-    scenario: TrainScenario, stack: ExitStack, note: Callable[[str], None], warn: Callable[[str], None]
-) -> Ground:
-    """The ground for a resolved ``scenario``, left when ``stack`` is.
-
-    Raises:
-        EnvironmentFault: the link cannot be made, is not what was asked for, or the workers cannot start.
-    """
-    have_data(scenario, note)
-    link = stack.enter_context(choose(scenario.link_spec(), scenario.link, note))
-    measured = None
-    if link.mechanism == "tc":  # the bucket is probed by the workers' own group
-        note("probing the link")
-        measured = prove(link, warn)
-    note("importing torch once for all workers")
-    return Ground(link, stack.enter_context(launcher_for(scenario, link, TASK)), measured)
+__all__ = ["Ground", "ground", "train", "trained"]
 
 
 def train(
@@ -137,7 +105,7 @@ class _Run:
             self.result.cells = [self._cell(method, ground_) for method in self.scenario.methods]
             self._warn_of_contention()
             self.save()
-            self._tune(ground_)
+            tune(self.scenario, self.result.cells, ground_, self.report, self.save)
             self._train_cells(ground_)
         self.close("complete", None)
 
@@ -260,58 +228,6 @@ class _Run:
         if load > max(1.0, 0.5 * cores):
             self.warn(f"this machine is busy already: load {load:.1f} on {cores} cores")
 
-    def _tune(self, on: Ground) -> None:
-        """Try every rate on a seed that is not evaluated; each method keeps its best by validation loss."""
-        rates, seed = self.scenario.tuned_rates, self.scenario.tune_seed
-        if not rates or seed is None:
-            return
-        if seed in self.scenario.seeds:
-            raise UsageError(
-                f"tune_seed {seed} is one of the seeds that are evaluated",
-                hint="name another, or leave it out",
-            )
-        for cell, method in zip(self.result.cells, self.scenario.methods, strict=True):
-            assert cell.recipe is not None
-            if "lr" in method.params or len(cell.recipe.tuned) == len(rates):
-                continue
-            cell.recipe.tune_seed, cell.recipe.tuned = seed, []
-            for rate in rates:
-                cell.recipe.tuned.append(self._try_rate(on, cell, method, seed, rate))
-            best = best_rate(cell.recipe.tuned)
-            if best is None:
-                raise RankError(
-                    f"{cell.id}: no learning rate of {', '.join(f'{rate:g}' for rate in rates)} trains",
-                    hint="try lower ones with --tune-lr",
-                )
-            cell.recipe.learning_rate = best
-            self.report(Event("line", f"{cell.id}: learning rate {best:g} has the lowest validation loss"))
-            self.save()
-
-    def _try_rate(self, on: Ground, cell: Cell, method: MethodSpec, seed: int, rate: float) -> TunedRate:
-        """One training on the tuning seed; a rate at which it diverges is a finding."""
-        training = Training(self.scenario, on.link, method, seed, rate)
-        self.report(Event("progress", f"{cell.id}, learning rate {rate:g}"))
-        try:
-            record, _ = training.run(on.launcher, lambda _: None, lambda _: None)
-        except RankError as error:
-            if "not finite" not in error.message:
-                raise
-            self.report(Event("line", f"{cell.id}: learning rate {rate:g} diverges"))
-            return TunedRate(learning_rate=rate, validation_loss=None)
-        last = record.epochs[-1]
-        self.report(
-            Event(
-                "line",
-                f"{cell.id}: learning rate {rate:g}, seed {seed}: validation loss {last.validation_loss:.4g}, "
-                f"accuracy {last.validation_accuracy or 0:.2%}",
-            )
-        )
-        return TunedRate(
-            learning_rate=rate,
-            validation_loss=last.validation_loss,
-            validation_accuracy=last.validation_accuracy,
-        )
-
     def _train_cells(self, on: Ground) -> None:
         """Seeds outermost and every other one backwards (ABBA), so that a drift of the machine's speed falls on all
         methods alike, and an experiment that is cut short has whole seeds."""
@@ -389,13 +305,3 @@ class _Run:
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
         if probed:
             cell.link.measured_bps = min(probed)
-
-
-def best_rate(tuned: Sequence[TunedRate]) -> float | None:
-    """The rate with the lowest validation loss; None where none trained to its end."""
-    found = [
-        (each.validation_loss, each.learning_rate)
-        for each in tuned
-        if each.validation_loss is not None and math.isfinite(each.validation_loss)
-    ]
-    return min(found)[1] if found else None

@@ -28,8 +28,8 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.training import determinism
 from netsim_ddp.training.exchange import Averaged, build_exchange
 from netsim_ddp.training.loop import Totals, Trainer
+from netsim_ddp.training.other_ranks import on_other_ranks
 from netsim_ddp.training.precision import LossScaler
-from netsim_ddp.training.residuals import converted, pending_gradient
 from netsim_ddp.training.schedule import rate_at
 from netsim_ddp.training.states import (
     SHARED,
@@ -264,7 +264,8 @@ class TrainTask(Task):
         changed = world_size != self.job.world_size
         if changed:
             states = [read_state(folder / rank_file(each)) for each in range(world_size)]
-            own = self._other_world(states)
+            rank_of = (rank, self.job.world_size)
+            own = on_other_ranks(states, self.scenario["resume_residuals"], rank_of, self._steps, trainer)
         else:
             own = read_state(folder / rank_file(rank))
             determinism.restore(own["rng"], device)
@@ -280,31 +281,6 @@ class TrainTask(Task):
         trainer.totals = Totals(**own["totals"])
         self._clock_s, self._epoch = own["clock_s"], own["epoch"]
         self._first_step = own["step"]
-
-    def _other_world(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's state out of those of another number of ranks; see :mod:`netsim_ddp.training.residuals`.
-
-        In mid-epoch the same share of the epoch counts as done, rounded down to whole steps.
-        """
-        rank, ranks, rule = self.job.rank, self.job.world_size, self.scenario["resume_residuals"]
-        first, exchange = states[0], self._trainer.exchange
-        own = dict(first)
-        saved = [state["exchange"] for state in states]
-        own["exchange"] = converted(saved, rule, rank, ranks) if saved[0] else {}
-        if "sums" in (fresh := exchange.state_dict()):
-            own["exchange"]["sums"] = fresh["sums"]
-        if ranks == 1 and rule == "sum" and (pending := pending_gradient(saved)):
-            # Alone, nothing is exchanged and no residual read: what is pending goes into the first step's gradient.
-            flat = torch.cat([pending[name].reshape(-1) for name in self._trainer.flat.names])
-            self._trainer.pending = flat.to(self._trainer.flat.data.device)
-            own["exchange"]["error_buffer"] = {
-                name: torch.zeros_like(value) for name, value in pending.items()
-            }
-        own["step"] = self._steps * first["step"] // first["steps_per_epoch"]
-        own["totals"] = _summed([state["totals"] for state in states] if rank == 0 else [])
-        own["totals"]["steps"] = own["step"]
-        own["totals"]["clock_s"] = first["totals"]["clock_s"]
-        return own
 
     def _trace(self, sample: StepSample) -> None:
         """Keep the first steps after those that warm up."""
@@ -347,15 +323,3 @@ class TrainTask(Task):
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,
         }
-
-
-def _summed(totals: list[dict[str, Any]]) -> dict[str, Any]:
-    """What several ranks have done of an epoch, as one rank's."""
-    own = dataclasses.asdict(Totals())
-    for each in totals:
-        for key, value in each.items():
-            if isinstance(value, int | float):
-                own[key] += value
-    for key in ("skipped", "payload_bytes", "predicted_bytes") if totals else ():
-        own[key] = totals[0][key]  # every rank has the same of these, or nearly
-    return own

@@ -27,8 +27,9 @@ from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.scenario import TrainScenario, build
 from netsim_ddp.training.checkpoint import Slot
+from netsim_ddp.training.ground import Ground
 from netsim_ddp.training.one import TASK
-from netsim_ddp.training.runner import Ground, train
+from netsim_ddp.training.runner import train
 
 DEADLINE_S = 120
 SMALL = {"epochs": 2, "steps_per_epoch": 6, "workers": 2, "methods": ["topk"], "momentum": 0.9}

@@ -1,0 +1,90 @@
+"""A learning rate of its own for every method, tried on a seed that is not evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from netsim_ddp.bench.runner import Event, Report
+from netsim_ddp.errors import RankError, UsageError
+from netsim_ddp.methods import MethodSpec
+from netsim_ddp.results.record import Cell, TunedRate
+from netsim_ddp.scenario import TrainScenario
+from netsim_ddp.training.ground import Ground
+from netsim_ddp.training.one import Training
+
+
+def tune(
+    scenario: TrainScenario, cells: Sequence[Cell], on: Ground, report: Report, save: Callable[[], None]
+) -> None:
+    """Try every rate of ``scenario``; each cell keeps the one with the lowest validation loss, and all of them.
+
+    A method with a rate of its own is left alone, and one that was tuned before.
+
+    Raises:
+        UsageError: the tuning seed is one of those evaluated.
+        RankError: a method diverges at every rate, or a rank failed.
+    """
+    rates, seed = scenario.tuned_rates, scenario.tune_seed
+    if not rates or seed is None:
+        return
+    if seed in scenario.seeds:
+        raise UsageError(
+            f"tune_seed {seed} is one of the seeds that are evaluated", hint="name another, or leave it out"
+        )
+    for cell, method in zip(cells, scenario.methods, strict=True):
+        assert cell.recipe is not None
+        if "lr" in method.params or len(cell.recipe.tuned) == len(rates):
+            continue
+        cell.recipe.tune_seed = seed
+        cell.recipe.tuned = [_try(scenario, cell, on, method, seed, rate, report) for rate in rates]
+        best = best_rate(cell.recipe.tuned)
+        if best is None:
+            raise RankError(
+                f"{cell.id}: no learning rate of {', '.join(f'{rate:g}' for rate in rates)} trains",
+                hint="try lower ones with --tune-lr",
+            )
+        cell.recipe.learning_rate = best
+        report(Event("line", f"{cell.id}: learning rate {best:g} has the lowest validation loss"))
+        save()
+
+
+def _try(
+    scenario: TrainScenario,
+    cell: Cell,
+    on: Ground,
+    method: MethodSpec,
+    seed: int,
+    rate: float,
+    report: Report,
+) -> TunedRate:
+    """One training; a rate at which it diverges is a finding."""
+    training = Training(scenario, on.link, method, seed, rate, log=False)
+    report(Event("progress", f"{cell.id}, learning rate {rate:g}"))
+    try:
+        record, _ = training.run(on.launcher, lambda _: None, lambda _: None)
+    except RankError as error:
+        if "not finite" not in error.message:
+            raise
+        report(Event("line", f"{cell.id}: learning rate {rate:g} diverges"))
+        return TunedRate(learning_rate=rate, validation_loss=None)
+    last = record.epochs[-1]
+    text = f"{cell.id}: learning rate {rate:g}, seed {seed}: validation loss {last.validation_loss:.4g}"
+    if last.validation_accuracy is not None:
+        text += f", accuracy {last.validation_accuracy:.1%}"
+    report(Event("line", text))
+    return TunedRate(
+        learning_rate=rate,
+        validation_loss=last.validation_loss,
+        validation_accuracy=last.validation_accuracy,
+    )
+
+
+def best_rate(tuned: Sequence[TunedRate]) -> float | None:
+    """The rate with the lowest validation loss; None where none trained to its end."""
+    found = [
+        (each.validation_loss, each.learning_rate)
+        for each in tuned
+        if each.validation_loss is not None and math.isfinite(each.validation_loss)
+    ]
+    return min(found)[1] if found else None
