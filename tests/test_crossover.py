@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
@@ -164,21 +166,30 @@ def test_axes_that_name_the_method_or_the_bandwidth_do_not_part_it_from_dense() 
     assert only(break_evens(cells, overlapped=False)).bps is not None
 
 
+def delayed(cell: Cell, seconds: float) -> Cell:
+    shape = f"{(cell.bandwidth_bps or 0) / 1e6:g} Mbit/s; delay {seconds * 1e3:g} ms"
+    return cell.model_copy(update={"link": cell.link.model_copy(update={"delay_s": seconds, "shape": shape})})
+
+
 def test_delays_stand_in_the_place() -> None:
-    cells = [
-        cell.model_copy(
-            update={
-                "link": cell.link.model_copy(
-                    update={
-                        "delay_s": 0.005,
-                        "shape": f"{(cell.bandwidth_bps or 0) / 1e6:g} Mbit/s; delay 5 ms",
-                    }
-                )
-            }
-        )
-        for cell in curve(rates=RATES[:4])
-    ]
+    cells = [delayed(cell, 0.005) for cell in curve(rates=RATES[:4])]
     assert only(break_evens(cells, overlapped=False)).place == "concurrent, tc, delay 5 ms"
+
+
+def test_several_places_get_a_heading_each_and_fit_80_columns() -> None:
+    noisy = curve(lambda: (0.99, 1.0, 1.01, 1.0, 0.99))
+    cells = noisy + [
+        delayed(cell, 0.02).model_copy(update={"id": f"{cell.id}/2", "workers": 2}) for cell in noisy
+    ]
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        render_break_evens(cells, console)
+    text = captured.get()
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    headings = [line for line in text.splitlines() if "workers, " in line]
+    assert headings == ["8 workers, concurrent, tc", "2 workers, concurrent, tc, delay 20 ms"]
+    assert text.count("Mbit/s") == 2
 
 
 def test_two_bandwidths_are_needed() -> None:

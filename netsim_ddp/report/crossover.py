@@ -24,22 +24,16 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
     found = {**overlapped, **plain}
     if not found:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    several = len({who[:3] for who in found}) > 1
-    headers = [
-        *(["place"] if several else []),
-        "pays below (95% interval)",
-        "than dense",
-        "than overlapped dense",
-    ]
-    for header in headers:
-        table.add_column(header, no_wrap=True, overflow="ellipsis")
-    for who, one in found.items():
-        place = [f"{one.workers} workers, {one.place}"] if several else []
-        texts = [*place, _name(one, cells), pays_below(plain.get(who)), pays_below(overlapped.get(who))]
-        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
-    console.print()
-    console.print(table)
+    places: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
+    for who in found:
+        places.setdefault(who[:3], []).append(who)
+    for there in places.values():
+        console.print()
+        if len(places) > 1:
+            one = found[there[0]]
+            console.print(_line(f"{one.workers} workers, {one.place}", console))
+        rows = [(_name(found[who], cells), plain.get(who), overlapped.get(who)) for who in there]
+        console.print(_table(rows, console))
     first = next(iter(found.values()))
     every = [*plain.values(), *overlapped.values()]
     lines = []
@@ -50,7 +44,21 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         rates = ", ".join(format_rate(rate) for rate in left_out)
         lines.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
     for line in lines:
-        console.print(Text(textwrap.fill(encodable(line, console), console.width)))
+        console.print(_line(line, console))
+
+
+def _table(rows: Sequence[tuple[str, BreakEven | None, BreakEven | None]], console: Console) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for header in ("pays below (95% interval)", "than dense", "than overlapped dense"):
+        table.add_column(header, no_wrap=True, overflow="ellipsis")
+    for name, plain, overlapped in rows:
+        texts = [name, pays_below(plain), pays_below(overlapped)]
+        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
+    return table
+
+
+def _line(text: str, console: Console) -> Text:
+    return Text(textwrap.fill(encodable(clean(text), console), console.width))
 
 
 def _who(one: BreakEven) -> tuple[object, ...]:
