@@ -34,11 +34,11 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
             console.print(_line(f"{one.workers} workers, {one.place}", console))
         rows = [(_name(found[who], cells), plain.get(who), overlapped.get(who)) for who in there]
         console.print(_table(rows, console))
-    first = next(iter(found.values()))
     every = [*plain.values(), *overlapped.values()]
     lines = []
-    if any(one.beyond is not None for one in every):
-        span = f"{format_rate(first.lowest_bps)} to {format_rate(first.highest_bps)}"
+    spans = dict.fromkeys((one.lowest_bps, one.highest_bps) for one in every if one.beyond is not None)
+    if spans:
+        span = " or ".join(f"{format_rate(low)} to {format_rate(high)}" for low, high in spans)
         lines.append(f"~ faster at all of {span}; beyond, if a step stays a constant + bytes / rate.")
     if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
