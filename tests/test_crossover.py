@@ -189,7 +189,9 @@ def test_several_places_get_a_heading_each_and_fit_80_columns() -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     headings = [line for line in text.splitlines() if "workers, " in line]
     assert headings == ["8 workers, concurrent, tc", "2 workers, concurrent, tc, delay 20 ms"]
-    assert "450 (" in text and "~420 (" in text and "~ faster at all of 10 Mbit/s to 300 Mbit/s" in text
+    assert "450 (" in text
+    assert "~420 (" in text
+    assert "~ faster at all of 10 Mbit/s to 300 Mbit/s" in text
 
 
 def test_two_bandwidths_are_needed() -> None:
