@@ -85,6 +85,7 @@ _SPARSE: Mapping[str, Callable[[Any], Any]] = {
 _CORRECTED: Mapping[str, Callable[[Any], Any]] = {
     "momentum": _number(0, 1, "0.9"),
     "clip": positive,
+    "masking": _one_of("auto", "on", "off"),
 }
 _CODED: Mapping[str, Callable[[Any], Any]] = {
     "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),

@@ -44,6 +44,7 @@ class SelectedEntries(Method):
         error_buffer: where the residual lives; a new buffer by default.
         momentum: of :class:`~netsim_ddp.compression.momentum.MomentumCorrection`; the optimizer must then have none.
         clip: likewise, a limit on the gradient's norm.
+        masking: likewise, where velocity is dropped.
         nonfinite: what a NaN or inf in one rank's gradient does: ``raise`` on every rank, or ``skip``: no rank changes
             anything, the average is 0 and ``skipped`` says so. Skipping takes one more round of one byte per peer.
         selection: what is sent, as :class:`~netsim_ddp.compression.budget.SelectionOptions` takes it.
@@ -60,6 +61,7 @@ class SelectedEntries(Method):
         error_buffer: ErrorFeedbackBuffer | None = None,
         momentum: float = 0.0,
         clip: float | None = None,
+        masking: str = "auto",
         nonfinite: str = "raise",
         **selection: Any,
     ) -> None:
@@ -77,7 +79,7 @@ class SelectedEntries(Method):
         self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
         self.selection = Selection(list(flat.shapes.values()), options, device)
         self.momentum = (
-            MomentumCorrection(flat.shapes, device, momentum, clip, group.world_size)
+            MomentumCorrection(flat.shapes, device, momentum, clip, group.world_size, masking)
             if momentum or clip is not None
             else None
         )
@@ -132,7 +134,8 @@ class SelectedEntries(Method):
         if self._room is not None:
             self.received = self._room[: self.values.numel()]
         if self.momentum is not None:
-            self.momentum.keep(self.flat.data, self.indices)
+            masked = self.selection.waited(self.indices, self.momentum.masked_wait)
+            self.momentum.keep(self.flat.data, masked)
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""

@@ -39,6 +39,7 @@ class Selection:
         self.budget = Budget(shapes, options)
         self.capacity = self.budget.capacity(self.selector)
         """The most entries of any step."""
+        self._counts = self.budget.counts()
         self._values = torch.empty(self.capacity, dtype=torch.float32, device=device)
         self._indices = torch.empty(self.capacity, dtype=torch.int32, device=device)
 
@@ -52,6 +53,7 @@ class Selection:
             NonFiniteGradient: nothing has changed then, and the step does not count.
         """
         offsets, ks = self.budget.offsets, self.budget.counts()
+        self._counts = ks
         self.selector.step = self.budget.step
         if residual is None:
             count = self.selector.pick(flat, offsets, ks, self._values, self._indices)
@@ -60,6 +62,17 @@ class Selection:
         values, indices = self._values[:count], self._indices[:count]
         self.budget.learn(values, indices)
         return values, indices
+
+    def waited(self, indices: Tensor, least: float) -> Tensor:
+        """Those of the last step's ``indices`` (int32 [k]) in segments whose entries wait ``least`` steps or more on
+        average, which is as many as the segment's size over its count."""
+        offsets = self.budget.offsets
+        rare = (offsets[1:] - offsets[:-1]).double() >= least * self._counts.double()
+        if bool(rare.all()):
+            return indices
+        cuts = torch.searchsorted(indices, offsets.to(indices)).tolist()
+        parts = [indices[cuts[at] : cuts[at + 1]] for at in rare.nonzero().flatten().tolist()]
+        return torch.cat(parts) if parts else indices[:0]
 
     def check(self, flat: Tensor, residual: Tensor | None) -> None:
         """Refuse what :meth:`run` would refuse, without running it.
