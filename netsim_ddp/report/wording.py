@@ -52,6 +52,11 @@ def label(cell: Cell, cells: Sequence[Cell]) -> str:
     keys = sorted({key for other in others for key in other.params} - {"overlap"})
     if not any("collective=" in other.id for other in others):
         keys = [key for key in keys if key != "collective"]  # nobody asked for it: topk chose it
+    with_feedback = {
+        str(other.params.get("momentum")) for other in others if other.params.get("feedback", True)
+    }
+    if len(with_feedback) == 1:
+        keys = [key for key in keys if key != "momentum"]  # feedback=off can have none: that is no difference
     parts = [
         f"{key}={plain(cell.params[key])}"
         for key in keys
