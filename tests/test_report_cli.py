@@ -106,6 +106,10 @@ def test_without_an_exporter_it_is_the_table_again(bare: dict[str, str], here: P
     several = netsim(bare, str(HEADLINE), "sweep.json", at=here)
     assert several.stdout.startswith("headline-resnet50.json\n")
     assert "\nsweep.json\n" in several.stdout
+    trained = netsim(bare, "train.json", at=here)
+    assert trained.returncode == 0, trained.stderr
+    assert "verdict" in trained.stdout
+    assert "Missing" not in trained.stdout
 
 
 def test_last_is_the_newest_run_here(bare: dict[str, str], here: Path) -> None:

@@ -163,6 +163,7 @@ def _show(collection: Collection) -> None:
     from netsim_ddp.report.selections import render_selections
     from netsim_ddp.report.sweep import render_sweep
     from netsim_ddp.report.terminal import render_result
+    from netsim_ddp.report.training import render_training
     from netsim_ddp.report.wording import clean
 
     console = Console(highlight=False)
@@ -171,6 +172,8 @@ def _show(collection: Collection) -> None:
             console.print(Text(("\n" if number else "") + clean(source.name), style="bold"))
         if any(cell.axes for cell in source.result.cells):
             render_sweep(source.result, console)
+        elif source.result.kind == "training":
+            render_training(source.result, console)
         else:
             render_result(source.result, console)
         render_selections(source.result, console)

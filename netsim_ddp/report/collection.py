@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from netsim_ddp.report.wording import clean, plain
+from netsim_ddp.report.wording import clean, plain, same_momentum
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import METHOD_AXES, is_dense, setting, summarise
+from netsim_ddp.results.training import summarise_training
 from netsim_ddp.units import format_rate
 
 # Axes that a cell's own fields tell already.
@@ -168,6 +169,8 @@ def _frozen(axes: dict[str, Any]) -> str:
 def _completed(result: Result) -> Result:
     """``result`` with each cell's model, and with summaries where a file has samples and none."""
     cells = result.cells
+    if result.kind == "training":
+        cells = summarise_training(cells)
     if any(cell.summary is None and any(rank.steps for repeat in cell.repeats for rank in repeat.ranks)
            for cell in cells):  # fmt: skip
         cells = summarise(cells)
@@ -203,6 +206,9 @@ class _Labels:
             method: sorted(key for key, found in seen.items() if len(found) > 1)
             for method, seen in values.items()
         }
+        for method, telling in self._telling.items():
+            if same_momentum([cell for cell in cells if cell.method == method]) and "momentum" in telling:
+                telling.remove("momentum")
         # Threads follow from workers and cores in most sweeps; they tell methods apart only within one block.
         self._threads = False
         for group in groups:

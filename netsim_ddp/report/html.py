@@ -105,8 +105,8 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
         missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
         said += [tag("p", line) for line in lines if not facts.is_gap(line)]
     first = [_table(each.title, facts.PAYS_HEADERS, each.rows, words=True) for each in found]
-    if found and len(said) > _OPEN_LINES:
-        said = [tag("details", tag("summary", f"Link by link, {len(said)} sentences"), said)]
+    if len(said) > _OPEN_LINES:
+        said = [tag("details", tag("summary", f"Place by place, {len(said)} sentences"), said)]
     if not first and not said and not missing:
         first = [tag("p", "Nothing was measured.")]
     return tag("section", first, said, missing, class_="verdict", aria_label="Verdict")
@@ -153,7 +153,7 @@ def _numbers(collection: Collection) -> Markup:
         inner = tag("details", tag("summary", f"{len(tables)} tables, one for each link"), tables)
     words = []
     if trained:
-        words.append("After the last epoch: means over seeds, ± half a 95% interval.")
+        words.append(learned.NOTE)
     if blocks:
         words.append(
             "ms per step of the slowest rank, median over repeats; phases add up to the step. MB per rank and step."

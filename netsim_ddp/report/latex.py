@@ -27,7 +27,7 @@ def document(collection: Collection) -> str:
     tables = [_block(block) for block in blocks]
     for block in collection.blocks:
         if rows := learned.rows(block):
-            caption = f"{block.title}: after the last epoch, means over seeds, half 95% intervals."
+            caption = f"{block.title}. {learned.NOTE}"
             tables.append(_table(caption, learned.HEADERS, rows))
     return head + ("\n".join(tables) or "% no cell was measured\n")
 

@@ -73,8 +73,8 @@ def _head(collection: Collection) -> str:
             lines.append(f"**{text(source.name)}** ({text(source.result.status)})\n")
         items = "".join(f"- {text(line)}\n" for line in said if not facts.is_gap(line))
         gaps = "".join(f"- {text(line)}\n" for line in said if facts.is_gap(line))
-        folded = bool(pays) and len(said) > _OPEN_LINES
-        lines.append(_folded(f"Link by link, {len(said)} sentences", items) if folded else items)
+        folded = len(said) > _OPEN_LINES
+        lines.append(_folded(f"Place by place, {len(said)} sentences", items) if folded else items)
         lines += [gaps] if gaps else []
     return "\n".join(lines)
 
@@ -82,12 +82,11 @@ def _head(collection: Collection) -> str:
 def _details(collection: Collection) -> list[str]:
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
     tables = [(f"{block.title}, {block.cells[0].execution}", _block(block)) for block in blocks]
-    tables += [
-        (block.title, table(learned.HEADERS, rows))
-        for block in collection.blocks
-        if (rows := learned.rows(block))
-    ]
-    parts = [shown for _, shown in tables] if len(tables) == 1 else [_folded(*each) for each in tables]
+    trained = [(block.title, rows) for block in collection.blocks if (rows := learned.rows(block))]
+    parts = [f"**{text(title)}**\n\n{table(learned.HEADERS, rows)}" for title, rows in trained]
+    if trained:
+        parts.append(f"{text(learned.NOTE)}\n")
+    parts += [shown for _, shown in tables] if len(tables) == 1 else [_folded(*each) for each in tables]
     if collection.blocks:
         links = table(facts.LINK_HEADERS, [facts.link_row(block) for block in collection.blocks])
         parts.append(_folded("Links", links))

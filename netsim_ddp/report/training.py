@@ -12,14 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, groups, label
+from netsim_ddp.report.wording import DASH, clean, groups, label, plain, points
 from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
-# Dropped in this order until the table fits.
-DROPS = ("residual", "rate", "loss", "total", "reduction", "sent")
-_NARROW_LABEL = 26
+# Dropped in this order until the table fits; time is what a shaped link is for, and means little on the loopback.
+DROPS = ("residual", "rate", "loss", "total", "sent")
+DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
+DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
+_LONGEST_LABEL = 32
+_TOLD_METHODS = 4
+"""So many methods get a sentence each; of more the table tells."""
 
 
 def render_training(result: Result, console: Console, *, warnings: bool = True) -> None:
@@ -61,7 +65,8 @@ def _header(result: Result) -> str:
     parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
     parts.append(f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}")
-    batch = scenario.get("batch_size", "?")
+    batches = {plain(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
+    batch = ", ".join(sorted(batches)) or "?"
     if (accumulate := scenario.get("accumulate", 1)) != 1:
         batch = f"{batch} x {accumulate}"
     parts.append(f"batch {batch} per worker")
@@ -111,7 +116,8 @@ _COLUMNS = (
     _Column("method", "method", lambda row: row.label, "left"),
     _Column("rate", "learn\nrate", lambda row: _rate(row.cell)),
     _Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
-    _Column("difference", "vs dense\npoints", lambda row: _points(row.summary)),
+    _Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
+    _Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
     _Column("loss", "valid\nloss", lambda row: _loss(row.summary.loss)),
     _Column("total", "epochs\ns", lambda row: _seconds(row.summary.epochs_s)),
     _Column("time", "to dense\n-1 pt, s", lambda row: _seconds(row.summary.time_to_accuracy_s)),
@@ -126,8 +132,9 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
     """The widest table that fits the console."""
     rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
     table = Table()
-    for count in range(len(DROPS) + 1):
-        table = _build(rows, frozenset(DROPS[:count]), console)
+    drops = DROPS_UNSHAPED if cells[0].link.mechanism in ("none", "host") else DROPS_SHAPED
+    for count in range(len(drops) + 1):
+        table = _build(rows, frozenset(drops[:count]), console)
         free = console.options.update(max_width=10_000)
         if console.measure(table, options=free).maximum <= console.width:
             break
@@ -146,8 +153,8 @@ def _build(rows: Sequence[_Row], dropped: frozenset[str], console: Console) -> T
         )
     for row in rows:
         texts = [_encodable(column.text(row), console) for column in columns]
-        if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
-            texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
+        if console.width < 120 and len(texts[0]) > _LONGEST_LABEL:
+            texts[0] = texts[0][: _LONGEST_LABEL - 2] + ".."
         table.add_row(*map(Text, texts))
     return table
 
@@ -168,12 +175,12 @@ def _percent(value: MeanInterval | None) -> str:
     return text if value.ci_high is None else f"{text}±{100 * (value.ci_high - value.mean):.2f}"
 
 
-def _points(summary: TrainingSummary) -> str:
-    difference = summary.difference_points
-    if difference is None:
+def _word(summary: TrainingSummary) -> str:
+    if summary.verdict in (None, "baseline"):
         return DASH
-    text = f"{difference.mean:+.2f}"
-    return text if difference.ci_high is None else f"{text}±{difference.ci_high - difference.mean:.2f}"
+    if summary.resolvable_points is None:
+        return "one seed"
+    return f"within {WITHIN_POINTS:g}" if summary.verdict == "within" else str(summary.verdict)
 
 
 def _loss(value: MeanInterval | None) -> str:
@@ -205,9 +212,16 @@ def _residual(summary: TrainingSummary) -> str:
 def sentences(cells: Sequence[Cell]) -> list[str]:
     """What the table of one link comes to."""
     rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
-    found = [text for row in rows if (text := _verdict(row)) is not None]
+    compared = [row for row in rows if row.summary.verdict not in (None, "baseline")]
+    if len(compared) <= _TOLD_METHODS:
+        found = [text for row in compared if (text := _verdict(row)) is not None]
+    else:
+        found = [
+            f"within {WITHIN_POINTS:g}: even the interval's worse end is at most {WITHIN_POINTS:g} point below dense; "
+            "worse, better: by more than the interval and one sample; not resolvable: more seeds would tell."
+        ]
     resolutions = [r for row in rows if (r := row.summary.resolution_points) is not None]
-    if resolutions and found:
+    if resolutions and compared:
         samples = round(100 / max(resolutions))
         found.append(f"One of the {samples} validation samples weighs {max(resolutions):.2g} points.")
     return found

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.record import Cell, Interval
+from netsim_ddp.results.record import Cell, Interval, MeanInterval
 from netsim_ddp.results.summary import place_axes, setting
 from netsim_ddp.units import format_rate
 
@@ -71,6 +71,12 @@ def label(cell: Cell, cells: Sequence[Cell]) -> str:
     return clean(",".join([cell.method, *parts]))
 
 
+def same_momentum(cells: Sequence[Cell]) -> bool:
+    """Whether all ``cells`` of one method that can correct momentum have the same: without feedback none can, which is
+    no difference that anybody asked for."""
+    return len({str(cell.params.get("momentum")) for cell in cells if cell.params.get("feedback", True)}) == 1
+
+
 def plain(value: object) -> str:
     """A parameter as ``--method`` takes it."""
     if isinstance(value, bool):
@@ -112,6 +118,14 @@ def milliseconds(value: Interval) -> str:
         return rounded(scaled.median, last)
     # Rounded up, so that the printed interval is never the smaller one.
     return f"{rounded(scaled.median, last)}±{rounded(math.ceil(round(half / last, 9)) * last, last)}"
+
+
+def points(difference: MeanInterval | None) -> str:
+    """``-0.11±0.58``: percentage points, with half the interval."""
+    if difference is None:
+        return DASH
+    text = f"{difference.mean:+.2f}"
+    return text if difference.ci_high is None else f"{text}±{difference.ci_high - difference.mean:.2f}"
 
 
 def times(value: float, *intervals: Interval) -> str:
