@@ -60,13 +60,19 @@ def test_the_accuracy_study_is_what_was_promised() -> None:
     assert [run.settings.workers for run in runs] == [4, 8]
     assert {run.settings.repeats for run in runs} == {10}
     ids = {cell.method.id for cell in runs[0].cells}
-    for collective in ("topk,collective=split", "topk-allgather"):
-        for ratio in ("0.1", "0.01", "0.001"):
-            # With feedback the momentum is the method's, without it the optimizer's.
-            for rest in ("momentum=0.9,", "feedback=off,"):
-                assert f"{collective},{rest}ratio={ratio}" in ids
-        for option in ("feedback=off", "values=fp16", "values=int8"):
-            assert any(name.startswith(collective) and option in name for name in ids)
+    for ratio in ("0.1", "0.01", "0.001"):
+        # With feedback the momentum is the method's, without it the optimizer's.
+        for rest in (
+            "topk,collective=split,momentum=0.9",
+            "topk,collective=split,feedback=off",
+            "topk-allgather,momentum=0.9",
+        ):
+            assert f"{rest},ratio={ratio}" in ids
+    assert "topk-allgather,feedback=off,ratio=0.01" in ids
+    for values in ("fp16", "int8"):
+        assert f"topk,collective=split,momentum=0.9,ratio=0.01,values={values}" in ids
+    # As many images a step with 8 workers as with 4, so that all take as many steps.
+    assert len({run.settings.workers * run.settings.batch_size for run in runs}) == 1
 
 
 def test_a_wheel_has_them_inside_the_package(tmp_path: Path) -> None:

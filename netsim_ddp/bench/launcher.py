@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from netsim_ddp.bench.channel import Lines, send
@@ -300,7 +301,8 @@ class _Watch:
         self._gathered(point, values)
         for each in self._ranks:
             each.finished = point == "done"
-            send(each.lines.connection, {"values": values})
+            with suppress(BrokenPipeError, ConnectionResetError):  # it died since; the server will say how
+                send(each.lines.connection, {"values": values})
 
 
 def _environment(threads: int) -> dict[str, str]:
