@@ -23,6 +23,8 @@ from netsim_ddp.compression import kernels
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable
 from netsim_ddp.link.tc import usable
 
+pytestmark = pytest.mark.alone
+
 DEADLINE_S = 240
 LINE = re.compile(r"\[(PASS|WARN|FAIL)\] (\S+) +(\d+) ms  (\S.*)")
 

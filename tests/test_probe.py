@@ -21,6 +21,8 @@ from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord, Tool
 from tests.test_cli import command, complaint
 
+pytestmark = pytest.mark.alone
+
 CEILING = 1e9 * 1448 / 1514
 
 

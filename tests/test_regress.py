@@ -23,6 +23,8 @@ from tests.distributed.test_cleanup import marked
 from tests.test_cli import ROOT, complaint
 from tests.test_summary import make_cell, make_result
 
+pytestmark = pytest.mark.alone
+
 METHOD = """
 import time
 from netsim_ddp.communication.dense import DenseAllReduce

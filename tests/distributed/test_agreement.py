@@ -10,6 +10,8 @@ import pytest
 from netsim_ddp.results.record import Cell
 from tests.distributed.test_run import measured, tc_or_skip
 
+pytestmark = pytest.mark.alone
+
 RUN = ["--compute", "20ms", "--workers", "2", "--steps", "4", "--warmup", "1", "--repeats", "1"]
 METHODS = ["--method", "dense,overlap=off", "--method", "topk,overlap=off,ratio=0.05"]
 LINK = ["--bandwidth", "400mbps:200mbps", "--slow-rank", "1=100mbps"]

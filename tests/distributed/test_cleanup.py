@@ -21,7 +21,10 @@ from netsim_ddp.results.record import load
 START_S, LEFT_S = 90.0, 1.0
 MARK = "NETSIM_TEST_MARK"
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+]
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -22,6 +22,7 @@ from tests.distributed.test_run import ordinary_user, tc_or_skip
 from tests.test_cli import ROOT, command, complaint
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.privileged,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces are Linux's"),
 ]

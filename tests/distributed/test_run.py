@@ -20,6 +20,8 @@ from netsim_ddp.link.tc import usable
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.results.summary import PHASES, ideal_ratio
 
+pytestmark = pytest.mark.alone
+
 DEADLINE_S = 240
 MODEL_PARAMETERS = 1_078_666
 

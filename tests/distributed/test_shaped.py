@@ -32,6 +32,8 @@ from netsim_ddp.link.arrivals import ArrivalTable, Meeting
 from netsim_ddp.link.bucket import BucketSpec, LinkClock
 from netsim_ddp.link.schedule import Operation, charges
 
+pytestmark = pytest.mark.alone
+
 RATE = 50_000_000
 NUMEL = 250_000
 DEADLINE_S = 120.0

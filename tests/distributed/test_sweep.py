@@ -21,6 +21,8 @@ from netsim_ddp.link.tc import usable
 from netsim_ddp.results.record import Result, load
 from netsim_ddp.scenario import Scenario
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(netsim_ddp.__file__).parent.parent
 DEADLINE_S = 240
 MATRIX = """

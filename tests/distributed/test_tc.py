@@ -14,7 +14,7 @@ from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc import TcLink, find_tool, usable
 from tests.distributed.streams import round_trip_s, stream
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.alone, pytest.mark.privileged]
 MBIT = 10**6
 
 
