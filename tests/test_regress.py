@@ -123,6 +123,34 @@ def test_ctrl_c_leaves_nothing(repository: Path, tmp_path: Path) -> None:
     assert marked(mark) == {}
 
 
+def test_the_next_one_clears_away_after_one_that_was_killed(repository: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = """
+import pathlib, sys, time
+from netsim_ddp.bench.regress import two_states
+with two_states("HEAD", pathlib.Path(sys.argv[1])):
+    print("there", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(repository / "src")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"there\n"
+    with two_states("HEAD", repository / "src"):  # another that runs keeps its own
+        assert worktrees(repository) == 3
+    process.kill()
+    process.wait(timeout=60)
+    assert worktrees(repository) == 2
+    with two_states("HEAD", repository / "src"):
+        assert worktrees(repository) == 2
+    assert worktrees(repository) == 1
+    assert os.listdir(temporary) == []
+
+
 def stub(folder: Path, body: str) -> Path:
     """A stand-in for netsim_ddp whose command does ``body``: for what is around a run."""
     package = folder / "netsim_ddp"

@@ -8,6 +8,8 @@ machine does falls on both alike.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from netsim_ddp.results.merge import merge
 from netsim_ddp.results.record import Result, parse_json
 
 GIT_DEADLINE_S = 120.0
+_TEMPORARY = "netsim-regress-"
 UNWIND_S = 30.0
 """How long a run may take to clear away its link and workers when it is asked to stop."""
 _FILES = ("--config", "--codec-from", "--timeline", "--trace", "--link-profile", "--data-dir")
@@ -82,7 +85,9 @@ def two_states(ref: str, package: Path | None) -> Iterator[tuple[State, State]]:
     )  # fmt: skip
     within = folder.relative_to(Path(top).resolve())
     netsim = () if package is None else (Path(netsim_ddp.__file__).resolve().parents[1],)
-    with tempfile.TemporaryDirectory(prefix="netsim-regress-", ignore_cleanup_errors=True) as temporary:
+    _clear_after_the_killed(folder)
+    mine = f"{_TEMPORARY}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=mine, ignore_cleanup_errors=True) as temporary:
         tree = Path(temporary) / "base"
         try:
             # A repository's hooks are for its people's own checkouts.
@@ -98,6 +103,26 @@ def two_states(ref: str, package: Path | None) -> Iterator[tuple[State, State]]:
         finally:
             with _undisturbed():
                 _git(folder, "worktree", "remove", "--force", str(tree))
+
+
+def _clear_after_the_killed(folder: Path) -> None:
+    """Take away the worktrees of commands that were killed with SIGKILL and could not do it themselves."""
+    for line in _git(folder, "worktree", "list", "--porcelain").stdout.splitlines():
+        tree = Path(line.removeprefix("worktree "))
+        owner = re.fullmatch(rf"{_TEMPORARY}(\d+)-.*", tree.parent.name)
+        if line.startswith("worktree ") and owner and not _alive(int(owner[1])):
+            _git(folder, "worktree", "remove", "--force", str(tree))
+            shutil.rmtree(tree.parent, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
