@@ -21,7 +21,7 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 DROPS = ("residual", "rate", "loss", "total", "sent")
 DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
 DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
-_LONGEST_LABEL = 32
+_LONGEST_LABEL = 36
 _TOLD_METHODS = 4
 """So many methods get a sentence each; of more the table tells."""
 
