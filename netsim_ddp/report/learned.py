@@ -13,14 +13,14 @@ from netsim_ddp.results.record import EpochRecord
 from netsim_ddp.units import format_bytes, format_duration
 
 HEADERS = (
-    "method", "seeds", "epochs", "accuracy %", "points to dense", "verdict", "validation loss", "sent per rank",
-    "fewer bytes", "time", "to dense's accuracy - 1 point",
+    "method", "seeds", "epochs", "accuracy %", "points to dense", "verdict", "validation loss", "loss to dense, %",
+    "sent per rank", "fewer bytes", "time", "to dense's accuracy - 1 point",
 )  # fmt: skip
 NOTE = (
-    "After the last epoch: means over seeds, ± half a 95% t-interval. Points to dense are taken seed by seed. Within: "
-    "even the interval's worse end is at most 1 point below dense; worse, better: by more than the interval and one "
-    "validation sample; not resolvable: more seeds would tell. The last column is the clock at the end of the first "
-    "epoch that comes within a point of what dense ends with, the median of the seeds that do."
+    "After the last epoch: means over seeds, ± half a 95% t-interval. Differences to dense are taken seed by seed. "
+    "Within: even the interval's worse end is at most 1 point below dense; worse, better: by more than the interval "
+    "and one validation sample; not resolvable: more seeds would tell. The last column is the clock at the end of the "
+    "first epoch that comes within a point of what dense ends with, the median of the seeds that do."
 )
 
 
@@ -34,7 +34,7 @@ def sentences(block: Block) -> list[str]:
     found = []
     for entry in block.entries:
         if _last(entry):
-            label, _, epochs, accuracy, difference, verdict, loss, sent, _, took, _ = _row(entry)
+            label, _, epochs, accuracy, difference, verdict, loss, _, sent, _, took, _ = _row(entry)
             reached = f"loss {loss}" if accuracy == DASH else f"{accuracy}%"
             plural = "" if epochs == "1" else "s"
             beside = ""
@@ -74,6 +74,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         DASH if summary is None else points(summary.difference_points),
         DASH if verdict in (None, "baseline") else f"{verdict} 1 point" if verdict == "within" else verdict,
         _mean([epoch.validation_loss for epoch in last], 1.0, 4),
+        DASH if summary is None else points(summary.loss_difference_percent),
         format_bytes(sent),
         fewer,
         format_duration(fmean(epoch.elapsed_s for epoch in last)),

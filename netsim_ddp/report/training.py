@@ -18,7 +18,7 @@ from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits; time is what a shaped link is for, and means little on the loopback.
-DROPS = ("residual", "rate", "loss", "total", "sent")
+DROPS = ("residual", "rate", "total", "loss", "sent")
 DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
 DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
 _LONGEST_LABEL = 36
@@ -118,7 +118,7 @@ _COLUMNS = (
     _Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
     _Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
     _Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
-    _Column("loss", "valid\nloss", lambda row: _loss(row.summary.loss)),
+    _Column("loss", "valid loss\n(to dense)", lambda row: _loss(row.summary)),
     _Column("total", "epochs\ns", lambda row: _seconds(row.summary.epochs_s)),
     _Column("time", "to dense\n-1 pt, s", lambda row: _seconds(row.summary.time_to_accuracy_s)),
     _Column("times", "vs\ndense", lambda row: _ratio(row.summary)),
@@ -183,8 +183,11 @@ def _word(summary: TrainingSummary) -> str:
     return f"within {WITHIN_POINTS:g}" if summary.verdict == "within" else str(summary.verdict)
 
 
-def _loss(value: MeanInterval | None) -> str:
-    return DASH if value is None else f"{value.mean:.3g}"
+def _loss(summary: TrainingSummary) -> str:
+    if summary.loss is None:
+        return DASH
+    text, difference = f"{summary.loss.mean:.3g}", summary.loss_difference_percent
+    return text if difference is None else f"{text} ({difference.mean:+.2g}%)"
 
 
 def _seconds(value: float | None) -> str:
