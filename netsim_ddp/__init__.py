@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from netsim_ddp.communication.adam import CompressedAdam
     from netsim_ddp.communication.backend import DistributedBackend
     from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
+    from netsim_ddp.communication.sgd import CorrectedSGD
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
     from netsim_ddp.compression.topk import TopKCompressor
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CompressedAdam": "netsim_ddp.communication.adam",
+    "CorrectedSGD": "netsim_ddp.communication.sgd",
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
     "HookState": "netsim_ddp.communication.hooks",
@@ -38,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "CompressedAdam",
+    "CorrectedSGD",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",

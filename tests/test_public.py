@@ -11,6 +11,7 @@ import netsim_ddp
 
 NAMES = {
     "CompressedAdam",
+    "CorrectedSGD",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",

@@ -29,7 +29,7 @@ from netsim_ddp.results.record import (
     to_json,
 )
 from netsim_ddp.results.summary import summarise
-from netsim_ddp.scenario import Scenario
+from netsim_ddp.scenario import Scenario, TrainScenario
 from netsim_ddp.scenario.matrix import expand
 from netsim_ddp.scenario.matrix import parse as parse_matrix
 from netsim_ddp.sweep.commands import Command
@@ -96,6 +96,13 @@ def test_an_identity_is_what_is_measured_and_not_how_often() -> None:
     assert identities(SMALL.replace("repeats: 3", "repeats: 9")) == base
     assert set(identities(SMALL + "batch_size: 8\n")).isdisjoint(base)
     assert len(set(base)) == len(base)
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "log_dir"])
+def test_trainings_do_not_share_a_folder(key: str) -> None:
+    data = {"epochs": 1, key: "folder", "matrix": {"workers": [1, 2]}}
+    with pytest.raises(UsageError, match=f"{key} is one folder, and a sweep has many trainings"):
+        plan(expand(parse_matrix(data, "s.yaml"), TrainScenario))
 
 
 def test_repeats_go_there_and_back() -> None:

@@ -194,7 +194,7 @@ def train(
     from netsim_ddp.errors import UsageError
     from netsim_ddp.link.hosts import place_of
     from netsim_ddp.scenario import TrainScenario, build
-    from netsim_ddp.training.checkpoint import run_file
+    from netsim_ddp.training.checkpoint import RUN_FILE, run_file
 
     if place_of(os.environ) is not None:
         raise UsageError(
@@ -225,7 +225,8 @@ def train(
                 trace=None if trace_file is None else traced.extend,
             )
     except BaseException as error:
-        if scenario.checkpoint is not None and not isinstance(error, UsageError):
+        begun = scenario.checkpoint is not None and (Path(scenario.checkpoint) / RUN_FILE).exists()
+        if begun and not isinstance(error, UsageError):
             print(f"netsim: to go on: netsim train --resume {scenario.checkpoint}", file=sys.stderr)
         raise
     if trace_file is not None:

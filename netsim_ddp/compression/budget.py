@@ -193,13 +193,17 @@ class Tails:
             return np.clip(np.nan_to_num(self._counts * factor), least, most)
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays [L] of the last step; ``counts`` is None before the first."""
-        return {"counts": self._counts, "lowest": self._lowest, "excess": self._excess}
+        """Tensors [L] of the last step, which ``torch.load`` reads back without running code; ``counts`` is None before
+        the first."""
+        counts = None if self._counts is None else torch.from_numpy(self._counts.copy())
+        lowest, excess = torch.from_numpy(self._lowest.copy()), torch.from_numpy(self._excess.copy())
+        return {"counts": counts, "lowest": lowest, "excess": excess}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if "counts" not in state or state["lowest"].shape != self._lowest.shape:
+        if "counts" not in state or tuple(state["lowest"].shape) != self._lowest.shape:
             raise ValueError("the saved budget is not one of these parameters, shared out adaptively")
-        self._counts, self._lowest, self._excess = state["counts"], state["lowest"], state["excess"]
+        self._counts = None if state["counts"] is None else state["counts"].numpy().copy()
+        self._lowest, self._excess = state["lowest"].numpy().copy(), state["excess"].numpy().copy()
 
 
 def _rounded(wanted: F64, least: F64, most: F64, total: int) -> I64:

@@ -119,6 +119,11 @@ class TrainScenario(Settings):
                 raise UsageError(
                     "resume needs the folder of the checkpoints", hint="write checkpoint: FOLDER"
                 )
+        with origin.naming("checkpoint_every"):
+            if (self.checkpoint_epochs or self.checkpoint_steps) and self.checkpoint is None:
+                raise UsageError(
+                    "checkpoint_every says when, and nothing says where", hint="add --checkpoint FOLDER"
+                )
         with origin.naming("warmup_epochs"):
             if self.warmup_epochs >= self.epochs and self.warmup_epochs:
                 raise UsageError(

@@ -78,11 +78,13 @@ def plan(points: Iterable[Point[Any]]) -> list[Run]:
     """The runs of ``points``, in their order.
 
     Raises:
-        UsageError: two places of the matrix that differ in nothing but their names.
+        UsageError: two places of the matrix that differ in nothing but their names, or a folder that all trainings
+            would write to.
     """
     groups: dict[str, list[tuple[Mapping[str, Any], Settings]]] = {}
     for point in points:
         settings = point.settings.resolved()
+        _refuse_shared_folders(settings)
         groups.setdefault(_dump(settings, METHOD_FIELDS), []).append((point.axes, settings))
     runs = [_run(members) for members in groups.values()]
     ids = [cell.id for run in runs for cell in run.cells]
@@ -91,6 +93,15 @@ def plan(points: Iterable[Point[Any]]) -> list[Run]:
             f"{twice!r} stands for two cells", hint="give the matrix an axis that tells them apart"
         )
     return runs
+
+
+def _refuse_shared_folders(settings: Settings) -> None:
+    for key, instead in (
+        ("checkpoint", "leave it out: a sweep keeps every finished training and goes on after it"),
+        ("log_dir", "leave it out: the curves are in the result; netsim train logs steps"),
+    ):
+        if getattr(settings, key, None) is not None:
+            raise UsageError(f"{key} is one folder, and a sweep has many trainings", hint=instead)
 
 
 def _run(members: Sequence[tuple[Mapping[str, Any], Settings]]) -> Run:

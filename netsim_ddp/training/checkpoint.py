@@ -184,18 +184,31 @@ class Slot:
 
 
 def check_same(
-    manifest: Manifest, settings: Mapping[str, Any], method: MethodSpec, workers: int, rule: str
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    method: MethodSpec,
+    *,
+    workers: int,
+    epochs: int,
+    rule: str,
 ) -> None:
     """Refuse to go on as something else.
 
     Args:
         settings: of this run, as :func:`settings_of` gives them.
+        workers, epochs: of this run.
         rule: what becomes of the residuals with another number of workers.
 
     Raises:
         UsageError: one line with the setting that differs.
     """
     check_settings(manifest.settings, settings)
+    which = f"{manifest.method} with seed {manifest.seed}"
+    if (manifest.epoch, manifest.step) > (epochs, 0):
+        raise UsageError(
+            f"the checkpoint of {which} has {manifest.epoch} of {epochs} epochs behind it",
+            hint=f"write --epochs {manifest.epoch + (manifest.step > 0)} or more",
+        )
     if dict(method.params) != manifest.params:
         raise UsageError(
             f"the checkpoint is of {manifest.method} {manifest.params}, not {dict(method.params)}",
@@ -205,6 +218,11 @@ def check_same(
         raise UsageError(
             f"the checkpoint is of {manifest.world_size} workers, not {workers}: residuals belong to their ranks",
             hint=f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
+        )
+    if manifest.world_size != workers and manifest.epoch == epochs:
+        raise UsageError(
+            f"{which} has ended with {manifest.world_size} workers: its curve is not one of {workers}",
+            hint=f"use --workers {manifest.world_size}, or more --epochs",
         )
 
 

@@ -16,6 +16,7 @@ from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
+from netsim_ddp.communication.sgd import CorrectedSGD
 from netsim_ddp.compression.statistics import Statistics
 
 
@@ -93,8 +94,10 @@ class Averaged(Exchange):
     def _update(self) -> None:
         if self.method.skipped:
             return
-        if self._wires:
-            self.method.flat.attach(self.method.average)
+        flat = self.method.flat
+        average = self.method.average if self._wires else flat.data
+        flat.attach(average)
+        flat.scatter(average)  # to parameters that are not float32
         self.optimizer.step()
 
     @property
@@ -172,8 +175,8 @@ def build_exchange(
 ) -> Exchange:
     """The exchange that ``scenario`` asks for.
 
-    * SGD takes the average. Where the method corrects momentum it has none of its own; alone, with nobody to exchange
-      with, it has the method's.
+    * SGD takes the average. Where the method corrects momentum it is :class:`CorrectedSGD`; alone, with nobody to
+      exchange with, it has the method's momentum itself.
     * Adam and AdamW take the average too: simple, and good where few entries stay back for long.
     * With ``freeze_after`` they are :class:`CompressedAdam`.
     """
@@ -194,8 +197,11 @@ def build_exchange(
     optimizer: torch.optim.Optimizer
     if scenario["optimizer"] == "sgd":
         corrected = float(params.get("momentum") or 0.0)
-        momentum = scenario["momentum"] if not corrected else corrected if group.world_size == 1 else 0.0
-        optimizer = torch.optim.SGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        momentum = corrected or scenario["momentum"]
+        if corrected and group.world_size > 1:
+            optimizer = CorrectedSGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        else:
+            optimizer = torch.optim.SGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
     else:
         kind = torch.optim.AdamW if scenario["optimizer"] == "adamw" else torch.optim.Adam
         optimizer = kind(flat.parameters, lr=rate, weight_decay=decay)

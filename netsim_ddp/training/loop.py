@@ -23,6 +23,8 @@ from netsim_ddp.training.faults import activation_fault, gradient_fault
 from netsim_ddp.training.precision import LossScaler, autocast
 from netsim_ddp.workloads import Workload
 
+SMALLEST_SCALE = 2.0**-10
+"""A loss scale starts at 65536; what overflows still at this one is not finite."""
 _SHOWN_AS = {"send": "communicate", "wire": "communicate"}
 
 
@@ -52,13 +54,28 @@ class Totals:
             self.phases_s[name] = self.phases_s.get(name, 0.0) + end - begin
 
 
+@dataclasses.dataclass
+class Pending:
+    """What residuals held when all ranks but one were left: nothing is exchanged now, so it goes into the first step.
+
+    Attributes:
+        gradient: float32 [N].
+        into_gradient: the factor with which it is added to the gradient; 0 where it holds momentum already, and the
+            optimizer would multiply it: then the parameters take it as it is.
+    """
+
+    gradient: Tensor
+    into_gradient: float
+
+
 class Trainer:
     """Steps of one rank.
 
     Args:
         workload: at the batch that comes next.
         scenario: a resolved training scenario, as JSON carries it.
-        pending: float32 [N], added to the first gradient: what a residual held that has nowhere else to go.
+        alone: there is one rank. Nothing is exchanged, so what the method does to its own gradient before is done here.
+        params: of the method; ``nonfinite=skip`` and ``clip`` matter.
     """
 
     def __init__(
@@ -70,19 +87,21 @@ class Trainer:
         scenario: Mapping[str, Any],
         say: Callable[[str], None],
         *,
-        forgiving: bool = False,
+        alone: bool,
+        params: Mapping[str, Any],
     ) -> None:
         self.workload, self.flat, self.exchange, self.scaler = workload, flat, exchange, scaler
         self.totals = Totals()
         self.loss = 0.0
         """Of the last step, the mean over its micro-batches."""
-        self.pending: Tensor | None = None
+        self.pending: Pending | None = None
         self._accumulate: int = scenario["accumulate"]
-        self._clip: float | None = scenario["clip_norm"]
+        clips = [scenario["clip_norm"], params.get("clip") if alone else None]
+        self._clip: float | None = min((clip for clip in clips if clip is not None), default=None)
         self._precision: str = scenario["precision"]
         self._say = say
-        self._forgiving = forgiving
-        """The method itself skips a step whose gradient is not finite."""
+        self._alone, self._forgiving = alone, params.get("nonfinite") == "skip"
+        self._finite = True
         self._where = ""
 
     def step(self, execution: Execution, rate: float, where: str) -> StepSample:
@@ -92,6 +111,7 @@ class Trainer:
             NetsimError: the loss, or outside of loss scaling a gradient, is not finite.
         """
         self._where = where
+        self._rate = rate
         for group in self.exchange.optimizer.param_groups:
             group["lr"] = rate
         taken = True
@@ -109,9 +129,9 @@ class Trainer:
         return sample
 
     def _play(self, execution: Execution) -> bool:
-        self._say("compute")
         execution.local("other", self._clear)
         for _ in range(self._accumulate):
+            self._say("compute")
             execution.local("other", self._fetch)
             execution.local("compute", self._compute)
             execution.local("other", self._look_at_the_batch)
@@ -123,7 +143,12 @@ class Trainer:
                 execution.finish(vote)
                 self._count([vote])
             if not self.scaler.decide():
+                self._look_at_the_scale()
                 return False
+        if not self._finite:
+            return False
+        if self.pending is not None:
+            execution.local("other", self._settle)
         taken = self.exchange.play(execution)
         self._count(self.exchange.wires)
         return taken
@@ -136,6 +161,9 @@ class Trainer:
     def _clear(self) -> None:
         self.flat.attach()
         self.flat.data.zero_()
+        for parameter in self.flat.parameters:
+            if parameter.dtype != torch.float32:  # has a gradient of its own, not a view of the zeros
+                parameter.grad = None
         self.loss = 0.0
 
     def _fetch(self) -> None:
@@ -156,7 +184,10 @@ class Trainer:
 
     def _lost(self, loss: Tensor) -> str:
         """What to say of a loss that is not finite."""
-        layer = activation_fault(self.workload.model, self._inputs)
+        with autocast(
+            self.workload.device, self._precision
+        ):  # what overflows in half precision does so only there
+            layer = activation_fault(self.workload.model, self._inputs)
         text = f"the loss is not finite ({self._loss}) at {self._where}"
         if layer is not None:
             return f"{text}: the first such output is that of layer {layer}"
@@ -178,17 +209,38 @@ class Trainer:
         self.flat.gather()
         if self.scaler is not None:
             self.scaler.unscale(data)
-        elif not self._forgiving and not all_finite(data):
-            raise NetsimError(
-                f"the gradient of {gradient_fault(self.flat)} is not finite at {self._where}", hint=_REMEDY
-            )
+        elif self._alone or not self._forgiving:
+            self._finite = all_finite(data)
+            if not self._finite and not self._forgiving:
+                raise NetsimError(
+                    f"the gradient of {gradient_fault(self.flat)} is not finite at {self._where}",
+                    hint=_REMEDY,
+                )
         if self._clip is not None:
             norm = float(torch.linalg.vector_norm(data, dtype=torch.float64))
             if norm > self._clip:
                 data.mul_(self._clip / norm)
-        if self.pending is not None:
-            data.add_(self.pending)
-            self.pending = None
+
+    def _look_at_the_scale(self) -> None:
+        """A gradient that is not finite at any scale would have every step skipped, without a word."""
+        assert self.scaler is not None
+        if self.scaler.scale < SMALLEST_SCALE and (parameter := gradient_fault(self.flat)) is not None:
+            raise NetsimError(
+                f"the gradient of {parameter} is not finite at {self._where}, however small the loss is scaled",
+                hint=_REMEDY,
+            )
+
+    def _settle(self) -> None:
+        """Give the first step that is taken what a residual held."""
+        pending, self.pending = self.pending, None
+        assert pending is not None
+        if pending.into_gradient:
+            self.flat.data.add_(pending.gradient, alpha=pending.into_gradient)
+            return
+        with torch.no_grad():
+            views = self.flat.views_of(pending.gradient)
+            for parameter, view in zip(self.flat.parameters, views, strict=True):
+                parameter.add_(view, alpha=-self._rate)
 
 
 _REMEDY = "a lower --learning-rate, --warmup-epochs or --clip-norm 1"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from netsim_ddp.training.loop import Totals, Trainer
+from netsim_ddp.communication.sgd import DECAY
+from netsim_ddp.training.exchange import FrozenMoment
+from netsim_ddp.training.loop import Pending, Totals, Trainer
 from netsim_ddp.training.residuals import converted, pending_gradient
 
 
@@ -33,14 +36,53 @@ def on_other_ranks(
     if "sums" not in own["exchange"] and "sums" in (fresh := trainer.exchange.state_dict()):
         own["exchange"]["sums"] = fresh["sums"]
     if ranks == 1 and rule == "sum" and (pending := pending_gradient(saved)):
-        # Alone, nothing is exchanged and no residual read: what is pending goes into the first step's gradient.
-        flat = torch.cat([pending[name].reshape(-1) for name in trainer.flat.names])
-        trainer.pending = flat.to(trainer.flat.data.device)
+        # Alone, nothing is exchanged and no residual read.
+        trainer.pending = Pending(_flat(pending, trainer), _into_gradient(saved[0], trainer))
         own["exchange"]["error_buffer"] = {name: torch.zeros_like(value) for name, value in pending.items()}
     own["step"] = steps * first["step"] // first["steps_per_epoch"]
     own["totals"] = _summed([state["totals"] for state in states] if rank == 0 else [])
     own["totals"] |= {"steps": own["step"], "clock_s": first["totals"]["clock_s"]}
     return own
+
+
+def _flat(tensors: Mapping[str, Tensor], trainer: Trainer) -> Tensor:
+    whole = torch.cat([tensors[name].reshape(-1) for name in trainer.flat.names])
+    return whole.to(trainer.flat.data.device)
+
+
+def _into_gradient(saved: Mapping[str, Any], trainer: Trainer) -> float:
+    """How a residual is added to a gradient. Corrected momentum is in it already; a momentum that Adam's step adds up
+    (m = b1 m + (1 - b1) g) is worth 1 / (1 - b1) gradients."""
+    if "velocity" in saved:
+        return 0.0
+    if isinstance(trainer.exchange, FrozenMoment):
+        return 1.0 / (1.0 - float(trainer.exchange.optimizer.param_groups[0]["betas"][0]))
+    return 1.0
+
+
+def carried_momentum(
+    optimizer: dict[str, Any], states: Sequence[dict[str, Any]], rule: str, ranks: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """The optimizer's saved state with corrected momentum where it lives now: each rank's velocity where there are
+    several, the optimizer's buffer where there is one. To be called before :func:`on_other_ranks`, which takes the
+    velocity out of ``states``.
+
+    Args:
+        names: of the parameters, in the optimizer's order.
+    """
+    saved = [state["exchange"] for state in states]
+    if rule != "sum" or "velocity" not in saved[0] or 1 not in (ranks, len(states)):
+        return optimizer
+    ours: dict[int, dict[str, Tensor]] = optimizer["state"]
+    now: dict[int, dict[str, Tensor]] = {}
+    velocity = converted(saved, rule, 0, 1)["velocity"]
+    for index, name in enumerate(names):
+        kept = ours.get(index, {})
+        if ranks == 1:
+            now[index] = {"momentum_buffer": velocity[name] + kept.get(DECAY, 0.0)}
+        elif "momentum_buffer" in kept:
+            saved[0]["velocity"][name] = kept["momentum_buffer"]
+    return {**optimizer, "state": now}
 
 
 def _summed(totals: list[dict[str, Any]]) -> dict[str, Any]:

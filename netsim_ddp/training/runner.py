@@ -169,9 +169,15 @@ class _Run:
         assert self._root is not None
         found = Slot(self._root, method, seed).latest()
         if found is not None:
-            settings = settings_of(self.scenario.model_dump(mode="json"))
-            workers, rule = self.scenario.workers, self.scenario.resume_residuals
-            check_same(found[1], settings, method, workers, rule)
+            scenario = self.scenario
+            check_same(
+                found[1],
+                settings_of(scenario.model_dump(mode="json")),
+                method,
+                workers=scenario.workers,
+                epochs=scenario.epochs,
+                rule=scenario.resume_residuals,
+            )
         return found
 
     def _cell(self, method: MethodSpec, on: Ground) -> Cell:

@@ -28,7 +28,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.training import determinism
 from netsim_ddp.training.exchange import Averaged, build_exchange
 from netsim_ddp.training.loop import Totals, Trainer
-from netsim_ddp.training.other_ranks import on_other_ranks
+from netsim_ddp.training.other_ranks import carried_momentum, on_other_ranks
 from netsim_ddp.training.precision import LossScaler
 from netsim_ddp.training.schedule import rate_at
 from netsim_ddp.training.states import (
@@ -121,8 +121,8 @@ class TrainTask(Task):
             self.scenario, self.job.method, params["exchange"], params["freeze_after"], flat, group
         )
         scaler = LossScaler(group, flat.data.device) if self.scenario["precision"] == "fp16" else None
-        forgiving = params["exchange"].get("nonfinite") == "skip"
-        return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, forgiving=forgiving)
+        alone, method = group.world_size == 1, params["exchange"]
+        return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, alone=alone, params=method)
 
     def _facts(self, device: torch.device, backend: str) -> dict[str, Any]:
         job, group, exchange = self.job, self._group, self._trainer.exchange
@@ -230,10 +230,11 @@ class TrainTask(Task):
 
     def _save(self) -> None:
         """Write this rank's part; the command makes a checkpoint of all parts."""
-        if self.job.params["checkpoint"] is None:
-            return
+        trainer = self._trainer
+        if self.job.params["checkpoint"] is None or trainer.pending is not None:
+            return  # what is pending is in the checkpoint that this began with
         self.say("saving a checkpoint")
-        trainer, rank, done = self._trainer, self.job.rank, self._epoch * self._steps + self._first_step
+        rank, done = self.job.rank, self._epoch * self._steps + self._first_step
         folder = Path(self.job.params["checkpoint"]) / f"step-{done:06d}.part"
         parameters, rest = split_model(self._workload.model)
         state: dict[str, Any] = {
@@ -264,8 +265,11 @@ class TrainTask(Task):
         changed = world_size != self.job.world_size
         if changed:
             states = [read_state(folder / rank_file(each)) for each in range(world_size)]
-            rank_of = (rank, self.job.world_size)
-            own = on_other_ranks(states, self.scenario["resume_residuals"], rank_of, self._steps, trainer)
+            rule, ranks = self.scenario["resume_residuals"], self.job.world_size
+            shared["optimizer"] = carried_momentum(
+                shared["optimizer"], states, rule, ranks, trainer.flat.names
+            )
+            own = on_other_ranks(states, rule, (rank, ranks), self._steps, trainer)
         else:
             own = read_state(folder / rank_file(rank))
             determinism.restore(own["rng"], device)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.results.record import write_whole
 
 FILE_NAME = "metrics.jsonl"
 
@@ -63,7 +64,7 @@ class MetricsTracker:
             if installed and backend != "jsonl":
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self.folder), purge_step=first_step or None)
+                self._writer = SummaryWriter(str(self.folder), purge_step=first_step)
             else:
                 path = self.folder / FILE_NAME
                 _drop_from(path, first_step)
@@ -149,7 +150,7 @@ def _drop_from(path: Path, first_step: int) -> None:
     except FileNotFoundError:
         return
     kept = [line for line in lines if _step_of(line) < first_step]
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole("".join(kept), path)
 
 
 def _step_of(line: str) -> float:

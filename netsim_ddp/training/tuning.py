@@ -34,11 +34,11 @@ def tune(
         )
     for cell, method in zip(cells, scenario.methods, strict=True):
         assert cell.recipe is not None
-        if "lr" in method.params or len(cell.recipe.tuned) == len(rates):
+        if "lr" in method.params or best_rate(cell.recipe.tuned) is not None:
             continue
         cell.recipe.tune_seed = seed
-        cell.recipe.tuned = [_try(scenario, cell, on, method, seed, rate, report) for rate in rates]
-        best = best_rate(cell.recipe.tuned)
+        tuned = [_try(scenario, cell, on, method, seed, rate, report) for rate in rates]
+        cell.recipe.tuned, best = tuned, best_rate(tuned)
         if best is None:
             raise RankError(
                 f"{cell.id}: no learning rate of {', '.join(f'{rate:g}' for rate in rates)} trains",

@@ -143,6 +143,15 @@ def test_a_learning_rate_is_tuned_on_a_seed_of_its_own(launcher: Launcher) -> No
     assert any("diverges" in line for line in lines)
 
 
+def test_a_method_that_diverges_at_every_rate_is_not_trained_at_another(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    values = {"methods": ["dense"], "tune_lr": "1e8,1e9", "steps_per_epoch": 3, "checkpoint": str(tmp_path)}
+    for again in (False, True):
+        with pytest.raises(RankError, match=r"no learning rate of 1e\+08, 1e\+09 trains"):
+            run(launcher, resume=again, **values)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_layer(launcher: Launcher) -> None:
     saved: list[Result] = []
     with pytest.raises(RankError) as caught:
@@ -259,6 +268,11 @@ def test_what_must_not_change_is_refused(
     with pytest.raises(UsageError, match="2 workers, not 3") as caught:
         run(launcher, checkpoint=str(folder), resume=True, **{**EVERY, "workers": 3})
     assert "--resume-residuals sum" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="has 2 of 1 epochs behind it") as caught:
+        run(launcher, checkpoint=str(folder), resume=True, **{**EVERY, "epochs": 1})
+    assert "--epochs 2 or more" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="has ended with 2 workers: its curve is not one of 3"):
+        run(launcher, checkpoint=str(folder), resume=True, resume_residuals="sum", **{**EVERY, "workers": 3})
     with pytest.raises(UsageError, match="another run") as caught:
         run(launcher, checkpoint=str(folder), **EVERY)
     assert "--resume" in str(caught.value.hint)

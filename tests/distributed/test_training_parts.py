@@ -19,7 +19,9 @@ from tests.distributed.ranks import on_ranks
 
 
 class Linear:
-    """A workload of one layer, whose batches are all the same."""
+    """A workload of one layer, whose batches are all the same; ``seed`` decides what they hold."""
+
+    seed = 1
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -27,7 +29,7 @@ class Linear:
         self.device = torch.device("cpu")
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(16, 8, generator=generator), torch.arange(16) % 4
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,7 @@ def overflowing(rank: int, workers: int) -> dict[str, Any]:
     flat = FlatGradients(workload.model.named_parameters())
     exchange = build_exchange(scenario, "topk", {"ratio": 0.2, "collective": "split"}, None, flat, group)
     scaler = LossScaler(group, torch.device("cpu"))
-    trainer = Trainer(workload, flat, exchange, scaler, scenario, lambda _: None)
+    trainer = Trainer(workload, flat, exchange, scaler, scenario, lambda _: None, alone=False, params={})
     execution = Concurrent(StepTimer(HostClock()), lambda: None)
     found: dict[str, Any] = {"scales": [], "states": [], "parameters": []}
     for step in range(3):
