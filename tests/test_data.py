@@ -12,7 +12,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.names import DATASETS
 from netsim_ddp.workloads import get_dataloaders
 from netsim_ddp.workloads.data import START_METHODS, ShardSampler
-from netsim_ddp.workloads.images import Digits, Synthetic
+from netsim_ddp.workloads.images import Digits, Synthetic, raw_digits
 
 
 def indices(rank: int, world_size: int, *, batch_size: int = 32, seed: int = 0, epoch: int = 0) -> list[int]:
@@ -84,6 +84,14 @@ def test_the_split_loses_and_repeats_no_image() -> None:
         parts.append(((images - images.min()) / step).round())
     found = sorted(map(tuple, torch.cat(parts).int().tolist()))
     assert found == sorted(map(tuple, raw.astype(int).tolist()))
+
+
+def test_digits_are_the_same_where_their_file_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = raw_digits()
+    monkeypatch.setattr("netsim_ddp.workloads.images._digits_table", lambda: None)
+    for ours, theirs in zip(raw_digits.__wrapped__(), found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
 
 
 def test_the_split_depends_on_the_seed() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.errors import EnvironmentFault
@@ -60,11 +62,28 @@ class Digits(Batched):
 
 @functools.cache
 def raw_digits() -> Batch:
-    from sklearn.datasets import load_digits  # here, since it is slow to import
+    """All 1,797 images (float32 ``[n, 1, 8, 8]``, 0..16) and their labels (int64 ``[n]``)."""
+    if (table := _digits_table()) is None:
+        from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images.astype(np.float32)).unsqueeze(1)
-    return images, torch.from_numpy(digits.target.astype(np.int64))
+        digits = load_digits()
+        pixels, labels = digits.data, digits.target
+    else:
+        pixels, labels = table[:, :-1], table[:, -1]
+    images = torch.from_numpy(pixels.astype(np.float32)).view(-1, 1, 8, 8)
+    return images, torch.from_numpy(labels.astype(np.int64))
+
+
+def _digits_table() -> NDArray[np.int64] | None:
+    """The file behind scikit-learn's loader [1797, 65]: to import the package takes a second, and every run would. None
+    where it is somewhere else in this version."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+            return table if table.shape == (1797, 65) else None
+    return None
 
 
 def _split_class(labels: Tensor, label: int, seed: int) -> Batch:
