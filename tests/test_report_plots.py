@@ -10,17 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.report import figures
+from netsim_ddp.report import figures, svg
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.facts import pays
 from netsim_ddp.report.plots import Bars, Chart, all_plots
 from netsim_ddp.report.plots.steps import speedups
-from netsim_ddp.report.plots.training import training_curves
+from netsim_ddp.report.plots.training import differences, training_curves
 from netsim_ddp.report.plots.wire import bytes_over_workers
 from netsim_ddp.report.scales import Scale, around, ticks
 from netsim_ddp.report.style import DARK, LIGHT, Looks, Theme
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import summarise
+from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_rate
 from tests.results_factory import make, sweep, training
 from tests.test_summary import make_cell, make_link, make_result
@@ -141,6 +142,26 @@ def test_training_curves_are_means_over_seeds() -> None:
     assert sent[-1] == pytest.approx(5 * sent[0]), "bytes add up over epochs"
 
 
+def test_every_methods_distance_to_dense_is_a_row_with_its_interval() -> None:
+    trained = collection(training(seeds=(0, 1, 2)))
+    (plot,) = differences(trained)
+    cells = [entry.cell for entry in trained.entries]
+    compared = [cell for cell in cells if cell.training and cell.training.difference_points]
+    assert len(plot.rows) == len(compared) == len(cells) - 1, "dense is what the others are compared with"
+    for row, cell in zip(plot.rows, compared, strict=True):
+        found = cell.training and cell.training.difference_points
+        assert found
+        assert (row.value, row.low, row.high) == (found.mean, found.ci_low, found.ci_high)
+        assert row.text in plot.text
+    assert plot.limit == -WITHIN_POINTS
+    drawn = svg.draw(plot, Looks(["dense", "topk"], ["dense"]))
+    for row in plot.rows:
+        assert f"{row.label}: {row.text} points" in drawn
+    (alone,) = differences(collection(training(seeds=(0,))))
+    assert all(row.low == row.value == row.high for row in alone.rows)
+    assert "no intervals" in alone.notes[0]
+
+
 def test_a_diverged_training_draws_nothing_that_is_no_number() -> None:
     assert training_curves(collection(training(diverged=True, accuracy=False))) == []
 
@@ -152,9 +173,8 @@ def test_plots_have_keys_of_their_own_and_words() -> None:
     plots = all_plots(collection(sweep(), training()))
     assert len({plot.key for plot in plots}) == len(plots)
     for plot in plots:
-        labels = (
-            [bar.label for bar in plot.bars] if isinstance(plot, Bars) else [one.label for one in plot.series]
-        )
+        parts = plot.bars if isinstance(plot, Bars) else plot.series if isinstance(plot, Chart) else plot.rows
+        labels = [part.label for part in parts]
         assert all(label in plot.text for label in labels)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.report import svg
 from netsim_ddp.report.collection import Collection
-from netsim_ddp.report.plots import Bars, Chart, Plot, all_plots
+from netsim_ddp.report.plots import Bars, Chart, Differences, Plot, all_plots
 from netsim_ddp.report.plots.shapes import PHASE_NAMES
 from netsim_ddp.report.scales import tick_text, ticks
 from netsim_ddp.report.style import LIGHT, PHASE_HATCHES, Hatch, Looks, Marker
@@ -82,11 +82,20 @@ def _save(plot: Plot, looks: Looks, path: Path) -> None:
     with mpl.rc_context(
         {"text.parse_math": False, "pdf.fonttype": 42, "hatch.linewidth": 0.6, "font.size": 8}
     ):
-        size = (4.6, 0.36 * len(plot.bars) + 1.2) if isinstance(plot, Bars) else (4.6, 3.4)
+        rows = (
+            len(plot.bars)
+            if isinstance(plot, Bars)
+            else len(plot.rows)
+            if isinstance(plot, Differences)
+            else 6
+        )
+        size = (4.6, 0.36 * rows + 1.2)
         figure = Figure(figsize=size)
         axes = figure.subplots()
         if isinstance(plot, Bars):
             _draw_bars(axes, plot)
+        elif isinstance(plot, Differences):
+            _draw_differences(axes, plot, looks)
         else:
             _draw_chart(axes, plot, looks)
         axes.set_title("\n".join(textwrap.wrap(plot.title, 60)), loc="left")
@@ -116,6 +125,21 @@ def _draw_bars(axes: Axes, plot: Bars) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(plot.x_label)
     _legend(axes, 4)
+
+
+def _draw_differences(axes: Axes, plot: Differences, looks: Looks) -> None:
+    for number, row in enumerate(plot.rows):
+        look = looks.of(row.colour)
+        error = [[row.value - row.low], [row.high - row.value]]
+        axes.errorbar(
+            row.value, number, xerr=error, color=LIGHT.methods[look.colour], marker=_MARKERS[look.marker], capsize=2
+        )  # fmt: skip
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.axvline(plot.limit, color="black", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(plot.rows)), [row.label for row in plot.rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(plot.x_label)
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _draw_chart(axes: Axes, plot: Chart, looks: Looks) -> None:

@@ -8,7 +8,7 @@ from netsim_ddp.report import facts, learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
 from netsim_ddp.report.markup import Child, Markup, tag
-from netsim_ddp.report.plots import Bars, Chart, Plot, all_plots
+from netsim_ddp.report.plots import Bars, Chart, Differences, Plot, all_plots
 from netsim_ddp.report.style import DARK, LIGHT, Looks
 from netsim_ddp.report.svg import CSS, draw, hatches
 from netsim_ddp.report.terminal import count_of, step_header
@@ -56,6 +56,7 @@ def page(collection: Collection) -> str:
         tag("svg", hatches(), width="0", height="0", style="position:absolute", aria_hidden="true"),
         _header(collection),
         _verdict(collection, plots),
+        _plots("What it costs in accuracy", [plot for plot in plots if isinstance(plot, Differences)], looks),
         _plots("Curves", [plot for plot in plots if isinstance(plot, Chart)], looks),
         _plots("Where a step's time goes", [plot for plot in plots if isinstance(plot, Bars)], looks),
         _numbers(collection),
@@ -124,6 +125,10 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
     if isinstance(plot, Bars):
         return tag("figure", tag("figcaption", tag("h3", plot.title)), draw(plot, looks))
     kind = plot.kind[:1].upper() + plot.kind[1:]
+    caption = tag("figcaption", tag("h3", kind), tag("p", plot.title, class_="dim"))
+    notes = tag("figcaption", (tag("p", note) for note in plot.notes)) if plot.notes else ""
+    if isinstance(plot, Differences):
+        return tag("figure", caption, draw(plot, looks), notes)
     rows = [
         (one.label, f"{point.x:.5g}", f"{point.y:.5g}", f"{point.low:.5g}", f"{point.high:.5g}")
         for one in plot.series
@@ -135,8 +140,6 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
         for x, y in one.formula[1:]
     ]
     numbers = _table(plot.title, ("method", plot.x_label, plot.y_label, "low", "high"), rows)
-    caption = tag("figcaption", tag("h3", kind), tag("p", plot.title, class_="dim"))
-    notes = tag("figcaption", (tag("p", note) for note in plot.notes)) if plot.notes else ""
     folded = tag("details", tag("summary", "Numbers"), numbers)
     return tag("figure", caption, draw(plot, looks), notes, folded)
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from netsim_ddp.report.collection import Collection
-from netsim_ddp.report.plots.shapes import Bars, Chart, Plot
+from netsim_ddp.report.plots.shapes import Bars, Chart, Differences, Plot
 from netsim_ddp.report.plots.steps import phase_bars, speedups
-from netsim_ddp.report.plots.training import training_curves
+from netsim_ddp.report.plots.training import differences, training_curves
 from netsim_ddp.report.plots.wire import bytes_over_workers
 
-__all__ = ["Bars", "Chart", "Plot", "all_plots"]
+__all__ = ["Bars", "Chart", "Differences", "Plot", "all_plots"]
 
 
 def all_plots(collection: Collection) -> list[Plot]:
     """Every plot that the data has, in reading order; their ``key`` is unique and names a file."""
-    plots: list[Plot] = [*speedups(collection), *training_curves(collection)]
+    plots: list[Plot] = [
+        *speedups(collection),
+        *differences(collection),
+        *training_curves(collection),
+    ]
     plots += [*phase_bars(collection), *bytes_over_workers(collection)]
     seen: dict[str, int] = {}
     for plot in plots:

@@ -107,7 +107,38 @@ class Chart:
         return f"{self.y_label} over {self.x_label}, {self.title}: {'; '.join(rows)}."
 
 
-Plot = Bars | Chart
+@dataclass(frozen=True)
+class Difference:
+    """One method's distance to dense, which ``text`` says; ``low == high == value`` where there is no interval."""
+
+    label: str
+    colour: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """A row per method of one block. ``limit`` is the distance that still counts as none that matters."""
+
+    key: str
+    kind: str
+    title: str
+    rows: tuple[Difference, ...]
+    x_label: str
+    limit: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The plot in words, for those who do not see it."""
+        rows = "; ".join(f"{row.label} {row.text}" for row in self.rows)
+        return f"{self.kind}, {self.title}: {rows}."
+
+
+Plot = Bars | Chart | Differences
 
 
 def series(entry: Entry, points: Iterable[Point]) -> Series:

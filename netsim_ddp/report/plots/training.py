@@ -7,7 +7,42 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from netsim_ddp.report.collection import Block, Collection, Entry
-from netsim_ddp.report.plots.shapes import Chart, Point, Series, charged, series
+from netsim_ddp.report.plots.shapes import Chart, Difference, Differences, Point, Series, charged, series
+from netsim_ddp.report.wording import points
+from netsim_ddp.results.training import WITHIN_POINTS
+
+
+def differences(collection: Collection) -> list[Differences]:
+    """Validation accuracy beside dense's, seed by seed."""
+    plots = []
+    for block in collection.blocks:
+        rows = tuple(row for entry in block.entries if (row := _difference(entry)) is not None)
+        if not rows:
+            continue
+        seeds = sorted({len(entry.cell.training.seeds) for entry in block.entries if entry.cell.training})
+        counts = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
+        note = f"Over {counts} seeds, with 95% t-intervals." if seeds[-1] > 1 else "One seed, no intervals."
+        plots.append(
+            Differences(
+                key="training-differences",
+                kind="accuracy beside dense",
+                title=block.title,
+                rows=rows,
+                x_label="validation accuracy to dense, points",
+                limit=-WITHIN_POINTS,
+                notes=(f"{note} The dashed line is {WITHIN_POINTS:g} point below dense.",),
+            )
+        )
+    return plots
+
+
+def _difference(entry: Entry) -> Difference | None:
+    summary = entry.cell.training
+    found = summary.difference_points if summary is not None else None
+    if found is None or not math.isfinite(found.mean):
+        return None
+    low, high = (found.mean if end is None else end for end in (found.ci_low, found.ci_high))
+    return Difference(entry.label, entry.colour, found.mean, low, high, points(found))
 
 
 def training_curves(collection: Collection) -> list[Chart]:
@@ -64,7 +99,7 @@ def _training(block: Block, entries: Sequence[Entry]) -> list[Chart]:
 def _curve(entry: Entry, axis: str, accurate: bool) -> Series | None:
     """The mean over seeds, epoch by epoch, as far as all seeds got. A diverged loss ends the curve."""
     runs = [repeat.epochs for repeat in entry.cell.repeats if repeat.epochs]
-    points, sent = [], [0.0] * len(runs)
+    found, sent = [], [0.0] * len(runs)
     for epochs in zip(*runs, strict=False):
         sent = [before + epoch.tx_bytes / 1e6 for before, epoch in zip(sent, epochs, strict=True)]
         values = [
@@ -80,7 +115,7 @@ def _curve(entry: Entry, axis: str, accurate: bool) -> Series | None:
             "time": fmean(epoch.elapsed_s for epoch in epochs),
             "epoch": float(epochs[0].epoch),
         }[axis]
-        points.append(Point(x, fmean(known), min(known), max(known)))
-    if axis == "bytes" and not all(point.x > 0 for point in points):
+        found.append(Point(x, fmean(known), min(known), max(known)))
+    if axis == "bytes" and not all(point.x > 0 for point in found):
         return None  # one worker sends nothing
-    return series(entry, points) if points else None
+    return series(entry, found) if found else None
