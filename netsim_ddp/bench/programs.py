@@ -118,7 +118,7 @@ class Training(Program):
         self._loss = torch.zeros(())
 
     def prepare(self) -> None:
-        self._images, self._targets = self.workload.next_batch()
+        self._inputs, self._targets = self.workload.next_batch()
         self.say("compute")
 
     def play(self, execution: Execution) -> None:
@@ -134,7 +134,7 @@ class Training(Program):
         self.flat.data.zero_()
 
     def _compute(self) -> None:
-        self._loss = self.workload.loss(self.workload.model(self._images), self._targets)
+        self._loss = self.workload.loss(self.workload.model(self._inputs), self._targets)
         self._loss.backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> None:
@@ -179,7 +179,7 @@ class OverlappedTraining(Program):
         return sample
 
     def prepare(self) -> None:
-        self._images, self._targets = self.workload.next_batch()
+        self._inputs, self._targets = self.workload.next_batch()
         self.say("compute")
 
     def play(self, execution: Execution) -> None:
@@ -187,7 +187,7 @@ class OverlappedTraining(Program):
         # The last gradient is there: from here on only the wire is waited for.
         self._log.last_bucket = lambda: execution.computed_and_started(self)
         execution.local("other", self.optimizer.zero_grad)
-        self._loss = self.workload.loss(self._model(self._images), self._targets)
+        self._loss = self.workload.loss(self._model(self._inputs), self._targets)
         self._loss.backward()  # type: ignore[no-untyped-call]
         if self.wires:
             execution.waited(self)
@@ -241,7 +241,7 @@ class BucketedTraining(Program):
             self._filled(number)
 
     def prepare(self) -> None:
-        self._images, self._targets = self.workload.next_batch()
+        self._inputs, self._targets = self.workload.next_batch()
         self.say("compute")
 
     def play(self, execution: Execution) -> None:
@@ -293,7 +293,7 @@ class BucketedTraining(Program):
         self._missing = list(self._sizes)
 
     def _compute(self) -> None:
-        self._loss = self.workload.loss(self.workload.model(self._images), self._targets)
+        self._loss = self.workload.loss(self.workload.model(self._inputs), self._targets)
         self._loss.backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> None:
