@@ -5,7 +5,6 @@ Torch-free like :mod:`netsim_ddp.bench.runner`, whose events and signature it sh
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from netsim_ddp.results.record import (
 )
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.results.training import summarise_training
-from netsim_ddp.scenario import TrainScenario, available_cores
+from netsim_ddp.scenario import TrainScenario
+from netsim_ddp.training import advice
 from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, check_settings, run_file, settings_of
 from netsim_ddp.training.ground import Ground, ground
 from netsim_ddp.training.one import Training
@@ -103,7 +103,10 @@ class _Run:
         with ExitStack() as stack:
             ground_ = ground(self.scenario, stack, self._note, self.warn) if on is None else on
             self.result.cells = [self._cell(method, ground_) for method in self.scenario.methods]
-            self._warn_of_contention()
+            for text in advice.warnings(self.scenario):
+                self.warn(text)
+            for text in advice.notes(self.scenario):
+                self._note(text)
             self.save()
             tune(self.scenario, self.result.cells, ground_, self.report, self.save)
             self._train_cells(ground_)
@@ -222,17 +225,6 @@ class _Run:
                 news = {"epochs": self.scenario.epochs, "target": self.scenario.target}
                 cell.recipe = before.recipe.model_copy(update=news)
             cell.backend, cell.device = before.backend, before.device
-
-    def _warn_of_contention(self) -> None:
-        workers, threads, cores = self.scenario.workers, self.scenario.threads, available_cores()
-        if workers * threads > cores:
-            self.warn(
-                f"{workers} workers x {threads} thread share {cores} cores: "
-                "an epoch takes longer here than on machines of their own"
-            )
-        load = os.getloadavg()[0]
-        if load > max(1.0, 0.5 * cores):
-            self.warn(f"this machine is busy already: load {load:.1f} on {cores} cores")
 
     def _train_cells(self, on: Ground) -> None:
         """Seeds outermost and every other one backwards (ABBA), so that a drift of the machine's speed falls on all
