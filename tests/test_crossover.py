@@ -194,6 +194,25 @@ def test_several_places_get_a_heading_each_and_fit_80_columns() -> None:
     assert "~ faster at all of 10 Mbit/s to 300 Mbit/s" in text
 
 
+def test_the_longest_names_leave_room_for_their_intervals() -> None:
+    noisy = curve(lambda: (0.9, 1.0, 1.1, 1.05, 0.95))
+    overlapped = [cell.model_copy(update={"overlap": True, "id": f"{cell.id},overlap"}) for cell in noisy]
+    long = {"ratio": 0.01, "values": "fp16"}
+    cells = summarise(
+        [
+            cell if cell.method == "dense" else cell.model_copy(update={"params": long})
+            for cell in [*noisy, *overlapped]
+        ]
+    )
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        render_break_evens(cells, console)
+    text = captured.get()
+    assert "…" not in text
+    assert "pays below, Mbit/s (95% interval)" in text, "one unit for all, above them"
+    assert text.count("bit/s") == 1
+
+
 def test_two_bandwidths_are_needed() -> None:
     assert break_evens(curve(rates=RATES[:1]), overlapped=False) == []
     assert break_evens([], overlapped=False) == []

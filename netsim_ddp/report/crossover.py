@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from netsim_ddp.report.wording import DASH, clean, label
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell
 from netsim_ddp.units import format_rate
+
+_UNIT = re.compile(r" \S?bit/s$")
 
 
 def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
@@ -49,10 +52,16 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
 
 def _table(rows: Sequence[tuple[str, BreakEven | None, BreakEven | None]], console: Console) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for header in ("pays below (95% interval)", "than dense", "than overlapped dense"):
+    ends = [(pays_below(plain), pays_below(overlapped)) for _, plain, overlapped in rows]
+    units = {_UNIT.search(text) for pair in ends for text in pair} - {None}
+    shared = {found[0] for found in units if found}
+    unit = shared.pop() if len(shared) == 1 else ""
+    # One unit for all stands above them: with it in every cell, 80 columns would cut it off.
+    first = f"pays below,{unit} (95% interval)" if unit else "pays below (95% interval)"
+    for header in (first, "than dense", "than overlapped dense"):
         table.add_column(header, no_wrap=True, overflow="ellipsis")
-    for name, plain, overlapped in rows:
-        texts = [name, pays_below(plain), pays_below(overlapped)]
+    for (name, *_), pair in zip(rows, ends, strict=True):
+        texts = [name, *(text.removesuffix(unit) for text in pair)]
         table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
     return table
 
