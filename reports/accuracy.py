@@ -1,10 +1,11 @@
-"""Which part of a method costs accuracy: prints the last table of accuracy.md from accuracy.json.
+"""Which part of a method costs accuracy: the tables of pairs in accuracy.md, from the results beside this file.
 
-python reports/accuracy.py >> reports/accuracy.md
+python reports/accuracy.py [accuracy.json] [values.json]
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from netsim_ddp.results.record import Cell, load
@@ -43,7 +44,11 @@ def difference(one: Cell, other: Cell) -> str:
 
 
 def main() -> None:
-    cells = list(load(Path(__file__).with_suffix(".json")).cells)
+    for name in sys.argv[1:] or ["accuracy.json"]:
+        table(list(load(Path(__file__).with_name(name)).cells))
+
+
+def table(cells: list[Cell]) -> None:
     workers = sorted({cell.workers for cell in cells})
     print("| pair | method | ratio | " + " | ".join(f"P = {count}, points" for count in workers) + " |")
     print("|---" * (3 + len(workers)) + "|")
