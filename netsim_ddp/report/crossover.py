@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, label
+from netsim_ddp.report.wording import DASH, clean, encodable, label
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell
 from netsim_ddp.units import format_rate
@@ -110,10 +110,3 @@ def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
     if low is None or high is None:
         return f"{shown(bps)} {unit}"
     return f"{shown(bps)} ({shown(low)} to {shown(high)}) {unit}"
-
-
-def encodable(text: str, console: Console) -> str:
-    """``text`` without the signs that an ASCII pipe cannot carry."""
-    if not console.options.ascii_only:
-        return text
-    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")

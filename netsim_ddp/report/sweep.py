@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.crossover import encodable, render_break_evens
-from netsim_ddp.report.wording import DASH, clean, groups, label, milliseconds, rounded, times
+from netsim_ddp.report.crossover import render_break_evens
+from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, Result
 from netsim_ddp.results.summary import baseline, place_axes
@@ -98,9 +98,8 @@ def _links(cells: Sequence[Cell]) -> list[str]:
             link.measured_bps / link.ceiling_bps for link in links if link.measured_bps and link.ceiling_bps
         ]
         if shares:
-            text += (
-                f": measured at {min(shares):.0%} to {max(shares):.0%} of what the rates leave after headers"
-            )
+            span = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
+            text += f": measured at {span} of what the rates leave after headers"
         if mechanism == "tc":
             drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
             text += f"; {drops} drops, {retransmits} retransmits"

@@ -16,8 +16,8 @@ from rich.text import Text
 from netsim_ddp.report.columns import Row, columns_without, rows_of
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
-    DASH,
     clean,
+    encodable,
     group_name,
     groups,
     plain,
@@ -43,7 +43,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
     def line(text: str, style: str = "") -> None:
         # Text, not a string: a method name in brackets is not markup.
         wrapped = textwrap.fill(
-            _encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
+            encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
         )
         console.print(Text(wrapped, style=style))
 
@@ -69,13 +69,6 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         line("")
         for sentence in sentences:
             line(sentence)
-
-
-def _encodable(text: str, console: Console) -> str:
-    """``text`` without the signs that an ASCII pipe cannot carry."""
-    if not console.options.ascii_only:
-        return text
-    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")
 
 
 def _header(result: Result) -> str:
@@ -209,7 +202,7 @@ def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], 
     columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
     for column in columns:
         table.add_column(
-            Text(_encodable(column.header, console)),
+            Text(encodable(column.header, console)),
             justify=column.justify,
             no_wrap=True,
             overflow="ellipsis",
@@ -217,7 +210,7 @@ def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], 
         )
     fastest = _fastest(rows)
     for row in rows:
-        texts = [_encodable(column.text(row), console) for column in columns]
+        texts = [encodable(column.text(row), console) for column in columns]
         if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
             texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
         if row is fastest:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, groups, label, plain, points
+from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, plain, points
 from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -35,7 +35,7 @@ def render_training(result: Result, console: Console, *, warnings: bool = True) 
     def line(text: str, style: str = "") -> None:
         # Text, not a string: a method name in brackets is not markup.
         wrapped = textwrap.fill(
-            _encodable(clean(text), console), console.width, break_long_words=False, break_on_hyphens=False
+            encodable(clean(text), console), console.width, break_long_words=False, break_on_hyphens=False
         )
         console.print(Text(wrapped, style=style))
 
@@ -149,10 +149,10 @@ def _build(rows: Sequence[_Row], dropped: frozenset[str], console: Console) -> T
         if column.name in ("time", "times") and (target := _target(rows)) is not None:
             header = f"to {target:.4g}%\ns" if column.name == "time" else header
         table.add_column(
-            Text(_encodable(header, console)), justify=column.justify, no_wrap=True, vertical="bottom"
+            Text(encodable(header, console)), justify=column.justify, no_wrap=True, vertical="bottom"
         )
     for row in rows:
-        texts = [_encodable(column.text(row), console) for column in columns]
+        texts = [encodable(column.text(row), console) for column in columns]
         if console.width < 120 and len(texts[0]) > _LONGEST_LABEL:
             texts[0] = texts[0][: _LONGEST_LABEL - 2] + ".."
         table.add_row(*map(Text, texts))
@@ -265,10 +265,3 @@ def _time_sentence(row: _Row) -> str:
     if summary.time_ratio is not None and math.isfinite(summary.time_ratio):
         text += f", {summary.time_ratio:.2g} of dense's time"
     return text
-
-
-def _encodable(text: str, console: Console) -> str:
-    """``text`` without the signs that an ASCII pipe cannot carry."""
-    if not console.options.ascii_only:
-        return text
-    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, MeanInterval
 from netsim_ddp.results.summary import place_axes, setting
 from netsim_ddp.units import format_rate
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DASH = "–"
 _TOLD = (
@@ -140,3 +144,12 @@ def times(value: float, *intervals: Interval) -> str:
         last = max(last, 10.0 ** math.floor(math.log10(error)))
     # A ratio that rounds to nothing would read as infinitely slow.
     return rounded(value, min(last, digits)) + "x"
+
+
+def encodable(text: str, console: Console) -> str:
+    """``text`` without the signs that an ASCII pipe cannot carry."""
+    if console.encoding.lower().startswith(
+        "utf"
+    ):  # as console.options decides, which asks for the size every time
+        return text
+    return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")
