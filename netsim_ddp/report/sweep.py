@@ -6,10 +6,11 @@ A narrow terminal drops columns, the least telling first; nothing wraps.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -190,16 +191,28 @@ def _columns(axes: Sequence[str]) -> list[_Column]:
 
 def _table(cells: Sequence[Cell], console: Console) -> Table:
     """The widest table that fits the console."""
-    parts = groups(cells)
     axes = _varying_axes(cells)
-    rows = [row for group in parts for row in _rows(group)]
-    table = Table()
+    rows = [row for group in groups(cells) for row in _rows(group)]
+    columns = _columns(axes)
+    texts = {column.name: [encodable(column.text(row), console) for row in rows] for column in columns}
+    method = columns[len(axes)].name
+    texts[method] = [_named(text, row, console) for text, row in zip(texts[method], rows, strict=True)]
+    widths = {
+        column.name: max(map(cell_len, [*column.header.splitlines(), *texts[column.name]])) + 1
+        for column in columns
+    }
     for count in range(len(DROPS) + 1):
-        table = _build(rows, axes, frozenset(DROPS[:count]), console)
-        # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
-        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        shown = [column for column in columns if column.name not in DROPS[:count]]
+        if sum(widths[column.name] for column in shown) - 1 <= console.width:
             break
-    return table
+    return _build(shown, rows, texts, console)
+
+
+def _named(text: str, row: _Row, console: Console) -> str:
+    """A method's label, short where there is little room; a star for the fastest."""
+    if console.width < 120 and len(text) > _NARROW_LABEL:
+        text = text[: _NARROW_LABEL - 2] + ".."
+    return f"{text} *" if row.fastest else text
 
 
 def _varying_axes(cells: Sequence[Cell]) -> list[str]:
@@ -220,9 +233,10 @@ def _rows(group: Sequence[Cell]) -> list[_Row]:
     return [_Row(cell, group, cell is group[0], cell is fastest) for cell in group]
 
 
-def _build(rows: Sequence[_Row], axes: Sequence[str], dropped: frozenset[str], console: Console) -> Table:
+def _build(
+    columns: Sequence[_Column], rows: Sequence[_Row], texts: Mapping[str, Sequence[str]], console: Console
+) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    columns = [column for column in _columns(axes) if column.name not in dropped]
     for column in columns:
         table.add_column(
             Text(encodable(column.header, console)),
@@ -231,14 +245,9 @@ def _build(rows: Sequence[_Row], axes: Sequence[str], dropped: frozenset[str], c
             overflow="ellipsis",
             vertical="bottom",
         )
-    for row in rows:
-        texts = [encodable(column.text(row), console) for column in columns]
-        place = len(axes)
-        if console.width < 120 and len(texts[place]) > _NARROW_LABEL:
-            texts[place] = texts[place][: _NARROW_LABEL - 2] + ".."
-        if row.fastest:
-            texts[place] += " *"
-        table.add_row(*(Text(text) for text in texts), style="bold" if row.fastest else "")
+    for index, row in enumerate(rows):
+        cells = (Text(texts[column.name][index]) for column in columns)
+        table.add_row(*cells, style="bold" if row.fastest else "")
     return table
 
 
