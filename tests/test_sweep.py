@@ -39,6 +39,7 @@ from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression
 from netsim_ddp.sweep.source import read_plan
 from tests.test_cli import command, complaint
+from tests.test_summary import make_cell, make_link, make_result
 
 SMALL = """
 title: Small
@@ -384,6 +385,21 @@ def shown(result: Result, width: int) -> str:
     with console.capture() as captured:
         render_sweep(result, console)
     return captured.get()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_every_axis_has_a_column_of_its_own(width: int) -> None:
+    cells = [
+        make_cell(
+            method, [ms], id=f"{rate},{delay}/{method}", axes={"bandwidth": rate, "queue": delay}, link=link
+        )
+        for rate, delay in itertools.product(("100mbps", "1gbps"), ("50ms", "200ms"))
+        for link in [make_link(requested_bps=10**8 if rate == "100mbps" else 10**9, shape=f"{rate} {delay}")]
+        for method, ms in (("dense", 100), ("topk", 20))
+    ]
+    text = shown(make_result(summarise(cells)), width)
+    places = [" ".join(line.split()[:3]) for line in text.splitlines() if " dense " in line and "ms " in line]
+    assert places == ["100mbps 50ms dense", "100mbps 200ms dense", "1gbps 50ms dense", "1gbps 200ms dense"]
 
 
 @pytest.mark.parametrize("width", [48, 80, 160])

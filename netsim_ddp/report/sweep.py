@@ -194,16 +194,15 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
     axes = _varying_axes(cells)
     rows = [row for group in groups(cells) for row in _rows(group)]
     columns = _columns(axes)
-    texts = {column.name: [encodable(column.text(row), console) for row in rows] for column in columns}
-    method = columns[len(axes)].name
+    texts = {column: [encodable(column.text(row), console) for row in rows] for column in columns}
+    method = columns[len(axes)]
     texts[method] = [_named(text, row, console) for text, row in zip(texts[method], rows, strict=True)]
     widths = {
-        column.name: max(map(cell_len, [*column.header.splitlines(), *texts[column.name]])) + 1
-        for column in columns
+        column: max(map(cell_len, [*column.header.splitlines(), *texts[column]])) + 1 for column in columns
     }
     for count in range(len(DROPS) + 1):
         shown = [column for column in columns if column.name not in DROPS[:count]]
-        if sum(widths[column.name] for column in shown) - 1 <= console.width:
+        if sum(widths[column] for column in shown) - 1 <= console.width:
             break
     return _build(shown, rows, texts, console)
 
@@ -234,7 +233,7 @@ def _rows(group: Sequence[Cell]) -> list[_Row]:
 
 
 def _build(
-    columns: Sequence[_Column], rows: Sequence[_Row], texts: Mapping[str, Sequence[str]], console: Console
+    columns: Sequence[_Column], rows: Sequence[_Row], texts: Mapping[_Column, Sequence[str]], console: Console
 ) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
@@ -246,7 +245,7 @@ def _build(
             vertical="bottom",
         )
     for index, row in enumerate(rows):
-        cells = (Text(texts[column.name][index]) for column in columns)
+        cells = (Text(texts[column][index]) for column in columns)
         table.add_row(*cells, style="bold" if row.fastest else "")
     return table
 
