@@ -17,7 +17,21 @@ An interrupted command exits with 130. Only ``netsim_ddp.cli`` turns an error in
 
 from __future__ import annotations
 
+import errno
+
 INTERRUPTED = 130
+EXHAUSTED = {
+    errno.ENOSPC: "free some space, or name another folder",
+    errno.EDQUOT: "free some of your quota, or name another folder",
+    errno.EFBIG: "raise the limit on file sizes: ulimit -f",
+    errno.EROFS: "name a folder that can be written",
+    errno.EIO: "the disk fails; name another folder",
+    errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
+    errno.ENFILE: "close some programs: the whole system has too many files open",
+    errno.EAGAIN: "raise the limit on processes: ulimit -u",
+    errno.ENOMEM: "free some memory, or raise its limit: ulimit -v",
+}
+"""What a machine can run out of, by the error that tells it, and what to do."""
 
 
 class NetsimError(Exception):
@@ -78,3 +92,12 @@ class NothingComparable(NetsimError):
     """A comparison had no pair of cells to compare."""
 
     exit_code = 6
+
+
+def cannot_write(path: object, error: OSError) -> NetsimError:
+    """What to raise when ``path`` cannot be written: this machine's fault where it has run out of something, else the
+    request's."""
+    text = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in EXHAUSTED:
+        return EnvironmentFault(text, hint=EXHAUSTED[error.errno])
+    return UsageError(text, hint="name a file in a folder you can write to")

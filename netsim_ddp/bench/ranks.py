@@ -19,7 +19,7 @@ from netsim_ddp.bench.rendezvous import RendezvousTask
 from netsim_ddp.bench.task import Task
 from netsim_ddp.bench.worker import StepsTask
 from netsim_ddp.compression.kernels import NonFiniteGradient
-from netsim_ddp.errors import EnvironmentFault, NetsimError, UsageError
+from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.helper import enter_namespace
 
@@ -55,14 +55,27 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     except NetsimError as error:
         kind = {UsageError: "usage", EnvironmentFault: "environment"}.get(type(error), "rank")
         channel.fail(cause=kind, message=error.message, hint=error.hint, doing=task.doing, details="")
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            where = f": {error.filename}" if error.filename else ""
+            message = f"rank {job.rank}, while {task.doing}: {error.strerror}{where}"
+            hint = EXHAUSTED[error.errno]
+            channel.fail(cause="environment", message=message, hint=hint, doing=task.doing, details="")
+        else:
+            _report(channel, task, error)
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
-        text = str(error).strip()
-        lost_peer = isinstance(error, dist.DistError) or "Connection closed" in text or "gloo" in text
-        line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
-        channel.fail(
-            cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
-            message=line,
-            hint=None,
-            doing=task.doing,
-            details=traceback.format_exc(),
-        )
+        _report(channel, task, error)
+
+
+def _report(channel: RankChannel, task: Task, error: BaseException) -> None:
+    """Tell the command of an error that nobody raised on purpose, with its traceback."""
+    text = str(error).strip()
+    lost_peer = isinstance(error, dist.DistError) or "Connection closed" in text or "gloo" in text
+    line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    channel.fail(
+        cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
+        message=line,
+        hint=None,
+        doing=task.doing,
+        details="".join(traceback.format_exception(error)),
+    )

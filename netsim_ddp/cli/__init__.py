@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from netsim_ddp import __version__
-from netsim_ddp.cli import bench
+from netsim_ddp.cli import bench, streams
 from netsim_ddp.cli.check import check
 from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
@@ -24,9 +24,10 @@ from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.cli.schema import schema
+from netsim_ddp.cli.streams import say
 from netsim_ddp.cli.sweep import sweep
 from netsim_ddp.cli.train import train
-from netsim_ddp.errors import INTERRUPTED, NetsimError, RankError, UsageError
+from netsim_ddp.errors import EXHAUSTED, INTERRUPTED, EnvironmentFault, NetsimError, RankError, UsageError
 
 app = typer.Typer(
     name="netsim",
@@ -82,9 +83,11 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    streams.prepare()
     signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
-    sys.exit(_call(lambda: command(prog_name="netsim", standalone_mode=False)))
+    code = _call(lambda: command(prog_name="netsim", standalone_mode=False))
+    sys.exit(_call(streams.flush) or code)
 
 
 def _terminate(number: int, _: Any) -> NoReturn:
@@ -98,19 +101,23 @@ def _call(command: Any) -> int:
         code = command()
     except NetsimError as error:
         if isinstance(error, RankError) and error.details:
-            _say(error.details.rstrip())
-        _say(f"netsim: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            streams.write_error(error.details.rstrip())
+        say(error.message + (f" ({error.hint})" if error.hint else ""))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):  # typer makes the second of the first
-        _say("netsim: interrupted")
+        say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{where}{error.strerror} ({EXHAUSTED[error.errno]})")
+        streams.discard(sys.stdout)  # which may be what is full
+        return EnvironmentFault.exit_code
     except Exception as error:
         if not isinstance(error, _UsageMistake):
             raise
-        _say(f"netsim: {_describe(error)}")
+        say(_describe(error))
         return UsageError.exit_code
     return code if isinstance(code, int) else 0
 
@@ -124,7 +131,3 @@ def _describe(error: Any) -> str:
         see = f"did you mean {' or '.join(sorted(near))}? {see}"
     text = str(getattr(error, "message", "") or error.format_message()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]} ({see})"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

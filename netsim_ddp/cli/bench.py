@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import parse_ratio
 
@@ -64,16 +65,15 @@ def compress(
         if name not in known:
             raise UsageError(f"{flag} {name!r} is not known", hint=f"choose from {', '.join(known)}")
 
-    from rich.console import Console
-
     from netsim_ddp import __version__
     from netsim_ddp.bench.compress import Plan, measure
     from netsim_ddp.bench.runner import environment
     from netsim_ddp.cli.output import writable
+    from netsim_ddp.cli.saving import Kept
     from netsim_ddp.compression.codec import Codec
     from netsim_ddp.report.codec import render_codec_times
     from netsim_ddp.results.codec import CodecTimes, to_json
-    from netsim_ddp.results.record import Tool, now_utc, write_whole
+    from netsim_ddp.results.record import Tool, now_utc
 
     path = None if json in (None, "-") else writable(Path(str(json)))
     times = CodecTimes(
@@ -85,17 +85,17 @@ def compress(
         indices=indices,
     )
     plan = Plan(rounds=rounds, codec=Codec(values, indices), **chosen)  # type: ignore[arg-type]  # one dict, many types
-    progress = Console(stderr=True)
+    progress, files = open_console(stderr=True), Kept(None, path)
     with progress.status("warming up") as status:  # shows itself on a terminal only
         for row in measure(plan, status.update):
             times.rows.append(row)
-            if path is not None:
-                write_whole(to_json(times), path)
+            files.write(to_json(times))
     if json == "-":
-        sys.stdout.write(to_json(times))
+        write_document(to_json(times))
         return
     times.rows.sort(key=lambda row: (row.device, row.threads, plan.inputs.index(row.input)))
-    render_codec_times(times, Console(highlight=False, soft_wrap=True))
+    render_codec_times(times, open_console(highlight=False, soft_wrap=True))
+    files.finish()
 
 
 def _list(flag: str, text: str, parse: Callable[[str], _T]) -> tuple[_T, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from netsim_ddp.cli.streams import open_console, say
 
 _WORDS = {True: "PASS", False: "FAIL", None: "TIME"}
 _STYLES = {True: "green", False: "red", None: "cyan"}
@@ -49,17 +50,16 @@ def check(
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
     seconds = parse_duration(timeout, what="--timeout")
 
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = open_console(highlight=False)
     failed = []
     for finding in check_method(
         spec,
         link=link,
         timeout_s=seconds,
         leave_out=without or (),
-        note=lambda text: print(f"netsim: {text}", file=sys.stderr),
+        note=say,
     ):
         line = Text(f"[{_WORDS[finding.passed]}] {finding.name:<13} {finding.found}")
         line.stylize(_STYLES[finding.passed], 0, 6)

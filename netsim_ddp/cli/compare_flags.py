@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.errors import Regression, UsageError
 
 if TYPE_CHECKING:
@@ -112,19 +112,19 @@ def show(comparison: Comparison, *, json: str | None, markdown: str | None) -> N
     Raises:
         Regression: it fails.
     """
-    from rich.console import Console
-
     from netsim_ddp.report import compare as report
     from netsim_ddp.report.wording import clean
     from netsim_ddp.results.record import to_json, write_whole
 
-    for path, text in ((json, to_json(comparison)), (markdown, report.markdown(comparison))):
+    documents = ((json, to_json(comparison)), (markdown, report.markdown(comparison)))
+    for path, text in documents:
         if path == "-":
-            sys.stdout.write(text)
-        elif path is not None:
-            write_whole(text, Path(path))
+            write_document(text)
     if "-" not in (json, markdown):
-        report.render_comparison(comparison, Console(highlight=False))
+        report.render_comparison(comparison, open_console(highlight=False))
+    for path, text in documents:
+        if path not in (None, "-"):
+            write_whole(text, Path(str(path)))
     if comparison.failures:
         count = len(comparison.failures)
         more = f" and {count - 1} more" if count > 1 else ""

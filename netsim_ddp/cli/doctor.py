@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from netsim_ddp.cli.streams import open_console, write_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,17 +32,16 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine: imports, kernel, tc and namespaces, netem, Gloo, NCCL, cores, a compressed step."""
-    from rich.console import Console
-
     from netsim_ddp.bench.checks import CHECKS, run_check
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import EnvironmentFault, UsageError
+    from netsim_ddp.results.record import write_whole
 
     for name in checks or ():
         if name not in CHECKS:
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
     path = None if json in (None, "-") else writable(Path(str(json)))
-    console, progress = Console(highlight=False), Console(stderr=True)
+    console, progress = open_console(highlight=False), open_console(stderr=True)
     done: list[Check] = []
     for name in checks or CHECKS:
         with progress.status(f"checking {name}"):  # shows itself on a terminal only
@@ -50,12 +50,9 @@ def doctor(
             _print(done[-1], console)
     document = _document(done)
     if path is not None:
-        try:
-            path.write_text(document, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        write_whole(document, path)
     if json == "-":
-        sys.stdout.write(document)
+        write_document(document)
     failed = [check.name for check in done if check.status == "FAIL"]
     if failed:
         raise EnvironmentFault(f"{len(failed)} of {len(done)} checks failed: {', '.join(failed)}")

@@ -10,6 +10,7 @@ import typer
 
 from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.streams import open_console, say
 
 _Text = str | None
 
@@ -81,8 +82,6 @@ def launch(
         raise UsageError("--json - would mix with the program's own output", hint="name a file")
     copy = None if json is None else writable(json)
 
-    from rich.console import Console
-
     from netsim_ddp.bench.launched import launch_program
     from netsim_ddp.link.launch import timeout_error
     from netsim_ddp.report.launch import render_launch
@@ -99,14 +98,14 @@ def launch(
             command=["netsim", *sys.argv[1:]],
             report=report,
         )
+    render_launch(record, open_console(stderr=True, highlight=False))
     if copy is not None:
         save(record, copy)
-    render_launch(record, Console(stderr=True, highlight=False))
     if outcome.timed_out and timeout_s is not None:
         raise timeout_error(outcome, timeout_s)
     if outcome.interrupted:
         raise KeyboardInterrupt
     if outcome.first_failure is not None:
         failed = outcome.first_failure
-        print(f"netsim: rank {failed.rank} failed first: {failed.exit}", file=sys.stderr)
+        say(f"rank {failed.rank} failed first: {failed.exit}")
     raise typer.Exit(record.exit_code)

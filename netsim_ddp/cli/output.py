@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netsim_ddp.cli.streams import open_console
+
 if TYPE_CHECKING:
     from netsim_ddp.bench.runner import Event, Report
 
@@ -37,10 +39,9 @@ def writable(path: Path) -> Path:
 @contextmanager
 def progress(*, bar: bool = True) -> Iterator[Report]:
     """Notes and warnings as lines on stderr; with ``bar`` a bar below them while that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(event: Event) -> None:
         if event.kind == "line":

@@ -11,6 +11,7 @@ import typer
 
 from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.streams import open_console, write_document
 
 _Text = str | None
 
@@ -107,8 +108,6 @@ def probe(
     hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
-    from rich.console import Console
-
     from netsim_ddp.bench.prober import probe_link
     from netsim_ddp.errors import LinkOffTarget
     from netsim_ddp.report.probe import render_probe
@@ -122,13 +121,13 @@ def probe(
             report=report,
             hosts=hosts,
         )
+    if json == "-":
+        write_document(to_json(found))
+    else:
+        render_probe(found, open_console(highlight=False))
     if copy is not None:
         save(found, copy)
     if profile is not None:
         write_profile(from_probe(found), profile)
-    if json == "-":
-        sys.stdout.write(to_json(found))
-    else:
-        render_probe(found, Console(highlight=False))
     if found.off_target:
         raise LinkOffTarget(f"off target: {'; '.join(found.off_target)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from netsim_ddp.cli.output import writable
 from netsim_ddp.cli.saving import SAVED
+from netsim_ddp.cli.streams import open_console, say, write_document
 from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def report(
         from netsim_ddp.report.figures import write
 
         written = write(collection, figures, formats)
-        _say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
+        say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
     if not wanted and figures is None:
         _show(collection)
 
@@ -149,15 +149,14 @@ def _write(target: str, text: str) -> None:
     from netsim_ddp.results.record import write_whole
 
     if target == "-":
-        sys.stdout.write(text)
+        write_document(text)
         return
     path = writable(Path(target))
     write_whole(text, path)
-    _say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
+    say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
 
 
 def _show(collection: Collection) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from netsim_ddp.report.selections import render_selections
@@ -166,7 +165,7 @@ def _show(collection: Collection) -> None:
     from netsim_ddp.report.training import render_training
     from netsim_ddp.report.wording import clean
 
-    console = Console(highlight=False)
+    console = open_console(highlight=False)
     for number, source in enumerate(collection.sources):
         if len(collection.sources) > 1:
             console.print(Text(("\n" if number else "") + clean(source.name), style="bold"))
@@ -177,7 +176,3 @@ def _show(collection: Collection) -> None:
         else:
             render_result(source.result, console)
         render_selections(source.result, console)
-
-
-def _say(text: str) -> None:
-    print(f"netsim: {text}", file=sys.stderr)

@@ -13,8 +13,10 @@ from netsim_ddp.cli import link_flags, run_flags
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.run_flags import Text
 from netsim_ddp.cli.saving import saving, write_steps
+from netsim_ddp.cli.streams import open_console, write_document
 
 if TYPE_CHECKING:
+    from netsim_ddp.results.record import Result
     from netsim_ddp.results.trace import TracedLap
 
 
@@ -164,15 +166,21 @@ def run(
     copy = None if json in (None, "-") else writable(Path(str(json)))
     trace_file = None if trace_steps is None else writable(trace_steps)
 
-    from rich.console import Console
-
     from netsim_ddp.bench import runner
     from netsim_ddp.report.selections import render_selections
     from netsim_ddp.report.terminal import render_result
     from netsim_ddp.results.record import to_json
 
+    def show(result: Result) -> None:
+        if json == "-":
+            write_document(to_json(result))
+            return
+        console = open_console()
+        render_result(result, console, warnings=False)
+        render_selections(result, console)
+
     traced: list[TracedLap] = []
-    with saving(copy, runner.measured) as kept, progress() as report:
+    with saving(copy, runner.measured, show) as kept, progress() as report:
         result = runner.run(
             scenario,
             command=["netsim", *sys.argv[1:]],
@@ -181,12 +189,8 @@ def run(
             hosts=hosts,
             trace=None if trace_file is None else traced.extend,
         )
+    show(result)
+    kept.tell(None if json == "-" else open_console(), "netsim run --config")
     if trace_file is not None:
         write_steps(traced, trace_file)
-    if json == "-":
-        sys.stdout.write(to_json(result))
-        return
-    console = Console()
-    render_result(result, console, warnings=False)
-    render_selections(result, console)
-    kept.tell(console, "netsim run")
+    kept.finish()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from netsim_ddp.cli.streams import say
+from netsim_ddp.errors import NetsimError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,41 +21,82 @@ SAVED = Path(".netsim")
 
 
 class Kept:
-    """The files that every save goes to."""
+    """The files that every save goes to. One that cannot be written does not end the run: stderr says so once, later
+    saves try again, and :meth:`finish` fails if the user asked for that file by name."""
 
     def __init__(self, path: Path | None, copy: Path | None) -> None:
         self.path, self._copy = path, copy
         self.last: Result | None = None
+        self._saved: set[Path] = set()
+        self._faults: dict[Path, NetsimError] = {}
 
     def save(self, result: Result) -> None:
         """Called by a runner after every repeat."""
-        from netsim_ddp.results.record import save
+        from netsim_ddp.results.record import to_json
 
         self.last = result
-        for path in self.paths:
-            save(result, path)
+        self.write(to_json(result))
+
+    def write(self, document: str) -> None:
+        """Write ``document`` to all files."""
+        from netsim_ddp.results.record import write_whole
+
+        for path in self._all():
+            try:
+                write_whole(document, path)
+            except NetsimError as error:
+                if path not in self._faults:
+                    say(f"warning: {error.message}: the run goes on without it")
+                self._faults[path] = error
+            else:
+                self._saved.add(path)
+                self._faults.pop(path, None)
 
     @property
     def paths(self) -> list[Path]:
-        return [path for path in (self.path, self._copy) if path is not None]
+        """The files that hold all that was measured."""
+        return [path for path in self._all() if path in self._saved and path not in self._faults]
 
-    def tell(self, console: Console, command: str) -> None:
-        """Say where the result is, and how to repeat it."""
-        if self.path is not None:
+    def _all(self) -> list[Path]:
+        return list(dict.fromkeys(path for path in (self.path, self._copy) if path is not None))
+
+    def tell(self, console: Console | None, replay: str = "") -> None:
+        """Say on ``console`` where the result is and how to ``replay`` it; on stderr which files hold less."""
+        if console is not None and self.path is not None and self.path in self.paths:
             console.print(f"saved {self.path}", highlight=False, soft_wrap=True)
-            console.print(f"replay: {command} --config {self.path}", highlight=False, soft_wrap=True)
+            console.print(f"replay: {replay} {self.path}", highlight=False, soft_wrap=True)
+        for path, error in self._faults.items():
+            if path in self._saved:
+                say(f"warning: {path} holds the earlier repeats only: {error.message}")
+            elif path == self.path:
+                say("warning: this run is not saved")
+
+    def finish(self) -> None:
+        """Called when everything has been shown.
+
+        Raises:
+            NetsimError: the file that the user named could not be written.
+        """
+        if self._copy is not None and self._copy in self._faults:
+            raise self._faults[self._copy]
 
 
 @contextmanager
-def saving(copy: Path | None, measured: Callable[[Result], bool]) -> Iterator[Kept]:
-    """Files for what runs inside; if that fails, what was ``measured`` stays, and stderr says where."""
+def saving(
+    copy: Path | None, measured: Callable[[Result], bool], show: Callable[[Result], None]
+) -> Iterator[Kept]:
+    """Files for what runs inside; if that fails, what was ``measured`` stays, and stderr says where. Where no file
+    holds it, ``show`` prints it."""
     kept = Kept(new_file(), copy)
     try:
         yield kept
     except BaseException:
         if kept.last is not None and measured(kept.last):
             if where := " and ".join(map(str, kept.paths)):
-                print(f"netsim: what was measured is in {where}", file=sys.stderr)
+                say(f"what was measured is in {where}")
+            else:
+                show(kept.last)
+                kept.tell(None)
         elif kept.path is not None:
             kept.path.unlink(missing_ok=True)
         raise
@@ -67,7 +110,7 @@ def write_steps(laps: Sequence[TracedLap], path: Path) -> None:
     from netsim_ddp.report.trace import write_trace
 
     write_trace(laps, path)
-    print(f"netsim: trace in {path}, for https://ui.perfetto.dev", file=sys.stderr)
+    say(f"trace in {path}, for https://ui.perfetto.dev")
 
 
 def new_file(prefix: str = "") -> Path | None:
@@ -80,16 +123,19 @@ def new_file(prefix: str = "") -> Path | None:
         with tempfile.TemporaryFile(dir=SAVED):
             pass
     except OSError as error:
-        reason = f"cannot write to {SAVED} ({error.strerror})"
-        print(f"netsim: warning: the run is not saved: {reason}", file=sys.stderr)
+        say(f"warning: the run is not saved: cannot write to {SAVED} ({error.strerror})")
         return None
     stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     return SAVED / f"{prefix}{stem}-{os.getpid()}.json"
 
 
 def point_last(path: Path) -> None:
-    """``.netsim/last.json`` names the newest run."""
+    """``.netsim/last.json`` names the newest run; where no file can be made any more it goes on naming the one
+    before."""
     link = SAVED / "last.json"
     temporary = SAVED / f".last-{os.getpid()}"
-    temporary.symlink_to(path.name)
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(path.name)
+        temporary.replace(link)
+    except OSError as error:
+        say(f"warning: {link} does not name this run: {error.strerror}")

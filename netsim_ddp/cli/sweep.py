@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.output import writable
-from netsim_ddp.cli.saving import new_file, point_last
+from netsim_ddp.cli.saving import SAVED, Kept, new_file, point_last
+from netsim_ddp.cli.streams import open_console, say, write_document
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Cell, Result
@@ -118,8 +119,11 @@ def sweep(
         return
     if before is not None and path is not None and not explicit:
         _put_aside(path, before, kept)
-    result = _execute(going, command, path)
-    _show(result, json, path)
+    files = Kept(path, path if explicit else None)
+    result = _execute(going, command, files, lambda result: _show(result, json))
+    _show(result, json)
+    files.tell(None if json == "-" else open_console(), "netsim sweep")
+    files.finish()
     if going.failed:
         count = len(going.failed)
         raise RankError(
@@ -127,7 +131,7 @@ def sweep(
             hint="the same command tries them again",
         )
     if going.stopped:
-        print(f"netsim: {going.stopped}; the same command goes on", file=sys.stderr)
+        say(f"{going.stopped}; the same command goes on")
 
 
 def _selected(runs: list[Run], expression: str | None) -> frozenset[str]:
@@ -151,8 +155,6 @@ def _path(name: str, json: str | None, *, dry_run: bool) -> tuple[Path | None, b
     if json not in (None, "-"):
         return (Path(str(json)) if dry_run else writable(Path(str(json)))), True
     if dry_run:
-        from netsim_ddp.cli.saving import SAVED
-
         return SAVED / f"sweep-{name}.json", False
     place = new_file()
     return (None if place is None else place.with_name(f"sweep-{name}.json")), False
@@ -185,7 +187,7 @@ def _tell_plan(
     if going.units:
         basis = "what its repeats took before" if from_before else "bytes / line rate, compute and start-up"
         text += f": about {rough(going.expected_s)}, from {basis}"
-    print(f"netsim: {text}", file=sys.stderr)
+    say(text)
     if kept:
         had = _count(sum(len(cell.repeats) for cell in kept.values()), "repeat")
         print(
@@ -210,54 +212,43 @@ def _tell_cells(going: Sweep, selected: frozenset[str]) -> None:
                 typer.echo(f"{cell.id} x {count}" if count else f"{cell.id} is finished")
 
 
-def _execute(going: Sweep, command: object, path: Path | None) -> Result:
-    from netsim_ddp.results.record import save
+def _execute(going: Sweep, command: object, files: Kept, show: Callable[[Result], None]) -> Result:
     from netsim_ddp.sweep.commands import Command
 
     assert isinstance(command, Command)
-
-    def keep(result: Result) -> None:
-        if path is not None:
-            save(result, path)
-
     try:
         with _watching(going) as report:
-            return going.execute(command, command=["netsim", *sys.argv[1:]], report=report, save=keep)
+            return going.execute(command, command=["netsim", *sys.argv[1:]], report=report, save=files.save)
     except (KeyboardInterrupt, SystemExit):
-        if path is not None and path.exists():
-            print(f"netsim: saved {path}; the same command goes on", file=sys.stderr)
+        if files.paths:
+            say(f"saved {files.paths[0]}; the same command goes on")
+        elif files.last is not None:
+            show(files.last)
         raise
     finally:
-        if path is not None and path.exists() and path.parent.resolve() == Path(".netsim").resolve():
-            point_last(path)
+        if files.path is not None and files.path.exists() and files.path.parent.resolve() == SAVED.resolve():
+            point_last(files.path)
 
 
-def _show(result: Result, json: str | None, path: Path | None) -> None:
+def _show(result: Result, json: str | None) -> None:
     if json == "-":
         from netsim_ddp.results.record import to_json
 
-        sys.stdout.write(to_json(result))
+        write_document(to_json(result))
         return
-    from rich.console import Console
-
     from netsim_ddp.report.sweep import render_sweep
 
-    console = Console()
-    render_sweep(result, console)
-    if path is not None:
-        console.print(f"saved {path}", highlight=False, soft_wrap=True)
-        console.print(f"replay: netsim sweep {path}", highlight=False, soft_wrap=True)
+    render_sweep(result, open_console())
 
 
 @contextmanager
 def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
     """The table on a terminal's stderr, lines elsewhere."""
-    from rich.console import Console
     from rich.live import Live
 
     from netsim_ddp.report.sweep_progress import SweepTable, cell_line, remaining
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(event: Progress) -> None:
         if event.kind in ("note", "warning"):

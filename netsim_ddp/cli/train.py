@@ -13,8 +13,10 @@ from netsim_ddp.cli import link_flags, run_flags
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.run_flags import Text
 from netsim_ddp.cli.saving import saving, write_steps
+from netsim_ddp.cli.streams import open_console, say, write_document
 
 if TYPE_CHECKING:
+    from netsim_ddp.results.record import Result
     from netsim_ddp.results.trace import TracedLap
 
 
@@ -208,15 +210,19 @@ def train(
     copy = None if json in (None, "-") else writable(Path(str(json)))
     trace_file = None if trace_steps is None else writable(trace_steps)
 
-    from rich.console import Console
-
     from netsim_ddp.report.training import render_training
     from netsim_ddp.results.record import to_json
     from netsim_ddp.training import runner
 
+    def show(result: Result) -> None:
+        if json == "-":
+            write_document(to_json(result))
+        else:
+            render_training(result, open_console(), warnings=False)
+
     traced: list[TracedLap] = []
     try:
-        with saving(copy, runner.trained) as kept, progress() as report:
+        with saving(copy, runner.trained, show) as kept, progress() as report:
             result = runner.train(
                 scenario,
                 command=["netsim", *sys.argv[1:]],
@@ -227,13 +233,10 @@ def train(
     except BaseException as error:
         begun = scenario.checkpoint is not None and (Path(scenario.checkpoint) / RUN_FILE).exists()
         if begun and not isinstance(error, UsageError):
-            print(f"netsim: to go on: netsim train --resume {scenario.checkpoint}", file=sys.stderr)
+            say(f"to go on: netsim train --resume {scenario.checkpoint}")
         raise
+    show(result)
+    kept.tell(None if json == "-" else open_console(), "netsim train --config")
     if trace_file is not None:
         write_steps(traced, trace_file)
-    if json == "-":
-        sys.stdout.write(to_json(result))
-        return
-    console = Console()
-    render_training(result, console, warnings=False)
-    kept.tell(console, "netsim train")
+    kept.finish()

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
 from netsim_ddp.results.probe import Probe, slowest
+from netsim_ddp.results.record import write_whole
 from netsim_ddp.units import format_duration, format_rate
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -85,10 +86,7 @@ def write_profile(measurement: Measurement, path: Path) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    try:
-        path.write_text(yaml.safe_dump(measurement.profile(), sort_keys=False, width=100), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(yaml.safe_dump(measurement.profile(), sort_keys=False, width=100), path)
 
 
 def read_measurement(path: Path) -> Measurement:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.errors import EnvironmentFault, UsageError, cannot_write
 from netsim_ddp.report import svg
 from netsim_ddp.report.collection import Collection
 from netsim_ddp.report.plots import Bars, Chart, Differences, Plot, all_plots
@@ -68,9 +68,7 @@ def write(collection: Collection, folder: Path, formats: Sequence[str]) -> list[
                     _save(plot, looks, path)
                 written.append(path)
     except OSError as error:
-        raise UsageError(
-            f"cannot write figures to {folder}: {error.strerror}", hint="name a folder you can write to"
-        ) from error
+        raise cannot_write(folder, error) from error
     return written
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, cannot_write
 
 SCHEMA_VERSION: Literal[2] = 2
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -320,6 +320,7 @@ def write_whole(text: str, path: Path) -> None:
 
     Raises:
         UsageError: the folder is missing or cannot be written.
+        EnvironmentFault: the disk is full, or a quota.
     """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -328,15 +329,19 @@ def write_whole(text: str, path: Path) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}", hint="name a file in a folder you can write to"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def load(path: Path) -> Result:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, cannot_write
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import EpochRecord, Strict, to_json, write_whole
 
@@ -99,10 +99,7 @@ class Slot:
             for part in self.folder.glob(f"*{_PART}"):
                 shutil.rmtree(part, ignore_errors=True)
         except OSError as error:
-            raise UsageError(
-                f"cannot write checkpoints to {self.folder}: {error.strerror}",
-                hint="name a folder you can write to",
-            ) from error
+            raise cannot_write(self.folder, error) from error
 
     def part(self, global_step: int) -> Path:
         """Where the ranks write before :meth:`commit`."""

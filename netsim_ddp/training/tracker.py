@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from netsim_ddp.compression.statistics import Statistics
-from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.errors import EnvironmentFault, UsageError, cannot_write
 from netsim_ddp.results.record import write_whole
 
 FILE_NAME = "metrics.jsonl"
@@ -70,10 +70,7 @@ class MetricsTracker:
                 _drop_from(path, first_step)
                 self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise UsageError(
-                f"cannot write logs to {self.folder}: {error.strerror}",
-                hint="name a folder you can write to",
-            ) from error
+            raise cannot_write(self.folder, error) from error
 
     @property
     def backend(self) -> str:
