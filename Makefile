@@ -6,15 +6,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check bench doctor clean
+.PHONY: run test test-torch check bench doctor clean
 
 run: $(READY)
 	$(BIN)/netsim run --bandwidth 1gbps --ratio 0.01
 
 # What measures time runs alone; the rest, which waits more than it works, in a few processes at once.
+define SUITE
+$(BIN)/python -m pytest -m alone
+$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist loadfile
+endef
+
 test: check
-	$(BIN)/python -m pytest -m alone
-	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(SUITE)
+
+# The same tests with the compiled kernels switched off, in this process and all that it starts.
+test-torch: export NETSIM_KERNELS = torch
+test-torch: $(READY)
+	$(SUITE)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.compression import Codec, CodecError, packing, rounding
 from netsim_ddp.compression.codec import INDEX_FORMATS, VALUE_FORMATS
 from netsim_ddp.errors import UsageError
+from tests.compiled import REASON, needs_compiled
 
 torch.set_num_threads(1)
 END = 2**31
@@ -30,7 +31,7 @@ def use(monkeypatch):
 
     def choose(implementation: str) -> None:
         if packing.compiled is None and implementation == "compiled":
-            pytest.skip("numba is not installed")
+            pytest.skip(REASON)
         if implementation == "twin":
             monkeypatch.setattr(packing, "compiled", None)
             monkeypatch.setattr(rounding, "compiled", None)
@@ -94,10 +95,11 @@ def test_empty_single_and_full(values, indices, k):
     assert torch.equal(back, received)
 
 
+@needs_compiled
 @given(positions=index_sets())
 @settings(max_examples=60, deadline=None)
 def test_the_torch_twin_writes_and_reads_the_same_bytes(positions):
-    if packing.compiled is None or not positions.numel():
+    if not positions.numel():
         return
     section = packing.pack(positions, threads=1)
     words = packing.twin.pack(positions)
@@ -189,10 +191,9 @@ def test_int8_is_within_a_step_of_its_blocks_largest(use, implementation, values
     assert not received[256:512].any()
 
 
+@needs_compiled
 @pytest.mark.parametrize("values", ["int8", "int8-stochastic"])
 def test_int8_is_the_same_without_numba(use, values):
-    if rounding.compiled is None:
-        pytest.skip("numba is not installed")
     numbers = numbers_for(torch.arange(999), 2, spread=1.0)
     ours, theirs = Codec(values, seed=3), Codec(values, seed=3)
     fast = [ours.encode(numbers, torch.arange(999)) for _ in range(2)]

@@ -14,7 +14,7 @@ import netsim_ddp
 
 ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
-    {"errors", "units", "names"},
+    {"errors", "units", "names", "switches"},
     {"methods", "origin", "references"},
     {"results"},
     {"link"},

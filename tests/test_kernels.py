@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from netsim_ddp.compression import kernels, segment_table
 from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, all_finite, select
+from tests.compiled import REASON, needs_compiled
 
 torch.set_num_threads(1)
-needs_numba = pytest.mark.skipif(kernels.fused is None, reason="numba is not installed")
 
 # few distinct values make ties; the rest are denormals, both zeros and the ends of the range
 FLOATS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -1e-45, 1e-40, 3.4e38]) | st.floats(
@@ -55,7 +55,7 @@ def implementation(request, monkeypatch):
     if request.param == "twin":
         monkeypatch.setattr(kernels, "_fused_takes", lambda *_: False)
     elif kernels.fused is None:
-        pytest.skip("numba is not installed")
+        pytest.skip(REASON)
     return request.param
 
 
@@ -105,7 +105,7 @@ def test_the_twin_never_waits_for_the_device():
             bool(finite)
 
 
-@needs_numba
+@needs_compiled
 @given(problems())
 @settings(max_examples=150, deadline=None)
 def test_both_implementations_are_exact_and_conserve_the_sum(problem):
@@ -182,7 +182,7 @@ def test_large_segments_are_exact_whatever_the_distribution(shape, ratio):
     assert torch.equal(residual, flat)
 
 
-@needs_numba
+@needs_compiled
 def test_the_sampled_threshold_is_what_ordinary_data_takes():
     offsets, ks = segment_table([N], 0.01)
     values, indices = outputs(ks)
@@ -201,7 +201,7 @@ SPLITS = {
 }
 
 
-@needs_numba
+@needs_compiled
 @pytest.mark.parametrize("threads", [2, 3, 4])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("data", ["normal", "equal", "sorted", "mostly zero", "equal, unseen"])
@@ -238,7 +238,7 @@ def test_threads_change_nothing(data, split, threads, monkeypatch):
     assert same_bits(residual, results[1][0]), "an inf leaves the residual alone"
 
 
-@needs_numba
+@needs_compiled
 @pytest.mark.parametrize("bracket", ["low too high", "high too low", "both", "low zero", "list overflows"])
 @pytest.mark.parametrize("add", [True, False])
 def test_a_wrong_guess_costs_time_and_changes_nothing(bracket, add):
@@ -279,7 +279,7 @@ def test_a_wrong_guess_costs_time_and_changes_nothing(bracket, add):
     assert same_bits(flat, before)
 
 
-@needs_numba
+@needs_compiled
 @pytest.mark.parametrize("cpu", ["x86-64-v3"])
 def test_a_processor_without_avx512_gives_the_same(cpu):
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -419,7 +419,7 @@ assert indices.tolist() == [1, 2]
     assert done.stderr.count("numba is not installed") == 1
 
 
-@needs_numba
+@needs_compiled
 def test_no_writable_cache_directory_is_no_failure():
     # numba's locators all decline, as they do for an account without a home using root's installation
     code = """
@@ -435,7 +435,7 @@ assert max_key(np.array([-5, 3], np.int32) & 7) == 3
     assert done.returncode == 0, done.stderr
 
 
-@needs_numba
+@needs_compiled
 def test_a_cache_that_cannot_be_written_is_no_failure():
     code = """
 import numba.core.caching as caching
@@ -452,7 +452,7 @@ assert TopKCompressor(0.5).compress(torch.tensor([1.0, -3.0, 2.0, 0.0]))[1].toli
     assert done.stderr.count("could not be stored") == 1
 
 
-@needs_numba
+@needs_compiled
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
 def test_warm_starts_no_thread():
     code = """

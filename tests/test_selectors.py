@@ -16,6 +16,7 @@ from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.selection import SELECTORS, Selection
 from netsim_ddp.compression.topk import entry_count
 from netsim_ddp.errors import UsageError
+from tests.compiled import needs_compiled
 
 torch.set_num_threads(1)
 
@@ -209,6 +210,7 @@ def test_an_estimate_is_mostly_right_and_then_keeps_the_largest(selector, tail):
     assert chosen.selector.misses <= 5
 
 
+@needs_compiled
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 1.5, 50.0])
 def test_the_compiled_passes_answer_as_torch_does(threshold, monkeypatch):
     torch.manual_seed(6)
@@ -223,6 +225,7 @@ def test_the_compiled_passes_answer_as_torch_does(threshold, monkeypatch):
     assert thresholds.excess(part, threshold) == (pytest.approx(total, rel=1e-5), over)
 
 
+@needs_compiled
 @pytest.mark.parametrize("selector", ["sampled", "fitted", "block", "random"])
 def test_other_dtypes_and_no_compiler_choose_the_same(selector, monkeypatch):
     torch.manual_seed(8)

@@ -30,6 +30,7 @@ from netsim_ddp.link.probe import check as check_rate
 from netsim_ddp.link.probe import probe
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc import TcLink, find_tool
+from netsim_ddp.switches import KERNELS, compiled_kernels
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ def kernel() -> Finding:
     ready = format_duration(time.perf_counter() - begin)
     if (difference := _difference_to_topk()) is not None:
         return Finding("FAIL", difference, CHECKS["kernel"].remedy)
+    if not compiled_kernels():
+        off = f"{KERNELS}=torch: the torch twin selects, as torch.topk does"
+        return Finding("WARN", off, f"unset {KERNELS} for the compiled kernels, several times faster")
     if kernels.fused is None:
         return Finding("WARN", "no numba: the torch twin selects, as torch.topk does", "pip install numba")
     if complaints:

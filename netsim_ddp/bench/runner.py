@@ -31,6 +31,7 @@ from netsim_ddp.results.record import Cell, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.scenario import Scenario, Settings, available_cores
+from netsim_ddp.switches import compiled_kernels
 from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
 
@@ -303,6 +304,8 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    if not compiled_kernels():
+        versions["numba"] = None  # it is not used
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),

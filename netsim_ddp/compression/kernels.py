@@ -6,27 +6,22 @@ the CPU. The chosen entries of segment i are the k_i largest magnitudes, of equa
 they are written in ascending index order (global positions), so a given input has exactly one result.
 
 CPU float32 takes one fused numba kernel, on as many threads as torch may use; everything else takes a torch
-twin with the same result, bit for bit.
+twin with the same result, bit for bit. ``NETSIM_KERNELS=torch`` in the environment makes all take the twin.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from netsim_ddp.compression import _torch_kernels as twin
+from netsim_ddp.compression.native import compiled_module
+from netsim_ddp.switches import compiled_kernels
 
-fused: ModuleType | None
-try:
-    from netsim_ddp.compression import _fused as _fused_module
-
-    fused = _fused_module
-except ImportError:
-    fused = None
+fused = compiled_module("_fused")
 
 _INT32_END = 2**31
 _BAD_SUM = "the gradient of segment {0}, or its sum with the residual, is not finite"
@@ -46,14 +41,16 @@ def warm() -> None:
     """Compile the kernels, or load them from numba's cache, for every signature in use.
 
     Call it once before workers fork; it starts no thread. Costs about 4 s the first time on a machine and
-    0.3 s afterwards. Without numba it warns, once, and the torch twin does the work.
+    0.3 s afterwards. Without numba it warns, once, and the torch twin does the work; with ``NETSIM_KERNELS=torch`` it
+    does so without a word.
     """
     if fused is None:
-        warnings.warn(
-            "numba is not installed: selecting with torch, several times slower (pip install numba)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        if compiled_kernels():
+            warnings.warn(
+                "numba is not installed: selecting with torch, several times slower (pip install numba)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return
     stored: OSError | None = None
     for _ in range(_COMPILE_ATTEMPTS):

@@ -22,7 +22,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,15 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.compression import _torch_codec as twin
+from netsim_ddp.compression.native import compiled_module
 
-compiled: ModuleType | None
-try:
-    from netsim_ddp.compression import _numba_codec as _compiled_module
-    from netsim_ddp.compression._fused import together
-
-    compiled = _compiled_module
-except ImportError:  # numba is missing; netsim_ddp.compression.kernels says so
-    compiled = None
+compiled = compiled_module("_numba_codec")
 
 BLOCK = twin.BLOCK
 LARGEST_INDEX = 2**31 - 1
@@ -163,6 +156,8 @@ def _share_out(work: Callable[[int, int], None], shares: list[tuple[int, int]]) 
     if len(shares) == 1:
         work(*shares[0])
     else:
+        from netsim_ddp.compression._fused import together  # which imports numba
+
         together(len(shares), [functools.partial(work, *share) for share in shares])
 
 

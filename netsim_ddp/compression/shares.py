@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-try:
-    from netsim_ddp.compression import _numba_shares as fused
-except ImportError:  # numba is missing; netsim_ddp.compression.kernels says so
-    fused = None  # type: ignore[assignment]
+from netsim_ddp.compression.native import compiled_module
+
+fused = compiled_module("_numba_shares")
 
 LARGEST_BLOCK_BITS = 10
 BLOCKS_PER_OWNER = 16
@@ -46,7 +45,7 @@ class Shares:
 
         Args:
             values: floating [k]. indices: int32 [k], ascending.
-            out_values, out_local: like them, on the same device; written.
+            out_values, out_local: likewise, on the same device, with room for k entries or more; written.
 
         Returns:
             P + 1 bounds: owner r's entries are ``out[bounds[r]:bounds[r + 1]]``.
@@ -65,8 +64,9 @@ class Shares:
         block, offset = indices >> self.bits, indices & ((1 << self.bits) - 1)
         owner = block % self.owners
         order = torch.sort(owner, stable=True).indices
-        out_values.copy_(values[order])
-        out_local.copy_((((block // self.owners) << self.bits) + offset)[order])
+        k = values.numel()
+        out_values[:k] = values[order]
+        out_local[:k] = (((block // self.owners) << self.bits) + offset)[order]
         counts = torch.bincount(owner, minlength=self.owners).tolist()
         return list(itertools.accumulate(counts, initial=0))
 

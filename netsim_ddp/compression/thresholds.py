@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.compression import kernels
+from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.selectors import Selector
 
-try:
-    from netsim_ddp.compression import _numba_thresholds as fused
-except ImportError:  # numba is missing; netsim_ddp.compression.kernels says so
-    fused = None  # type: ignore[assignment]
+fused = compiled_module("_numba_thresholds")
 
 FEWEST, MOST = 0.8, 1.3
 """The bounds of Lin et al.'s own program."""

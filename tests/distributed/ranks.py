@@ -23,17 +23,22 @@ DEADLINE_S = 120.0
 
 
 def on_ranks(
-    function: Callable[..., Any], workers: int, *args: Any, bucket_bps: int | None = None
+    function: Callable[..., Any],
+    workers: int,
+    *args: Any,
+    bucket_bps: int | None = None,
+    kernels: str | None = None,
 ) -> list[Any]:
     """``function(rank, workers, *args)`` of every rank, in rank order; fails with the first rank's traceback.
 
-    With ``bucket_bps`` the ranks' group is ``netsim`` at that rate instead of plain Gloo.
+    With ``bucket_bps`` the ranks' group is ``netsim`` at that rate instead of plain Gloo; ``kernels="torch"`` switches
+    the compiled kernels off, where they are not off already.
 
     ``function`` is found by file and name, since it runs in other interpreters; what it returns is pickled.
     """
     with tempfile.TemporaryDirectory() as folder:
         request = (function.__code__.co_filename, function.__name__, workers, args, folder, bucket_bps)
-        error = _server().ask(request)
+        error = _server(kernels).ask(request)
         assert not error, error
         with open(os.path.join(folder, "answer"), "rb") as file:
             found: list[Any] = pickle.load(file)
@@ -43,11 +48,13 @@ def on_ranks(
 class _Server:
     """This file as a program: it imports torch once for all tests, and forks the ranks of one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: str | None) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+            | ({} if kernels is None else {"NETSIM_KERNELS": kernels}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -77,8 +84,8 @@ class _Server:
 
 
 @functools.cache
-def _server() -> _Server:
-    return _Server()
+def _server(kernels: str | None) -> _Server:
+    return _Server(kernels)
 
 
 def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:

@@ -17,6 +17,7 @@ from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.shares import Shares
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
+from tests.distributed.variants import workers_and_kernels
 
 STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -99,9 +100,10 @@ def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4, 5, 8])
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3, 4, 5, 8]))
 def trained(request: pytest.FixtureRequest) -> list[dict[str, list[dict[str, Any]]]]:
-    return on_ranks(train, request.param)
+    workers, kernels = request.param
+    return on_ranks(train, workers, kernels=kernels)
 
 
 @pytest.mark.parametrize("case", CASES)

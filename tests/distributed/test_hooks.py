@@ -17,6 +17,7 @@ from netsim_ddp import DistributedBackend, HookState, TopKState, method_hook, to
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import ddp_buckets
 from tests.distributed.ranks import on_ranks
+from tests.distributed.variants import workers_and_kernels
 
 STEPS = 5
 TINY_MB = 0.0005  # nearly a bucket per parameter
@@ -123,9 +124,10 @@ def everything(rank: int, workers: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3], torch=[3]))
 def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return on_ranks(everything, request.param)
+    workers, kernels = request.param
+    return on_ranks(everything, workers, kernels=kernels)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,6 +11,7 @@ from torch import nn
 from netsim_ddp import DistributedBackend
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from tests.distributed.ranks import on_ranks
+from tests.distributed.variants import workers_and_kernels
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "split": ("topk", {"collective": "split"}),
@@ -82,9 +83,10 @@ def skip_and_raise(rank: int, workers: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
 def disturbed(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
-    return on_ranks(skip_and_raise, request.param)
+    workers, kernels = request.param
+    return on_ranks(skip_and_raise, workers, kernels=kernels)
 
 
 @pytest.mark.parametrize("case", CASES)

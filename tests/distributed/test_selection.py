@@ -13,6 +13,7 @@ from torch import nn
 from netsim_ddp import DistributedBackend
 from netsim_ddp.compression.shares import Shares
 from tests.distributed.ranks import on_ranks
+from tests.distributed.variants import workers_and_kernels
 
 STEPS = 6
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,9 +76,10 @@ def step_through(rank: int, workers: int) -> dict[Any, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
 def stepped(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any]]]]:
-    return on_ranks(step_through, request.param)
+    workers, kernels = request.param
+    return on_ranks(step_through, workers, kernels=kernels)
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)

@@ -1,0 +1,20 @@
+"""What the tests of methods run with: so many workers, with the compiled kernels and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from netsim_ddp.switches import KERNELS, compiled_kernels
+
+
+def workers_and_kernels(usual: Sequence[int], torch: Sequence[int] = (2, 3, 4)) -> list[Any]:
+    """Parameters ``(workers, kernels)`` of a fixture, the second for ``on_ranks``: ``usual`` with the kernels that this
+    process would use, and ``torch`` with the compiled ones switched off."""
+    off = pytest.mark.skipif(not compiled_kernels(), reason=f"{KERNELS}=torch: all tests run without them")
+    return [
+        *(pytest.param((workers, None), id=str(workers)) for workers in usual),
+        *(pytest.param((workers, "torch"), id=f"{workers} torch", marks=off) for workers in torch),
+    ]
