@@ -22,6 +22,8 @@ from netsim_ddp.bench.selected import selected
 from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.building import description
+from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Group, Method
@@ -168,6 +170,8 @@ class StepsTask(Task):
         scenario, params = self.scenario, dict(self.job.params)
         overlap = bool(params.pop("overlap", False))
         model = workload.model
+        with same_on_all_ranks(group) as facts:
+            facts.update(description(self.job.method, params, model.named_parameters()))
 
         def build(flat: FlatGradients) -> Method:
             return build_method(self.job.method, flat, group, **params)

@@ -10,10 +10,14 @@ import torch.distributed as dist
 from torch import nn
 
 from netsim_ddp.communication.bf16 import BFloat16Exchange
+from netsim_ddp.communication.building import description
 from netsim_ddp.communication.collective import topk
+from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.parameters import Named, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group, Method, Segment
@@ -65,7 +69,8 @@ class DistributedBackend:
     Args:
         compressor: None for dense float32; a :class:`TopKCompressor` for ``topk``.
         error_buffer: keeps what the compressor leaves out; None switches error feedback off.
-        world_size, rank: default to torch.distributed's; with one rank nothing is sent or changed.
+        world_size, rank: default to torch.distributed's, as it is when the first exchange comes; with one rank nothing
+            is sent or changed.
         method: another method by name, with ``params`` for it; ``compressor`` must then be None.
         process_group: default to torch's default group.
 
@@ -89,12 +94,7 @@ class DistributedBackend:
             raise ValueError("give a compressor or a method, not both")
         if compressor is not None and not isinstance(compressor, TopKCompressor):
             raise ValueError(f"no method takes a {type(compressor).__name__}")
-        initialized = dist.is_available() and dist.is_initialized()
-        if world_size is None:
-            world_size = dist.get_world_size(process_group) if initialized else 1
-        if rank is None:
-            rank = dist.get_rank(process_group) if initialized else 0
-        self.group = Group(rank, world_size, process_group)
+        self._membership = Membership(process_group, rank=rank, world_size=world_size)
         self._name = method or ("topk" if compressor is not None else "dense")
         if not is_reference(self._name):
             _check_known(self._name)
@@ -103,12 +103,27 @@ class DistributedBackend:
             feedback = error_buffer is not None
             self._params |= {"ratio": compressor.ratio, "feedback": feedback, "error_buffer": error_buffer}
         self._flat: FlatGradients | None = None
+        self._built_for: Group | None = None
         self._segments: list[Segment] = []
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
         self._saved: dict[str, Any] = {}
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
+
+    @property
+    def group(self) -> Group:
+        """This rank's place, as it is now: a backend may be made before ``init_process_group``.
+
+        Raises:
+            RuntimeError: there is no process group, and the environment or the caller says that there are more ranks.
+            ValueError: it is not of the rank and size that the caller said.
+        """
+        return self._membership.group()
+
+    @group.setter
+    def group(self, group: Group) -> None:
+        self._membership = Membership.fixed(group)
 
     @property
     def segments(self) -> list[Segment]:
@@ -126,12 +141,15 @@ class DistributedBackend:
             changed, and ``optimizer.step()`` should be left out.
 
         Raises:
+            UnusableParameter: a parameter or gradient of a type that is not exchanged, or two of one name.
+            RanksDisagree: on every rank, when the first exchange, or the first after a change of the parameters, finds
+                that they have other parameters, options or versions.
+            RankTimeout: a rank did not come to that comparison within the process group's timeout.
             NonFiniteGradient: on every rank, when one rank's gradient is not finite (``topk``, ``nonfinite=raise``).
         """
         if self.group.world_size == 1:
             return True
-        parameters = list(named_parameters)
-        flat = self._prepare(parameters)
+        flat = self._prepare(model_parameters(named_parameters))
         flat.gather()
         if self.carrier is None:
             for segment in self._segments:
@@ -140,7 +158,7 @@ class DistributedBackend:
             for _ in pipeline(self.carrier, [stages(self._segments)]):
                 pass  # there is one bucket, and it is there
         assert self.method is not None
-        flat.scatter(self.method.average)
+        flat.scatter(self.method.settled())
         return not self.method.skipped
 
     def statistics(self, *, layers: bool = False) -> Statistics | None:
@@ -168,12 +186,18 @@ class DistributedBackend:
         else:
             self._saved = dict(state)
 
-    def _prepare(self, parameters: list[tuple[str, nn.Parameter]]) -> FlatGradients:
-        if self._flat is None or not self._flat.holds(parameters):
-            state = self.state_dict()
-            self._flat = FlatGradients(parameters)
-            self.method = build_method(self._name, self._flat, self.group, **self._params)
-            if state:
-                self.method.load_state_dict(state)
-            self._segments = self.method.segments()
-        return self._flat
+    def _prepare(self, parameters: Named) -> FlatGradients:
+        """The layout for these parameters; nothing has changed where it cannot be built, or the ranks differ."""
+        group = self.group
+        if self._flat is not None and self._built_for is group and self._flat.holds(parameters):
+            return self._flat
+        with same_on_all_ranks(None if self._membership.is_fixed else group) as facts:
+            flat = FlatGradients(parameters)
+            flat.check()
+            method = build_method(self._name, flat, group.renewed(), **self._params)
+            if state := self.state_dict():
+                method.load_state_dict(state)
+            facts.update(description(self._name, self._params, parameters, [method]))
+        self._flat, self._built_for, self.method = flat, group, method
+        self._segments = method.segments()
+        return flat

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from netsim_ddp.communication.parameters import UnusableParameter, check_gradient, narrowed, trained
+
 
 class FlatGradients:
     """A float32 buffer [N] with one view per parameter.
@@ -22,22 +24,25 @@ class FlatGradients:
         data: the memory to use, a stretch of a larger buffer; new memory by default.
 
     Raises:
-        ValueError: no parameter needs a gradient, or they live on several devices.
+        UnusableParameter: (a ValueError and a UsageError) no parameter needs a gradient, they live on several devices,
+            or one is of a type that is not exchanged, or has another's name.
     """
 
     def __init__(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], data: torch.Tensor | None = None
     ) -> None:
-        trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-        if not trained:
-            raise ValueError("no parameter needs a gradient")
-        devices = {parameter.device for _, parameter in trained}
+        named = trained(named_parameters)
+        devices = {parameter.device for _, parameter in named}
         if len(devices) > 1:
-            raise ValueError(f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}")
+            raise UnusableParameter(
+                f"parameters live on several devices: {', '.join(sorted(map(str, devices)))}"
+            )
         self.is_part = False
         """Whether this is one bucket of several."""
-        self.parameters = [parameter for _, parameter in trained]
-        self.shapes = {name: parameter.shape for name, parameter in trained}
+        self.parameters = [parameter for _, parameter in named]
+        self.shapes = {name: parameter.shape for name, parameter in named}
+        self.kinds = [parameter.dtype for parameter in self.parameters]
+        """The types of the parameters; the buffer is float32."""
         sizes = [parameter.numel() for parameter in self.parameters]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         size, device = int(self.offsets[-1]), devices.pop()
@@ -68,10 +73,15 @@ class FlatGradients:
         return self.data.numel()
 
     def holds(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
-        """Whether this buffer was laid out for exactly these parameters."""
-        trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-        return len(trained) == len(self.parameters) and all(
-            ours is theirs for ours, theirs in zip(self.parameters, trained, strict=True)
+        """Whether this buffer was laid out for exactly these parameters, as they are now: under these names, on their
+        device, of their types."""
+        device = self.data.device
+        wanted = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+        return len(wanted) == len(self.parameters) and all(
+            ours is parameter and known == name and parameter.device == device and parameter.dtype == kind
+            for ours, known, kind, (name, parameter) in zip(
+                self.parameters, self.shapes, self.kinds, wanted, strict=True
+            )
         )
 
     def attach(self, buffer: torch.Tensor | None = None) -> None:
@@ -85,12 +95,43 @@ class FlatGradients:
                 parameter.grad = view
 
     def gather(self) -> None:
-        """Copy gradients that are not views into the buffer; a missing gradient counts as zero."""
+        """Copy gradients that are not views into the buffer; a missing gradient counts as zero.
+
+        Raises:
+            UnusableParameter: a gradient is sparse; nothing has been copied then.
+        """
+        self.check()
         for parameter, view in zip(self.parameters, self.views, strict=True):
             if parameter.grad is None:
                 view.zero_()
             elif parameter.grad.data_ptr() != view.data_ptr():
                 view.copy_(parameter.grad)
+
+    def check(self) -> None:
+        """Refuse gradients that cannot be exchanged.
+
+        Raises:
+            UnusableParameter: one is sparse.
+        """
+        for name, parameter in zip(self.shapes, self.parameters, strict=True):
+            if parameter.grad is not None:
+                check_gradient(name, parameter.grad)
+
+    def fitted(self, buffer: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Take out of the averages in ``buffer`` [N] what their parameters' types cannot hold.
+
+        Returns:
+            What was taken out, float32, each with the position where it begins.
+        """
+        beyond: list[tuple[int, torch.Tensor]] = []
+        if all(kind == buffer.dtype for kind in self.kinds):
+            return beyond
+        for begin, view, kind in zip(self.offsets, self.views_of(buffer), self.kinds, strict=False):
+            fits, rest = narrowed(view, kind)
+            if rest is not None:
+                view.copy_(fits)
+                beyond.append((int(begin), rest.reshape(-1)))
+        return beyond
 
     def scatter(self, buffer: torch.Tensor) -> None:
         """Copy ``buffer`` [N] back into gradients that are not views; a missing one is created, so that a parameter

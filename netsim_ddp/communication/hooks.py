@@ -16,7 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,11 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.building import description
+from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.parameters import Named, check_gradient, model_parameters, trained
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
@@ -51,9 +55,13 @@ class HookState:
     :meth:`state_dict` is for checkpoints, one per rank. A pickled state carries the same and comes back without
     parameters and process group, neither of which can be pickled usefully: :meth:`bind` gives it new ones.
 
+    It may be made, or unpickled, before ``init_process_group``: its place among the ranks is looked up at the first
+    exchange. That one, and the first after a change of the parameters, compares what the ranks have.
+
     Raises:
         UsageError: unknown method.
-        ValueError: no parameter needs a gradient, or they live on several devices.
+        UnusableParameter: (a ValueError) no parameter needs a gradient, they live on several devices, one is of a type
+            that is not exchanged, or has another's name.
     """
 
     def __init__(
@@ -67,6 +75,10 @@ class HookState:
     ) -> None:
         self.method, self.overlap, self.params = method, overlap, params
         self._saved: dict[str, Any] | None = None
+        self._named: Named | None = None
+        self._methods: list[Method] = []
+        self._built_for: Group | None = None
+        self._compared = False
         self.bind(named_parameters, process_group)
 
     def bind(
@@ -74,30 +86,68 @@ class HookState:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Work on these parameters from now on; after unpickling, with the residuals that were pickled.
+        """Work on these parameters from now on, with what was kept for those of the same names: after unpickling, or
+        when the model has got other parameters. The next exchange compares what the ranks have.
 
         Raises:
-            ValueError: what was pickled is of other parameters, or of another rank.
+            ValueError: what was kept is of other parameters, or of another rank; nothing has changed then.
         """
-        initialized = dist.is_available() and dist.is_initialized()
-        rank = dist.get_rank(process_group) if initialized else 0
-        world_size = dist.get_world_size(process_group) if initialized else 1
-        self.group = Group(rank, world_size, process_group)
-        self._flat = FlatGradients(_unwrapped(named_parameters))
-        self._place = {id(parameter): i for i, parameter in enumerate(self._flat.parameters)}
-        cuts = ddp_buckets(self._flat) if self.overlap else [(0, len(self._flat.parameters))]
-        self._part_of = [0] * len(self._flat.parameters)
+        named, membership = model_parameters(named_parameters), Membership(process_group)
+        if membership.is_known:
+            self._build(named, membership)
+        else:
+            trained(named)
+            self._saved = self._kept()
+            self._named, self._membership, self._methods = named, membership, []
+
+    def _build(self, named: Named, membership: Membership) -> None:
+        """Lay everything out for these parameters as they are now; all or nothing."""
+        group, flat = membership.group(), FlatGradients(named)
+        cuts = ddp_buckets(flat) if self.overlap else [(0, len(flat.parameters))]
+        place = group.renewed()
+        methods = [
+            build_method(self.method, flat.part(first, last), place, **self.params) for first, last in cuts
+        ]
+        if (kept := self._kept()) is not None:
+            self._load(kept, methods, group)
+        self._named, self._membership, self._built_for = named, membership, group
+        self._flat, self._cuts, self._methods, self._saved = flat, cuts, methods, None
+        self._compared = False
+        self._place = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+        self._part_of = [0] * len(flat.parameters)
         for number, (first, last) in enumerate(cuts):
             self._part_of[first:last] = [number] * (last - first)
-        parts = [self._flat.part(first, last) for first, last in cuts]
-        self._methods = [build_method(self.method, part, self.group, **self.params) for part in parts]
-        self._stages = [stages(method.segments()) for method in self._methods]
-        self._cuts = cuts
+        self._stages = [stages(method.segments()) for method in methods]
         self._carrier = InOrder()
         self._begin()
-        if self._saved is not None:
-            saved, self._saved = self._saved, None
-            self.load_state_dict(saved)
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What goes on in the next layout."""
+        return self.state_dict() if self._methods else self._saved
+
+    @property
+    def group(self) -> Group:
+        """This rank's place, as it is now: a state may be made before ``init_process_group``.
+
+        Raises:
+            RuntimeError: there is no process group, and the environment says that there are several ranks.
+        """
+        return self._membership.group()
+
+    def _settle(self, group: Group) -> None:
+        """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
+        type, are others by now; and compare what the ranks have, once for each layout."""
+        assert self._named is not None
+        current = self._methods and self._built_for is group and self._flat.holds(self._named)
+        if current and self._compared:
+            return
+        with same_on_all_ranks(group) as facts:
+            if not current:
+                self._build(self._named, self._membership)
+            facts.update(
+                description(self.method, self.params, self._named, self._methods, overlap=self.overlap)
+            )
+        self._compared = True
 
     def _begin(self) -> None:
         """A new step: no gradient is there."""
@@ -115,14 +165,17 @@ class HookState:
             RuntimeError: the state was unpickled and not bound.
             ValueError: the bucket holds a parameter that this state was not made for.
         """
-        if self._saved is not None:
+        if self._named is None:
             raise RuntimeError("this state was unpickled: call state.bind(model.named_parameters()) first")
+        group = self.group
         call = _Call(bucket)
-        if self.group.world_size == 1:
+        if group.world_size == 1:
             call.answer()
             return call.future
         if bucket.index() == 0:
+            self._settle(group)
             self._begin()  # whatever an interrupted backward left is void
+        self._check_dense(bucket)
         self._receive(call, bucket.parameters())
         # The last part waits for the last bucket, whose call waits for everything anyway.
         while (
@@ -134,6 +187,12 @@ class HookState:
         if bucket.is_last():
             self._complete()
         return call.future
+
+    def _check_dense(self, bucket: GradBucket) -> None:
+        """DDP gives a sparse gradient a bucket of its own."""
+        for parameter in bucket.parameters() if bucket.buffer().layout != torch.strided else ():
+            place = self._place.get(id(parameter))
+            check_gradient("a parameter" if place is None else self._flat.names[place], bucket.buffer())
 
     def _advance(self) -> None:
         """The gradients that the pipeline waits for are there. All ranks refuse a step at the same piece of it."""
@@ -182,7 +241,7 @@ class HookState:
 
     def _write(self) -> None:
         """Put the averages where DDP looks for them."""
-        averages = [view for method in self._by_place() for view in method.flat.views_of(method.average)]
+        averages = [view for method in self._by_place() for view in method.flat.views_of(method.settled())]
         for call in self._calls:
             for place, gradient in zip(call.places, call.gradients, strict=True):
                 gradient.copy_(averages[place].view_as(gradient))
@@ -203,13 +262,11 @@ class HookState:
         """What this rank's checkpoint must keep."""
         if self._saved is not None:
             return self._saved
-        return {
-            "method": self.method,
-            "overlap": self.overlap,
-            "rank": self.group.rank,
-            "world_size": self.group.world_size,
-            "parts": [method.state_dict() for method in self._methods],
-        }
+        found = {"method": self.method, "overlap": self.overlap}
+        if self._built_for is None:
+            return {**found, "parts": []}  # nothing has been exchanged
+        place = {"rank": self._built_for.rank, "world_size": self._built_for.world_size}
+        return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.
@@ -217,12 +274,20 @@ class HookState:
         Raises:
             ValueError: it is another rank's, or of another number of ranks, method, overlap or parameters.
         """
-        here = self.state_dict()
-        for key in ("method", "overlap", "rank", "world_size"):
-            if state[key] != here[key]:
-                raise ValueError(f"the state was saved with {key} {state[key]}, this is {here[key]}")
-        for method, saved in zip(self._methods, state["parts"], strict=True):
-            method.load_state_dict(saved)
+        if self._methods and self._built_for is not None:
+            self._load(state, self._methods, self._built_for)
+        else:
+            self._saved = dict(state)
+
+    def _load(self, state: Mapping[str, Any], methods: Sequence[Method], group: Group) -> None:
+        here = {"method": self.method, "overlap": self.overlap}
+        here |= {"rank": group.rank, "world_size": group.world_size}
+        for key, value in here.items():
+            if state.get(key, value) != value:
+                raise ValueError(f"the state was saved with {key} {state[key]}, this is {value}")
+        for method, saved in zip(methods, state["parts"] or [{}] * len(methods), strict=True):
+            if saved:
+                method.load_state_dict(saved)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -230,6 +295,10 @@ class HookState:
             "overlap": self.overlap,
             "params": self.params,
             "_saved": self.state_dict(),
+            "_named": None,
+            "_methods": [],
+            "_built_for": None,
+            "_compared": False,
         }
 
 
@@ -269,11 +338,3 @@ class _Call:
 
     def answer(self) -> None:
         self.future.set_result(self.buffer)
-
-
-def _unwrapped(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
-    """The names that the model has without DDP around it, so that a checkpoint does not depend on that."""
-    named = list(named_parameters)
-    if all(name.startswith("module.") for name, _ in named):
-        return [(name.removeprefix("module."), parameter) for name, parameter in named]
-    return named

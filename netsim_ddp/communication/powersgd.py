@@ -177,6 +177,12 @@ class PowerSGD(Method):
             orthonormalise(q)
             start.copy_(torch.where(q.any(dim=2, keepdim=True), q, start))
 
+    def keep_back(self, begin: int, rest: Tensor) -> None:
+        # What is not approximated never exceeds its gradients, and its residual is not read.
+        for matrix in self._matrices:
+            if matrix.name == self.flat.segment_of(begin) and matrix.residual is not None:
+                matrix.residual.view(-1).add_(rest)
+
     @property
     def residual_bytes(self) -> int:
         return 0 if self.residual is None else self.residual.numel() * self.residual.element_size()

@@ -128,6 +128,11 @@ class Group:
     tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
     """Numbers for exchanges; every rank draws them in the same order."""
 
+    def renewed(self) -> Group:
+        """The same place, its exchanges numbered from the beginning: for what is built in another's stead, on some
+        ranks perhaps after an attempt that failed."""
+        return Group(self.rank, self.world_size, self.process_group, self.link_bps, self.round_s)
+
     def wire_device(self, device: torch.device) -> torch.device:
         """Where a tensor must lie to cross the wire: NCCL moves device memory, Gloo the host's."""
         if device.type == "cpu" or self.world_size == 1:
@@ -159,6 +164,17 @@ class Method(ABC):
         """Where the average is once the segments have run, float32 [N]: in ``flat.data``, or in a buffer of the
         method's own that it need not clear as a whole."""
         return self.flat.data
+
+    def settled(self) -> torch.Tensor:
+        """The average as the parameters can take it: what a float16 cannot hold is kept for later steps, where the
+        method keeps anything at all."""
+        for begin, rest in self.flat.fitted(self.average):
+            self.keep_back(begin, rest)
+        return self.average
+
+    def keep_back(self, begin: int, rest: torch.Tensor) -> None:  # noqa: B027 - keeping nothing is an answer
+        """``rest`` (float32 [n]) of the average, from flat position ``begin`` on, was not applied. Every rank has the
+        same of it, so that each may add it to its residual."""
 
     @abstractmethod
     def segments(self) -> list[Segment]:

@@ -154,6 +154,10 @@ class SelectedEntries(Method):
             self.momentum.keep(self.flat.data, self.indices[:0])
         raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
 
+    def keep_back(self, begin: int, rest: Tensor) -> None:
+        if self.residual is not None:
+            self.residual[begin : begin + rest.numel()] += rest
+
     def statistics(self, *, layers: bool = False) -> Statistics:
         return measure(self.values, self.indices, self.residual, self.flat.shapes, layers=layers)
 

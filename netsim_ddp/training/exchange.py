@@ -13,6 +13,8 @@ from netsim_ddp.bench.execution import Execution
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.adam import CompressedAdam
 from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.building import description
+from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
@@ -95,7 +97,7 @@ class Averaged(Exchange):
         if self.method.skipped:
             return
         flat = self.method.flat
-        average = self.method.average if self._wires else flat.data
+        average = self.method.settled() if self._wires else flat.data
         flat.attach(average)
         flat.scatter(average)  # to parameters that are not float32
         self.optimizer.step()
@@ -179,7 +181,25 @@ def build_exchange(
       exchange with, it has the method's momentum itself.
     * Adam and AdamW take the average too: simple, and good where few entries stay back for long.
     * With ``freeze_after`` they are :class:`CompressedAdam`.
+
+    Raises:
+        RanksDisagree: the ranks have different models, options or versions.
     """
+    with same_on_all_ranks(group) as facts:
+        exchange = _built(scenario, method, params, freeze_after, flat, group)
+        more = {"optimizer": scenario["optimizer"], "freeze_after": freeze_after}
+        facts.update(description(method, params, zip(flat.names, flat.parameters, strict=True), **more))
+    return exchange
+
+
+def _built(
+    scenario: Mapping[str, Any],
+    method: str,
+    params: Mapping[str, Any],
+    freeze_after: int | None,
+    flat: FlatGradients,
+    group: Group,
+) -> Exchange:
     named = list(zip(flat.names, flat.parameters, strict=True))
     rate, decay = scenario["learning_rate"], scenario["weight_decay"]
     if freeze_after is not None:
