@@ -41,11 +41,11 @@ def description(
     facts["method"] = name
     facts[OPTIONS] = resolved(name, params)
     facts |= more
-    facts["exchanges"] = [[len(each.flat.parameters), each.collective] for each in methods]
     facts[PARAMETERS] = [
         [name, list(parameter.shape), str(parameter.dtype).removeprefix("torch.")]
         for name, parameter in trained(named_parameters)
     ]
+    facts["exchanges"] = [[len(each.flat.parameters), each.collective] for each in methods]
     return facts
 
 
@@ -53,4 +53,4 @@ def resolved(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method with the defaults of those left out; what cannot be written down is left out too."""
     defaults = {key: getattr(option, "default", None) for key, option in METHODS.get(name, {}).items()}
     given = {key: value for key, value in params.items() if isinstance(value, str | int | float | None)}
-    return {**defaults, **given}
+    return dict(sorted({**defaults, **given}.items()))
