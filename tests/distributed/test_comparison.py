@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -21,9 +22,8 @@ from tests.distributed.ranks import on_ranks
 
 
 def model(*sizes: int, names: str = "abcdefgh") -> nn.ParameterDict:
-    return nn.ParameterDict(
-        {name: nn.Parameter(torch.zeros(size)) for name, size in zip(names, sizes, strict=False)}
-    )
+    pairs = [(name, nn.Parameter(torch.zeros(size))) for name, size in zip(names, sizes, strict=False)]
+    return nn.ParameterDict(OrderedDict(pairs))  # a plain dict would be sorted
 
 
 def filled(parameters: nn.ParameterDict, seed: int) -> nn.ParameterDict:
