@@ -14,7 +14,7 @@ import netsim_ddp
 
 ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
-    {"errors", "units", "names", "switches"},
+    {"errors", "units", "names", "reading", "switches"},
     {"methods", "origin", "references"},
     {"results"},
     {"link"},

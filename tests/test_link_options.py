@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 
 from netsim_ddp.errors import LinkUnavailable, UsageError
 from netsim_ddp.link.base import HostLink
+from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.choose import choose
 from netsim_ddp.link.plan import Shapes, needs_netem, plan
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
-from netsim_ddp.link.timeline import TRACE_BIN_S
 from netsim_ddp.scenario import build_scenario
 
 
@@ -85,6 +86,10 @@ def test_a_result_replays_without_the_profiles_file(tmp_path: Path) -> None:
         ("- 1", "holds no link"),
         ("", "holds no link"),
         ("a: [", "is not YAML"),
+        ("bandwidth: 1gbps\nbandwidth: 10mbps", "the key 'bandwidth' stands twice"),
+        ("bandwidth: !!bool maybe", "is not YAML"),
+        ("bandwidth: 2026-13-45", "is not YAML"),
+        ("<!DOCTYPE html><html></html>", "it is a web page"),
     ],
 )
 def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -125,21 +130,62 @@ def test_a_bad_timeline_is_one_line(tmp_path: Path, text: str, said: str) -> Non
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 4000), min_size=1, max_size=300).filter(lambda times: max(times) >= 500))
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=300))
 def test_a_trace_carries_the_packets_that_it_lists(
     tmp_path_factory: pytest.TempPathFactory, times: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("trace")
     path = written(folder, "\n".join(map(str, sorted(times))) + "\n", "lte.up")
     spec = build_scenario({"trace": path}).link_spec()
-    bits = sum(change.up_bps for change in spec.timeline) * TRACE_BIN_S
-    whole = [time for time in times if time <= 1e3 * (spec.period_s or 0)]
-    empty = sum(
-        not any(1e3 * change.at_s < time <= 1e3 * (change.at_s + TRACE_BIN_S) for time in times)
-        for change in spec.timeline
+    period = max(times) / 1e3
+    assert spec.period_s in (period, None)
+    begins = [change.at_s for change in spec.timeline]
+    lengths = [end - begin for begin, end in itertools.pairwise([*begins, period])]
+    bits = [change.up_bps * seconds for change, seconds in zip(spec.timeline, lengths, strict=True)]
+    carried = [
+        sum(begin * 1e3 < time <= (begin + seconds) * 1e3 + 1e-6 for time in times)
+        for begin, seconds in zip(begins, lengths, strict=True)
+    ]
+    assert sum(carried) == len(times)
+    packets = [max(1, each) * SEGMENT_WIRE * 8 for each in carried]  # an empty stretch trickles
+    assert bits == pytest.approx(packets, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("1", 12_112_000), ("1\n", 12_112_000), ("10\n", 1_211_200), ("1\n1\n2\n3\n", 4 * 12_112_000 // 3)],
+)
+def test_a_trace_shorter_than_a_stretch_wraps_around_to_one_rate(
+    tmp_path: Path, text: str, rate: int
+) -> None:
+    spec = build_scenario({"trace": written(tmp_path, text, "constant.trace")}).link_spec()
+    assert (spec.up(0), spec.down(3), spec.varies) == (rate, rate, False)
+    assert spec.describe() == f"{rate / 1e6:.4g} Mbit/s"
+    bucket = BucketSpec.of(spec)
+    assert (bucket.up_bps[0], bucket.changes, bucket.steady) == (rate, (), True)
+
+
+def test_the_shorter_of_two_traces_is_repeated_beside_the_longer(tmp_path: Path) -> None:
+    up = written(tmp_path, "1", "up")
+    down = written(tmp_path, "".join(f"{ms}\n" for ms in (*range(1, 501), *range(502, 1001, 2))), "down")
+    spec = build_scenario({"trace": f"{up}:{down}"}).link_spec()
+    assert [(each.up_bps, each.down_bps) for each in spec.timeline] == [
+        (12_112_000, 12_112_000),
+        (12_112_000, 6_056_000),
+    ]
+    assert (spec.period_s, spec.varies) == (1.0, True)
+
+
+def test_a_name_with_colons_is_a_file_if_there_is_one(tmp_path: Path) -> None:
+    morning = written(tmp_path, "1", "2030-01-01T10:30.trace")
+    evening = written(tmp_path, "2", "2030-01-01T20:30.trace")
+    assert build_scenario({"trace": morning}).link_spec().up(0) == 12_112_000
+    both = build_scenario({"trace": f"{morning}:{evening}"}).link_spec()
+    assert (both.up(0), both.down(0)) == (12_112_000, 6_056_000)
+    gone = f"{tmp_path}/2031-01-01T10:30.trace"
+    assert complaint({"trace": gone}).startswith(
+        f"cannot read --trace {tmp_path}/2031-01-01T10: no such file"
     )
-    assert bits == pytest.approx((len(whole) + empty) * SEGMENT_WIRE * 8)  # an empty stretch trickles
-    assert spec.period_s == len(spec.timeline) * TRACE_BIN_S
 
 
 def test_a_trace_on_the_command_line_replaces_the_timeline_of_a_file(tmp_path: Path) -> None:
@@ -165,7 +211,7 @@ def test_a_trace_for_each_direction(tmp_path: Path) -> None:
         ("5\n4\n", "line 2: 4 comes after 5"),
         ("-1\n", "line 1: '-1' is not a time"),
         ("", "is empty"),
-        ("10\n", "lasts 0.01s"),
+        ("0\n", "lasts 0s"),
         ("9" * 30, "is not a time in whole milliseconds"),
     ],
 )
@@ -236,3 +282,12 @@ def test_a_burst_holds_a_packet_and_little_more(rate: int, workers: int) -> None
     most = 0.315e-3 if rate * workers <= 4e9 else 0.5e-3
     assert shape.burst * 8 / rate <= max(most, SEGMENT_WIRE * 8 / rate + 1e-4) * 1.001
     assert shape.gso <= 65536
+
+
+def test_netem_holds_what_is_on_its_way_when_the_link_is_fastest() -> None:
+    changes = (Change(0, 10**5, 10**5), Change(1, 10**9, 10**9))
+    spec = LinkSpec(2, 10**9, delay_s=0.5, timeline=changes)
+    words = next(
+        step.argv for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic") if "netem" in step.argv
+    )
+    assert int(words[words.index("limit") + 1]) * SEGMENT_WIRE > 10**9 / 8 * 0.5

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.plan import Shapes, plan
-from netsim_ddp.link.spec import LinkSpec, RankRate, goodput
+from netsim_ddp.link.script import script
+from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.scenario import build_scenario
 
 RATES = st.integers(10**6, 10**10)
@@ -96,3 +97,30 @@ def test_a_link_that_nobody_can_have_is_refused(values: dict[str, object], said:
     with pytest.raises(UsageError) as caught:
         build_scenario(values)
     assert caught.value.message.startswith(said)
+
+
+def test_a_timeline_from_the_start_on_is_what_the_link_starts_with() -> None:
+    """Not the rate that --bandwidth has by default, which never holds then: for tc, the bucket, the probe and words."""
+    changes = (Change(0, 10**7, 2 * 10**6), Change(1, 5 * 10**6, 10**6))
+    spec = LinkSpec(2, 10**9, slow_ranks=(RankRate(1, 7 * 10**6, 10**9),), timeline=changes, period_s=2)
+    assert (spec.rate_bps, spec.down_bps) == (10**7, 2 * 10**6)
+    shapes, bucket = Shapes.of(spec), BucketSpec.of(spec)
+    assert [shape.rate_bps for shape in shapes.up] == list(bucket.up_bps) == [10**7, 7 * 10**6]
+    assert [shape.rate_bps for shape in shapes.down] == list(bucket.down_bps) == [2 * 10**6, 2 * 10**6]
+    assert [now.up_bps for now in bucket.changes] == [(10**7, 7 * 10**6), (5 * 10**6, 5 * 10**6)]
+    assert spec.at_start.slowest_bps == 2 * 10**6
+    assert spec.varies
+    assert spec.describe().startswith("10 Mbit/s up, 2 Mbit/s down; rank 1")
+    assert spec.describe().endswith("; 1 change by 1 s, again after 2 s")
+    lines = [line for line in script(spec) if " tbf " in line]
+    assert not any("1000000000bit" in line for line in lines)
+    assert sum("rate 10000000bit" in line for line in lines) == 1
+    assert LinkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_timeline_that_never_changes_the_link_is_a_steady_link() -> None:
+    for changes in ((Change(0, 10**7, 10**7), Change(1, 10**7, 10**7)), (Change(5, 10**7, 10**7),)):
+        spec = LinkSpec(2, 10**7, timeline=changes, period_s=9)
+        assert not spec.varies
+        assert BucketSpec.of(spec).steady
+        assert not any(line.startswith("sleep") for line in script(spec))

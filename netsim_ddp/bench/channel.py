@@ -5,44 +5,15 @@ It is a lifeline too: each side reads end of file when the other is gone, and a 
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import socket
 import threading
 from typing import Any, NoReturn
 
-LINE_LIMIT = 1 << 28
+from netsim_ddp.link.messages import Lines, send
+
 ORPHANED = 87
-
-
-class Lines:
-    """Splits what arrives on a socket into JSON messages; the reader's side that never blocks."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self._buffer = bytearray()
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that the bytes now waiting complete; None at the end of file. Blocks only if none wait."""
-        try:
-            data = self.connection.recv(1 << 20)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            return None
-        self._buffer += data
-        if b"\n" not in data:
-            if len(self._buffer) > LINE_LIMIT:
-                raise ValueError("a message without end on the control channel")
-            return []
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest)
-        return [json.loads(line) for line in lines]
-
-
-def send(connection: socket.socket, message: dict[str, Any]) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 class RankChannel:

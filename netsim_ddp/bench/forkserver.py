@@ -17,12 +17,9 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from netsim_ddp.bench.channel import send
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import die_with_parent
-
-REQUEST_BYTES = 1 << 20
-MAX_RANKS = 128
+from netsim_ddp.link.messages import Lines, send
 
 
 def prepare(workload: dict[str, Any]) -> None:
@@ -64,27 +61,23 @@ def serve(control: socket.socket) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     recordings: list[int] = []
-    buffer, descriptors = b"", list[int]()
+    orders = Lines(control)
     while True:
         readable = select.select([control.fileno(), wake_read], [], [])[0]
         if wake_read in readable:
             os.read(wake_read, 4096)
             _reap(control, ranks)
         if control.fileno() in readable:
-            data, fds, _, _ = socket.recv_fds(control, REQUEST_BYTES, MAX_RANKS)
-            if not data:
+            requests = orders.receive()
+            if requests is None:
                 _kill(ranks)
                 return
-            # An "end" and the "fork" after it may arrive together; descriptors come with a fork's first byte.
-            buffer += data
-            descriptors += fds
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                request = json.loads(line)
+            for request in requests:
                 _kill(ranks)
                 if request["kind"] == "fork":
+                    # An "end" and the "fork" after it may arrive together: only a fork has descriptors.
+                    descriptors, orders.fds = orders.fds, []
                     _fork(control, request, descriptors, ranks, recordings)
-                    descriptors = []
 
 
 def _fork(

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from netsim_ddp.bench.channel import Lines, send
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.errors import INTERRUPTED, EnvironmentFault, NetsimError, RankError, UsageError
 from netsim_ddp.link.base import Counters, Endpoint, HostLink
 from netsim_ddp.link.hosts import Place, route_to
+from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.units import format_duration

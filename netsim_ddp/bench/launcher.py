@@ -17,15 +17,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from netsim_ddp.bench.channel import Lines, send
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
+from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.files import provide
 
 START_TIMEOUT_S = 180.0
 GRACE_S = 1.0
 POLL_S = 0.25
+SERVER = "the process that starts the workers"
 
 
 @dataclasses.dataclass
@@ -130,7 +131,7 @@ class Launcher:
         except TimeoutError:
             raise EnvironmentFault(f"importing torch took more than {START_TIMEOUT_S:g} s") from None
         if messages is None:
-            raise EnvironmentFault("the process that starts the workers died", hint="netsim doctor says more")
+            raise EnvironmentFault(self._server_gone(), hint="netsim doctor says more")
         if messages[0]["kind"] == "refused":
             kind = UsageError if messages[0]["cause"] == "usage" else EnvironmentFault
             raise kind(messages[0]["message"], hint=messages[0]["hint"])
@@ -159,7 +160,7 @@ class Launcher:
         self.starts += 1
         watched = [_Watched(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
-            return _Watch(self.servers(), watched, gathered, self._timeout_s, self.starts).run()
+            return _Watch(self, watched, gathered, self._timeout_s).run()
         finally:
             for rank in watched:
                 rank.lines.connection.close()
@@ -178,16 +179,34 @@ class Launcher:
     def fork(self, jobs: Sequence[dict[str, Any]], channels: Sequence[socket.socket], start: int) -> None:
         """Have one process per job forked, which talks on the channel of the same number, for repeat ``start``."""
         assert self._control is not None
-        request = json.dumps({"kind": "fork", "jobs": list(jobs), "start": start}).encode() + b"\n"
         try:
-            socket.send_fds(self._control, [request], [channel.fileno() for channel in channels])
+            send(
+                self._control,
+                {"kind": "fork", "jobs": list(jobs), "start": start},
+                [channel.fileno() for channel in channels],
+            )
         except (BrokenPipeError, ConnectionResetError):
-            raise RankError("the process that starts the workers died") from None
+            raise RankError(self._server_gone()) from None
+        except TimeoutError:
+            raise RankError(f"{SERVER} takes no order for {START_TIMEOUT_S:g} s") from None
+
+    def _server_gone(self) -> str:
+        """Which process is gone, and how it ended as far as that can still be told."""
+        deadline = time.monotonic() + GRACE_S
+        while self._server is not None and time.monotonic() < deadline:
+            if (ended := self._server.poll()) is not None:
+                return f"{SERVER} died: {ended}"
+            time.sleep(0.01)
+        return f"{SERVER} died"
 
     def servers(self) -> list[Lines]:
         """The lines on which one hears how ranks ended."""
         assert self._lines is not None
         return [self._lines]
+
+    def gone(self, server: Lines) -> str:
+        """What to say when ``server``, one of :meth:`servers`, has hung up."""
+        return self._server_gone() if server is self._lines else "a rank's host is gone"
 
     def end_ranks(self) -> None:
         """End the ranks of the last repeat that are left, silently."""
@@ -202,21 +221,17 @@ class _Watch:
     """One repeat's event loop."""
 
     def __init__(
-        self,
-        servers: Sequence[Lines],
-        ranks: list[_Watched],
-        gathered: Gathered,
-        timeout_s: float,
-        start: int,
+        self, launcher: Launcher, ranks: list[_Watched], gathered: Gathered, timeout_s: float
     ) -> None:
-        self._ranks, self._gathered, self._start = ranks, gathered, start
+        self._launcher, self._start = launcher, launcher.starts
+        self._ranks, self._gathered = ranks, gathered
         self._timeout_s = self._patience_s = timeout_s
         self._waiting: dict[str, dict[int, Any]] = {}
         self._failures: list[_Failure] = []
         self._fail_at = float("inf")
         self._last = time.monotonic()
         self._selector = selectors.DefaultSelector()
-        for server in servers:
+        for server in launcher.servers():
             self._selector.register(server.connection, selectors.EVENT_READ, server)
         for rank in ranks:
             rank.lines.connection.settimeout(timeout_s)
@@ -255,7 +270,7 @@ class _Watch:
     def _from_server(self, server: Lines) -> None:
         messages = server.receive()
         if messages is None:
-            raise RankError("a process that starts workers was killed, or its host is gone")
+            raise RankError(self._launcher.gone(server))
         for message in messages:
             if message["kind"] != "exit" or message["start"] != self._start:
                 continue  # a rank of the repeat before may end after its result was taken

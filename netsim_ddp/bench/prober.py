@@ -32,12 +32,19 @@ def probe_link(
         hosts: the real hosts whose network is measured, instead of a link of our own.
 
     Raises:
-        UsageError: a single worker.
+        UsageError: a single worker, or a link that changes while it is measured.
         EnvironmentFault: the link cannot be made, or a process of the probe failed.
     """
     if scenario.workers < 2:
         raise UsageError(
             "a probe needs two workers or more: one has nobody to send to", hint="write --workers 2"
+        )
+
+    spec = scenario.link_spec()
+    if hosts is None and spec.varies:
+        raise UsageError(
+            f"a probe measures a link that stays as it is, and this one changes: {spec.describe()}",
+            hint=f"probe one of its rates, its first with --bandwidth {spec.at_start.slowest_bps}bps",
         )
 
     def note(text: str) -> None:
@@ -50,7 +57,7 @@ def probe_link(
             note("probing: by the workers")
             _take(found, hosts, hosts.link, scenario, collectives)
         return _judged(found, scenario)
-    with choose(scenario.link_spec(), scenario.link, note) as link:
+    with choose(spec, scenario.link, note) as link:
         found = _empty(scenario, link, command)
         sockets = link.mechanism != "bucket"
         before = link.counters()
@@ -127,6 +134,4 @@ def _judged(found: Probe, scenario: Scenario) -> Probe:
     spec = scenario.link_spec()
     lossless = spec.loss == 0 and spec.queue_s is None
     found.off_target = judge(found, lossless=lossless, jitter_s=spec.jitter_s)
-    if spec.varies and found.link.mechanism != "host":
-        found.warnings.append("the link changes over time: its figures have no targets")
     return found

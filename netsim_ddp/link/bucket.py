@@ -84,11 +84,11 @@ class BucketSpec:
             for at, now in link.stretches()
         )
         return cls(
-            up_bps=tuple(map(link.up, ranks)),
-            down_bps=tuple(map(link.down, ranks)),
+            up_bps=tuple(map(link.first.up, ranks)),
+            down_bps=tuple(map(link.first.down, ranks)),
             delay_s=(link.delay_s / 2,) * link.workers,
             jitter_s=link.jitter_s,
-            changes=changes if len(changes) > 1 else (),
+            changes=changes if link.timeline and link.varies else (),
             period_s=link.period_s,
             peak_bps=link.peak_bps,
             credit_bytes=link.credit_bytes or 0,

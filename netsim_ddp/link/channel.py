@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Process
-from netsim_ddp.link.helper import MESSAGE_BYTES
+from netsim_ddp.link.messages import Lines, send
 
 ANSWER_TIMEOUT_S = 60.0
 
@@ -46,20 +48,24 @@ class Channel:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
         self.broken = False
+        self._lines, self._arrived = Lines(control), deque[dict[str, Any]]()
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
+        self.control.settimeout(ANSWER_TIMEOUT_S)
         try:
-            socket.send_fds(self.control, [json.dumps({"request": request, **arguments}).encode()], list(fds))
-            return self.receive_answer()
+            send(self.control, {"request": request, **arguments}, fds)
         except (BrokenPipeError, ConnectionResetError):
-            raise LinkUnavailable("the process that holds the link died", hint="run it again") from None
+            raise self._died() from None
+        except TimeoutError:
+            raise _silent() from None
+        return self.receive_answer()
 
     def receive_answer(self) -> dict[str, Any]:
         while True:
             message = self._receive(ANSWER_TIMEOUT_S)
             if message is None:
-                raise LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
+                raise _silent()
             if "error" in message:
                 raise HelperError(message["error"], message.get("errno"))
             if "answer" in message:
@@ -77,19 +83,28 @@ class Channel:
                 return
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        self.control.settimeout(timeout_s)
-        try:
-            data = self.control.recv(MESSAGE_BYTES)
-        except (TimeoutError, BlockingIOError):
-            return None
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise LinkUnavailable("the process that holds the link died", hint="run it again")
-        message: dict[str, Any] = json.loads(data)
+        """The next message; None when none is complete within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not self._arrived:
+            self.control.settimeout(max(0.0, deadline - time.monotonic()))
+            try:
+                messages = self._lines.receive()
+            except (TimeoutError, BlockingIOError):
+                return None
+            if messages is None:
+                raise self._died()
+            self._arrived += messages
+        message = self._arrived.popleft()
         if message.get("event") == "exit":
             self.exits[message["pid"]] = Exit(message["code"], message["signal"])
         return message
+
+    def _died(self) -> LinkUnavailable:
+        how = ""
+        with suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(timeout=1)
+            how = f" ({Exit(code, None) if code >= 0 else Exit(None, -code)})"
+        return LinkUnavailable(f"the process that holds the link died{how}", hint="run it again")
 
     def close(self) -> None:
         """Hang up: the helper exits, and with it all that runs in its namespaces."""
@@ -99,6 +114,10 @@ class Channel:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(timeout=10)
+
+
+def _silent() -> LinkUnavailable:
+    return LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
 
 
 class HelperError(NetsimError):
@@ -119,7 +138,7 @@ def open_channel() -> Channel:
 
 
 def _start_helper(mode: str) -> Channel:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", "netsim_ddp.link.helper", str(theirs.fileno()), mode],

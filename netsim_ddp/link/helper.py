@@ -7,14 +7,13 @@ PID 1 the kernel kills every process of its pid namespace, the network namespace
 interfaces and qdiscs go with them. A SIGKILL of the command, of this process's parent or of this process all
 end the same way.
 
-Requests are JSON, one per SEQPACKET message, with descriptors attached where needed; see :class:`Helper`.
+Requests are JSON, one per line, with descriptors attached where needed; see :class:`Helper`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.messages import Lines, send
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -34,7 +34,6 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
-MESSAGE_BYTES = 1 << 17
 COMMAND_TIMEOUT_S = 30.0
 NAMESPACE_FD_BASE = 500
 
@@ -194,7 +193,7 @@ class Helper:
                 self.send({"event": "exit", "pid": pid, **ended})
 
     def send(self, message: dict[str, Any]) -> None:
-        self.control.send(json.dumps(message).encode())
+        send(self.control, message)
 
     def serve(self) -> None:
         """Say that the namespaces stand, then answer requests until the command hangs up."""
@@ -202,16 +201,19 @@ class Helper:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        requests = Lines(self.control)
         while True:
             readable = select.select([self.control.fileno(), wake_read], [], [])[0]
             if wake_read in readable:
                 os.read(wake_read, 4096)
                 self.reap()
             if self.control.fileno() in readable:
-                data, fds, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 64)
-                if not data:
+                messages = requests.receive()
+                if messages is None:
                     return
-                self.answer(json.loads(data), fds)
+                for message in messages:  # the command awaits each answer, so the descriptors are this one's
+                    fds, requests.fds = requests.fds, []
+                    self.answer(message, fds)
 
     def serve_until_hung_up(self) -> None:
         """A command that dies abruptly resets the connection instead of closing it: that is hanging up too."""
@@ -248,13 +250,15 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
     try:
         isolate(user_namespace)
     except OSError as error:
-        control.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
+        send(control, {"error": str(error), "errno": error.errno})
         os._exit(1)
     die_with_parent()  # again: gaining the capabilities of a user namespace cleared it
     pid = os.fork()
     if pid:
         control.close()
         _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            os.kill(os.getpid(), os.WTERMSIG(status))  # end as it ended: the command says how
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     die_with_parent()
     try:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from netsim_ddp.link.base import die_with_parent
@@ -28,13 +29,15 @@ Answer = Callable[..., None]
 def _send_bulk(connection: socket.socket, order: dict[str, Any], _answer: Answer) -> None:
     data = bytes(SEND_BYTES)
     end = time.monotonic() + order["seconds"]
-    while time.monotonic() < end:
-        connection.sendall(data)
+    with suppress(BrokenPipeError, ConnectionResetError):  # the receiver has seen enough
+        while time.monotonic() < end:
+            connection.sendall(data)
 
 
 def _receive_bulk(connection: socket.socket, order: dict[str, Any], answer: Answer) -> None:
     """Answer the goodput over the middle of the transfer: from a third of it, so that neither the bucket's first
-    burst nor TCP's slow start counts, to the moment the sender stops filling its socket's buffer."""
+    burst nor TCP's slow start counts, to the moment the sender stops filling its socket's buffer. What that still
+    holds is not waited for: a slow link would be busy with it for minutes."""
     seconds, buffer = order["seconds"], bytearray(CHUNK_BYTES)
     begin = time.monotonic()
     count = marked = 0
@@ -45,6 +48,8 @@ def _receive_bulk(connection: socket.socket, order: dict[str, Any], answer: Answ
             start, marked = now, count + size
         if now - begin <= seconds or count == marked:
             last, count = now, count + size
+        if now - begin > seconds and count > marked > 0:
+            break
     answer(bps=(count - marked) * 8 / (last - start) if last > start else 0.0)
 
 

@@ -62,6 +62,9 @@ class Shapes:
 
     @classmethod
     def of(cls, spec: LinkSpec) -> Shapes:
+        """Of ``spec`` until its first change."""
+        spec = spec.first
+
         def shape(rate_bps: int) -> Shape:
             if spec.peak_bps is not None:
                 peak = shape_for(max(rate_bps, spec.peak_bps), spec.workers)
@@ -110,6 +113,7 @@ def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: 
         namespaces: how ``ip link add ... netns`` names each rank's namespace.
     """
     segments = ("gso_max_size", str(shapes.gso))
+    largest = Shapes.of(max((now for _, now in spec.stretches()), key=lambda now: now.rate_bps))
     steps = [
         Step(None, ("ip", "link", "set", "lo", "up")),
         Step(None, ("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")),
@@ -137,7 +141,7 @@ def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: 
         ip(rank, "route", "replace", *route)
         steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_tbf(shapes.up[rank]))))
         if needs_netem(spec):
-            steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_netem(spec, shapes.up[rank]))))
+            steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_netem(spec, largest.up[rank]))))
     return steps
 
 
@@ -173,20 +177,17 @@ def _tbf(shape: Shape) -> list[str]:
     return words.split()
 
 
-def changes(spec: LinkSpec, namespaces: Sequence[int | None]) -> list[tuple[float, dict[int | None, str]]]:
-    """When each stretch of a link's time begins, and the ``tc`` batch of each namespace that changes the link to it.
+def change(now: LinkSpec, namespaces: Sequence[int | None]) -> dict[int | None, str]:
+    """The ``tc`` batch of each namespace that changes a link to ``now``, one of its stretches.
 
     A change also fills the buckets, so that even the only stretch of a link with credit is worth playing.
     """
-    found = []
-    for at, now in spec.stretches():
-        shapes = Shapes.of(now)
-        batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
-        for rank in range(spec.workers):
-            batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
-            batches[rank] += f"qdisc change dev eth0 {' '.join(_tbf(shapes.up[rank]))}\n"
-        found.append((at, batches))
-    return found
+    shapes = Shapes.of(now)
+    batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
+    for rank in range(now.workers):
+        batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
+        batches[rank] += f"qdisc change dev eth0 {' '.join(_tbf(shapes.up[rank]))}\n"
+    return batches
 
 
 def address(rank: int) -> str:

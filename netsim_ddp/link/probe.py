@@ -171,7 +171,7 @@ def _bulk(peers: Peers, pairs: Sequence[tuple[int, int]], spec: LinkSpec | None)
 def targets(spec: LinkSpec, mechanism: str) -> LinkSpec | None:
     """The link to hold figures against; None where there is none: on an unshaped network, and on a link that changes
     while it is measured."""
-    return spec if mechanism in ("tc", "bucket") and not spec.varies else None
+    return spec.first if mechanism in ("tc", "bucket") and not spec.varies else None
 
 
 def ideal_seconds(spec: LinkSpec, pair: tuple[int, int], size: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from netsim_ddp.link.plan import Shapes, address, changes, plan
+from netsim_ddp.link.plan import Shapes, address, change, plan
 from netsim_ddp.link.spec import LinkSpec
 
 BRIDGE = "netsim"
@@ -27,7 +27,8 @@ def script(spec: LinkSpec) -> list[str]:
         tool, *words = step.argv
         lines.append(shlex.join([tool, "-n", namespace(step.rank), *words]))
     last = 0.0
-    for at, batches in changes(spec, [None, *ranks])[1:]:
+    for at, now in list(spec.stretches())[1:] if spec.varies else []:
+        batches = change(now, [None, *ranks])
         lines.append(f"sleep {at - last:g}")
         last = at
         lines += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -41,8 +42,9 @@ class LinkSpec:
     ``queue_s`` how long a packet may wait in a full queue, ``congestion`` the senders' control.
 
     A link may change: ``timeline`` holds the rates that replace the first ones, and begins anew after
-    ``period_s``. Or it has the token bucket of a cloud: each side works at ``peak_bps`` until it has sent
-    ``credit_bytes`` beyond its rate, which comes back at that rate.
+    ``period_s``. Where it says what holds from the start on, ``rate_bps`` and ``down_bps`` are that. Or it has the
+    token bucket of a cloud: each side works at ``peak_bps`` until it has sent ``credit_bytes`` beyond its rate,
+    which comes back at that rate.
     """
 
     workers: int
@@ -59,6 +61,11 @@ class LinkSpec:
     peak_bps: int | None = None
     credit_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.timeline and self.timeline[0].at_s <= 0:  # no rate stands here that never holds
+            object.__setattr__(self, "rate_bps", self.timeline[0].up_bps)
+            object.__setattr__(self, "down_bps", self.timeline[0].down_bps)
+
     def up(self, rank: int) -> int:
         """What ``rank`` may send, bit/s."""
         own = self._own(rank)
@@ -72,22 +79,28 @@ class LinkSpec:
     def _own(self, rank: int) -> RankRate | None:
         return next((each for each in self.slow_ranks if each.rank == rank), None)
 
-    @property
+    @cached_property
     def varies(self) -> bool:
-        """Whether its rates depend on when one looks."""
-        return bool(self.timeline) or self.peak_bps is not None
+        """Whether its rates depend on when one looks: a trace of one rate does not change, however long it is."""
+        ranks = range(self.workers)
+        rates = {tuple((now.up(r), now.down(r)) for r in ranks) for _, now in self.stretches()}
+        return self.peak_bps is not None or len(rates) > 1
 
-    @property
+    @cached_property
+    def first(self) -> LinkSpec:
+        """The link until its first change: what is made before its time begins."""
+        return next(self.stretches())[1]
+
+    @cached_property
     def at_start(self) -> LinkSpec:
         """The link as it is before anything was sent and any time has passed: what a probe finds."""
-        _, first = next(self.stretches())
         if self.peak_bps is None:
-            return first
+            return self.first
         return replace(
-            first, rate_bps=self.peak_bps, down_bps=self.peak_bps, peak_bps=None, credit_bytes=None
+            self.first, rate_bps=self.peak_bps, down_bps=self.peak_bps, peak_bps=None, credit_bytes=None
         )
 
-    @property
+    @cached_property
     def lowest_bps(self) -> int:
         """The slowest that it ever is."""
         return min(now.slowest_bps for _, now in self.stretches())
@@ -150,9 +163,11 @@ class LinkSpec:
             yield f"loss {self.loss:.3g}"
         if self.queue_s is not None:
             yield f"queue {format_duration(self.queue_s)}"
-        if self.timeline:
+        if self.timeline and self.varies:
             again = f", again after {format_duration(self.period_s)}" if self.period_s else ""
-            yield f"{len(self.timeline)} changes by {format_duration(self.timeline[-1].at_s)}{again}"
+            count = sum(now.at_s > 0 for now in self.timeline)
+            changes = f"{count} change{'s' * (count != 1)} by {format_duration(self.timeline[-1].at_s)}"
+            yield f"{changes}{again}"
         if self.peak_bps is not None:
             yield f"{format_rate(self.peak_bps)} for {format_bytes(self.credit_bytes or 0)} of credit"
 

@@ -27,7 +27,7 @@ from netsim_ddp.link.base import Counters, Endpoint, Link, Process
 from netsim_ddp.link.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.hosts import tcp_retransmits
-from netsim_ddp.link.plan import Shape, Shapes, Step, address, changes, needs_netem, plan
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, change, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 from netsim_ddp.units import format_bytes
 
@@ -97,8 +97,8 @@ class TcLink(Link):
         for rank in namespaces:
             if rank not in self._pipes:
                 self._pipes[rank] = self._open_pipe(rank)
-        stretches = changes(self.spec, namespaces)
-        self._driver = Driver(stretches, self.spec.period_s, self._write)
+        stretches = list(self.spec.stretches())
+        self._driver = Driver(stretches, self.spec.period_s, lambda now: change(now, namespaces), self._write)
         self._driver.begin()
 
     def _open_pipe(self, rank: int | None) -> int:
@@ -112,7 +112,9 @@ class TcLink(Link):
         return writing
 
     def _write(self, rank: int | None, text: str) -> None:
-        os.write(self._pipes[rank], text.encode())
+        data = text.encode()
+        while data:
+            data = data[os.write(self._pipes[rank], data) :]
 
     def _make(self) -> None:
         fds = self._namespaces()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.spec import SEGMENT_WIRE
 from netsim_ddp.units import parse_directions, parse_duration
@@ -22,24 +22,15 @@ Changes = list[dict[str, float]]
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file that the user named; every failure is one line about it."""
+    """The text of a file that the user named as ``what``; every failure is one line about it."""
     try:
-        if path.stat().st_size > MAX_TRACE_BYTES:
-            raise UsageError(f"{what} {path} is larger than {MAX_TRACE_BYTES >> 20} MiB", hint="cut it")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {what} {path}: {error.strerror}", hint="name a file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{what} {path} is not text in UTF-8", hint="name a text file") from None
+        return reading.read_text(path, hint="name a text file")
+    except UsageError as error:
+        raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    try:
-        return yaml.safe_load(read_text(path, what))
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}," if mark else ""
-        raise UsageError(f"{what} {path}{line} is not YAML", hint=_EXAMPLE) from None
+    return reading.parse_yaml(read_text(path, what), source=f"{what} {path}", hint=_EXAMPLE)
 
 
 def timeline(value: Any, *, what: str) -> tuple[Changes, float | None]:
@@ -91,27 +82,44 @@ def _check(changes: Changes, period: float | None, what: str) -> None:
 def trace(value: Any, *, what: str) -> tuple[Changes, float | None]:
     """The rates of a mahimahi trace: each line is the millisecond in which the link can carry one packet.
 
-    They are counted in stretches of half a second; the trace begins anew when it ends, as mahimahi's does.
+    They are counted in stretches of about half a second. A trace begins anew when it ends, as mahimahi's does: one
+    that is shorter than a stretch is a link of one rate, and the shorter of two is repeated beside the longer.
 
     Args:
         value: one file for both directions, or ``UP:DOWN``.
 
     Raises:
-        UsageError: unreadable, a line that is no number, times that go back, a trace shorter than a stretch.
+        UsageError: unreadable, a line that is no number, times that go back, a trace that ends at 0.
     """
-    up, colon, down = str(value).partition(":")
-    files = [_deliveries(Path(name), what) for name in ([up, down] if colon else [up])]
-    period = min(times[-1] for times in files) / 1e3
-    count = int(period / TRACE_BIN_S)
-    if count < 1:
-        raise UsageError(f"{what} {value} lasts {period:g}s", hint=f"a trace lasts {TRACE_BIN_S:g}s at least")
+    files = [_deliveries(Path(name), what) for name in _names(str(value), what)]
+    period = max(times[-1] for times in files)
+    count = max(1, round(period / 1e3 / TRACE_BIN_S))
     if count > MAX_CHANGES:
-        raise UsageError(f"{what} {value} lasts {period:g}s", hint=f"{MAX_CHANGES * TRACE_BIN_S:g}s at most")
-    rates = [_rates(times, count) for times in files]
-    changes = [
-        {"at_s": i * TRACE_BIN_S, "up_bps": rates[0][i], "down_bps": rates[-1][i]} for i in range(count)
-    ]
-    return changes, count * TRACE_BIN_S
+        lasts = f"{what} {value} lasts {period / 1e3:g}s"
+        raise UsageError(lasts, hint=f"{MAX_CHANGES * TRACE_BIN_S:g}s at most: cut it")
+    ends = [period * i // count for i in range(count + 1)]
+    rates = [_rates(times, ends) for times in files]
+    changes = [{"at_s": ends[i] / 1e3, "up_bps": rates[0][i], "down_bps": rates[-1][i]} for i in range(count)]
+    return changes, period / 1e3 if count > 1 else None
+
+
+def _names(value: str, what: str) -> list[str]:
+    """The file of both directions, or one for each. A name may hold colons, as that of a time of day does."""
+    cuts = [at for at, char in enumerate(value) if char == ":"]
+    if reading.exists(value) or not cuts:
+        return [value]
+    pairs = [(value[:at], value[at + 1 :]) for at in cuts]
+    there = [pair for pair in pairs if all(name and reading.exists(name) for name in pair)]
+    if len(there) == 1:
+        return list(there[0])
+    if there:
+        raise UsageError(f"{what} {value} can be cut at several colons", hint="rename the files")
+    if len(pairs) == 1 and all(pairs[0]):
+        missing = next(name for name in pairs[0] if not reading.exists(name))
+        raise UsageError(
+            f"cannot read {what} {missing}: no such file, nor one named {value}", hint="name a file"
+        )
+    raise UsageError(f"cannot read {what} {value}: no such file", hint="name one file, or UP:DOWN for two")
 
 
 def _deliveries(path: Path, what: str) -> list[int]:
@@ -130,17 +138,22 @@ def _deliveries(path: Path, what: str) -> list[int]:
                 f"{what} {path}, line {number}: {text} comes after {times[-1]}", hint="times must not go back"
             )
         times.append(int(text))
-    if not times:
-        raise UsageError(f"{what} {path} is empty", hint="a mahimahi trace has one number on a line")
+    if not times or times[-1] == 0:
+        problem = "lasts 0s" if times else "is empty"
+        raise UsageError(f"{what} {path} {problem}", hint="a mahimahi trace has one number on a line")
     return times
 
 
-def _rates(times: Sequence[int], count: int) -> list[int]:
-    """Bits per second in each stretch. A stretch without any packet has the rate of one: no link shaper can stop."""
-    packets = [0] * count
-    for time in times:
-        # A packet due at the end of a stretch belongs to it: the last line is the trace's length.
-        index = max(0, -(-time // round(TRACE_BIN_S * 1e3)) - 1)
-        if index < count:
-            packets[index] += 1
-    return [round(max(1, each) * SEGMENT_WIRE * 8 / TRACE_BIN_S) for each in packets]
+def _rates(times: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Bits per second between each two of ``ends``, milliseconds, of a trace that begins anew whenever it ends. A
+    stretch without any packet has the rate of one: no link shaper can stop."""
+    length = times[-1]
+
+    def packets(until: int) -> int:
+        laps, rest = divmod(until, length)
+        return laps * len(times) + bisect_right(times, rest)
+
+    return [
+        round(max(1, packets(end) - packets(begin)) * SEGMENT_WIRE * 8 * 1e3 / (end - begin))
+        for begin, end in itertools.pairwise(ends)
+    ]

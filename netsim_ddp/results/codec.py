@@ -7,7 +7,6 @@ so their ratio is free of what the machine did in other rounds.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
-from netsim_ddp.results.record import MAX_FILE_BYTES, Tool
+from netsim_ddp.results.record import Tool
 
 KIND: Literal["netsim-codec-times"] = "netsim-codec-times"
 Samples = list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -90,14 +90,7 @@ def load(path: Path) -> CodecTimes:
         UsageError: unreadable, another kind of file, keys missing or of the wrong type, no row.
     """
     hint = "make one with netsim bench compress --json FILE"
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", hint=hint)
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON", hint=hint) from error
+    data = reading.parse_json(reading.read_text(path, hint=hint), source=str(path), hint=hint)
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise UsageError(f"{path} holds no codec times", hint=hint)
     try:

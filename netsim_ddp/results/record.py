@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import gc
-import json
 import os
 import tempfile
 from contextlib import suppress
@@ -18,10 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from netsim_ddp import reading
 from netsim_ddp.errors import UsageError, cannot_write
+from netsim_ddp.reading import one_line
 
 SCHEMA_VERSION: Literal[2] = 2
-MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_FILE_BYTES = reading.MAX_FILE_BYTES
 
 Mechanism = Literal["tc", "bucket", "host", "none"]
 Execution = Literal["concurrent", "replayed"]
@@ -359,14 +360,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UsageError: unreadable, or larger than ``MAX_FILE_BYTES``.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)  # a pipe has no size to ask for, and /dev/zero no end
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: not a result file")
-    return content
+    return reading.read_bytes(path, limit=MAX_FILE_BYTES, wanted="a result file")
 
 
 def decode(content: bytes, *, source: str) -> Any:
@@ -375,10 +369,7 @@ def decode(content: bytes, *, source: str) -> Any:
     Raises:
         UsageError: it is not JSON.
     """
-    try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source} is not JSON: {one_line(str(error))}") from error
+    return reading.parse_json(reading.decode_text(content, source=source, wanted="JSON"), source=source)
 
 
 def parse_json(content: bytes, *, source: str) -> Result:
@@ -402,16 +393,6 @@ def _validated(content: bytes) -> Result:
     finally:
         if collecting:
             gc.enable()
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
-def one_line(text: str, limit: int = 120) -> str:
-    """``text`` from a file, fit for an error: printable, on one line, cut."""
-    shown = "".join(char if char.isprintable() else " " for char in text)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def parse(data: Any, *, source: str) -> Result:

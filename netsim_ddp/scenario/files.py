@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, with_profile, without_link
 from netsim_ddp.names import SMALL_SUFFIX
@@ -92,19 +92,13 @@ def read_text(path: Path) -> Any:
         UsageError: unreadable, not text, or neither YAML nor JSON.
     """
     hint = "name a scenario in YAML or a result file"
-    try:
-        return _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text in UTF-8", hint=hint) from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply to be a scenario", hint=hint) from error
-    except yaml.YAMLError as error:
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}," if mark else ""
-        raise UsageError(f"{path}{line} is not YAML: {problem}", hint=hint) from error
+    text = reading.read_text(path, hint=hint)
+    # JSON is YAML too, but yaml takes seconds for a result file of a few hundred steps.
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            json.loads(text)
+            return reading.parse_json(text, source=str(path), hint=hint)
+    return reading.parse_yaml(text, source=str(path), hint=hint)
 
 
 def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,14 +119,6 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not replayed and isinstance(name := values.get("link_profile"), str):
         values = with_profile(values, name)
     return values
-
-
-def _parse(text: str) -> Any:
-    """JSON is YAML too, but yaml takes seconds for a result file of a few hundred steps."""
-    if text.lstrip().startswith("{"):
-        with suppress(ValueError):
-            return json.loads(text)
-    return yaml.safe_load(text)
 
 
 def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from netsim_ddp.errors import UsageError
+from netsim_ddp.reading import parse_yaml
 from netsim_ddp.scenario.catalogue import find
 from netsim_ddp.scenario.files import read_text
 from netsim_ddp.scenario.matrix import Matrix, expand, override, parse, parse_set
@@ -41,10 +40,7 @@ def _of_result(path: Path, data: Mapping[Any, Any]) -> tuple[str, Any]:
 
 
 def _load(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set: {text!r} is not YAML", hint="write for example workers=[2, 4]") from None
+    return parse_yaml(text, source=f"--set: {text!r}", hint="write for example workers=[2, 4]")
 
 
 def read_plan(what: str, sets: Sequence[str] = ()) -> tuple[str, Matrix, Command, list[Run]]:

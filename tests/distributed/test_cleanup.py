@@ -159,6 +159,7 @@ def test_sigkill_of_the_fork_server_ends_the_run_with_its_code(running: Running)
     os.kill(running.ranks()[0], signal.SIGKILL)
     _, errors = running.process.communicate(timeout=30)
     assert running.process.returncode == 3, errors
+    assert "the process that starts the workers died: killed by SIGKILL" in errors
     assert "Traceback" not in errors
     running.nothing_is_left()
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.results.launch import Launch
+from netsim_ddp.scenario import build_scenario
 from tests.distributed.test_cleanup import LEFT_S, MARK, Left, interfaces, left_of, marked, namespaces
 from tests.distributed.test_run import ordinary_user, tc_or_skip
 from tests.test_cli import ROOT, command, complaint
@@ -287,3 +288,39 @@ def test_an_ordinary_user_launches_too() -> None:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
     assert "[0] got 2000000" in done.stdout
+
+
+def trace(folder: Path, *gaps_ms: int, seconds: int = 2) -> str:
+    """A trace whose packets are ``gaps_ms`` apart, each gap for ``seconds``."""
+    times, now = [], 0
+    for gap in gaps_ms:
+        times += list(range(now + gap, now + 1000 * seconds + 1, gap))
+        now += 1000 * seconds
+    path = folder / "trace"
+    path.write_text("".join(f"{time}\n" for time in times), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("gaps", "rate"), [((1,), "12.11 Mbit/s"), ((2, 1), "6.056 Mbit/s")])
+def test_a_trace_is_launched_on_and_probed_at_its_first_rate(
+    tmp_path: Path, gaps: tuple[int, ...], rate: str
+) -> None:
+    done = launched(tmp_path, ["true"], "--trace", trace(tmp_path, *gaps, seconds=10))
+    assert done.returncode == 0, done.stderr
+    assert f"behind {rate}" in done.stderr
+    assert f"2 links of {rate}" in done.stderr
+
+
+def test_a_probe_measures_the_trace_that_was_asked_for_or_refuses_one_that_changes(tmp_path: Path) -> None:
+    words = ["probe", "-n", "2", "--link", "tc", "-o", "link.yaml", "--trace"]
+    said = complaint([*words, trace(tmp_path, 2, 1)], tmp_path)
+    assert said.startswith(
+        "a probe measures a link that stays as it is, and this one changes: 6.056 Mbit/s; "
+    )
+    assert "--bandwidth 6056000bps" in said
+    assert not (tmp_path / "link.yaml").exists()
+    done = command([*words, trace(tmp_path, 1)], tmp_path)
+    assert done.returncode in (0, 4), done.stderr  # a busy host misses the one per cent
+    assert "11.58" in done.stdout, done.stdout  # the ceiling
+    measured = build_scenario({"link_profile": str(tmp_path / "link.yaml")}).link_spec().rate_bps
+    assert 0.8 * 12_112_000 < measured < 1.05 * 12_112_000

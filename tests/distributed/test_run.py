@@ -232,3 +232,13 @@ def _run_as(user: int, python: str, environment: dict[str, str], home: Path) -> 
         assert cell["link"]["mechanism"] == "tc"
         for rank in cell["repeats"][0]["ranks"]:
             assert rank["tx_bytes"] == pytest.approx(rank["predicted_tx_bytes"], rel=0.02)
+
+
+def test_a_trace_of_a_quarter_of_an_hour_reaches_the_workers_whole(tmp_path: Path) -> None:
+    """Its 1,600 stretches, for each worker, are more than a socket's buffer holds."""
+    times = (ms for ms in range(1, 800_001) if ms % 2 or ms % 1000 < 500)
+    (tmp_path / "trace").write_text("".join(f"{ms}\n" for ms in times), encoding="utf-8")
+    words = ["--trace", "trace", "--link", "bucket", "--workers", "3", "--method", "topk"]
+    result = measured(tmp_path, *words, "--steps", "2", "--repeats", "2", "--timeout", "60s")
+    assert result.cells[0].link.varies
+    assert result.cells[0].bandwidth_bps == pytest.approx(12_112_000, rel=0.01)

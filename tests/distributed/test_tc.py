@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import select
 
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.channel import open_channel
+from netsim_ddp.link.messages import send
 from netsim_ddp.link.plan import Shapes
+from netsim_ddp.link.probe import check, probe
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc import TcLink, find_tool, usable
 from tests.distributed.streams import round_trip_s, stream
@@ -43,6 +44,26 @@ def test_a_timeline_is_played_and_played_again() -> None:
     ):
         got = found.goodput_bps(begin, begin + 0.2) / goodput(rate * MBIT)
         assert 0.6 < got < 1.1, (begin, rate)  # a busy host may carry less, but no link carries more
+
+
+@pytest.mark.parametrize("begins", [5 * MBIT, 50 * MBIT])
+def test_a_link_whose_timeline_starts_at_once_starts_with_its_first_rate(begins: int) -> None:
+    changes = (Change(0.0, begins, begins), Change(3.0, 20 * MBIT, 20 * MBIT))
+    with TcLink(LinkSpec(2, 1000 * MBIT, timeline=changes)) as link:
+        for _ in range(3):
+            measured = probe(link)
+            assert measured is not None
+            if measured.alone_bps > 0.95 * goodput(begins):
+                break
+        check(link, measured)
+
+
+def test_a_message_that_no_buffer_holds_reaches_the_helper_and_comes_back() -> None:
+    words = ["sh", "-c", 'wc -c; head -c 3000000 /dev/zero | tr "\\0" x']
+    with TcLink(LinkSpec(2, 100 * MBIT)) as link:
+        done = link._ask("run", argv=words, rank=1, text="y" * 3_000_000)
+    assert done["code"] == 0
+    assert done["out"] == "3000000\n" + "x" * 3_000_000
 
 
 def test_a_peak_lasts_as_long_as_its_credit_and_comes_back() -> None:
@@ -94,7 +115,7 @@ def test_a_command_that_vanishes_with_an_answer_unread_is_hanging_up(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     channel = open_channel()
-    channel.control.send(json.dumps({"request": "run", "argv": ["true"], "rank": None}).encode())
+    send(channel.control, {"request": "run", "argv": ["true"], "rank": None})
     assert select.select([channel.control], [], [], 20)[0]
     channel.control.close()  # what is unread makes the kernel reset the connection
     assert channel.process.wait(20) == 0
