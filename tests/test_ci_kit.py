@@ -57,7 +57,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 def real(folder: Path) -> None:
     """netsim itself on the path of a step."""
-    program(folder, "netsim", f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m netsim_ddp "$@"')
+    program(folder, "netsim", f'exec "{sys.executable}" -m netsim_ddp "$@"')
 
 
 @pytest.mark.slow
@@ -78,7 +78,8 @@ def test_the_exact_gate_measures_and_ends_in_the_summary(
     summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "| topk |" in summary
     assert "<details>" in summary
-    assert ElementTree.parse(out / "junit.xml").getroot().get("tests") == "2"
+    gate = ElementTree.parse(out / "junit-bytes.xml").getroot()
+    assert gate.get("failures") == "1", "the step failed, and so does its file"
     assert {path.name for path in out.iterdir()} >= {"head.md", "head.html", "benchmark.json"}
 
 
@@ -86,7 +87,7 @@ def test_regress_takes_the_flags_of_its_step(steps: dict[str, dict[str, Any]], t
     real(tmp_path)
     (tmp_path / "out").mkdir()
     settings = {
-        "SCENARIO": "scenarios/quick.yaml",
+        "SCENARIO": "quick",
         "REPEATS": "7",
         "FAIL_ABOVE": "median:10%",
         "FLAGS": "--seed 1",
@@ -95,6 +96,7 @@ def test_regress_takes_the_flags_of_its_step(steps: dict[str, dict[str, Any]], t
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "no-such-ref" in line or "git" in line, "the base is what it minds, not the flags"
+    assert ElementTree.parse(tmp_path / "out" / "junit.xml").getroot().get("failures") == "1"
 
 
 def test_a_regression_fails_its_step_and_the_summary_is_still_written(

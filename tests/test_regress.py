@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.bench import regress
-from netsim_ddp.bench.regress import State, absolute, measure, two_states
+from netsim_ddp.bench.present import Present, present
+from netsim_ddp.bench.regress import absolute, measure, side_of
 from netsim_ddp.bench.runner import Event
+from netsim_ddp.bench.states import State, two_states
 from netsim_ddp.errors import EnvironmentFault, RankError, RankTimeout, UsageError
+from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.record import Result, load, to_json
 from tests.distributed.test_cleanup import marked
 from tests.test_cli import ROOT, complaint
@@ -128,7 +130,7 @@ def test_the_next_one_clears_away_after_one_that_was_killed(repository: Path, tm
     temporary.mkdir()
     code = """
 import pathlib, sys, time
-from netsim_ddp.bench.regress import two_states
+from netsim_ddp.bench.states import two_states
 with two_states("HEAD", pathlib.Path(sys.argv[1])):
     print("there", flush=True)
     time.sleep(600)
@@ -191,6 +193,8 @@ def test_runs_alternate_and_their_repeats_are_put_together(tmp_path: Path) -> No
         report=silent,
         save=lambda one, other: saved.append((len(one.cells[0].repeats), len(other.cells[0].repeats))),
     )
+    assert base is not None
+    assert head is not None
     lines = log.read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["base", "head", "head", "base", "base", "head"]
     assert lines[0] == "base run --workers 2 --repeats 1 --json -"
@@ -230,27 +234,83 @@ def test_files_named_by_flags_are_found_from_elsewhere(
     (tmp_path / "topk").touch()
     found = absolute(["--config", "s.yaml", "--method", "topk", "--trace=s.yaml", "--link-profile", "lte"])
     path = str(tmp_path / "s.yaml")
+    up_and_down = absolute(["--trace", "s.yaml:s.yaml"])
+    assert up_and_down == ["--trace", f"{path}:{path}"]
+    quick = absolute(["--config", "quick"])[1]
+    assert quick == str(ROOT / "scenarios" / "quick.yaml"), "both states measure the scenario of this netsim"
     assert found == ["--config", path, "--method", "topk", f"--trace={path}", "--link-profile", "lte"]
 
 
-def test_this_project_is_compared_with_its_own_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "file").write_text("old")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "--quiet", "-m", "old")
-    (tmp_path / "file").write_text("new")
-    monkeypatch.setattr(regress, "own_checkout", lambda: tmp_path)
+def test_the_repository_is_that_of_the_working_folder(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever netsim itself lies: a user's package by the modules that are named, netsim's own checkout whole."""
+    for start in (repository, repository / "src", repository / "src" / "deeper"):
+        start.mkdir(exist_ok=True)
+        monkeypatch.chdir(start)
+        with two_states("HEAD", None, ["mine", "torch.nn"]) as (base, head):
+            assert head.own == (repository / "src",)
+            assert base.own == (base.own[0].parent / "src",)
+            assert not head.is_netsim
+    with pytest.raises(UsageError, match="theirs is not in"), two_states("HEAD", None, ["theirs.method"]):
+        pass
+    with pytest.raises(UsageError, match="no method or model of"), two_states("HEAD", None):
+        pass
+    (repository / "netsim_ddp").mkdir()
+    (repository / "netsim_ddp" / "__init__.py").touch()
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "netsim's own")
     with two_states("HEAD", None) as (base, head):
-        assert (base.paths[0] / "file").read_text() == "old"
-        assert (head.paths[0] / "file").read_text() == "new"
+        assert head.own == (repository,)
+        assert base.is_netsim
+        assert head.is_netsim
+        assert (base.paths[0] / "src" / "mine.py").is_file()
     assert not base.paths[0].exists()
-    assert worktrees(tmp_path) == 1
+    assert worktrees(repository) == 1
+
+
+def test_a_branch_that_only_origin_has_is_found_there(repository: Path, tmp_path: Path) -> None:
+    git(repository, "branch", "stable")
+    git(tmp_path, "clone", "--quiet", repository.as_uri(), "clone")
+    with two_states("stable", tmp_path / "clone" / "src") as (base, _):
+        assert base.name == "base (origin/stable)"
+
+
+def test_a_built_in_method_that_one_state_lacks_is_left_to_the_other(tmp_path: Path) -> None:
+    """Of netsim itself: each state's own command line says what it takes."""
+    body = "import sys; sys.exit(0 if set(sys.argv) & {known} == set() else 2)"
+    states = tuple(
+        State(name, (stub(tmp_path / name, body.format(known=unknown)),), (tmp_path / name,))
+        for name, unknown in (("base", {"new"}), ("head", {"old", "topk,option=1"}))
+    )
+    methods = ["dense", "new", "old", "topk,option=1"]
+    base, head = present((states[0], states[1]), methods, None, timeout_s=30)
+    assert (base.methods, base.lacks) == (["dense", "old", "topk,option=1"], ["new"])
+    assert (head.methods, head.lacks) == (["dense", "new"], ["old", "topk,option=1"])
+    same, _ = present((states[0], states[0]), ["dense", "old"], None, timeout_s=30)
+    assert same.methods is None, "nothing is left out"
+    with pytest.raises(UsageError, match="'new' is neither in base nor in head"):
+        present((states[0], states[0]), methods, None, timeout_s=30)
+
+
+def test_a_state_without_any_of_the_methods_is_not_run(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    state = printing(tmp_path / "head", make_result([make_cell("new", [100])]), log)
+    words = ["--method", "new", "--seed", "1", "--method=other"]
+    found = (Present([], ["new"]), Present(["new"], []))
+    base, head = measure((state, state), words, repeats=2, timeout_s=30, report=silent, presents=found)
+    assert base is None
+    assert head is not None
+    assert log.read_text().splitlines() == ["head run --seed 1 --method new --repeats 1 --json -"] * 2
+    comparison = compare(side_of(base, state, found[0]), side_of(head, state, found[1]), Rules())
+    assert comparison.only_in_new == ["new"]
+    assert comparison.failures == []
 
 
 def test_what_cannot_be_compared_gets_one_line(repository: Path, tmp_path: Path) -> None:
     source = str(repository / "src")
     said = complaint(["regress", "--base", "gone", "--package", source], tmp_path)
-    assert said == f"--base 'gone' is no commit of {repository}"
+    assert said.startswith(f"--base 'gone' is no commit of {repository} (name a commit, a branch or a tag")
     # A reference that reads like a flag is none.
     assert "is no commit of" in complaint(["regress", "--base=--all", "--package", source], tmp_path)
     bad = {
@@ -260,15 +320,18 @@ def test_what_cannot_be_compared_gets_one_line(repository: Path, tmp_path: Path)
     for (ref, folder), message in bad.items():
         with pytest.raises(UsageError, match=message), two_states(ref, folder):
             pass
-    (repository / "later").mkdir()
-    with pytest.raises(UsageError, match="has no folder later"), two_states("HEAD", repository / "later"):
-        pass
+    assert "is not in a git repository (run it in your checkout" in complaint(
+        ["regress", "--base", "x"], tmp_path
+    )
     assert worktrees(repository) == 1
 
 
 FLAGS = {
     "": "missing option '--base' (netsim regress --help lists what it takes)",
     "--base HEAD --deadline 5": "--deadline '5' is not a duration (write 5ms or 5s)",
+    "--base HEAD --methodd dense": "no such option: --methodd (did you mean --method or --model? netsim run --help"
+    " lists what it takes)",
+    "--base HEAD --json - --junit -": "--json - and --junit - both want stdout (name a file for one of them)",
     "--base HEAD --save no/folder": "--save no/folder is no folder (mkdir -p no/folder)",
 }
 

@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.code import code_of
 from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
@@ -123,6 +124,7 @@ class _Run:
             created_utc=now_utc(),
             status="partial",
             environment=environment(),
+            code=code_of([scenario]),
             scenario=scenario.model_dump(mode="json"),
             command=shlex.join(command),
         )
@@ -254,7 +256,7 @@ class _Run:
         jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
         records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
-        self._tell_collective(cell, facts[0]["collective"])
+        tell_collective(cell, facts[0]["collective"], self.report)
         self.result.model_parameters = facts[0]["parameters"]
         if len({record["sha256"] for record in records}) > 1:
             raise RankError(
@@ -270,15 +272,6 @@ class _Run:
         if settled.drops:
             self.warn(f"{cell.id}: the link dropped {settled.drops} packets")
 
-    def _tell_collective(self, cell: Cell, collective: str | None) -> None:
-        """What ``topk`` chose; kept with the cell's parameters."""
-        if collective is None or cell.method != "topk" or cell.params.get("collective") == collective:
-            return
-        cell.params["collective"] = collective
-        reasons = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}
-        why = reasons.get(collective, "by each bucket's size")
-        self.report(Event("note", f"{cell.id}: {collective}, {why} at {cell.workers} workers"))
-
     def _check_bucket(self, link: Link, cell: Cell, facts: Sequence[dict[str, Any]]) -> None:
         """The bucket link proves itself within the workers' own group, before each repeat's first step."""
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
@@ -286,6 +279,16 @@ class _Run:
             cell.link.measured_bps = min(probed)
             if link.mechanism == "bucket":
                 check(link, ProbeReport(min(probed), min(probed)))
+
+
+def tell_collective(cell: Cell, collective: str | None, report: Report) -> None:
+    """Keep which collective ran with the cell's parameters, and say what ``topk`` chose."""
+    if collective is None or cell.method != "topk" or cell.params.get("collective") == collective:
+        return
+    cell.params["collective"] = collective
+    reasons = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}
+    why = reasons.get(collective, "by each bucket's size")
+    report(Event("note", f"{cell.id}: {collective}, {why} at {cell.workers} workers"))
 
 
 def busy_machine() -> str | None:

@@ -21,12 +21,15 @@ def compare(
     alpha: flags.Alpha = 0.01,
     json: flags.Json = None,
     markdown: flags.Markdown = None,
+    junit: flags.JUnit = None,
 ) -> None:
     """Compare two results: faster, slower, no change or not decided; bytes and bits exactly. Exits with 5 on a
     regression and with 6 when nothing is comparable."""
     rules = flags.rules_of(fail_above, fail_on, only, alpha)
-    flags.outputs(json, markdown)
+    flags.outputs(json, markdown, junit)
     from netsim_ddp.results.compare import compare as hold
     from netsim_ddp.results.sides import side_of
 
-    flags.show(hold(side_of(base), side_of(new), rules), json=json, markdown=markdown)
+    with flags.red_where_it_fails(junit):
+        found = hold(side_of(base), side_of(new), rules)
+        flags.show(found, json=json, markdown=markdown, junit=junit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +68,15 @@ Markdown = Annotated[
     str | None,
     typer.Option("--markdown", metavar="PATH|-", help="The same as Markdown.", show_default=False),
 ]
+JUnit = Annotated[
+    str | None,
+    typer.Option(
+        "--junit",
+        metavar="PATH|-",
+        help="The same as JUnit XML, a test case per cell: a failure wherever this command fails, and only there.",
+        show_default=False,
+    ),
+]
 
 
 def rules_of(
@@ -91,36 +102,42 @@ def rules_of(
     )
 
 
-def outputs(json: str | None, markdown: str | None) -> None:
+def outputs(json: str | None, markdown: str | None, junit: str | None) -> None:
     """Refuse what could not be written before anything is measured.
 
     Raises:
-        UsageError: both to stdout, or a file that cannot be made.
+        UsageError: two to stdout, or a file that cannot be made.
     """
     from netsim_ddp.cli.output import writable
 
-    if json == "-" and markdown == "-":
-        raise UsageError("--json - and --markdown - both want stdout", hint="name a file for one of them")
-    for path in (json, markdown):
+    wanted = {"--json": json, "--markdown": markdown, "--junit": junit}
+    if len(both := [flag for flag, path in wanted.items() if path == "-"]) > 1:
+        raise UsageError(f"{both[0]} - and {both[1]} - both want stdout", hint="name a file for one of them")
+    for path in wanted.values():
         if path not in (None, "-"):
             writable(Path(str(path)))
 
 
-def show(comparison: Comparison, *, json: str | None, markdown: str | None) -> None:
+def show(comparison: Comparison, *, json: str | None, markdown: str | None, junit: str | None) -> None:
     """Write the comparison where it was asked for, and on stdout as text where nothing else is.
 
     Raises:
         Regression: it fails.
     """
     from netsim_ddp.report import compare as report
+    from netsim_ddp.report import gate
     from netsim_ddp.report.wording import clean
     from netsim_ddp.results.record import to_json, write_whole
 
-    documents = ((json, to_json(comparison)), (markdown, report.markdown(comparison)))
+    documents = (
+        (json, to_json(comparison)),
+        (markdown, report.markdown(comparison)),
+        (junit, gate.document(comparison)),
+    )
     for path, text in documents:
         if path == "-":
             write_document(text)
-    if "-" not in (json, markdown):
+    if "-" not in (json, markdown, junit):
         report.render_comparison(comparison, open_console(highlight=False))
     for path, text in documents:
         if path not in (None, "-"):
@@ -129,6 +146,25 @@ def show(comparison: Comparison, *, json: str | None, markdown: str | None) -> N
         count = len(comparison.failures)
         more = f" and {count - 1} more" if count > 1 else ""
         raise Regression(f"{clean(comparison.failures[0])}{more}")
+
+
+@contextmanager
+def red_where_it_fails(junit: str | None) -> Iterator[None]:
+    """Whatever ends the command with another code than 0 is a failure in its JUnit file, and a file of an earlier run
+    is not left there to be read as this one's."""
+    try:
+        yield
+    except Regression:
+        raise  # its comparison has been written
+    except BaseException as error:
+        from netsim_ddp.report import gate
+        from netsim_ddp.results.record import write_whole
+
+        if junit == "-":
+            write_document(gate.broken(error))
+        elif junit is not None:
+            write_whole(gate.broken(error), Path(junit))
+        raise
 
 
 def _words(texts: list[str] | None) -> list[str]:

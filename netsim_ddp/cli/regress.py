@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netsim_ddp.cli import compare_flags as flags
 from netsim_ddp.cli.output import progress
 from netsim_ddp.errors import UsageError
+
+if TYPE_CHECKING:
+    from netsim_ddp.results.record import Result
 
 
 def regress(
@@ -23,8 +26,8 @@ def regress(
         typer.Option(
             "--package",
             metavar="PATH",
-            help="Your own package: the folder in a git repository that --method my_module:factory is imported "
-            "from. [this checkout of netsim]",
+            help="The folder in a git repository that --method my_module:factory is imported from. [the repository "
+            "of this folder: netsim's own, or where the module lies in it]",
             show_default=False,
         ),
     ] = None,
@@ -40,6 +43,7 @@ def regress(
     alpha: flags.Alpha = 0.01,
     json: flags.Json = None,
     markdown: flags.Markdown = None,
+    junit: flags.JUnit = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -50,28 +54,69 @@ def regress(
     """Measure two states of the code in turns and compare them: REF in a temporary worktree, and the folder as it is.
     All other flags are netsim run's and say what is measured: --config, --method, --workers, --bandwidth ..."""
     from netsim_ddp.bench import regress as bench
+    from netsim_ddp.bench.present import present
+    from netsim_ddp.bench.runner import Event
+    from netsim_ddp.bench.states import two_states
+    from netsim_ddp.names import is_reference
     from netsim_ddp.results.compare import compare
-    from netsim_ddp.results.record import Result, write_whole
     from netsim_ddp.results.record import to_json as text_of
-    from netsim_ddp.results.sides import side
+    from netsim_ddp.results.record import write_whole
     from netsim_ddp.units import parse_duration
 
     rules = flags.rules_of(fail_above, fail_on, only, alpha)
-    flags.outputs(json, markdown)
+    flags.outputs(json, markdown, junit)
     seconds = parse_duration(deadline, what="--deadline")
     if seconds <= 0:
         raise UsageError(f"--deadline {deadline} must be more than 0", hint="write for example 10min")
     if save is not None and not save.is_dir():
         raise UsageError(f"--save {save} is no folder", hint=f"mkdir -p {save}")
 
-    def keep(base_result: Result, head_result: Result) -> None:
-        for name, each in (("base", base_result), ("head", head_result)):
-            if save is not None:
+    def keep(*results: Result | None) -> None:
+        for name, each in zip(("base", "head"), results, strict=True):
+            if save is not None and each is not None:
                 write_whole(text_of(each), save / f"{name}.json")
 
-    with bench.two_states(base, package) as states, progress() as report:
-        measured = bench.measure(
-            states, context.args, repeats=repeats, timeout_s=seconds, report=report, save=keep
+    with flags.red_where_it_fails(junit):
+        methods, model = _named(context)
+        modules = [
+            name.partition(":")[0] for name in (*methods, model or "") if is_reference(name.split(",")[0])
+        ]
+        with two_states(base, package, modules) as states, progress() as report:
+            found = present(states, methods, model, timeout_s=seconds)
+            for state, each in zip(states, found, strict=True):
+                for note in each.notes:
+                    report(Event("warning", f"{state.name} cannot be measured with {note}"))
+            results = bench.measure(
+                states,
+                context.args,
+                repeats=repeats,
+                timeout_s=seconds,
+                report=report,
+                save=keep,
+                presents=found,
+            )
+        before, after = (
+            bench.side_of(result, state, each)
+            for result, state, each in zip(results, states, found, strict=True)
         )
-    before, after = (side(result, state.name) for result, state in zip(measured, states, strict=True))
-    flags.show(compare(before, after, rules), json=json, markdown=markdown)
+        flags.show(compare(before, after, rules), json=json, markdown=markdown, junit=junit)
+
+
+def _named(context: typer.Context) -> tuple[list[str], str | None]:
+    """The methods, as ``--method`` takes them, and the model that the flags of ``netsim run`` or their file name.
+
+    Raises:
+        UsageError: a flag that netsim run has not, or a file that cannot be read.
+    """
+    from netsim_ddp.methods import method_of
+    from netsim_ddp.scenario.files import as_written
+
+    assert context.parent is not None
+    run = context.parent.command.commands["run"]  # type: ignore[attr-defined]  # the group's
+    given = run.make_context("run", list(context.args), parent=context.parent).params
+    methods, model, config = given["method"], given["model"], given["config"]
+    if config is not None:
+        methods = methods or as_written(config, "methods")
+        model = model or as_written(config, "model")
+    items = [methods] if isinstance(methods, str) else list(methods or ())
+    return [item if isinstance(item, str) else method_of(item).id for item in items], model

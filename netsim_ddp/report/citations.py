@@ -131,7 +131,7 @@ def _of(cell: Cell, optimizer: str) -> Iterator[Entry]:
     compressed = cell.method.startswith("topk") or cell.method == "powersgd"
     if compressed and params.get("feedback", True) is not False:
         yield _KARIMIREDDY
-    if cell.method == "topk" and params.get("collective", "split") != "allgather":
+    if cell.method == "topk" and "split" in str(params.get("collective", "")):  # as the cell recorded it
         yield _DOUBLESQUEEZE  # owners compress with error feedback too
         yield _GTOPK  # what is kept is the largest of the sums, not of each rank's entries
     if (

@@ -104,6 +104,15 @@ def figures_line(comparison: Comparison) -> str:
     return f"{total}: {changed} changed." if changed else f"{total}: none changed."
 
 
+def cell_lines(pair: Pair) -> list[str]:
+    """What was found of one cell, a line for each figure."""
+    lines = [
+        f"{row.figure}: {format_duration(row.base_s)} -> {format_duration(row.new_s)}, {_ratio(row)}: {row.verdict}"
+        for row in pair.times
+    ]
+    return lines + [_score(row) for row in pair.scores] + [_figure(row) for row in pair.figures]
+
+
 def markdown(comparison: Comparison) -> str:
     """The comparison for a pull request or a job summary; what is long is folded."""
     return "\n".join(_markdown(comparison)) + "\n"
@@ -202,10 +211,10 @@ def _changed(comparison: Comparison) -> list[tuple[Pair, FigureRow]]:
 
 def _unmatched(comparison: Comparison) -> list[str]:
     found = []
-    for side, names in (("base", comparison.only_in_base), ("new", comparison.only_in_new)):
-        found += [f"only in {side}: {clean(name)}" for name in names[:_SHOWN]]
+    for side, names in ((comparison.base, comparison.only_in_base), (comparison.new, comparison.only_in_new)):
+        found += [f"only in {clean(side)}: {clean(name)}" for name in names[:_SHOWN]]
         if len(names) > _SHOWN:
-            found.append(f"only in {side}: {len(names) - _SHOWN} more")
+            found.append(f"only in {clean(side)}: {len(names) - _SHOWN} more")
     found += [
         f"{clean(pair.name)}: no {clean(name)} in new" for pair in comparison.pairs for name in pair.missing
     ]

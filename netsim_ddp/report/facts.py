@@ -10,7 +10,7 @@ from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.plots.shapes import Chart, Plot
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import DASH, clean, plain
-from netsim_ddp.results.record import LinkRecord
+from netsim_ddp.results.record import CodeRecord, LinkRecord
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
@@ -122,8 +122,18 @@ def environment(source: Source) -> list[tuple[str, str]]:
         ("made", clean(result.created_utc)),
         ("by", clean(f"{result.tool.name} {result.tool.version}")),
         ("status", result.status),
+        *((f"code of {clean(each.name)}", _code(each)) for each in result.code),
     ]
     return pairs + [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
+
+
+def _code(record: CodeRecord) -> str:
+    """``0.2.0, commit 1a2b3c4d5e6f and changes that are not committed``."""
+    parts = [record.version] if record.version else []
+    if record.commit:
+        changes = " and changes that are not committed" if record.dirty else ""
+        parts.append(f"commit {record.commit[:12]}{changes}")
+    return clean(", ".join(parts) or "no version, and no commit")
 
 
 def warnings(collection: Collection) -> list[str]:

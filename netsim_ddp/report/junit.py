@@ -6,6 +6,7 @@ The attributes are those that the readers of CI services share (junit.xml of Ant
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from netsim_ddp.report.collection import Block, Collection, Entry
@@ -15,30 +16,31 @@ from netsim_ddp.units import format_bytes
 
 def document(collection: Collection) -> str:
     """The whole XML document."""
+    return written([_suite(block) for block in collection.blocks])
+
+
+def written(suites: Sequence[ElementTree.Element]) -> str:
+    """Suites of test cases as one document, counted."""
     root = ElementTree.Element("testsuites", name="netsim")
-    totals = {"tests": 0, "failures": 0, "skipped": 0}
-    for block in collection.blocks:
-        for key, value in _suite(root, block).items():
-            totals[key] += value
-    for key, value in totals.items():
-        root.set(key, str(value))
+    root.extend(suites)
+    for element in (*suites, root):
+        element.set("tests", str(len(list(element.iter("testcase")))))
+        for name, tag in (("failures", "failure"), ("skipped", "skipped"), ("errors", "error")):
+            element.set(name, str(len(list(element.iter(tag)))))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(root: ElementTree.Element, block: Block) -> dict[str, int]:
+def _suite(block: Block) -> ElementTree.Element:
     name = f"netsim: {block.title}"
-    suite = ElementTree.SubElement(root, "testsuite", name=name, timestamp=_time(block))
-    cases = [_case(suite, name, entry) for entry in block.entries]
-    counts = {"tests": len(cases), "failures": cases.count("failure"), "skipped": cases.count("skipped")}
-    for key, value in counts.items():
-        suite.set(key, str(value))
-    suite.set("errors", "0")
-    return counts
+    suite = ElementTree.Element("testsuite", name=name, timestamp=_time(block))
+    for entry in block.entries:
+        _case(suite, name, entry)
+    return suite
 
 
-def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> str:
-    """Add the cell and say how it ended."""
+def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> None:
+    """Add the cell, and how it ended."""
     cell = entry.cell
     measured = math.fsum(
         max((math.fsum(step.elapsed_s for step in rank.steps) for rank in repeat.ranks), default=0.0)
@@ -51,16 +53,15 @@ def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> str:
         first = next((line for line in cell.error.splitlines() if line.strip()), "failed")
         failure = ElementTree.SubElement(case, "failure", message=clean(first), type="cell")
         failure.text = "\n".join(clean(line) for line in cell.error.splitlines())
-        return "failure"
+        return
     trained = any(repeat.epochs for repeat in cell.repeats)
     if cell.summary is None and not trained:
         ElementTree.SubElement(case, "skipped", message="not run")
-        return "skipped"
+        return
     if cell.summary is not None:
         sent = format_bytes(cell.summary.tx_bytes_per_step)
         words = f"step {milliseconds(cell.summary.step_s)} ms, {sent} sent per rank and step"
         ElementTree.SubElement(case, "system-out").text = words
-    return "passed"
 
 
 def _time(block: Block) -> str:

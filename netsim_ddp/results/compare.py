@@ -8,7 +8,7 @@ Cells are matched by their whole identity, never across links or executions. Tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,6 +91,8 @@ class Pair(Strict):
     scores: list[ScoreRow] = Field(default_factory=list)
     missing: list[str] = Field(default_factory=list)
     """Figures that the base has and the new side lacks."""
+    failures: list[str] = Field(default_factory=list)
+    """One sentence for each reason to fail, of those that were asked for."""
 
 
 class Comparison(Strict):
@@ -121,6 +123,8 @@ class Side:
     machine: Mapping[str, object] = field(default_factory=dict)
     work: Mapping[str, object] = field(default_factory=dict)
     """What both sides must share, or nothing of theirs is comparable: batch size, emulated compute."""
+    lacks: Sequence[str] = ()
+    """Methods that were asked for and that this side's code does not have."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,14 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
         only_in_new=[shown[key] for key in ours if key not in theirs],
         notes=_notes(base, new),
     )
-    if not any(pair.times or pair.figures or pair.scores for pair in pairs):
+    told = base.lacks or new.lacks  # a method that one side alone has is nothing to fail for
+    if not told and not any(pair.times or pair.figures or pair.scores for pair in pairs):
         raise NothingComparable(f"nothing is comparable: {_why_nothing(comparison, base, new, rules)}")
-    comparison.failures = failures(comparison, rules)
+    for pair in pairs:
+        pair.failures = failures(pair, rules)
+    comparison.failures = [f"{pair.name}: {text}" for pair in pairs for text in pair.failures]
+    if "missing" in rules.fail_on:
+        comparison.failures += [f"{name}: only in {comparison.base}" for name in comparison.only_in_base]
     return comparison
 
 
@@ -295,51 +304,40 @@ def _some(values: Iterable[str]) -> str:
     return ", ".join(known[:3]) + (" ..." if len(known) > 3 else "")
 
 
-def failures(comparison: Comparison, rules: Rules) -> list[str]:
-    """A sentence for everything that ``rules.fail_on`` asks to fail for."""
+def failures(pair: Pair, rules: Rules) -> list[str]:
+    """A sentence for everything of ``pair`` that ``rules.fail_on`` asks to fail for."""
     found: list[str] = []
     if "regression" in rules.fail_on:
-        found += _each(comparison, _regressions)
+        found += _regressions(pair)
     if "inconclusive" in rules.fail_on:
-        found += _each(comparison, _undecided)
+        found += _undecided(pair)
     if "missing" in rules.fail_on:
-        found += _each(comparison, lambda pair: [f"{pair.name}: no {name} any more" for name in pair.missing])
-        found += [f"{name}: only in {comparison.base}" for name in comparison.only_in_base]
+        found += [f"no {name} any more" for name in pair.missing]
     return found
-
-
-def _each(comparison: Comparison, sentences: Callable[[Pair], list[str]]) -> list[str]:
-    return [sentence for pair in comparison.pairs for sentence in sentences(pair)]
 
 
 def _regressions(pair: Pair) -> list[str]:
     found = [
-        f"{pair.name}: {time_name(row.figure)} is {row.ratio.value - 1:.0%} slower"
+        f"{time_name(row.figure)} is {row.ratio.value - 1:.0%} slower"
         f" ({row.ratio.low:.2f}x to {row.ratio.high:.2f}x)"
         for row in pair.times
         if row.fails
     ]
     found += [
-        f"{pair.name}: {row.figure} changed from {plain(row.base)} to {plain(row.new)}"
+        f"{row.figure} changed from {plain(row.base)} to {plain(row.new)}"
         for row in pair.figures
         if row.changed
     ]
     for score in pair.scores:
         if score.fails:
             points = " points" if score.figure == "accuracy" else ""
-            found.append(f"{pair.name}: {score.figure} is {abs(score.difference):.2g}{points} worse")
+            found.append(f"{score.figure} is {abs(score.difference):.2g}{points} worse")
     return found
 
 
 def _undecided(pair: Pair) -> list[str]:
-    times = [
-        f"{pair.name}: {time_name(row.figure)} is not decided"
-        for row in pair.times
-        if row.verdict == "inconclusive"
-    ]
-    return times + [
-        f"{pair.name}: {row.figure} is not decided" for row in pair.scores if row.verdict == "inconclusive"
-    ]
+    times = [f"{time_name(row.figure)} is not decided" for row in pair.times if row.verdict == "inconclusive"]
+    return times + [f"{row.figure} is not decided" for row in pair.scores if row.verdict == "inconclusive"]
 
 
 def time_name(figure: str) -> str:

@@ -1,4 +1,7 @@
-"""The result file: its schema, written atomically, read with checks. Version 1 had neither training nor sweeps.
+"""The result file: its schema, written atomically, read with checks.
+
+Version 1 had neither training nor sweeps; version 2 did not say of what commits it was, nor in a training's cells which
+collective ran.
 
 SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
 be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
@@ -21,7 +24,7 @@ from netsim_ddp import reading
 from netsim_ddp.errors import UsageError, cannot_write
 from netsim_ddp.reading import one_line
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MAX_FILE_BYTES = reading.MAX_FILE_BYTES
 
 Mechanism = Literal["tc", "bucket", "host", "none"]
@@ -39,6 +42,18 @@ class Strict(BaseModel):
 class Tool(Strict):
     name: str = "netsim"
     version: str
+
+
+class CodeRecord(Strict):
+    """Of what code a result is: of netsim, or of the package that a method or model of the user's is from.
+
+    ``commit`` is None where no repository holds it (a wheel), ``dirty`` says whether the files differed from it.
+    """
+
+    name: str
+    version: str | None
+    commit: str | None
+    dirty: bool | None = None
 
 
 class LinkRecord(Strict):
@@ -290,12 +305,13 @@ class Cell(Strict):
 class Result(Strict):
     """A whole result file."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     kind: Literal["steps", "training"] = "steps"
     tool: Tool
     created_utc: str
     status: Status
     environment: dict[str, Any]
+    code: list[CodeRecord] = Field(default_factory=list)
     scenario: dict[str, Any]
     command: str
     model_parameters: int | None = None

@@ -15,6 +15,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, with_profile, without_link
 from netsim_ddp.names import SMALL_SUFFIX
 from netsim_ddp.origin import Origin
+from netsim_ddp.scenario.catalogue import find
 from netsim_ddp.scenario.settings import Settings
 from netsim_ddp.scenario.steps import Scenario
 from netsim_ddp.scenario.train import LEARNING_RATES, LINK_KEYS
@@ -31,12 +32,12 @@ def build_scenario(overrides: Mapping[str, Any], config: Path | None = None) -> 
 
 
 def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | None = None) -> AnySettings:
-    """Settings from a file (may be None) and the flags that were given, which win.
+    """Settings from a file, a built-in scenario's name (or None) and the flags that were given, which win.
 
     Raises:
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
-    values = _read(config, overrides) if config is not None else {}
+    values = _read(find(str(config)), overrides) if config is not None else {}
     if name := overrides.get("link_profile"):
         # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
         values = with_profile(without_link(values), str(name))
@@ -83,6 +84,15 @@ def _validate(
 
 def _examples(kind: type[Settings]) -> dict[str, str]:
     return {key: str(each.default) for key, each in kind.model_fields.items()} | dict(kind.examples)
+
+
+def as_written(config: Path, key: str) -> Any:
+    """What a scenario's file, or a result's, says of ``key``, unchecked; None where it says nothing.
+
+    Raises:
+        UsageError: as :func:`build`, of the file.
+    """
+    return _read(find(str(config)), {}).get(key)
 
 
 def read_text(path: Path) -> Any:

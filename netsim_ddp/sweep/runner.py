@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.code import code_of
 from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine, environment
 from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import EnvironmentFault, NetsimError
@@ -135,6 +136,7 @@ class Sweep:
             created_utc=now_utc(),
             status="partial",
             environment=environment(),
+            code=code_of(run.settings for run in self.runs),
             scenario=scenario,
             command=shlex.join(command),
         )

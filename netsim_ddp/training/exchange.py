@@ -39,6 +39,11 @@ class Exchange(ABC):
 
     @property
     @abstractmethod
+    def collective(self) -> str | None:
+        """What the method's messages went by, where it has a choice and has exchanged anything."""
+
+    @property
+    @abstractmethod
     def residual_bytes(self) -> int:
         """Memory that error feedback holds between steps."""
 
@@ -107,6 +112,10 @@ class Averaged(Exchange):
         return self._wires
 
     @property
+    def collective(self) -> str | None:
+        return self.method.collective if self._wires else None
+
+    @property
     def residual_bytes(self) -> int:
         return self.method.residual_bytes
 
@@ -145,6 +154,11 @@ class FrozenMoment(Exchange):
         return (
             sparse or self.optimizer.dense.segments
         )  # the sparse exchange is built when the first one comes
+
+    @property
+    def collective(self) -> str | None:
+        method = self.optimizer.sparse.method
+        return None if method is None or self._group.world_size == 1 else method.collective
 
     @property
     def residual_bytes(self) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.code import code_of
 from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.runner import Event, Report, Save, environment
+from netsim_ddp.bench.runner import Event, Report, Save, environment, tell_collective
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import (
@@ -92,6 +93,7 @@ class _Run:
             created_utc=now_utc(),
             status="partial",
             environment=environment(),
+            code=code_of([scenario]),
             scenario=scenario.model_dump(mode="json"),
             command=shlex.join(command),
         )
@@ -225,6 +227,7 @@ class _Run:
                 news = {"epochs": self.scenario.epochs, "target": self.scenario.target}
                 cell.recipe = before.recipe.model_copy(update=news)
             cell.backend, cell.device = before.backend, before.device
+            cell.params |= {key: value for key, value in before.params.items() if key == "collective"}
 
     def _train_cells(self, on: Ground) -> None:
         """Seeds outermost and every other one backwards (ABBA), so that a drift of the machine's speed falls on all
@@ -285,6 +288,7 @@ class _Run:
             if isinstance(error, RankError):
                 cell.error = error.message
             raise
+        tell_collective(cell, records[0]["collective"], self.report)
         cell.repeats.append(record)
         cell.link.drops += training.drops
         cell.link.retransmits += training.retransmits

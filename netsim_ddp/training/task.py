@@ -26,7 +26,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
 from netsim_ddp.training import determinism
-from netsim_ddp.training.exchange import Averaged, build_exchange
+from netsim_ddp.training.exchange import build_exchange
 from netsim_ddp.training.loop import Totals, Trainer
 from netsim_ddp.training.other_ranks import carried_momentum, on_other_ranks
 from netsim_ddp.training.precision import LossScaler
@@ -135,14 +135,12 @@ class TrainTask(Task):
         ideal = cost.ideal_seconds(exchange.wires, job.spec.lowest_bps) or dense
         if job.mechanism == "none":
             ideal = 0.0
-        collective = exchange.method.collective if isinstance(exchange, Averaged) else None
         self.say("counting the validation set")
         return {
             "ideal_s": ideal + 2 * job.spec.delay_s * 4 * group.world_size,
             "parameters": self._workload.parameters_count,
             "backend": backend,
             "device": device_name(device),
-            "collective": collective,
             "probed_bps": probed,
             "validation_samples": validation_samples(self._workload) if job.rank == 0 else None,
             "charged": self._charged(),
@@ -324,6 +322,7 @@ class TrainTask(Task):
             "rank": self.job.rank,
             "samples": [dataclasses.asdict(sample) for sample in self._traced],
             "residual_bytes": self._trainer.exchange.residual_bytes,
+            "collective": self._trainer.exchange.collective,
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
             "sha256": digest,
         }
