@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -310,6 +311,35 @@ def test_the_command_ends_with_the_code_that_says_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_junit_file_is_red_where_the_command_is(tmp_path: Path) -> None:
+    """Whatever the code: a regression, a cell that is missing, nothing comparable, a file that cannot be read."""
+    base = written(tmp_path / "base.json", result(noisy(1)))
+    slow = written(tmp_path / "slow.json", result(noisy(2), slower=1.2))
+    other = written(tmp_path / "other.json", whole([cell("topk", [100], workers=2)]))
+    some = result(noisy(1))
+    less = written(tmp_path / "less.json", some.model_copy(update={"cells": some.cells[:-1]}))
+    cases = {
+        (base, base): 0,
+        (base, slow): 5,
+        (base, slow, "--only", "bytes"): 0,
+        (base, slow, "--fail-above", "median:50%"): 0,
+        (base, less): 0,
+        (base, less, "--fail-on", "missing"): 5,
+        (base, other): 6,
+        (base, "gone.json"): 2,
+    }
+    for words, code in cases.items():
+        assert command(["compare", *words, "--junit", "out.xml"], tmp_path).returncode == code
+        root = ElementTree.parse(tmp_path / "out.xml").getroot()
+        failures = [case for case in root.iter("testcase") if case.find("failure") is not None]
+        assert int(root.get("failures", "")) == len(failures) == (code != 0), words
+        assert int(root.get("tests", "")) == len(list(root.iter("testcase")))
+    done = command(["compare", base, slow, "--junit", "-"], tmp_path)
+    root = ElementTree.fromstring(done.stdout)
+    (red,) = [case for case in root.iter("testcase") if case.find("failure") is not None]
+    assert (red.get("name"), done.returncode) == ("topk | 1 Gbit/s", 5)
+
+
 BAD = {
     "a b --fail-above median": "--fail-above 'median' is not FIGURE:NN% (write for example median:10%)",
     "a b --fail-above median:10": "--fail-above 'median:10' is not a limit in percent (write median:10%)",
@@ -317,6 +347,8 @@ BAD = {
     "a b --fail-on slow": "--fail-on 'slow' is not known here (known: inconclusive, missing, regression)",
     "a b --only byte": "--only 'byte' is not known here (did you mean 'bytes'?",
     "a b --json - --markdown -": "--json - and --markdown - both want stdout (name a file for one of them)",
+    "a b --markdown - --junit -": "--markdown - and --junit - both want stdout (name a file for one of them)",
+    "a b --junit no/x.xml": "cannot write no/x.xml: no folder no (name a file in a folder you can write to)",
     "a b --json no/x.json": "cannot write no/x.json: no folder no (name a file in a folder you can write to)",
     "a b": "cannot read a: No such file or directory",
     "a": "missing argument 'NEW.json' (netsim compare --help lists what it takes)",

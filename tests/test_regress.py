@@ -252,7 +252,10 @@ def test_the_repository_is_that_of_the_working_folder(
             assert head.own == (repository / "src",)
             assert base.own == (base.own[0].parent / "src",)
             assert not head.is_netsim
-    with pytest.raises(UsageError, match=r"theirs\.method is not in"), two_states("HEAD", None, ["theirs.method"]):
+    with (
+        pytest.raises(UsageError, match=r"theirs\.method is not in"),
+        two_states("HEAD", None, ["theirs.method"]),
+    ):
         pass
     with pytest.raises(UsageError, match="no method or model of"), two_states("HEAD", None):
         pass

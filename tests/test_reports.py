@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from netsim_ddp.report import ci, citations, figures, html, junit, latex, markdown, tidy
+from netsim_ddp.report import ci, citations, facts, figures, html, junit, latex, markdown, tidy
 from netsim_ddp.report.collection import Collection, Source
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.record import Cell, CodeRecord, Result, load
 from tests.results_factory import make, sweep, training
 from tests.test_summary import make_cell, make_result
 
@@ -325,10 +325,14 @@ def test_bencher_counts_in_nanoseconds() -> None:
             {"stich2018sparsified"},
         ),
         (
-            make_cell("topk", [1], params={"momentum": 0.9, "values": "int8-stochastic", "selector": "fitted"}),
+            make_cell("topk", [1], params={"momentum": 0.9, "values": "int8-stochastic", "selector": "fitted",
+                                           "collective": "allgather+split"}),
             {"stich2018sparsified", "karimireddy2019error", "tang2019doublesqueeze", "shi2019distributed",
              "lin2018deep", "alistarh2017qsgd", "abdelmoniem2021efficient"},
         ),
+        # Which collective ran is what the cell says, and not what might have been likely.
+        (make_cell("topk", [1], params={"collective": "allgather"}), {"stich2018sparsified", "karimireddy2019error"}),
+        (make_cell("topk", [1]), {"stich2018sparsified", "karimireddy2019error"}),
         (make_cell("mine:Mine", [1]), set()),
     ],
 )  # fmt: skip
@@ -343,3 +347,15 @@ def test_adam_with_compression_is_1_bit_adams() -> None:
     scenario: dict[str, Any] = {**trained.scenario, "optimizer": "adamw"}
     text = citations.bibliography(collection(trained.model_copy(update={"scenario": scenario})))
     assert "tang2021onebit" in text
+
+
+def test_the_page_says_of_what_code_it_is() -> None:
+    code = [
+        CodeRecord(name="netsim", version="0.2", commit=None),
+        CodeRecord(name="gradients", version=None, commit="0123456789abcdef", dirty=True),
+    ]
+    made = collection(make_result([make_cell("dense", [1])], code=code))
+    rows = dict(facts.environment(made.sources[0]))
+    assert rows["code of netsim"] == "0.2"
+    assert rows["code of gradients"] == "commit 0123456789ab and changes that are not committed"
+    assert "0123456789ab and changes" in markdown.document(made)

@@ -103,6 +103,9 @@ def test_it_learns_on_any_number_of_ranks(launcher: Launcher, workers: int) -> N
         assert all((epoch.tx_bytes > 0) == (workers > 1) for epoch in epochs)
         assert len(cell.repeats[0].ranks) == workers
         assert cell.training is not None
+    # Which collective ran is a finding: with nobody to exchange with, none did.
+    assert result.cells[1].params.get("collective") == (None if workers == 1 else "allgather")
+    assert "collective" not in result.cells[0].params
     if workers == 1:  # nothing is exchanged, so nothing is compressed
         assert digest(result, 0) == digest(result, 1)
     else:
@@ -192,6 +195,9 @@ def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher:
     assert "topk,dense_below=20000" in note, "what helps the one that does not freeze"
     for cell in result.cells:
         assert curve(cell)[-1].train_loss < 0.7 * curve(cell)[0].train_loss
+        assert cell.params["collective"] in ("split", "allgather"), (
+            "known once the first compressed step is taken"
+        )
     averaged, frozen = (curve(cell) for cell in result.cells)
     assert averaged[0].tx_bytes == pytest.approx(averaged[1].tx_bytes, rel=0.01)
     assert frozen[0].tx_bytes > 3 * frozen[1].tx_bytes  # fifteen of its twenty steps were dense
