@@ -50,12 +50,13 @@ def test_the_break_even_is_where_the_curve_crosses_one() -> None:
     assert [(point.x, round(point.y, 6)) for point in curve.points] == [(100, 4), (10000, 0.25)]
     assert all(point.low < point.y < point.high for point in curve.points)
     (mark,) = chart.marks
-    assert mark.x == pytest.approx(1000, rel=1e-6), "half way on both logarithms"
+    # Steps that are a + b / rate: 400 to 100 ms and 100 to 400 ms meet half way over 1 / rate.
+    assert mark.x == pytest.approx(2 / (1 / 100 + 1 / 10000), rel=1e-6)
     assert mark.low is not None
     assert mark.high is not None
     assert mark.low < mark.x < mark.high
     (place,) = pays([chart])
-    assert place.rows[0][1].startswith("1000 (")
+    assert place.rows[0][1].startswith("200 (")
     assert place.rows[0][2] == "–", "no overlapped dense ran"
 
 

@@ -17,6 +17,7 @@ from netsim_ddp.results.record import Cell
 from netsim_ddp.units import format_rate
 
 _UNIT = re.compile(r" \S?bit/s$")
+_CODEC_FACTORS = (0.25, 0.5, 2.0, 4.0)
 
 
 def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
@@ -37,12 +38,19 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
             console.print(_line(f"{one.workers} workers, {one.place}", console))
         rows = [(_name(found[who], cells), plain.get(who), overlapped.get(who)) for who in there]
         console.print(_table(rows, console))
+        compared = [(name, one) for name, one, _ in rows if one is not None]
+        if (codec := _codec_table(compared, console)) is not None:
+            console.print()
+            console.print(codec)
     every = [*plain.values(), *overlapped.values()]
     lines = []
-    spans = dict.fromkeys((one.lowest_bps, one.highest_bps) for one in every if one.beyond is not None)
+    spans = dict.fromkeys((one.lowest_bps, one.highest_bps) for one in every if one.model_bps is not None)
     if spans:
         span = " or ".join(f"{format_rate(low)} to {format_rate(high)}" for low, high in spans)
-        lines.append(f"~ faster at all of {span}; beyond, if a step stays a constant + bytes / rate.")
+        lines.append(
+            f"~ faster at every rate measured ({span}). Beyond, the model's figure: a step stays a constant +"
+            " bytes / rate. It has no interval."
+        )
     if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
         lines.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
@@ -80,7 +88,7 @@ def _name(one: BreakEven, cells: Sequence[Cell]) -> str:
 
 
 def pays_below(one: BreakEven | None) -> str:
-    """``780 (650 to 900) Mbit/s`` with its 95% interval; ``~`` before what lies beyond the bandwidths measured."""
+    """``780 (650 to 900) Mbit/s`` with its 95% interval; ``~6.5 Gbit/s``, without one, where only the model reaches."""
     if one is None:
         return DASH
     lowest, highest = format_rate(one.lowest_bps), format_rate(one.highest_bps)
@@ -90,11 +98,47 @@ def pays_below(one: BreakEven | None) -> str:
         low = "..." if one.low_bps == one.lowest_bps else one.low_bps
         high = "..." if one.high_bps == one.highest_bps else one.high_bps
         return _span(one.bps, low, high)
-    if one.beyond is None:
+    if one.model_bps is None:
         return f"over {highest}"
-    if math.isinf(one.beyond.bps):
+    if math.isinf(one.model_bps):
         return "~any"
-    return "~" + _span(*one.beyond)
+    return "~" + _span(one.model_bps, None, None)
+
+
+def _codec_table(named: Sequence[tuple[str, BreakEven]], console: Console) -> Table | None:
+    """The codec's time that each break-even rests on, and the break-even with a faster or a slower one: another
+    machine's codec moves it further than any repeat does."""
+    known = [
+        (name, one)
+        for name, one in named
+        if one.codec_s > 0 and (one.bps is not None or one.model_bps is not None)
+    ]
+    if not known:
+        return None
+    unit, scale = ("Gbit/s", 1e9) if any(one.highest_bps >= 1e9 for _, one in known) else ("Mbit/s", 1e6)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column(f"than dense, by codec, {unit}", no_wrap=True, overflow="ellipsis")
+    table.add_column("codec, ms", justify="right")
+    for factor in _CODEC_FACTORS:
+        table.add_column(f"x {factor:g}", justify="right")
+    for name, one in known:
+        at = [_at(one, one.codec_s * factor, scale) for factor in _CODEC_FACTORS]
+        texts = [name, _two_digits(one.codec_s * 1e3), *at]
+        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
+    return table
+
+
+def _at(one: BreakEven, codec_s: float, scale: float) -> str:
+    bps, measured = one.at_codec(codec_s)
+    if bps is None:
+        return f"over {_two_digits(one.highest_bps / scale)}"
+    if bps == 0:
+        return f"under {_two_digits(one.lowest_bps / scale)}"
+    return "any" if math.isinf(bps) else ("" if measured else "~") + _two_digits(bps / scale)
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
@@ -105,7 +149,7 @@ def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
     def shown(rate: float | str) -> str:
         if isinstance(rate, str) or math.isinf(rate):
             return "..."
-        return f"{float(f'{rate / scale:.2g}'):g}"
+        return _two_digits(rate / scale)
 
     if low is None or high is None:
         return f"{shown(bps)} {unit}"

@@ -1,9 +1,7 @@
 """At which bandwidth does a method stop to pay? Its break-even with dense, from steps measured at several bandwidths.
 
-With more bandwidth the wire costs less and a codec the same: dense / method falls along the bandwidth (each step is
-a constant plus bytes / bandwidth, and such a quotient is monotone). So the measured log(speedup) is first made
-non-increasing (pooling neighbours that noise put in the wrong order), then read as straight lines over
-log(bandwidth), and where it is zero the method breaks even.
+Cells that share everything but the bandwidth stand on one curve; :mod:`netsim_ddp.results.break_even` has the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -11,20 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
 from netsim_ddp.results import stats
-from netsim_ddp.results.beyond import Beyond, extrapolated
+from netsim_ddp.results.break_even import Pair, Steps, beyond, crossing, interval
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import METHOD_AXES, baseline, is_dense, repeat_medians
 from netsim_ddp.units import format_rate
 
 Kind = Literal["crosses", "always pays in range", "never pays in range"]
-
-_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,9 @@ class BreakEven:
     ``bps`` is the bandwidth, bit/s, below which the method is faster; None where it is faster, or slower, over the
     whole range that was measured, as ``kind`` says. ``low_bps`` to ``high_bps`` is its 95% interval, cut off at the
     range: an end that equals ``lowest_bps`` means there or below, one that equals ``highest_bps`` there or above.
-    They are None where some cell has a single repeat, which shows no noise.
+    They are None where some cell has a single repeat, which shows no noise. The interval holds the noise of this
+    machine's repeats and the error of the model between rates; another machine's codec takes another time, see
+    :meth:`at_codec`.
     """
 
     model: str | None
@@ -55,8 +51,22 @@ class BreakEven:
     """(bandwidth, speedup) as measured, ascending: what the break-even was read from."""
     left_out: tuple[int, ...]
     """Bandwidths where the host, not the link, set dense's pace: there is no speedup."""
-    beyond: Beyond | None = None
-    """Where a method that always pays in range would break even, if its step and dense's keep their form."""
+    model_bps: float | None
+    """Where a method that always pays in range would break even if its step and dense's stay a constant + bytes / rate:
+    the model's word, without an interval. Infinite where it costs no more than dense on any link."""
+    codec_s: float
+    """What the method compresses and decompresses per step beyond what dense does, seconds: median over the rates."""
+    steps: Steps = field(repr=False, compare=False)
+
+    def at_codec(self, seconds: float) -> tuple[float | None, bool]:
+        """The break-even, bit/s, if the codec took ``seconds`` instead of ``codec_s``, all of it exposed; and whether
+        it lies within the rates measured. 0 where the method would pay at none of them, None where it would at all
+        and the model says nothing of what lies beyond."""
+        slower = seconds - self.codec_s
+        found = crossing(self.steps, slower)
+        if math.isinf(found):
+            return beyond(self.steps, slower), False
+        return found, found > 0
 
     @property
     def resolved(self) -> bool:
@@ -132,7 +142,8 @@ def _shape(cell: Cell) -> str:
 
 
 def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bool) -> BreakEven | None:
-    pairs: dict[int, tuple[Sequence[float], Sequence[float]]] = {}
+    pairs: dict[int, Pair] = {}
+    codec: list[float] = []
     left_out: list[int] = []
     for cell in series:
         dense = baseline(cell, group, overlap=overlapped)
@@ -142,20 +153,15 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bo
             left_out.append(cell.bandwidth_bps)
             continue
         pairs[cell.bandwidth_bps] = (repeat_medians(dense), repeat_medians(cell))
+        codec.append(_codec_s(cell) - _codec_s(dense))
     if len(pairs) < 2:
         return None
-    rates = sorted(pairs)
-    logs = np.log(np.asarray(rates, dtype=np.float64))
-    measured = np.asarray([_log_ratio(*pairs[rate]) for rate in rates])
-    position = float(_crossing(logs, measured[None, :])[0])
-    low, high = _bounds(logs, [pairs[rate] for rate in rates])
-    ends = {
-        float(logs[0]): float(rates[0]),
-        float(logs[-1]): float(rates[-1]),
-    }  # exactly, not by way of exp(log)
+    steps = Steps(sorted(pairs), [pairs[rate] for rate in sorted(pairs)])
+    bps, ends = crossing(steps), interval(steps)
     kind: Kind = "crosses"
-    if not math.isfinite(position):
-        kind = "always pays in range" if position > 0 else "never pays in range"
+    if not 0 < bps < math.inf:
+        kind = "always pays in range" if bps else "never pays in range"
+    base, ours = steps.medians
     first = series[0]
     return BreakEven(
         model=first.model,
@@ -164,72 +170,19 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bo
         method=method_name(first),
         params=dict(first.params),
         overlap=first.overlap,
-        bps=math.exp(position) if kind == "crosses" else None,
-        low_bps=None if low is None else ends.get(low, math.exp(low)),
-        high_bps=None if high is None else ends.get(high, math.exp(high)),
+        bps=bps if kind == "crosses" else None,
+        low_bps=ends[0] if ends else None,
+        high_bps=ends[1] if ends else None,
         kind=kind,
-        lowest_bps=rates[0],
-        highest_bps=rates[-1],
-        points=tuple((rate, math.exp(value)) for rate, value in zip(rates, measured.tolist(), strict=True)),
+        lowest_bps=steps.rates[0],
+        highest_bps=steps.rates[-1],
+        points=tuple(zip(steps.rates, (base / ours).tolist(), strict=True)),
         left_out=tuple(sorted(left_out)),
-        beyond=extrapolated(rates, [pairs[rate] for rate in rates])
-        if kind == "always pays in range"
-        else None,
+        model_bps=beyond(steps) if kind == "always pays in range" else None,
+        codec_s=stats.median(codec),
+        steps=steps,
     )
 
 
-def _log_ratio(dense: Sequence[float], ours: Sequence[float]) -> float:
-    return math.log(stats.median(dense) / stats.median(ours))
-
-
-def _crossing(logs: np.ndarray, speedups: np.ndarray) -> np.ndarray:
-    """Where each row of ``speedups`` ([rows, bandwidths], logarithms) falls through zero, as log(bandwidth).
-
-    Minus infinity where it is never above zero, plus infinity where it never comes down to it.
-    """
-    curve = _non_increasing(speedups)
-    pays = curve > 0
-    last = pays.sum(axis=1) - 1  # non-increasing: those that pay come first
-    inside = (last >= 0) & (last < curve.shape[1] - 1)
-    left = np.clip(last, 0, curve.shape[1] - 2)
-    rows = np.arange(len(curve))
-    above, below = curve[rows, left], curve[rows, left + 1]
-    drop = np.where(inside, above - below, 1.0)
-    between = logs[left] + (logs[left + 1] - logs[left]) * above / drop
-    return np.where(inside, between, np.where(last < 0, -np.inf, np.inf))
-
-
-def _non_increasing(values: np.ndarray) -> np.ndarray:
-    """The nearest non-increasing row to each row (least squares): min over starts a <= i of max over ends b >= i of
-    mean(a..b), Robertson, Wright and Dykstra, "Order Restricted Statistical Inference" (1988), theorem 1.4.4."""
-    rows, count = values.shape
-    sums = np.concatenate([np.zeros((rows, 1)), np.cumsum(values, axis=1)], axis=1)
-    fitted = np.full((rows, count), np.inf)
-    for start in range(count):
-        means = (sums[:, start + 1 :] - sums[:, [start]]) / np.arange(1, count - start + 1)
-        best = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]  # over ends from each column on
-        fitted[:, start:] = np.minimum(fitted[:, start:], best)
-    return fitted
-
-
-def _bounds(
-    logs: np.ndarray, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]
-) -> tuple[float | None, float | None]:
-    """The 95% interval of the break-even, as log(bandwidth) within the range: all cells' repeats resampled."""
-    fewest = min(len(samples) for pair in pairs for samples in pair)
-    if fewest < 2:
-        return None, None
-    generator = np.random.default_rng(0)
-
-    def medians(samples: Sequence[float]) -> np.ndarray:
-        drawn = generator.choice(np.asarray(samples), size=(_RESAMPLES, len(samples)))
-        found: np.ndarray = np.log(np.median(drawn, axis=1))
-        return found
-
-    speedups = np.stack([medians(dense) - medians(ours) for dense, ours in pairs], axis=1)
-    positions = np.clip(_crossing(logs, speedups), logs[0], logs[-1])
-    tail = stats.widened_tail(fewest)
-    # Between two resamples lies no break-even that anything was computed for, so none is interpolated.
-    low = np.quantile(positions, tail, method="lower")
-    high = np.quantile(positions, 1 - tail, method="higher")
-    return float(low), float(high)
+def _codec_s(cell: Cell) -> float:
+    return cell.summary.compress_s + cell.summary.decompress_s if cell.summary else 0.0

@@ -120,8 +120,11 @@ def _notes(found: Sequence[BreakEven], marks: Sequence[Mark]) -> tuple[str, ...]
     notes = []
     if marks:
         notes.append("Triangles: where a method and the baseline take equally long, with the 95% interval.")
-    if any(one.beyond is not None for one in found):
-        notes.append("~ pays at every bandwidth measured; beyond, if a step stays a constant + bytes / rate.")
+    if any(one.model_bps is not None for one in found):
+        notes.append(
+            "~ pays at every bandwidth measured; beyond, the model's figure, without an interval: a step stays"
+            " a constant + bytes / rate."
+        )
     if left_out := sorted({rate for one in found for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
         notes.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")

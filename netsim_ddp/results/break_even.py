@@ -1,0 +1,230 @@
+"""At which rate are two steps equal that were measured at several rates? The arithmetic, without cells.
+
+The model is the one that the rest of netsim uses: a step is a constant plus bytes / rate. Between two neighbouring
+rates each of the two steps is read as that, a straight line over 1 / rate through what was measured there, so nothing
+is fitted across rates at which a step takes another form (an overlapped exchange that disappears behind backward).
+
+Beyond the rates measured, one line through all of them may be continued. That is the model's word and no measurement,
+so it comes without an interval.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netsim_ddp.results.student import student_t
+
+Pair = tuple[Sequence[float], Sequence[float]]
+"""Of one rate: the base's steps and the method's, seconds, one sample per repeat."""
+
+F64 = NDArray[np.float64]
+
+FEWEST_RATES = 3
+"""Fewer do not show whether a step has the model's form."""
+WORST_FIT = 0.1
+"""A median further from its fit than this: the steps have not that form, and nothing is said beyond the range."""
+_GRID = 65
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Two methods' steps at ascending rates, bit/s."""
+
+    rates: Sequence[int]
+    pairs: Sequence[Pair]
+
+    @functools.cached_property
+    def inverse(self) -> F64:
+        """1 / rate, descending."""
+        return 1 / np.asarray(self.rates, dtype=np.float64)
+
+    @functools.cached_property
+    def medians(self) -> tuple[F64, F64]:
+        """The base's and the method's median step at each rate."""
+        base, ours = zip(*((np.median(base), np.median(ours)) for base, ours in self.pairs), strict=True)
+        return np.asarray(base), np.asarray(ours)
+
+    @functools.cached_property
+    def means(self) -> list[tuple[F64, F64, F64]]:
+        """Of the base and of the method, at each rate: the geometric mean of the samples, its variance, and the degrees
+        of freedom of that."""
+        found = []
+        for samples in zip(*self.pairs, strict=True):
+            logs = [np.log(np.asarray(each, dtype=np.float64)) for each in samples]
+            means = np.exp([float(each.mean()) for each in logs])
+            variances = np.asarray([float(each.var(ddof=1)) / len(each) for each in logs]) * means**2
+            found.append((means, variances, np.asarray([len(each) - 1.0 for each in logs])))
+        return found
+
+    @property
+    def repeats(self) -> int:
+        """The fewest samples that any step has."""
+        return min(len(samples) for pair in self.pairs for samples in pair)
+
+
+def crossing(steps: Steps, slower_s: float = 0.0) -> float:
+    """The rate, bit/s, below which the method's step is the shorter one; infinite where it is so at all rates
+    measured, 0 where at none.
+
+    The quotient of two such steps falls, or rises, all the way. So neighbours that noise put in the wrong order are
+    pooled first (the nearest non-increasing log quotients), and then exactly one pair of rates has the crossing between
+    them.
+
+    Args:
+        slower_s: added to the method's step at every rate: what a slower codec would cost, negative for a faster one.
+    """
+    base, ours = steps.medians
+    if float((ours + slower_s).min()) <= 0:
+        return math.inf
+    gain = non_increasing(np.log(base / (ours + slower_s))[None, :])[0]
+    pays = int((gain > 0).sum())
+    if pays == 0:
+        return 0.0
+    if pays == len(gain):
+        return math.inf
+    left, right = pays - 1, pays
+    above, below = (float(base[i] * (1 - math.exp(-gain[i]))) for i in (left, right))
+    x = steps.inverse
+    return 1 / float(x[left] + (x[right] - x[left]) * above / (above - below))
+
+
+def interval(steps: Steps) -> tuple[float, float] | None:
+    """The 95% interval of :func:`crossing`, bit/s, cut off at the range; None where a step has a single repeat.
+
+    It holds every rate at which the two steps are not told apart: the difference of the two lines there is within
+    t times its standard error of 0 (Fieller 1954; one variance per step and rate, degrees of freedom by Welch and
+    Satterthwaite). A step that bends between two rates lies below the line through them, and, being convex over
+    1 / rate, above the continued lines of its neighbours on both sides: what lies between the two is the model's error
+    and is counted in. With two rates there are no neighbours and the model is taken at its word. An end at the lowest
+    or highest rate says "there or beyond"; both ends at one of them, that the crossing lies beyond it.
+    """
+    if steps.repeats < 2:
+        return None
+    accepted = [ends for left in range(len(steps.rates) - 1) if (ends := _accepted(steps, left))]
+    # The estimate is one of medians, the test one of means: where they disagree, both stand. It is the whole answer
+    # where every rate is decided, because the crossing lies beyond them.
+    middle = float(min(max(crossing(steps), steps.rates[0]), steps.rates[-1]))
+    return min([middle, *(low for low, _ in accepted)]), max([middle, *(high for _, high in accepted)])
+
+
+def _accepted(steps: Steps, left: int) -> tuple[float, float] | None:
+    """The lowest and the highest rate between ``left`` and ``left + 1`` at which the steps are not told apart."""
+    ends = float(steps.rates[left]), float(steps.rates[left + 1])
+    logs = np.linspace(math.log(ends[0]), math.log(ends[1]), _GRID)
+    if (meeting := _lines_meet(steps, left)) is not None:
+        # With little noise nothing but this point may be undecided, and that lies between two points of the grid.
+        logs = np.sort(np.append(logs, min(max(math.log(meeting), logs[0]), logs[-1])))
+    inside = np.flatnonzero(_undecided(steps, left, logs))
+    if not len(inside):
+        return None
+    first, last = int(inside[0]), int(inside[-1])
+    low = ends[0] if first == 0 else math.exp(_edge(steps, left, logs[first - 1], logs[first]))
+    high = ends[1] if last == len(logs) - 1 else math.exp(_edge(steps, left, logs[last + 1], logs[last]))
+    return low, high
+
+
+def _lines_meet(steps: Steps, left: int) -> float | None:
+    """The rate between ``left`` and ``left + 1`` at which the lines through the means are equal."""
+    (base, _, _), (ours, _, _) = steps.means
+    near, far = (float(base[i] - ours[i]) for i in (left, left + 1))
+    if near * far >= 0:
+        return None
+    x = steps.inverse
+    return 1 / float(x[left] + (x[left + 1] - x[left]) * near / (near - far))
+
+
+def _edge(steps: Steps, left: int, decided: float, undecided: float) -> float:
+    """Where between two log rates the difference comes to be told from 0."""
+    for _ in range(_HALVINGS):
+        middle = (decided + undecided) / 2
+        if _undecided(steps, left, np.asarray([middle]))[0]:
+            undecided = middle
+        else:
+            decided = middle
+    return undecided
+
+
+def _undecided(steps: Steps, left: int, logs: F64) -> NDArray[np.bool_]:
+    """Whether the steps are not told apart at each log rate between rates ``left`` and ``left + 1``."""
+    x, at = steps.inverse, 1 / np.exp(logs)
+    weight = (at - x[left]) / (x[left + 1] - x[left])
+    parts, degrees, lines = [], [], []
+    for which in (0, 1):
+        means, variances, freedoms = steps.means[which]
+        chord = (1 - weight) * means[left] + weight * means[left + 1]
+        lines.append((np.minimum(_continued(means, x, left, at, chord), chord), chord))
+        parts += [(1 - weight) ** 2 * variances[left], weight**2 * variances[left + 1]]
+        degrees += [freedoms[left], freedoms[left + 1]]
+    (base_low, base_high), (ours_low, ours_high) = lines
+    each = np.stack(parts)
+    variance = each.sum(axis=0)
+    spread = (each**2 / np.asarray(degrees)[:, None]).sum(axis=0)
+    freedom = np.floor(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0))
+    half = np.asarray([_t(max(int(f), 1)) for f in freedom]) * np.sqrt(variance)
+    found: NDArray[np.bool_] = (base_low - ours_high - half <= 0) & (base_high - ours_low + half >= 0)
+    return found
+
+
+def _continued(means: F64, x: F64, left: int, at: F64, chord: F64) -> F64:
+    """The higher of the neighbouring lines, continued to 1 / rate ``at``: a convex step lies above both."""
+    found = np.full_like(chord, -np.inf)
+    for near, far in ((left, left - 1), (left + 1, left + 2)):
+        if 0 <= far < len(means):
+            slope = (means[near] - means[far]) / (x[near] - x[far])
+            found = np.maximum(found, means[near] + slope * (at - x[near]))
+    return chord if np.isneginf(found).any() else found
+
+
+@functools.cache
+def _t(freedom: int) -> float:
+    return student_t(0.975, freedom)
+
+
+def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:
+    """Where the model puts the crossing above the rates measured, bit/s; infinite where the method costs no more on
+    any link. None where the steps have not the model's form, or the lines meet within the range.
+
+    Both steps are fitted as ``a + b / rate`` to their medians, relative errors weighing alike.
+    """
+    if len(steps.rates) < FEWEST_RATES:
+        return None
+    base, ours = steps.medians
+    lines = [_fit(steps.inverse, row) for row in (base, ours)]
+    for (constant, slope), row in zip(lines, (base, ours), strict=True):
+        if np.max(np.abs((constant + slope * steps.inverse) / row - 1)) > WORST_FIT:
+            return None
+    saved, cost = lines[0][1] - lines[1][1], lines[1][0] + slower_s - lines[0][0]
+    if saved <= 0:
+        return None
+    found = saved / cost if cost > 0 else math.inf
+    return found if found > steps.rates[-1] else None
+
+
+def _fit(inverse: F64, steps: F64) -> tuple[float, float]:
+    """Constant and slope of ``a + b * inverse`` by least squares of relative errors."""
+    weights = 1 / steps**2
+    total = weights.sum()
+    x, y = (weights * inverse).sum() / total, (weights * steps).sum() / total
+    dx, dy = inverse - x, steps - y
+    slope = float((weights * dx * dy).sum() / (weights * dx * dx).sum())
+    return float(y) - slope * float(x), slope
+
+
+def non_increasing(values: F64) -> F64:
+    """The nearest non-increasing row to each row (least squares): min over starts a <= i of max over ends b >= i of
+    mean(a..b), Robertson, Wright and Dykstra, "Order Restricted Statistical Inference" (1988), theorem 1.4.4."""
+    rows, count = values.shape
+    sums = np.concatenate([np.zeros((rows, 1)), np.cumsum(values, axis=1)], axis=1)
+    fitted = np.full((rows, count), np.inf)
+    for start in range(count):
+        means = (sums[:, start + 1 :] - sums[:, [start]]) / np.arange(1, count - start + 1)
+        best = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]  # over ends from each column on
+        fitted[:, start:] = np.minimum(fitted[:, start:], best)
+    return fitted
