@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -20,10 +21,12 @@ from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.parameters import Named, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
-from netsim_ddp.communication.segments import Group, Method, Segment
+from netsim_ddp.communication.scaling import LossScale, Scaler
+from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment
 from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
@@ -73,6 +76,8 @@ class DistributedBackend:
             is sent or changed.
         method: another method by name, with ``params`` for it; ``compressor`` must then be None.
         process_group: default to torch's default group.
+        scaler: the ``GradScaler`` that scales the loss, as :class:`~netsim_ddp.HookState` takes it; also the attribute
+            ``scaler``.
 
     Raises:
         UsageError: unknown method.
@@ -89,7 +94,9 @@ class DistributedBackend:
         method: str | None = None,
         params: dict[str, Any] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        scaler: Scaler = "auto",
     ) -> None:
+        self.scaler = scaler
         if compressor is not None and method is not None:
             raise ValueError("give a compressor or a method, not both")
         if compressor is not None and not isinstance(compressor, TopKCompressor):
@@ -126,6 +133,15 @@ class DistributedBackend:
         self._membership = Membership.fixed(group)
 
     @property
+    def scaler(self) -> Scaler:
+        """Who scales the loss."""
+        return self._loss_scale.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Scaler) -> None:
+        self._loss_scale = LossScale(scaler)
+
+    @property
     def segments(self) -> list[Segment]:
         """Of the method at work; empty before the first call."""
         return self._segments
@@ -136,30 +152,52 @@ class DistributedBackend:
         Collective: every rank must call it with the same parameters in the same order. A parameter whose gradient
         is missing counts as zero here and receives the average of the others.
 
+        Under a ``GradScaler`` it comes between ``scaler.scale(loss).backward()`` and ``scaler.unscale_`` or
+        ``scaler.step``: gradients keep the scale that they came with.
+
         Returns:
-            False where the ranks skipped the step (``nonfinite=skip``): every ``grad`` is 0 then, no rank's state has
-            changed, and ``optimizer.step()`` should be left out.
+            False where the ranks skipped the step: no rank's state has changed. With ``nonfinite=skip`` every ``grad``
+            is 0 then, and ``optimizer.step()`` should be left out. Under a scaler every ``grad`` is NaN, whatever
+            ``nonfinite`` says: call ``scaler.step()`` and ``update()`` as always, they skip and lower the scale.
 
         Raises:
             UnusableParameter: a parameter or gradient of a type that is not exchanged, or two of one name.
             RanksDisagree: on every rank, when the first exchange, or the first after a change of the parameters, finds
                 that they have other parameters, options or versions.
             RankTimeout: a rank did not come to that comparison within the process group's timeout.
-            NonFiniteGradient: on every rank, when one rank's gradient is not finite (``topk``, ``nonfinite=raise``).
+            NonFiniteGradient: on every rank, when one rank's gradient or the ranks' sum is not finite, without a scaler
+                (``topk`` with ``nonfinite=raise``, ``powersgd``). No rank's state has changed.
+            UsageError: the gradients have been unscaled already, or several scalers could be meant.
         """
         if self.group.world_size == 1:
             return True
         flat = self._prepare(model_parameters(named_parameters))
-        flat.gather()
+        assert self.method is not None
+        scale = 1.0 if self.method.stateless else self._loss_scale.now()
+        self._loss_scale.check_still_scaled(flat.parameters)
+        self.method.limit = LARGEST / scale
+        flat.gather(scale)
+        try:
+            self._exchange()
+        except NonFiniteGradient:
+            if not self._loss_scale.active:
+                raise
+            taken = False
+        else:
+            taken = not self.method.skipped
+        if taken:
+            flat.scatter(self.method.settled(), scale)
+        else:
+            flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
+        return taken
+
+    def _exchange(self) -> None:
         if self.carrier is None:
             for segment in self._segments:
                 segment.run()
         else:
             for _ in pipeline(self.carrier, [stages(self._segments)]):
                 pass  # there is one bucket, and it is there
-        assert self.method is not None
-        flat.scatter(self.method.settled())
-        return not self.method.skipped
 
     def statistics(self, *, layers: bool = False) -> Statistics | None:
         """What this rank sent and kept back in the last step; None before the first, and for a method that selects

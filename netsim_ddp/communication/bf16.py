@@ -19,6 +19,7 @@ class BFloat16Exchange(Method):
     """``bf16``: round(mean of the ranks' rounded gradients), the same bits on every rank."""
 
     name = "bf16"
+    stateless = True
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         super().__init__(flat, group)

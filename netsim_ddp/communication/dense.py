@@ -21,6 +21,7 @@ class DenseAllReduce(Method):
     """The baseline: one float32 all-reduce of the whole buffer, then the division by P."""
 
     name = "dense"
+    stateless = True
 
     def segments(self) -> list[Segment]:
         data, ranks = self.flat.data, self.group.world_size
@@ -29,9 +30,11 @@ class DenseAllReduce(Method):
 
 class Float16AllReduce(Method):
     """All-reduce in float16: half the bytes. Divided by P before the sum, as torch's ``fp16_compress_hook``
-    does, so that the sum of P gradients overflows no sooner than one of them."""
+    does, so that the sum of P gradients overflows no sooner than one of them. A gradient beyond 65504 P becomes inf, on
+    every rank, as under that hook."""
 
     name = "fp16"
+    stateless = True
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         super().__init__(flat, group)

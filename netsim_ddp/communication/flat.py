@@ -94,8 +94,8 @@ class FlatGradients:
             if parameter.dtype == torch.float32:
                 parameter.grad = view
 
-    def gather(self) -> None:
-        """Copy gradients that are not views into the buffer; a missing gradient counts as zero.
+    def gather(self, scale: float = 1.0) -> None:
+        """Copy gradients that are not views into the buffer, divided by ``scale``; a missing gradient counts as zero.
 
         Raises:
             UnusableParameter: a gradient is sparse; nothing has been copied then.
@@ -104,8 +104,8 @@ class FlatGradients:
         for parameter, view in zip(self.parameters, self.views, strict=True):
             if parameter.grad is None:
                 view.zero_()
-            elif parameter.grad.data_ptr() != view.data_ptr():
-                view.copy_(parameter.grad)
+            else:
+                unscale(parameter.grad, scale, view)
 
     def check(self) -> None:
         """Refuse gradients that cannot be exchanged.
@@ -133,15 +133,42 @@ class FlatGradients:
                 beyond.append((int(begin), rest.reshape(-1)))
         return beyond
 
-    def scatter(self, buffer: torch.Tensor) -> None:
-        """Copy ``buffer`` [N] back into gradients that are not views; a missing one is created, so that a parameter
+    def scatter(self, buffer: torch.Tensor, scale: float = 1.0) -> None:
+        """Copy ``buffer`` [N], times ``scale``, back into gradients; a missing one is created, so that a parameter
         which only some ranks used still gets the same update on all of them."""
         for parameter, view in zip(self.parameters, self.views_of(buffer), strict=True):
             if parameter.grad is None:
-                parameter.grad = view.to(parameter.dtype, copy=True)
-            elif parameter.grad.data_ptr() != view.data_ptr():
-                parameter.grad.copy_(view)
+                parameter.grad = torch.empty_like(view, dtype=parameter.dtype)
+            rescale(view, scale, parameter.grad)
+
+    def fill_gradients(self, value: float) -> None:
+        """Make every gradient ``value``, those that are missing too."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.fill_(value)
 
     def segment_of(self, position: int) -> str:
         """The name of the parameter that holds flat ``position``."""
         return self.names[int(np.searchsorted(self.offsets, position, side="right")) - 1]
+
+
+def unscale(gradient: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """``out = gradient / scale``, float32 in one pass; both may be the same memory."""
+    if scale != 1.0 and gradient.dtype == out.dtype:
+        torch.div(gradient, scale, out=out)
+        return
+    if gradient.data_ptr() != out.data_ptr():
+        out.copy_(gradient)
+    if scale != 1.0:  # in a wider type than the gradient's
+        out.div_(scale)
+
+
+def rescale(average: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """``out = average * scale``, the way back."""
+    if scale != 1.0 and average.dtype == out.dtype:
+        torch.mul(average, scale, out=out)
+    elif scale != 1.0:
+        out.copy_(average * scale)
+    elif average.data_ptr() != out.data_ptr():
+        out.copy_(average)

@@ -27,11 +27,12 @@ from torch._C._distributed_c10d import GradBucket
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.building import description
 from netsim_ddp.communication.comparison import same_on_all_ranks
-from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.parameters import Named, check_gradient, model_parameters, trained
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
-from netsim_ddp.communication.segments import Group, Method
+from netsim_ddp.communication.scaling import LossScale, Scaler
+from netsim_ddp.communication.segments import LARGEST, Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
 
 
@@ -44,10 +45,16 @@ class HookState:
         process_group: the one that DDP was given; default torch's.
         overlap: exchange in DDP's default bucket sizes while backward goes on. Off, the whole gradient is one
             exchange when backward is through: fewer messages, and the bits of :class:`DistributedBackend`.
+        scaler: the ``GradScaler`` that scales the loss, None if there is none. By default (``"auto"``) the first hook
+            call looks for the only one in use, and says so; it asks for the name where there are several, and knows
+            nothing of one that is first used later, or of a loss that is multiplied by hand: divide such gradients
+            yourself, or keep the factor constant. Can be set later, as ``state.scaler``.
 
     One rank's NaN or inf makes the whole step's gradients NaN on every rank, with a warning: as under DDP without a
-    hook, so that ``GradScaler`` skips the step. Residuals stay finite; with ``overlap``, what other buckets had under
-    way is lost to them.
+    hook, so that ``GradScaler`` skips the step. So does a sum of gradients that is beyond float32, scaled or not. The
+    step then has never been: residuals, owners' sums and velocity are, on every rank, what they were before it, also
+    those of buckets that had been exchanged already. With ``nonfinite="skip"`` and no scaler the gradients are 0.
+    Methods that keep nothing, ``dense``, ``fp16`` and ``bf16``, let a NaN or inf through, at its own place.
 
     A parameter that no rank used in a step (``find_unused_parameters``) is skipped by DDP itself, which then drops what
     the ranks sent for it from their residuals.
@@ -71,9 +78,11 @@ class HookState:
         *,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
+        scaler: Scaler = "auto",
         **params: Any,
     ) -> None:
         self.method, self.overlap, self.params = method, overlap, params
+        self.scaler = scaler
         self._saved: dict[str, Any] | None = None
         self._named: Named | None = None
         self._methods: list[Method] = []
@@ -117,6 +126,11 @@ class HookState:
         self._part_of = [0] * len(flat.parameters)
         for number, (first, last) in enumerate(cuts):
             self._part_of[first:last] = [number] * (last - first)
+        for method in methods:
+            method.provisional = len(cuts) > 1
+        self._keeps_units = not all(method.stateless for method in methods)
+        self._scale = 1.0
+        """That this step's gradients carry."""
         self._stages = [stages(method.segments()) for method in methods]
         self._carrier = InOrder()
         self._begin()
@@ -149,8 +163,19 @@ class HookState:
             )
         self._compared = True
 
+    @property
+    def scaler(self) -> Scaler:
+        """Who scales the loss."""
+        return self._loss_scale.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Scaler) -> None:
+        self._loss_scale = LossScale(scaler)
+
     def _begin(self) -> None:
-        """A new step: no gradient is there."""
+        """A new step: no gradient is there, and one that was left open has never been."""
+        for method in self._methods:
+            method.roll_back()
         self._absent = set(range(len(self._flat.parameters)))
         self._missing = [last - first for first, last in self._cuts]
         self._calls: list[_Call] = []
@@ -175,6 +200,9 @@ class HookState:
         if bucket.index() == 0:
             self._settle(group)
             self._begin()  # whatever an interrupted backward left is void
+            self._scale = self._loss_scale.now() if self._keeps_units else 1.0
+            for method in self._methods:
+                method.limit = LARGEST / self._scale
         self._check_dense(bucket)
         self._receive(call, bucket.parameters())
         # The last part waits for the last bucket, whose call waits for everything anyway.
@@ -211,18 +239,11 @@ class HookState:
             if place is None:
                 shape = "x".join(map(str, parameter.shape))
                 raise ValueError(f"DDP sends a parameter of shape {shape} that this state was not made for")
-            self._flat.views[place].copy_(gradient.view_as(parameter))
+            unscale(gradient.view_as(parameter), self._scale, self._flat.views[place])
             self._absent.discard(place)
             self._missing[self._part_of[place]] -= 1
             call.places.append(place)
         self._calls.append(call)
-        # The last part waits for the last bucket, whose call waits for everything anyway.
-        while (
-            self._wanted is not None
-            and self._wanted < len(self._cuts) - 1
-            and not self._missing[self._wanted]
-        ):
-            self._wanted = next(self._turns, None)
 
     def _complete(self) -> None:
         """Every gradient that will come is there; one that DDP was told to ignore counts as zero."""
@@ -230,10 +251,16 @@ class HookState:
             self._flat.views[place].zero_()
         while self._wanted is not None:
             self._advance()
-        if self._refused:
+        if self._refused or self.skipped:
+            for method in self._methods:
+                method.roll_back()
+            # A scaler that sees zeros would never come down.
+            value = torch.nan if self._refused or self._loss_scale.active else 0.0
             for call in self._calls:
-                call.buffer.fill_(torch.nan)
+                call.buffer.fill_(value)
         else:
+            for method in self._methods:
+                method.commit()
             self._write()
         for call in self._calls:
             call.answer()
@@ -244,12 +271,12 @@ class HookState:
         averages = [view for method in self._by_place() for view in method.flat.views_of(method.settled())]
         for call in self._calls:
             for place, gradient in zip(call.places, call.gradients, strict=True):
-                gradient.copy_(averages[place].view_as(gradient))
+                rescale(averages[place].view_as(gradient), self._scale, gradient)
 
     @property
     def skipped(self) -> bool:
-        """Whether the ranks skipped the last step, or a bucket of it (``nonfinite=skip``): its gradients are 0 and the
-        optimizer should leave the step out."""
+        """Whether the ranks skipped the last step (``nonfinite=skip``): its gradients are 0, or NaN under a scaler, and
+        the optimizer should leave the step out."""
         return any(method.skipped for method in self._methods)
 
     def _by_place(self) -> list[Method]:
@@ -294,6 +321,7 @@ class HookState:
             "method": self.method,
             "overlap": self.overlap,
             "params": self.params,
+            "_loss_scale": LossScale(None if self.scaler is None else "auto"),
             "_saved": self.state_dict(),
             "_named": None,
             "_methods": [],

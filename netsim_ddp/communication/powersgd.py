@@ -13,6 +13,7 @@ Q that came out as zero keeps its old one, so that a layer whose gradient was ze
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from netsim_ddp.communication.dense import summed
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Group, Local, Method, Segment
+from netsim_ddp.communication.segments import LARGEST, Group, Local, Method, Segment
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
-from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest
 from netsim_ddp.compression.lowrank import orthonormalise
 
 
@@ -84,7 +85,9 @@ class PowerSGD(Method):
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         self._find_matrices()
         narrow = {matrix.name for matrix in self._matrices}
-        self._rest = [view for name, view in zip(flat.names, flat.views, strict=True) if name not in narrow]
+        self._rest = {
+            name: view for name, view in zip(flat.names, flat.views, strict=True) if name not in narrow
+        }
         self._make_buffers(seed)
 
     def _find_matrices(self) -> None:
@@ -109,18 +112,25 @@ class PowerSGD(Method):
         device, matrices = self.flat.data.device, self._matrices
         high = sum(matrix.rank * matrix.rows for matrix in matrices)
         wide = sum(matrix.rank * matrix.columns for matrix in matrices)
-        rest = sum(view.numel() for view in self._rest)
+        rest = sum(view.numel() for view in self._rest.values())
         self._first = torch.zeros(high + rest + self.group.world_size, dtype=torch.float32, device=device)
         """What the first all-reduce sums: every P, what is not approximated, and who met a NaN or inf."""
         products, others, self._refusals = torch.split(self._first, [high, rest, self.group.world_size])
-        self._others = _views(others, [view.shape for view in self._rest])
+        self._others = _views(others, [view.shape for view in self._rest.values()])
         self._second = torch.empty(wide, dtype=torch.float32, device=device)
         """What the second one sums: every Q, transposed."""
+        self._mine = torch.empty_like(self._second)
+        """This rank's own, which its residual is made of."""
+        self._average: Tensor | None = None
+        """Where the average goes where the gradient is needed until the step is committed."""
+        self._open = False
+        """Whether a step has been begun that was neither committed nor rolled back."""
         # Matrices of one height lie side by side, so that their P are made orthonormal in one go; likewise their Q.
         # Of the layouts that a product may have, these are several times faster on a CPU than their transposes.
         self._p_stacks, self._p = _stacked(products, matrices, lambda m: m.rows, tall=True)
         self._basis_stacks, self._basis = _stacked(torch.empty_like(products), matrices, lambda m: m.rows)
         self._q_stacks, self._q = _stacked(self._second, matrices, lambda m: m.columns)
+        _, self._own = _stacked(self._mine, matrices, lambda m: m.columns)
         self._start_stacks, self._start = _stacked(
             torch.empty_like(self._second), matrices, lambda m: m.columns
         )
@@ -130,6 +140,15 @@ class PowerSGD(Method):
             start.copy_(torch.randn(start.shape, generator=generator))
         for stack in self._start_stacks:
             orthonormalise(stack)
+
+    @property
+    def average(self) -> Tensor:
+        """In ``flat.data``, unless that is needed until the step is committed."""
+        if not self.provisional:
+            return self.flat.data
+        if self._average is None:
+            self._average = torch.empty_like(self.flat.data)
+        return self._average
 
     def segments(self) -> list[Segment]:
         return [
@@ -141,18 +160,19 @@ class PowerSGD(Method):
         ]
 
     def _project(self) -> None:
-        """P_w = M_w Q; the residual is left alone until every rank is known to be fine."""
+        """P_w = M_w Q; residual and Q are left alone until every rank is known to be fine."""
+        self._open = False
         if self.residual is not None:
             self.flat.data.add_(self.residual)
         for matrix in self._matrices:
             torch.mm(matrix.gradient, self._start[matrix.name].t(), out=self._p[matrix.name])
-        for view, place in zip(self._rest, self._others, strict=True):
+        for view, place in zip(self._rest.values(), self._others, strict=True):
             place.copy_(view)
         self._refusals.zero_()
         self._refusals[self.group.rank] = float(not all_finite(self._first))
 
     def _factor(self) -> None:
-        """Q_w = M_w^T P, and what P Q_w^T leaves of M_w."""
+        """Q_w = M_w^T P."""
         if not all_finite(self._first):
             refused = self._refusals.nonzero().flatten().tolist()
             who = f"rank {refused[0]} found a gradient" if refused else "the ranks' gradients have a sum"
@@ -161,21 +181,49 @@ class PowerSGD(Method):
             basis.copy_(stack.transpose(1, 2))
             orthonormalise(basis)
         for matrix in self._matrices:
-            basis, q = self._basis[matrix.name], self._q[matrix.name]
-            torch.mm(basis, matrix.gradient, out=q)
-            if matrix.residual is not None:
-                torch.addmm(matrix.gradient, basis.t(), q, alpha=-1, out=matrix.residual)
+            torch.mm(self._basis[matrix.name], matrix.gradient, out=self._own[matrix.name])
+        if self._product(self._mine) <= LARGEST / 4:
+            self._second.copy_(self._mine)
+        else:  # what P Q_w^T leaves of M_w might not be finite; the sum tells the others
+            self._second.fill_(torch.nan)
+
+    def _product(self, q: Tensor) -> float:
+        """No entry of P Q^T is larger: the rows of P are no longer than 1. NaN where Q holds one."""
+        return math.sqrt(self.rank) * largest(q)
 
     def _multiply(self) -> None:
-        """The average: P Q^T, and the mean of what was not approximated. Q is where the next step starts."""
-        self._second.div_(self.group.world_size)
+        """The average: P Q^T, and the mean of what was not approximated."""
+        ranks = self.group.world_size
+        self._second.div_(ranks)
+        rest = max((largest(place) / ranks for place in self._others), default=0.0)
+        if not (self._product(self._second) <= self.limit and rest <= self.limit):
+            raise NonFiniteGradient("the ranks' gradients have a product or sum that is not finite", -1)
+        self._open = True
+        if not self.provisional:
+            self.commit()
+        views = dict(zip(self.flat.names, self.flat.views_of(self.average), strict=True))
+        for name, place in zip(self._rest, self._others, strict=True):
+            torch.div(place, ranks, out=views[name])
         for matrix in self._matrices:
-            torch.mm(self._basis[matrix.name].t(), self._q[matrix.name], out=matrix.gradient)
-        for view, place in zip(self._rest, self._others, strict=True):
-            torch.div(place, self.group.world_size, out=view)
+            target = views[matrix.name].view(matrix.rows, matrix.columns)
+            torch.mm(self._basis[matrix.name].t(), self._q[matrix.name], out=target)
+
+    def commit(self) -> None:
+        """The residual is what P Q_w^T leaves of M_w; Q is where the next step starts."""
+        if not self._open:
+            return
+        self._open = False
+        for matrix in self._matrices:
+            if matrix.residual is not None:
+                basis, q = self._basis[matrix.name], self._own[matrix.name]
+                torch.addmm(matrix.gradient, basis.t(), q, alpha=-1, out=matrix.residual)
         for start, q in zip(self._start_stacks, self._q_stacks, strict=True):
-            orthonormalise(q)
-            start.copy_(torch.where(q.any(dim=2, keepdim=True), q, start))
+            basis = q.clone()
+            orthonormalise(basis)
+            start.copy_(torch.where(basis.any(dim=2, keepdim=True), basis, start))
+
+    def roll_back(self) -> None:
+        self._open = False
 
     def keep_back(self, begin: int, rest: Tensor) -> None:
         # What is not approximated never exceeds its gradients, and its residual is not read.

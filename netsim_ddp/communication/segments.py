@@ -107,6 +107,9 @@ class Collective(Wire):
 Segment = Local | Wire
 
 
+LARGEST = torch.finfo(torch.float32).max * (1 - 1e-6)
+"""Below this a float32 sum may still round up without becoming inf."""
+
 SMALL_ROUND_S = 0.3e-3
 """One exchange of small messages over Gloo without delay, between a few ranks that are not busy."""
 
@@ -155,6 +158,17 @@ class Method(ABC):
     skipped: bool = False
     """Whether the ranks agreed to leave the last step out: the average is 0 and the optimizer should not use it."""
 
+    stateless: ClassVar[bool] = False
+    """Whether nothing is kept between steps, so that it does not matter which units a step's gradient is in."""
+
+    provisional: bool = False
+    """Whether this exchange is one of several that make up a step. Whoever runs them then calls :meth:`commit` or
+    :meth:`roll_back` once all are through; otherwise a method commits with its last segment."""
+
+    limit: float = LARGEST
+    """The largest magnitude that the average may have. A step that exceeds it is refused like one whose gradient is not
+    finite: the average must still be finite when it is multiplied by the loss's scale."""
+
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         self.flat = flat
         self.group = group
@@ -179,6 +193,12 @@ class Method(ABC):
     @abstractmethod
     def segments(self) -> list[Segment]:
         """The step, in order. Called once; the closures are run every step."""
+
+    def commit(self) -> None:  # noqa: B027 - nothing to do where nothing is kept
+        """Take over what the last step leaves for the next one: residual, velocity, owner's sums."""
+
+    def roll_back(self) -> None:  # noqa: B027 - likewise
+        """Be as if the last step, which was not committed, had never been; nothing where there is none."""
 
     @property
     def residual_bytes(self) -> int:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.agreement import Agreement
-from netsim_ddp.communication.dense import DenseAllReduce
+from netsim_ddp.communication.dense import summed
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
@@ -25,7 +24,7 @@ from netsim_ddp.communication.segments import CodecWork, Group, Local, Method, S
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
-from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.compression.kernels import NonFiniteGradient, largest
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.shares import add_at, clear_at
@@ -45,8 +44,9 @@ class SelectedEntries(Method):
         momentum: of :class:`~netsim_ddp.compression.momentum.MomentumCorrection`; the optimizer must then have none.
         clip: likewise, a limit on the gradient's norm.
         masking: likewise, where velocity is dropped.
-        nonfinite: what a NaN or inf in one rank's gradient does: ``raise`` on every rank, or ``skip``: no rank changes
-            anything, the average is 0 and ``skipped`` says so. Skipping takes one more round of one byte per peer.
+        nonfinite: what a NaN or inf in one rank's gradient does, or a sum that is beyond ``limit``: ``raise`` on every
+            rank, or ``skip``: the average is 0 and ``skipped`` says so. Either way nothing that is kept between steps
+            changes, on any rank.
         selection: what is sent, as :class:`~netsim_ddp.compression.budget.SelectionOptions` takes it.
     """
 
@@ -83,7 +83,16 @@ class SelectedEntries(Method):
             if momentum or clip is not None
             else None
         )
-        self._agreement = Agreement(group, device) if nonfinite == "skip" else None
+        self._velocity = None if self.momentum is None else torch.empty_like(flat.data)
+        """This step's, until it is committed."""
+        self._skips = nonfinite == "skip"
+        self._failure: NonFiniteGradient | None = None
+        """What this rank found in its own gradient in this step."""
+        self._open = False
+        """Whether a step has been begun that was neither committed nor rolled back."""
+        self._counter = self.codec.counter
+        self._peak = 0.0
+        """No entry of the average is larger."""
         self.values = torch.empty(0, device=device)
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
@@ -93,66 +102,75 @@ class SelectedEntries(Method):
         self._room = None if self.codec.exact else torch.empty(self.selection.capacity, device=device)
 
     def segments(self) -> list[Segment]:
-        if self._agreement is None:
-            first = [] if self.momentum is None else [Local("compress", self._correct)]
-            return [*first, *self._exchange()]
-        return [
-            Local("compress", self._examine),
-            self._agreement.exchange,
-            Local("compress", self._agree),
-            *self._exchange(),
-        ]
+        first = [] if self.momentum is None else [Local("compress", self._correct)]
+        return [*first, *self._exchange()]
 
     @abstractmethod
     def _exchange(self) -> list[Segment]:
-        """Select and send, unless ``skipped``; the momentum is in the gradient by then."""
+        """Select and send; the momentum is in the gradient by then."""
 
     def _correct(self) -> None:
-        if self.momentum is not None:
-            self.momentum.correct(self.flat.data)
+        assert self.momentum is not None
+        assert self._velocity is not None
+        self.momentum.correct(self.flat.data)
+        self._velocity.copy_(self.flat.data)
 
-    def _examine(self) -> None:
-        """Tell the others whether this rank's gradient can be used; nothing is accumulated before they answer."""
-        assert self._agreement is not None
-        self._correct()
+    def _select(self) -> bool:
+        """Choose ``values`` and ``indices`` from the buffer, which keeps the rest: the residual follows when the step
+        is committed. False where this rank's gradient is not finite: the others wait for its message, so tell them."""
+        self.roll_back()  # whatever an interrupted step left
+        self.skipped, self._failure, self._counter, self._peak = False, None, self.codec.counter, 0.0
+        rest = self.flat.data
         try:
-            self.selection.check(self.flat.data, self.residual)
-        except NonFiniteGradient:
-            self._agreement.object(True)
-        else:
-            self._agreement.object(False)
-
-    def _agree(self) -> None:
-        assert self._agreement is not None
-        self.skipped = bool(self._agreement.objectors)
-        if self.skipped:
-            self.values, self.indices = self.values[:0], self.indices[:0]
-
-    def _select(self) -> None:
-        """Choose ``values`` and ``indices`` from the buffer; the residual keeps the rest."""
-        self.values, self.indices = self.selection.run(self.flat.data, self.residual)
+            if self.residual is None:
+                self.values, self.indices = self.selection.run(rest, None)
+            else:
+                self.values, self.indices = self.selection.run(self.residual, rest, atomic=False)
+        except NonFiniteGradient as error:
+            self._failure = error
+            return False
+        self._open = True
         if self._room is not None:
             self.received = self._room[: self.values.numel()]
-        if self.momentum is not None:
-            masked = self.selection.waited(self.indices, self.momentum.masked_wait)
-            self.momentum.keep(self.flat.data, masked)
+        return True
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
         if self.received is not None and self.residual is not None:
-            self.residual[self.indices.long()] = self.values - self.received
+            self.flat.data[self.indices.long()] = self.values - self.received
 
-    def _refuse(self, failed: int, failure: NonFiniteGradient | None) -> NoReturn:
-        """Every rank raises: the failed one what it found, the others after taking their entries back, so that they
-        keep this step's gradient for later."""
-        if failure is not None:
-            raise failure
-        self.selection.take_back()
+    def _conclude(self) -> None:
+        """The average is there. All ranks have the same, and refuse it alike."""
+        if not self._peak <= self.limit:
+            self._refuse("the ranks' gradients have a sum that is not finite")
+        elif not self.provisional:
+            self.commit()
+
+    def _refuse(self, why: str) -> None:
+        """This step is void: every rank raises, the one that failed what it found, or skips."""
+        self.roll_back()
+        self.values, self.indices = self.values[:0], self.indices[:0]
+        if not self._skips:
+            raise self._failure or NonFiniteGradient(why, -1)
+        self.skipped = True
+
+    def commit(self) -> None:
+        if not self._open:
+            return
+        self._open = False
         if self.residual is not None:
-            self.residual[self.indices.long()] = self.values
+            self.residual.copy_(self.flat.data)
         if self.momentum is not None:
-            self.momentum.keep(self.flat.data, self.indices[:0])
-        raise NonFiniteGradient(f"rank {failed} found a gradient that is not finite", -1)
+            assert self._velocity is not None
+            masked = self.selection.waited(self.indices, self.momentum.masked_wait)
+            self.momentum.keep(self._velocity, masked)
+
+    def roll_back(self) -> None:
+        if self._open:
+            self._open = False
+            self.selection.take_back()
+            if self._counter is not None:
+                self.codec.counter = self._counter
 
     def keep_back(self, begin: int, rest: Tensor) -> None:
         if self.residual is not None:
@@ -220,7 +238,6 @@ class TopKAllGather(SelectedEntries):
         self._gather = peer_exchange("gather", group, mine, self._messages, expected)
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
-        self._failure: NonFiniteGradient | None = None
 
     @property
     def average(self) -> Tensor:
@@ -235,16 +252,8 @@ class TopKAllGather(SelectedEntries):
         ]
 
     def _compress(self) -> None:
-        self._failure = None
         mine, ranks = self._messages[self.group.rank], self.group.world_size
-        if self.skipped:
-            self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
-            return
-        try:
-            self._select()
-        except NonFiniteGradient as error:
-            # The others wait for this rank's message: tell them instead of leaving them there.
-            self._failure = error
+        if not self._select():
             self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
         self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
@@ -255,17 +264,18 @@ class TopKAllGather(SelectedEntries):
         for positions in self._written:
             clear_at(total, positions)
         self._written = []
-        if self.skipped:
-            return
         refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
         if refused:
-            self._refuse(refused[0], self._failure)
+            self._refuse(f"rank {refused[0]} found a gradient that is not finite")
+            return
         # In rank order, so that every rank computes the same bits.
         for sender, message in enumerate(self._messages):
             values, indices = self._mailbox.read(message, sender)
+            self._peak += largest(values) / self.group.world_size
             indices = indices.to(total.device)
             add_at(total, indices, values.to(total.device) / self.group.world_size)
             self._written.append(indices)
+        self._conclude()
 
 
 class TopKDense(SelectedEntries):
@@ -276,31 +286,29 @@ class TopKDense(SelectedEntries):
 
     def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
         super().__init__(flat, group, **options)
-        self._failure: NonFiniteGradient | None = None
+        self._average = torch.zeros_like(flat.data)
+
+    @property
+    def average(self) -> Tensor:
+        return self._average
 
     def _exchange(self) -> list[Segment]:
         return [
             Local("compress", self._compress),
-            *DenseAllReduce(self.flat, self.group).segments(),
-            Local("decompress", self._check),
+            *summed(self._average, self.group),
+            Local("decompress", self._divide),
         ]
 
     def _compress(self) -> None:
-        self._failure = None
-        approximation = self.flat.data
-        if self.skipped:
-            approximation.zero_()
-            return
-        try:
-            self._select()
-        except NonFiniteGradient as error:
-            # The others wait in the all-reduce: its sum tells them, and who it was.
-            self._failure = error
-            approximation.zero_()[self.group.rank % approximation.numel()] = torch.nan
-            return
-        approximation.zero_()[self.indices.long()] = self.values
+        self._average.zero_()
+        if self._select():
+            self._average[self.indices.long()] = self.values
+        else:  # the others wait in the all-reduce: its sum tells them
+            self._average.fill_(torch.nan)
 
-    def _check(self) -> None:
-        refused = self.flat.data[: self.group.world_size].isnan().nonzero().flatten().tolist()
-        if refused:
-            self._refuse(refused[0], self._failure)
+    def _divide(self) -> None:
+        self._average.div_(self.group.world_size)
+        self._peak = largest(self._average)
+        self._conclude()
+        if self.skipped:
+            self._average.zero_()

@@ -21,7 +21,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.kernels import NonFiniteGradient, select
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
 
 
@@ -65,7 +65,8 @@ class TopKSplitReduce(SelectedEntries):
             torch.empty(room, dtype=torch.int32, device=device),
         )
         self._make_buffers(group, ranks, device)
-        self._failure: NonFiniteGradient | None = None
+        self._replaced: list[tuple[Tensor, Tensor]] = []
+        """Local positions where this step changed ``sums``, int64, and what was there, in order."""
 
     def _owned_count(self, owner: int, k: int) -> int:
         """Entries that ``owner`` sends on: its part of ``k``."""
@@ -110,17 +111,9 @@ class TopKSplitReduce(SelectedEntries):
         ]
 
     def _compress(self) -> None:
-        self._failure = None
         self._owned = self._owned_count(self.group.rank, self.selection.budget.total)
         ranks = range(self.group.world_size)
-        if self.skipped:
-            self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
-            return
-        try:
-            self._select()
-        except NonFiniteGradient as error:
-            # The others wait for this rank's messages: tell them instead of leaving them there.
-            self._failure = error
+        if not self._select():
             self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
             return
         values, local = self._grouped
@@ -136,26 +129,32 @@ class TopKSplitReduce(SelectedEntries):
         size = self._up[owner].write(values, local, self._requests[owner], received)
         if received is not None and self.residual is not None:
             written = torch.empty_like(local)
-            self.shares.write(owner, values - received, local, 1.0, self.residual, written)
+            self.shares.write(owner, values - received, local, 1.0, self.flat.data, written)
         return size
 
     def _sum(self) -> None:
         mine = self.group.rank
-        if self.skipped:
-            self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
-            return
         messages = list(self._received)
         messages[mine] = self._requests[mine]
         refused = [rank for rank, message in enumerate(messages) if self._up[mine].refused(message)]
         if refused:
-            self._refuse(refused[0], self._failure)
+            self._answer_nothing()
+            self._refuse(f"rank {refused[0]} found a gradient that is not finite")
+            return
         # In rank order, so that the sums do not depend on which message came first.
         locals_ = []
         for sender, message in enumerate(messages):
             values, local = self._up[mine].read(message, sender)
-            add_at(self.sums, local.to(self.sums.device), values.to(self.sums.device))
+            local = local.to(self.sums.device)
+            self._replace(local)
+            add_at(self.sums, local, values.to(self.sums.device))
             locals_.append(local)
-        values, local = self._largest() if self.keep else self._all(locals_)
+        try:
+            values, local = self._largest() if self.keep else self._all(locals_)
+        except NonFiniteGradient:  # the others wait for this owner's answer, which tells them
+            self._answer_nothing()
+            return
+        self._replace(local)
         received = None if self.codec.exact else torch.empty_like(values)
         size = self._down[mine].write(values, local, self._answers[mine], received)
         self._gather.sizes = [size] * len(messages)
@@ -164,6 +163,25 @@ class TopKSplitReduce(SelectedEntries):
             self.sums[local.long()] = values - received
         if self.buffer is None:
             self.sums.zero_()
+
+    def _answer_nothing(self) -> None:
+        mine = self.group.rank
+        self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
+
+    def _replace(self, local: Tensor) -> None:
+        """Note what ``sums`` hold at ``local``, which is about to change."""
+        places = local.long()
+        self._replaced.append((places, self.sums[places]))
+
+    def commit(self) -> None:
+        super().commit()
+        self._replaced = []
+
+    def roll_back(self) -> None:
+        super().roll_back()
+        for places, values in reversed(self._replaced):
+            self.sums[places] = values
+        self._replaced = []
 
     def _largest(self) -> tuple[Tensor, Tensor]:
         values, local = self._own_values[: self._owned], self._own_local[: self._owned]
@@ -174,8 +192,11 @@ class TopKSplitReduce(SelectedEntries):
         return values, local
 
     def _all(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
-        local = torch.unique(torch.cat(locals_)).to(self.sums.device)
-        return self.sums[local.long()], local
+        local = torch.unique(torch.cat(locals_))
+        values = self.sums[local.long()]
+        if not all_finite(values):
+            raise NonFiniteGradient("a sum is not finite", -1)
+        return values, local
 
     def _write(self) -> None:
         for positions in self._written:
@@ -183,12 +204,19 @@ class TopKSplitReduce(SelectedEntries):
         self._written = []
         if self.skipped:
             return
-        for owner, (mailbox, message) in enumerate(zip(self._down, self._answers, strict=True)):
+        answers = list(zip(self._down, self._answers, strict=True))
+        refused = [owner for owner, (mailbox, message) in enumerate(answers) if mailbox.refused(message)]
+        if refused:
+            self._refuse(f"the ranks' gradients have a sum that is not finite, at rank {refused[0]}")
+            return
+        for owner, (mailbox, message) in enumerate(answers):
             values, local = mailbox.read(message, owner)
             values, local = values.to(self._average.device), local.to(self._average.device)
+            self._peak = max(self._peak, largest(values) / self.group.world_size)
             positions = torch.empty_like(local)
             self.shares.write(owner, values, local, float(self.group.world_size), self._average, positions)
             self._written.append(positions)
+        self._conclude()
 
     @property
     def residual_bytes(self) -> int:

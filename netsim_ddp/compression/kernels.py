@@ -92,6 +92,11 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
+def largest(tensor: Tensor) -> float:
+    """The largest magnitude of ``tensor`` (any shape, floating), NaN where there is one; 0 where it is empty."""
+    return float(torch.linalg.vector_norm(tensor.detach(), torch.inf)) if tensor.numel() else 0.0
+
+
 def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
     """Write the selected entries of ``flat`` [N] to ``values`` and ``indices`` [sum(ks)]; ``flat`` stays.
 
@@ -117,7 +122,14 @@ def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
 
 
 def accumulate_select(
-    grad: Tensor, residual: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+    grad: Tensor,
+    residual: Tensor,
+    offsets: Tensor,
+    ks: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    atomic: bool = True,
 ) -> None:
     """``residual += grad``, then move the selected entries of the sum out of it: they become exact 0.
 
@@ -129,6 +141,8 @@ def accumulate_select(
     Args:
         grad: contiguous [N], not changed. residual: contiguous [N], updated in place.
         values: dtype of ``residual``. indices: int32 or int64. Both contiguous [sum(ks)].
+        atomic: leave ``residual`` alone where the sum is not finite. Off, it is undefined then, which saves a pass
+            over both: for a caller that can do without it.
 
     Raises:
         NonFiniteGradient: a gradient, or its sum with the residual, is NaN or inf. The residual is untouched, so
@@ -143,8 +157,11 @@ def accumulate_select(
     if torch.promote_types(grad.dtype, residual.dtype) != residual.dtype:
         raise ValueError(f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient")
     if _fused_takes(grad, residual, values, indices):
-        check_sum(grad, residual, offsets)
+        if atomic:
+            check_sum(grad, residual, offsets)
         bad = _run_fused(residual, grad, True, offsets, ks, values, indices)
+        if bad >= 0 and not atomic:
+            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
         if bad >= 0:
             raise ValueError(f"the residual of segment {bad} was not finite on entry")
         return

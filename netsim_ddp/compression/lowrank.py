@@ -19,6 +19,9 @@ def orthonormalise(rows: Tensor) -> None:
     Args:
         rows: float32 [batch, rank, length], finite, with rank at most length.
     """
+    if rows.numel():  # by powers of two, so that no square over- or underflows and no bit changes
+        exponent = torch.frexp(rows.abs().amax(dim=2, keepdim=True)).exponent.clamp(-126, 126)
+        rows.copy_(torch.ldexp(rows, -exponent))
     for i in range(rows.shape[1]):
         row, done = rows[:, i : i + 1], rows[:, :i]
         before = torch.linalg.vector_norm(row, dim=2, keepdim=True)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression import kernels
 from netsim_ddp.compression.budget import Budget, SelectionOptions
 from netsim_ddp.compression.selectors import BlockSelector, ExactSelector, RandomSelector, Selector
 from netsim_ddp.compression.thresholds import FittedSelector, SampledSelector
@@ -40,25 +39,32 @@ class Selection:
         self.capacity = self.budget.capacity(self.selector)
         """The most entries of any step."""
         self._counts = self.budget.counts()
+        self._before = self.state_dict()
         self._values = torch.empty(self.capacity, dtype=torch.float32, device=device)
         self._indices = torch.empty(self.capacity, dtype=torch.int32, device=device)
 
-    def run(self, flat: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def run(self, flat: Tensor, residual: Tensor | None, *, atomic: bool = True) -> tuple[Tensor, Tensor]:
         """This step's entries of ``flat`` + ``residual``; the residual keeps the rest.
+
+        Args:
+            atomic: off, ``residual`` is undefined after a failure, which saves a pass over both.
 
         Returns:
             values float32 [k] and indices int32 [k], ascending; overwritten by the next step.
 
         Raises:
-            NonFiniteGradient: nothing has changed then, and the step does not count.
+            NonFiniteGradient: nothing has changed then, if ``atomic``, and the step does not count.
         """
+        self._before = self.state_dict()
         offsets, ks = self.budget.offsets, self.budget.counts()
         self._counts = ks
         self.selector.step = self.budget.step
         if residual is None:
             count = self.selector.pick(flat, offsets, ks, self._values, self._indices)
         else:
-            count = self.selector.take(flat, residual, offsets, ks, self._values, self._indices)
+            count = self.selector.take(
+                flat, residual, offsets, ks, self._values, self._indices, atomic=atomic
+            )
         values, indices = self._values[:count], self._indices[:count]
         self.budget.learn(values, indices)
         return values, indices
@@ -74,20 +80,9 @@ class Selection:
         parts = [indices[cuts[at] : cuts[at + 1]] for at in rare.nonzero().flatten().tolist()]
         return torch.cat(parts) if parts else indices[:0]
 
-    def check(self, flat: Tensor, residual: Tensor | None) -> None:
-        """Refuse what :meth:`run` would refuse, without running it.
-
-        Raises:
-            NonFiniteGradient: ``flat``, or its sum with the residual, holds a NaN or inf.
-        """
-        if residual is None:
-            kernels.check_finite(flat, self.budget.offsets)
-        else:
-            kernels.check_sum(flat, residual, self.budget.offsets)
-
     def take_back(self) -> None:
-        """The last step counts for nothing: another rank could not take part."""
-        self.budget.step -= 1
+        """The last :meth:`run` counts for nothing: budget and selector are as before it."""
+        self.load_state_dict(self._before)
 
     def state_dict(self) -> dict[str, Any]:
         return {"budget": self.budget.state_dict(), "selector": self.selector.state_dict()}

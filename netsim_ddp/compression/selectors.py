@@ -40,22 +40,34 @@ class Selector(ABC):
         return k
 
     def take(
-        self, grad: Tensor, residual: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+        self,
+        grad: Tensor,
+        residual: Tensor,
+        offsets: Tensor,
+        ks: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        *,
+        atomic: bool = True,
     ) -> int:
         """``residual += grad``, then move the chosen entries of the sum out of it: they become exact 0.
 
         Args:
             grad, residual: contiguous [N], same device. values: dtype of ``residual``. indices: int32.
                 Both have room for ``most`` of every segment.
+            atomic: as :func:`~netsim_ddp.compression.kernels.accumulate_select` takes it.
 
         Returns:
             how many entries were chosen: ``values[:count]`` and ``indices[:count]``.
 
         Raises:
-            NonFiniteGradient: found before anything is written.
+            NonFiniteGradient: found before anything is written, if ``atomic``.
         """
-        kernels.check_sum(grad, residual, offsets)
+        if atomic:
+            kernels.check_sum(grad, residual, offsets)
         residual.add_(grad)
+        if not atomic:
+            kernels.check_finite(residual, offsets)
         count = self._choose(residual, offsets, ks, values, indices)
         clear_at(residual, indices[:count])
         return count
@@ -85,10 +97,18 @@ class ExactSelector(Selector):
     name = "exact"
 
     def take(
-        self, grad: Tensor, residual: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+        self,
+        grad: Tensor,
+        residual: Tensor,
+        offsets: Tensor,
+        ks: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        *,
+        atomic: bool = True,
     ) -> int:
         k = int(ks.sum())
-        kernels.accumulate_select(grad, residual, offsets, ks, values[:k], indices[:k])
+        kernels.accumulate_select(grad, residual, offsets, ks, values[:k], indices[:k], atomic=atomic)
         return k
 
     def pick(self, flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> int:
