@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, encodable, label
+from netsim_ddp.report.wording import DASH, clean, encodable, label, two_digits
+from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell
 from netsim_ddp.units import format_rate
@@ -102,6 +103,8 @@ def pays_below(one: BreakEven | None) -> str:
         return f"over {highest}"
     if math.isinf(one.model_bps):
         return "~any"
+    if one.model_bps > FURTHEST * one.highest_bps:
+        return f"~over {format_rate(FURTHEST * one.highest_bps)}"
     return "~" + _span(one.model_bps, None, None)
 
 
@@ -123,7 +126,7 @@ def _codec_table(named: Sequence[tuple[str, BreakEven]], console: Console) -> Ta
         table.add_column(f"x {factor:g}", justify="right")
     for name, one in known:
         at = [_at(one, one.codec_s * factor, scale) for factor in _CODEC_FACTORS]
-        texts = [name, _two_digits(one.codec_s * 1e3), *at]
+        texts = [name, two_digits(one.codec_s * 1e3), *at]
         table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
     return table
 
@@ -131,14 +134,14 @@ def _codec_table(named: Sequence[tuple[str, BreakEven]], console: Console) -> Ta
 def _at(one: BreakEven, codec_s: float, scale: float) -> str:
     bps, measured = one.at_codec(codec_s)
     if bps is None:
-        return f"over {_two_digits(one.highest_bps / scale)}"
+        return f"over {two_digits(one.highest_bps / scale)}"
     if bps == 0:
-        return f"under {_two_digits(one.lowest_bps / scale)}"
-    return "any" if math.isinf(bps) else ("" if measured else "~") + _two_digits(bps / scale)
-
-
-def _two_digits(value: float) -> str:
-    return f"{float(f'{value:.2g}'):g}"
+        return f"under {two_digits(one.lowest_bps / scale)}"
+    if math.isinf(bps):
+        return "any"
+    if not measured and bps > FURTHEST * one.highest_bps:
+        return f"~over {two_digits(FURTHEST * one.highest_bps / scale)}"
+    return ("" if measured else "~") + two_digits(bps / scale)
 
 
 def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
@@ -149,7 +152,7 @@ def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
     def shown(rate: float | str) -> str:
         if isinstance(rate, str) or math.isinf(rate):
             return "..."
-        return _two_digits(rate / scale)
+        return two_digits(rate / scale)
 
     if low is None or high is None:
         return f"{shown(bps)} {unit}"

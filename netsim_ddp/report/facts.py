@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from netsim_ddp.report import learned
 from netsim_ddp.report.collection import Block, Collection, Source
-from netsim_ddp.report.plots.shapes import Chart, Plot
+from netsim_ddp.report.plots.shapes import Chart, Plot, panels_of
+from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import DASH, clean, plain
 from netsim_ddp.results.record import CodeRecord, LinkRecord
@@ -16,18 +17,23 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
 
 
-PAYS_HEADERS = ("pays below", "than dense", "than overlapped dense")
-
-
 @dataclass(frozen=True)
-class Pays:
-    """Of one place: a row for every method, in the columns of ``PAYS_HEADERS``."""
+class Answer:
+    """A table that answers what a sweep over bandwidth was made for: a row for every method of one place."""
 
     title: str
+    headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-def pays(plots: Sequence[Plot]) -> list[Pays]:
+def answers(collection: Collection, plots: Sequence[Plot]) -> list[Answer]:
+    """Up to which bandwidth each method pays, then which one it needs to keep the processors busy."""
+    files = [[entry.cell for entry in panel] for panel in panels_of(collection, without="bandwidth")]
+    needed = [one for cells in files for one in needs(cells)]
+    return pays(plots) + [Answer(f"{one.title}. {NOTE}", one.headers, one.rows) for one in needed]
+
+
+def pays(plots: Sequence[Plot]) -> list[Answer]:
     """Up to which bandwidth each method pays: what a sweep was made for, so it comes first."""
     places: dict[str, dict[str, dict[str, str]]] = {}
     for plot in plots:
@@ -38,8 +44,9 @@ def pays(plots: Sequence[Plot]) -> list[Pays]:
                 rows.setdefault(label, {})[plot.y_label] = text
     rivals = ("speedup over dense", "speedup over overlapped dense")
     return [
-        Pays(
+        Answer(
             title,
+            ("pays below", "than dense", "than overlapped dense"),
             tuple((label, *(found.get(rival, DASH) for rival in rivals)) for label, found in rows.items()),
         )
         for title, rows in places.items()

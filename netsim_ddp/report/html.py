@@ -94,7 +94,7 @@ def _header(collection: Collection) -> Markup:
 
 
 def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
-    found = facts.pays(plots)
+    found = facts.answers(collection, plots)
     several = len(collection.sources) > 1
     said: list[Markup] = []
     missing: list[Markup] = []
@@ -105,7 +105,7 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
         # A reader of a page of many links must not have to unfold what is missing.
         missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
         said += [tag("p", line) for line in lines if not facts.is_gap(line)]
-    first = [_table(each.title, facts.PAYS_HEADERS, each.rows, words=True) for each in found]
+    first = [_table(each.title, each.headers, each.rows, words=True) for each in found]
     if len(said) > _OPEN_LINES:
         said = [tag("details", tag("summary", f"Place by place, {len(said)} sentences"), said)]
     if not first and not said and not missing:

@@ -64,9 +64,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _head(collection: Collection) -> str:
     lines = [f"## netsim: {text(collection.title)}\n"]
-    pays = facts.pays(all_plots(collection))
-    for each in pays:
-        lines += [f"**{text(each.title)}**\n", table(facts.PAYS_HEADERS, each.rows)]
+    for each in facts.answers(collection, all_plots(collection)):
+        lines += [f"**{text(each.title)}**\n", table(each.headers, each.rows)]
     for source in collection.sources:
         said = facts.sentences(source, collection.blocks)
         if len(collection.sources) > 1:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from netsim_ddp.report.crossover import render_break_evens
+from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, Result
@@ -55,6 +56,8 @@ def render_sweep(result: Result, console: Console) -> None:
         if any(row.fastest for group in groups(measured) for row in _rows(group)):
             line("* the fastest there, beyond noise", "dim")
         render_break_evens(measured, console)
+        if render_needs(measured, console):
+            line(NOTE, "dim")
     sentences = _missing(result)
     if sentences:
         line("")

@@ -112,6 +112,11 @@ def rounded(value: float, step: float) -> str:
     return f"{round(value / step) * step:.{decimals}f}"
 
 
+def two_digits(value: float) -> str:
+    """``0.65``, ``110``: what a figure read off a curve is worth."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def milliseconds(value: Interval) -> str:
     """``1554±6``; without an interval ``1550``. ``value`` is in seconds."""
     scaled = Interval(median=value.median * 1e3, ci_low=value.ci_low * 1e3, ci_high=value.ci_high * 1e3)

@@ -29,6 +29,8 @@ FEWEST_RATES = 3
 """Fewer do not show whether a step has the model's form."""
 WORST_FIT = 0.1
 """A median further from its fit than this: the steps have not that form, and nothing is said beyond the range."""
+FURTHEST = 10
+"""So many times the highest rate measured the model is still asked; beyond, it only says that it is more."""
 _GRID = 65
 _HALVINGS = 30
 
@@ -196,7 +198,7 @@ def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:
     if len(steps.rates) < FEWEST_RATES:
         return None
     base, ours = steps.medians
-    lines = [_fit(steps.inverse, row) for row in (base, ours)]
+    lines = [fit(steps.inverse, row) for row in (base, ours)]
     for (constant, slope), row in zip(lines, (base, ours), strict=True):
         if np.max(np.abs((constant + slope * steps.inverse) / row - 1)) > WORST_FIT:
             return None
@@ -207,7 +209,7 @@ def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:
     return found if found > steps.rates[-1] else None
 
 
-def _fit(inverse: F64, steps: F64) -> tuple[float, float]:
+def fit(inverse: F64, steps: F64) -> tuple[float, float]:
     """Constant and slope of ``a + b * inverse`` by least squares of relative errors."""
     weights = 1 / steps**2
     total = weights.sum()

@@ -86,20 +86,32 @@ def break_evens(cells: Sequence[Cell], *, overlapped: bool) -> list[BreakEven]:
 
     Methods measured at fewer than two bandwidths with a usable baseline have none.
     """
-    shaped = [cell for cell in cells if cell.summary and cell.bandwidth_bps and not cell.link.varies]
-    groups: dict[str, list[Cell]] = {}
-    for cell in shaped:
-        groups.setdefault(_place_key(cell), []).append(cell)
     found = []
-    for group in groups.values():
-        methods: dict[str, list[Cell]] = {}
-        for cell in group:
-            if not is_dense(cell):
-                methods.setdefault(_method_key(cell), []).append(cell)
-        for series in methods.values():
-            if (one := _break_even(series, group, overlapped=overlapped)) is not None:
+    for curves in curves_by_place(cells):
+        group = [cell for curve in curves for cell in curve]
+        for curve in curves:
+            if is_dense(curve[0]):
+                continue
+            if (one := _break_even(curve, group, overlapped=overlapped)) is not None:
                 found.append(one)
     return found
+
+
+def curves_by_place(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
+    """Every method's cells over bandwidth, place by place: a place is what cells share but for method and bandwidth.
+
+    Cells without a summary, or on a link that varies or has no rate, stand on no curve.
+    """
+    places: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        if cell.summary and cell.bandwidth_bps and not cell.link.varies:
+            places.setdefault(_place_key(cell), {}).setdefault(_method_key(cell), []).append(cell)
+    return [list(curves.values()) for curves in places.values()]
+
+
+def place_name(cell: Cell) -> str:
+    """What the cells of a place share, in words: ``replayed, tc, delay 5 ms``."""
+    return ", ".join(part for part in (cell.execution, cell.link.mechanism, _shape(cell)) if part)
 
 
 def method_name(cell: Cell) -> str:
@@ -166,7 +178,7 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bo
     return BreakEven(
         model=first.model,
         workers=first.workers,
-        place=", ".join(part for part in (first.execution, first.link.mechanism, _shape(first)) if part),
+        place=place_name(first),
         method=method_name(first),
         params=dict(first.params),
         overlap=first.overlap,

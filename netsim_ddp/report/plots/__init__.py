@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from netsim_ddp.report.collection import Collection
 from netsim_ddp.report.plots.shapes import Bars, Chart, Differences, Plot
-from netsim_ddp.report.plots.steps import phase_bars, speedups
+from netsim_ddp.report.plots.steps import phase_bars, speedups, utilisation_curves
 from netsim_ddp.report.plots.training import differences, training_curves
 from netsim_ddp.report.plots.wire import bytes_over_workers
 
@@ -20,6 +20,7 @@ def all_plots(collection: Collection) -> list[Plot]:
     """Every plot that the data has, in reading order; their ``key`` is unique and names a file."""
     plots: list[Plot] = [
         *speedups(collection),
+        *utilisation_curves(collection),
         *differences(collection),
         *training_curves(collection),
     ]

@@ -100,6 +100,40 @@ def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> C
     )
 
 
+def utilisation_curves(collection: Collection) -> list[Chart]:
+    """Compute / step over bandwidth, in percent: what share of the time the processors work."""
+    charts = []
+    for panel in panels_of(collection, without="bandwidth"):
+        drawn = []
+        for entries in by_label(panel):
+            points = [
+                Point(cell.bandwidth_bps / 1e6, value, value, value)
+                for entry in entries
+                if (cell := entry.cell).summary
+                and cell.bandwidth_bps
+                and not cell.link.host_limited
+                and (value := 100 * cell.summary.efficiency) > 0
+            ]
+            if len({point.x for point in points}) > 1:
+                drawn.append(series(entries[0], points))
+        if not drawn:
+            continue
+        rates = sorted({point.x for one in drawn for point in one.points})
+        charts.append(
+            Chart(
+                key="utilisation",
+                kind="utilisation against bandwidth",
+                title=place(panel[0], workers=True),
+                x_label="bandwidth, Mbit/s",
+                y_label="compute / step, %",
+                series=tuple(drawn),
+                x_log=True,
+                x_ticks=tuple((rate, f"{rate:g}") for rate in rates),
+            )
+        )
+    return charts
+
+
 def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, overlapped: bool) -> Point | None:
     summary, rate = entry.cell.summary, entry.cell.bandwidth_bps
     if summary is None or not rate:
