@@ -204,8 +204,12 @@ def _instead(text: str) -> str | None:
     """What ``text`` is, if that says more than where a parser gave up."""
     if not text.strip():
         return "it is empty"
-    start = text[:1000].lstrip().lower()
-    return "it is a web page" if start.startswith(("<!doctype html", "<html", "<?xml")) else None
+    return "it is a web page" if is_web_page(text) else None
+
+
+def is_web_page(text: str) -> bool:
+    """Whether somebody saved a page instead of the file that it shows."""
+    return text[:1000].lstrip().lower().startswith(("<!doctype html", "<html", "<?xml"))
 
 
 def no_number(word: str) -> Any:

@@ -1,117 +1,186 @@
-"""A measured network becomes a link profile that delivers what was measured."""
+"""A measured network becomes a link profile that delivers what was measured; what is none is refused as what it is."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.measured import Measurement, from_probe, read_measurement, write_profile
+from netsim_ddp.link.measured import from_probe, read_measurement, write_profile
+from netsim_ddp.link.measurement import Goodput, Measurement
+from netsim_ddp.results.probe import Bulk, RoundTrip
 from netsim_ddp.results.record import to_json
 from netsim_ddp.scenario import build_scenario
 from tests.test_cli import command, complaint
 from tests.test_probe import CEILING, record
 
-NCCL = """# nThread 1 nGpus 1 minBytes 1024 maxBytes 4194304 step: 4096(bytes) warmup iters: 5 iters: 20
-# Collective test starting: all_reduce_perf
-#  Rank  0 Group  0 Pid   1 on  host0 device  0
-#  Rank  1 Group  0 Pid   1 on  host1 device  0
-#                                                              out-of-place                       in-place
-#       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
-#        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)
-        1024           256     float     sum      -1    800.0    0.00    0.00      0    840.0    0.00    0.00      0
-     4194304       1048576     float     sum      -1  36000.0    0.12    0.118     0  35000.0    0.12    0.120     0
-# Avg bus bandwidth    : 0.06
-"""
 
-
-def iperf3(rates: list[float], **changes: Any) -> dict[str, Any]:
-    return {
-        "start": {"timestamp": {"time": "Mon, 01 Jan 2026 00:00:00 GMT"}},
-        "intervals": [{"sum": {"bits_per_second": rate}} for rate in rates],
-        "end": {
-            "streams": [{"sender": {"min_rtt": 40_000, "mean_rtt": 41_000, "max_rtt": 44_000}}],
-            "sum_received": {"bits_per_second": sum(rates) / len(rates)},
-        },
-        **changes,
-    }
-
-
-def profile_of(path: Path, text: str) -> dict[str, str]:
-    source, target = path / "measured", path / "mylink.yaml"
-    source.write_text(text, encoding="utf-8")
+def profile_of(folder: Path, content: str | bytes) -> dict[str, str]:
+    """What ``netsim probe --from`` writes of ``content``, which netsim itself must take."""
+    source, target = folder / "measured", folder / "mylink.yaml"
+    source.write_bytes(content.encode() if isinstance(content, str) else content)
     write_profile(read_measurement(source), target)
+    build_scenario({"link_profile": str(target)})
     found: dict[str, str] = yaml.safe_load(target.read_text())
     return found
 
 
-def test_iperf3_becomes_a_link_with_rate_delay_and_spread(tmp_path: Path) -> None:
-    found = profile_of(tmp_path, json.dumps(iperf3([90e6, 96e6, 102e6])))
-    assert found["bandwidth"] == f"{96e6 * 1514 / 1448 / 1e3:.0f}kbps"
-    assert found["delay"] == "20500us"
-    assert found["jitter"] == "1000us"
-    assert "90 Mbit/s to 102 Mbit/s" in found["about"]
-
-
-def test_both_directions_of_iperf3_are_kept(tmp_path: Path) -> None:
-    data = iperf3([100e6])
-    data["intervals"][0]["sum_bidir_reverse"] = {"bits_per_second": 20e6}
-    up, down = profile_of(tmp_path, json.dumps(data))["bandwidth"].split(":")
-    assert (up, down) == (f"{100e6 * 1514 / 1448 / 1e3:.0f}kbps", f"{20e6 * 1514 / 1448 / 1e3:.0f}kbps")
-
-
-def test_nccl_tests_give_the_bus_bandwidth_and_the_time_of_a_round(tmp_path: Path) -> None:
-    found = profile_of(tmp_path, NCCL)
-    assert found["bandwidth"] == f"{0.119 * 8e9 * 1514 / 1448 / 1e3:.0f}kbps"
-    assert found["delay"] == "410us"  # two ranks: two rounds of 410 us in the mean
-    assert "2 ranks" in found["source"]
+def refusal(folder: Path, content: str | bytes) -> str:
+    """The one line with which ``content`` is refused."""
+    source = folder / "measured"
+    source.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UsageError) as caught:
+        write_profile(read_measurement(source), folder / "mylink.yaml")
+    assert not (folder / "mylink.yaml").exists()
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value.message
 
 
 def test_a_probe_of_a_perfect_link_gives_that_link_again(tmp_path: Path) -> None:
     found = profile_of(tmp_path, to_json(record()))
     assert found["bandwidth"] == "1000000kbps"
     assert "delay" not in found  # 0.1 ms there and back is the emulated link's own
-    assert from_probe(record()).up_bps == [CEILING]
+    assert from_probe(record()).up == Goodput(CEILING)
+
+
+def test_a_probes_round_trips_are_delay_and_jitter(tmp_path: Path) -> None:
+    trip = RoundTrip(asked_s=None, samples_s=[0.02, 0.021, 0.022])
+    found = profile_of(tmp_path, to_json(record(round_trip=trip)))
+    assert (found["delay"], found["jitter"]) == ("10500us", "500us")
+
+
+@pytest.mark.parametrize("rates", [[0.0], [1e9, 0.0]])
+def test_a_probe_that_moved_nothing_is_no_link(tmp_path: Path, rates: list[float]) -> None:
+    bulk = Bulk(sender=0, receiver=1, ceiling_bps=None, samples_bps=rates)
+    assert "moved nothing" in refusal(tmp_path, to_json(record(alone=[bulk])))
 
 
 def test_the_written_file_is_a_link_profile(tmp_path: Path) -> None:
     path = tmp_path / "mylink.yaml"
-    write_profile(Measurement([95.64e6], [], [0.02, 0.021], "test"), path)
+    write_profile(Measurement(Goodput(95.64e6), "test", delay_s=0.01025), path)
     scenario = build_scenario({"link_profile": str(path)})
     assert scenario.link_spec().rate_bps == pytest.approx(100e6, rel=1e-3)
     assert scenario.link_spec().delay_s == pytest.approx(0.01025)
 
 
+@pytest.mark.parametrize("rate", [1.0, 400.0, 400e3, 1e6, 94.3e6, 9.4e9, 9e14])
+def test_no_rate_is_rounded_away(tmp_path: Path, rate: float) -> None:
+    write_profile(Measurement(Goodput(rate), "test"), tmp_path / "mylink.yaml")
+    found = build_scenario({"link_profile": str(tmp_path / "mylink.yaml")}).link_spec()
+    assert found.rate_bps == pytest.approx(rate * 1514 / 1448, rel=1e-3, abs=0.5)
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    "measured",
     [
-        ("", "holds no row of nccl-tests"),
-        ("{", "is not JSON"),
-        ("{}", "is no TCP test of iperf3"),
-        ('{"error": "unable to connect"}', "the iperf3 test failed: unable to connect"),
-        (json.dumps(iperf3([0.0])), "moved nothing"),
-        ('{"kind": "probe"}', "Field required"),
+        Measurement(Goodput(1e-9), "test"),
+        Measurement(Goodput(1e30), "test"),
+        Measurement(Goodput(1e6), "test", Goodput(0.0)),
+        Measurement(Goodput(1e6), "test", delay_s=11.0),
     ],
 )
-def test_what_is_no_measurement_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "measured"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError) as caught:
-        read_measurement(path)
-    assert said in caught.value.message
-    assert str(path) in caught.value.message
+def test_a_profile_that_netsim_would_refuse_is_not_written(tmp_path: Path, measured: Measurement) -> None:
+    with pytest.raises(UsageError, match=r"^test: "):
+        write_profile(measured, tmp_path / "mylink.yaml")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ("  \r\n\n", "is empty"),
+        ("{", "is not JSON"),
+        ("{}", "is no test of iperf3"),
+        ('{"kind": "probe"}', "Field required"),
+        ("[1, 2]", "is a list"),
+        ("hello", "is no measurement: no row of nccl-tests, and no JSON"),
+        ("<!DOCTYPE html>\n<html>404</html>", "is a web page"),
+        (gzip.compress(b"{}"), "is not text: it is compressed (gzip)"),
+        (b"PK\x03\x04rest", "it is a zip archive"),
+        (b"\x00\x01\x02", "it holds zero bytes"),
+        (b"\xe9t\xe9", "byte 0 is no UTF-8"),
+        (b"\xff\xfe{", "is no UTF-16"),
+        ("[ ID] Interval           Transfer     Bitrate\n", "is the text of iperf3"),
+        ("iperf3: error - unable to connect to server\n", "is a message of iperf3"),
+        (
+            "PING a (10.0.0.1) 56(84) bytes of data.\n64 bytes from a: icmp_seq=1 ttl=64 time=9 ms",
+            "output of ping",
+        ),
+        ("# OSU MPI Latency Test v5.8\n", "output of OSU"),
+        ("bandwidth: 1gbps\n", "is a link profile already"),
+        ("[" * 100_000, "is a list"),
+        ('{"a":' * 100_000, "is nested too deeply"),
+        ('{"start": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_what_is_no_measurement_is_refused_as_what_it_is(
+    tmp_path: Path, content: str | bytes, said: str
+) -> None:
+    found = refusal(tmp_path, content)
+    assert said in found
+    assert str(tmp_path / "measured") in found
+
+
+def test_no_kind_of_file_makes_a_reader_wait_or_break(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    began = time.monotonic()
+    for name, said in {
+        str(tmp_path): "Is a directory",
+        str(tmp_path / "pipe"): "a pipe that nobody writes to",
+        str(tmp_path / "loop"): "symbolic links",
+        str(tmp_path / "gone"): "No such file",
+        "/dev/null": "is empty",
+        "/dev/zero": "is larger than 64 MiB",
+        "a\0b": "no file has such a name",
+        "x" * 5000: "name too long",
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            read_measurement(Path(name))
+        assert said in caught.value.message
+        if name not in ("a\0b", "/dev/zero", "/dev/null"):
+            with pytest.raises(UsageError):
+                build_scenario({"link_profile": name})
+            with pytest.raises(UsageError):
+                build_scenario({"trace": name})
+    assert time.monotonic() - began < 30
+
+
+def test_a_pipe_whose_writer_is_slow_is_read_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    def write() -> None:
+        with (tmp_path / "pipe").open("w") as pipe:
+            for part in to_json(record()).partition("workers"):
+                pipe.write(part)
+                pipe.flush()
+                time.sleep(1.2)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert read_measurement(tmp_path / "pipe").up == Goodput(CEILING)
+    writing.join(10)
 
 
 def test_the_command_measures_nothing_with_from(tmp_path: Path) -> None:
-    (tmp_path / "iperf3.json").write_text(json.dumps(iperf3([50e6])), encoding="utf-8")
-    done = command(["probe", "--from", "iperf3.json", "-o", "mylink.yaml"], tmp_path)
+    (tmp_path / "probe.json").write_text(to_json(record()), encoding="utf-8")
+    done = command(["probe", "--from", "probe.json", "-o", "mylink.yaml"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mylink.yaml").exists()
-    assert "add -o mylink.yaml" in complaint(["probe", "--from", "iperf3.json"], tmp_path)
+    assert "add -o mylink.yaml" in complaint(["probe", "--from", "probe.json"], tmp_path)
     assert "cannot read nothing.json" in complaint(
         ["probe", "--from", "nothing.json", "-o", "x.yaml"], tmp_path
+    )
+    (tmp_path / "bad.json").write_text(json.dumps({"error": "unable to connect"}), encoding="utf-8")
+    assert "the iperf3 test failed: unable to connect" in complaint(
+        ["probe", "--from", "bad.json", "-o", "x.yaml"], tmp_path
     )

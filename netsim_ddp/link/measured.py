@@ -1,92 +1,54 @@
-"""From a measurement of a real network to a link profile: our own probe, ``iperf3 -J``, or the output of nccl-tests.
-
-What they measure is goodput. The profile's rate is the line rate whose TCP goodput that is, so that a link made from
-the profile delivers what was measured.
-"""
+"""From a measurement of a real network to a link profile: our own probe, ``iperf3 -J``, or the output of nccl-tests."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
+from netsim_ddp.link.iperf3 import documents, from_iperf3
+from netsim_ddp.link.measurement import Goodput, Measurement
+from netsim_ddp.link.nccl_tests import from_report, from_table, is_report, looks_like
+from netsim_ddp.reading import one_line
 from netsim_ddp.results.probe import Probe, slowest
-from netsim_ddp.results.record import write_whole
-from netsim_ddp.units import format_duration, format_rate
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
-SHORTEST_DELAY_S = 0.1e-3  # below it the emulated link's own round trip is as long
 _KNOWN = "name the output of netsim probe --json, iperf3 -J or nccl-tests"
-_ROUNDS = {
-    "all_reduce": lambda n: 2 * (n - 1),
-    "all_gather": lambda n: n - 1,
-    "reduce_scatter": lambda n: n - 1,
+_OTHERS = {
+    r"^\[ *ID\] +Interval +Transfer": ("the text of iperf3", "repeat the test with -J"),
+    r"^iperf3: error": ("a message of iperf3", "repeat the test with -J"),
+    r"^Client connecting to .*port|^Server listening on .*port": (
+        "the text of iperf",
+        "repeat it with iperf3 -J",
+    ),
+    r"^PING |bytes from .*icmp_seq": ("the output of ping", "measure the rate with iperf3 -J"),
+    r"^# OSU MPI": ("the output of OSU's micro-benchmarks", "measure with nccl-tests or iperf3 -J"),
+    r"(?:RDMA|Send|SEND)[_ ]?\w* ?(?:BW|Latency) Test": (
+        "the output of perftest",
+        "measure TCP with iperf3 -J",
+    ),
+    r"^(?:MIGRATED )?(?:TCP|OMNI|UDP)[ _]\w+ TEST": ("the output of netperf", "measure with iperf3 -J"),
+    r"^(?:about|bandwidth|delay|source):": ("a link profile already", "name it with --link-profile"),
 }
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Goodput samples in bit/s each way (``down_bps`` empty: the same), round trips in seconds, and their source."""
-
-    up_bps: Sequence[float]
-    down_bps: Sequence[float]
-    round_trips_s: Sequence[float]
-    source: str
-
-    def profile(self) -> dict[str, str]:
-        """The keys of a link profile. The spread stands in ``about``; that of the delay is the jitter too."""
-        values = {"about": self._about(), "source": self.source}
-        rates = [
-            median(side) * SEGMENT_WIRE / SEGMENT_PAYLOAD for side in (self.up_bps, self.down_bps) if side
-        ]
-        values["bandwidth"] = ":".join(dict.fromkeys(f"{rate / 1e3:.0f}kbps" for rate in rates))
-        if self.round_trips_s:
-            one_way, spread = median(self.round_trips_s) / 2, _spread(self.round_trips_s) / 2
-            if one_way >= SHORTEST_DELAY_S:
-                values["delay"] = f"{one_way * 1e6:.0f}us"
-                if spread >= SHORTEST_DELAY_S:
-                    values["jitter"] = f"{min(spread, one_way) * 1e6:.0f}us"
-        return values
-
-    def _about(self) -> str:
-        parts = [
-            f"goodput {way}{_range(side, format_rate)}"
-            for way, side in (("", self.up_bps), ("back ", self.down_bps))
-            if side
-        ]
-        if self.round_trips_s:
-            parts.append(f"round trip {_range(self.round_trips_s, format_duration)}")
-        return ", ".join(parts)
-
-
-def _range(samples: Sequence[float], show: Any) -> str:
-    text: str = show(median(samples))
-    return text if len(samples) < 2 else f"{text} ({show(min(samples))} to {show(max(samples))})"
-
-
-def _spread(samples: Sequence[float]) -> float:
-    """Half of the range that nine of ten samples lie in."""
-    ordered = sorted(samples)
-    cut = len(ordered) // 20
-    return (ordered[len(ordered) - 1 - cut] - ordered[cut]) / 2
+"""What people have instead: a pattern, what it is, and what to do."""
 
 
 def write_profile(measurement: Measurement, path: Path) -> None:
     """Write ``measurement`` as a file that ``--link-profile`` reads.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or is no link.
     """
-    write_whole(yaml.safe_dump(measurement.profile(), sort_keys=False, width=100), path)
+    text = yaml.safe_dump(measurement.profile(), sort_keys=False, width=100)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -95,94 +57,73 @@ def read_measurement(path: Path) -> Measurement:
     Raises:
         UsageError: unreadable, or of no known kind, or a failed test.
     """
+    text = reading.read_text(path, hint=_KNOWN)
+    source = one_line(str(path))
+    if not text.strip():
+        raise UsageError(f"{source} is empty", hint=_KNOWN)
+    if looks_like(text):
+        return from_table(text, source)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", hint=_KNOWN)
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint=_KNOWN) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text", hint=_KNOWN) from error
-    if not text.lstrip().startswith("{"):
-        return _from_nccl_tests(text, path)
+        found = documents(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{source} is not JSON: {one_line(str(error))}; is it cut off?", hint=_KNOWN
+        ) from None
+    if not found:
+        raise _no_measurement(text, source)
+    first = found[0]
+    if isinstance(first, dict) and first.get("kind") == "probe":
+        return from_probe(_probe(first, source))
+    if is_report(first):
+        return from_report(first, source)
+    return from_iperf3(found, source)
+
+
+def _no_measurement(text: str, source: str) -> UsageError:
+    for pattern, (what, instead) in _OTHERS.items():
+        if re.search(pattern, text, re.MULTILINE):
+            return UsageError(f"{source} is {what}", hint=instead)
+    if text.lstrip()[:1] == "[":
+        return UsageError(f"{source} is a list, not one test", hint=_KNOWN)
+    if reading.is_web_page(text):
+        return UsageError(f"{source} is a web page", hint=_KNOWN)
+    return UsageError(f"{source} is no measurement: no row of nccl-tests, and no JSON", hint=_KNOWN)
+
+
+def _probe(data: object, source: str) -> Probe:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}", hint=_KNOWN) from error
-    if data.get("kind") == "probe":
-        try:
-            return from_probe(Probe.model_validate(data))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError(f"{path}: {where}: {first['msg']}") from error
-    return _from_iperf3(data, path)
+        return Probe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = one_line(".".join(map(str, first["loc"])))
+        raise UsageError(f"{source}: {where}: {one_line(first['msg'])}", hint=_KNOWN) from None
 
 
 def from_probe(probe: Probe) -> Measurement:
-    """What a probe found: of all pairs alone the slowest, since a collective goes at its pace."""
+    """What a probe found: of all pairs alone the slowest, since a collective goes at its pace. Its round trips are
+    single ones on an idle line, so that half of their spread is the line's jitter.
+
+    Raises:
+        UsageError: it measured no rate.
+    """
     row = slowest(probe.alone)
     if row is None:
         raise UsageError(
             "the probe measured no bulk goodput", hint="run netsim probe with two workers or more"
         )
+    if min(row.samples_bps) <= 0:
+        raise UsageError("the probe's bulk transfer moved nothing", hint="run netsim probe again")
     trips = probe.round_trip.samples_s if probe.round_trip else []
-    return Measurement(row.samples_bps, [], trips, f"netsim probe, {probe.created_utc}")
+    return Measurement(
+        Goodput.of(row.samples_bps),
+        f"netsim probe, {one_line(probe.created_utc, 60)}",
+        delay_s=median(trips) / 2 if trips else None,
+        jitter_s=_spread(trips) / 2 if trips else None,
+    )
 
 
-def _from_iperf3(data: Mapping[str, Any], path: Path) -> Measurement:
-    if "error" in data:
-        raise UsageError(f"{path}: the iperf3 test failed: {data['error']}", hint="repeat the test")
-    try:
-        up = [
-            float(each["sum"]["bits_per_second"])
-            for each in data["intervals"]
-            if not each["sum"].get("omitted")
-        ]
-        down = [
-            float(each["sum_bidir_reverse"]["bits_per_second"])
-            for each in data["intervals"]
-            if "sum_bidir_reverse" in each
-        ]
-        total = float(data["end"]["sum_received"]["bits_per_second"])
-        trips = [
-            stream["sender"][key] / 1e6
-            for stream in data["end"]["streams"]
-            for key in ("min_rtt", "mean_rtt", "max_rtt")
-            if stream.get("sender", {}).get(key)
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is no TCP test of iperf3: {error} is missing", hint=_KNOWN) from error
-    if total <= 0 or not up:
-        raise UsageError(f"{path}: the iperf3 test moved nothing", hint="repeat the test")
-    when = data.get("start", {}).get("timestamp", {}).get("time", "time unknown")
-    # Between the ends bytes wait in buffers: the receiver's total is the truth, the intervals are its spread.
-    scale = total / (sum(up) / len(up))
-    return Measurement([rate * scale for rate in up], down, trips, f"iperf3, {when}")
-
-
-def _from_nccl_tests(text: str, path: Path) -> Measurement:
-    """The bus bandwidth of the largest size, out of place and in place; and for a collective whose rounds are known,
-    half a round trip as the smallest size's time per round, which holds the software's share too."""
-    rows = [match.groups() for match in map(_NCCL_ROW.match, text.splitlines()) if match]
-    if not rows:
-        raise UsageError(f"{path} holds no row of nccl-tests", hint=_KNOWN)
-    ordered = sorted(rows, key=lambda row: int(row[0]))
-    rates = [float(rate) * 8e9 for rate in (ordered[-1][2], ordered[-1][4]) if rate]
-    if not rates or min(rates) <= 0:
-        raise UsageError(f"{path}: the largest size has no bus bandwidth", hint="repeat the test with -e 64M")
-    trips: list[float] = []
-    ranks = len(re.findall(r"^#\s+Rank\s+\d+", text, re.MULTILINE))
-    operation = re.search(r"(all_reduce|all_gather|reduce_scatter)_perf", text)
-    if operation and ranks > 1:
-        rounds = _ROUNDS[operation[1]](ranks)
-        trips = [2 * float(time) / 1e6 / rounds for time in (ordered[0][1], ordered[0][3]) if time]
-    return Measurement(rates, [], trips, f"nccl-tests, {len(rows)} sizes, {ranks or 'unknown'} ranks")
-
-
-_FIGURE = r"([\d.]+)"
-_NCCL_ROW = re.compile(
-    r"\s*(\d+)\s+\d+\s+\w+\s+\S+\s+-?\d+\s+"  # size, count, type, redop, root
-    rf"{_FIGURE}\s+[\d.]+\s+{_FIGURE}\s+\S+"  # out of place: time, algbw, busbw, #wrong
-    rf"(?:\s+{_FIGURE}\s+[\d.]+\s+{_FIGURE}\s+\S+)?"  # in place
-)
+def _spread(samples: Sequence[float]) -> float:
+    """Half of the range that nine of ten samples lie in."""
+    ordered = sorted(samples)
+    cut = len(ordered) // 20
+    return (ordered[len(ordered) - 1 - cut] - ordered[cut]) / 2

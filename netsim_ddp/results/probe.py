@@ -7,7 +7,7 @@ holds the figures against the targets; it needs nothing but the record.
 from __future__ import annotations
 
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,14 +22,17 @@ CROWDED = 5  # from this many workers on, the host's own scheduling is in every 
 ROUND_TRIP_TOLERANCE, ROUND_TRIP_FLOOR_S = 0.03, 0.3e-3
 
 
+Samples = Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
+
+
 class Bulk(Strict):
     """Goodput of one sender and receiver; several at once stand in one list. ``ceiling_bps``: the TCP goodput that
     the slower of the two sides leaves after headers; None on a network of unknown rate."""
 
     sender: int
     receiver: int
-    ceiling_bps: float | None
-    samples_bps: list[float]
+    ceiling_bps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    samples_bps: Samples
 
     @property
     def median_bps(self) -> float:
@@ -54,8 +57,8 @@ class Message(Strict):
 class RoundTrip(Strict):
     """One byte there and back. ``asked_s``: the delay that the link was asked for, both ways."""
 
-    asked_s: float | None
-    samples_s: list[float]
+    asked_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    samples_s: Samples
 
     @property
     def median_s(self) -> float:
