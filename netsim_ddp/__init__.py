@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from netsim_ddp.communication.adam import CompressedAdam
     from netsim_ddp.communication.backend import DistributedBackend
     from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
+    from netsim_ddp.communication.segments import Method
     from netsim_ddp.communication.sgd import CorrectedSGD
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
@@ -28,6 +29,7 @@ _HOME = {
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
     "HookState": "netsim_ddp.communication.hooks",
+    "Method": "netsim_ddp.communication.segments",
     "MetricsTracker": "netsim_ddp.training.tracker",
     "TopKCompressor": "netsim_ddp.compression.topk",
     "TopKState": "netsim_ddp.communication.hooks",
@@ -44,6 +46,7 @@ __all__ = [
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",
+    "Method",
     "MetricsTracker",
     "TopKCompressor",
     "TopKState",

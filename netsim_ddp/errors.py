@@ -35,7 +35,8 @@ EXHAUSTED = {
 
 
 class NetsimError(Exception):
-    """Base of every error that netsim raises on purpose. ``hint`` says what to type instead."""
+    """Base of every error that netsim raises on purpose. ``hint`` says what to type instead, and is part of the text:
+    in a program or a notebook, ``str(error)`` is all that a user sees."""
 
     exit_code = 1
 
@@ -43,6 +44,9 @@ class NetsimError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 class UsageError(NetsimError):

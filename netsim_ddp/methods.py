@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,96 +11,56 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import is_reference, suggest
-from netsim_ddp.units import parse_ratio
+from netsim_ddp.options import Options, above_zero, fraction, number, one_of, switch, whole
 
 MAX_RANK = 1024  # of an approximation; far above where it pays
 
-
-def _switch(text: str) -> bool:
-    words = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False}
-    try:
-        return words[str(text).lower()]
-    except KeyError:
-        raise UsageError(f"{text!r} is not a switch", hint="write on or off") from None
-
-
-def _one_of(*names: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in names:
-            raise UsageError(f"{text!r} is not known here", hint=f"choose from {', '.join(names)}")
-        return text
-
-    return check
-
-
-def _count(text: str) -> int:
-    if not (str(text).isdecimal() and 1 <= int(text) <= MAX_RANK):
-        raise UsageError(f"{text!r} is not a whole number from 1 to {MAX_RANK}", hint="write for example 2")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(str(text))
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UsageError(f"{text!r} is not a number above 0", hint="write for example 2")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number from 0 on."""
-    if not str(text).isdecimal():
-        raise UsageError(f"{text!r} is not a whole number", hint="write for example 1000")
-    return int(text)
-
-
-def _number(least: float, limit: float, example: str) -> Callable[[str], float]:
-    def check(text: str) -> float:
-        with suppress(ValueError):
-            if least <= (number := float(text)) < limit:
-                return number
-        raise UsageError(
-            f"{text!r} is not a number from {least:g} to below {limit:g}", hint=f"write for example {example}"
-        )
-
-    return check
-
-
-_SPARSE: Mapping[str, Callable[[Any], Any]] = {
-    "ratio": parse_ratio,
-    "feedback": _switch,
-    "overlap": _switch,
-    "selector": _one_of("exact", "sampled", "fitted", "random", "block"),
-    "scope": _one_of("parameter", "bucket", "model"),
-    "dense_below": whole,
-    "dense_norms": _switch,
-    "warmup_steps": whole,
-    "adaptive": _switch,
-    "nonfinite": _one_of("raise", "skip"),
+_OVERLAP = switch(False, "exchange buckets while the backward pass goes on")
+_FEEDBACK = switch(True, "keep what was not sent, and add it to the next gradient (error feedback)")
+_SPARSE: Options = {
+    "ratio": fraction(0.01, "kept fraction k/N of each parameter's entries"),
+    "feedback": _FEEDBACK,
+    "overlap": _OVERLAP,
+    "selector": one_of(
+        "exact", "sampled", "fitted", "random", "block", meaning="how the k entries are chosen"
+    ),
+    "scope": one_of("parameter", "bucket", "model", meaning="over what the k largest are taken"),
+    "dense_below": whole(0, "parameters with fewer entries are sent whole"),
+    "dense_norms": switch(False, "parameters of at most one dimension are sent whole"),
+    "warmup_steps": whole(0, "steps during which more is sent, ratio ** (s/5) in stage s = 1 to 4"),
+    "adaptive": switch(False, "share k out among parameters by what they sent"),
+    "nonfinite": one_of("raise", "skip", meaning="what a NaN or inf in one rank's gradient does"),
 }
-_CORRECTED: Mapping[str, Callable[[Any], Any]] = {
-    "momentum": _number(0, 1, "0.9"),
-    "clip": positive,
-    "masking": _one_of("auto", "on", "off"),
+_CORRECTED: Options = {
+    "momentum": number(
+        0.0, "accumulated before the selection; the optimizer has none then", least=0, below=1, example="0.9"
+    ),
+    "clip": above_zero(None, "the norm that the gradient of all ranks may have; none: no limit", example="1"),
+    "masking": one_of("auto", "on", "off", meaning="whether entries that are sent lose their momentum"),
 }
-_CODED: Mapping[str, Callable[[Any], Any]] = {
-    "values": _one_of("fp32", "fp16", "bf16", "int8", "int8-stochastic"),
-    "indices": _one_of("packed", "int32", "int64"),
+_CODED: Options = {
+    "values": one_of(
+        "fp32", "fp16", "bf16", "int8", "int8-stochastic", meaning="how values are rounded on the wire"
+    ),
+    "indices": one_of("packed", "int32", "int64", meaning="how positions are written on the wire"),
 }
-METHODS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
-    "dense": {"overlap": _switch},
-    "fp16": {"overlap": _switch},
-    "bf16": {"overlap": _switch},
-    "powersgd": {"rank": _count, "min_compression": positive, "feedback": _switch, "overlap": _switch},
+METHODS: Mapping[str, Options] = {
+    "dense": {"overlap": _OVERLAP},
+    "fp16": {"overlap": _OVERLAP},
+    "bf16": {"overlap": _OVERLAP},
+    "powersgd": {
+        "rank": whole(1, "of the approximation", least=1, most=MAX_RANK, example=2),
+        "min_compression": above_zero(2.0, "matrices that this saves less than a factor of go as they are"),
+        "feedback": _FEEDBACK,
+        "overlap": _OVERLAP,
+        "seed": whole(0, "of the first step's basis", most=2**31 - 1, example=1),
+    },
     "topk": {
         **_SPARSE,
         **_CORRECTED,
         **_CODED,
-        "keep": _switch,
-        "collective": _one_of("auto", "split", "allgather"),
+        "keep": switch(True, "split: owners keep all but the k/P largest sums for later steps"),
+        "collective": one_of("auto", "split", "allgather", meaning="how the entries travel; auto: by cost"),
     },
     "topk-allgather": {**_SPARSE, **_CORRECTED, **_CODED},
     "topk-dense": _SPARSE,
@@ -147,9 +106,6 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-Options = Mapping[str, Callable[[Any], Any]]
-
-
 def parse_method(text: str, also: Options | None = None) -> MethodSpec:
     """``"topk,ratio=0.01"`` -> its spec.
 
@@ -168,31 +124,68 @@ def parse_method(text: str, also: Options | None = None) -> MethodSpec:
         if key in params:
             raise UsageError(f"method {text!r} gives {key!r} twice", hint=f"write {name},{key}={value}")
         params[key] = value
-    return _method(name, params, also or {}, shown=text)
+    return _method(name, params, also or {})
 
 
-def _method(name: str, params: Mapping[str, Any], also: Options, shown: str) -> MethodSpec:
+def _method(name: str, params: Mapping[str, Any], also: Options) -> MethodSpec:
     if is_reference(name):
-        options: Options = {**dict.fromkeys(params, _as_written), "overlap": _switch, **also}
-    elif name in METHODS:
-        options = {**METHODS[name], **also}
-    else:
-        own = "; your own is named my_module:factory" if ":" in name else ""
-        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS) + own)
+        params = {key: value if key in also else _as_written(value) for key, value in params.items()}
+    return MethodSpec(name=name, params=typed_params(name, params, also))
+
+
+def typed_params(name: str, params: Mapping[str, Any], also: Options | None = None) -> dict[str, Any]:
+    """The options ``params`` of the method ``name``, each of its own type; those left out stay out.
+
+    What the command line, a file and Python hand over all comes through here. A user's own method,
+    ``my_module:factory``, takes any options, as they are.
+
+    Args:
+        also: options that every method takes here beside its own.
+
+    Raises:
+        UsageError: unknown method or option, a bad value, or options that exclude each other. The message names the
+            method and the option, and says what to write instead.
+    """
+    if not isinstance(name, str):
+        raise UsageError(f"method {name!r} is not a name", hint=f"choose from {', '.join(METHODS)}")
+    if not isinstance(params, Mapping):
+        raise UsageError(
+            f"method {name!r}: the options {params!r} are not a dict",
+            hint='write for example {"ratio": 0.01}',
+        )
+    also = also or {}
+    if is_reference(name):
+        known: Options = {"overlap": _OVERLAP, **also}
+        return {key: known[key].typed(key, value) if key in known else value for key, value in params.items()}
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=_known_methods(name))
+    options = {**METHODS[name], **also}
     parsed: dict[str, Any] = {}
     for key, value in params.items():
         if key not in options:
-            known = suggest(key, options) if options else f"{name} takes no options"
-            raise UsageError(f"method {name!r} has no option {key!r}", hint=known)
-        try:
-            parsed[key] = options[key](value)
-        except UsageError as error:
-            raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
+            raise UsageError(f"method {name!r} has no option {key!r}", hint=_known_options(str(key), options))
+        parsed[key] = _named(name, options[key].typed, key, value)
+    _named(name, check_together, parsed)
+    return parsed
+
+
+def _named(name: str, check: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``check`` returns; its complaint names the method."""
     try:
-        check_together(parsed)
+        return check(*arguments)
     except UsageError as error:
-        raise UsageError(f"method {shown!r}: {error.message}", hint=error.hint) from None
-    return MethodSpec(name=name, params=parsed)
+        raise UsageError(f"method {name!r}: {error.message}", hint=error.hint) from None
+
+
+def _known_methods(name: str) -> str:
+    if name.partition(",")[0] in METHODS:
+        return f"name {name.partition(',')[0]!r}, and give its options beside it"
+    return suggest(name, METHODS) + "; your own is named my_module:factory"
+
+
+def _known_options(key: str, options: Options) -> str:
+    others = [method for method, theirs in METHODS.items() if key in theirs]
+    return suggest(key, options) + (f"; {key} is an option of {', '.join(others)}" if others else "")
 
 
 def check_together(params: Mapping[str, Any]) -> None:
@@ -214,6 +207,11 @@ def check_together(params: Mapping[str, Any]) -> None:
                 f"{option} is accumulated in the residual, which feedback=off switches off",
                 hint=f"leave {option} or feedback out",
             )
+    if "keep" in params and params.get("collective") == "allgather":
+        raise UsageError(
+            "keep is about the sums that split-reduce's owners hold, which collective=allgather has none of",
+            hint="leave keep out, or write collective=split",
+        )
     if scope == "model" and params.get("overlap"):
         raise UsageError(
             "scope=model selects when the last gradient is there, so it cannot overlap the backward pass",
@@ -236,4 +234,4 @@ def method_of(item: Any, also: Options | None = None) -> MethodSpec:
     ):
         raise UsageError(f"{item!r} is not a method", hint="write for example topk,ratio=0.01")
     params = {str(key): value for key, value in params.items()}
-    return _method(item["name"], params, also or {}, shown=item["name"])
+    return _method(item["name"], params, also or {})

@@ -108,7 +108,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def is_reference(name: str) -> bool:
     """Whether ``name`` is well-formed ``module:attribute``."""
-    return _REFERENCE.fullmatch(name) is not None
+    return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
 
 
 def check_model(name: str) -> str:

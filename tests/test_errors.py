@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from netsim_ddp import errors
@@ -36,9 +38,12 @@ def test_the_tree_is_whole() -> None:
     assert found == set(TREE)
 
 
-def test_message_and_hint_are_kept_apart() -> None:
+def test_the_text_holds_the_hint_which_is_kept_apart_too() -> None:
     error = errors.UsageError("no such link", hint="write tc or bucket")
-    assert (str(error), error.message, error.hint) == ("no such link", "no such link", "write tc or bucket")
+    assert (error.message, error.hint) == ("no such link", "write tc or bucket")
+    assert str(error) == "no such link (write tc or bucket)"
+    assert str(errors.UsageError("no such link")) == "no such link"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_rank_error_names_its_rank() -> None:

@@ -15,6 +15,7 @@ NAMES = {
     "DistributedBackend",
     "ErrorFeedbackBuffer",
     "HookState",
+    "Method",
     "MetricsTracker",
     "TopKCompressor",
     "TopKState",

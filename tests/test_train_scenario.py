@@ -52,7 +52,7 @@ def test_the_trainers_options_do_not_reach_the_exchange() -> None:
         ({"methods": ["dense,freeze_after=10"], "optimizer": "adam"}, "momentum, which 'dense"),
         ({"checkpoint_every": "3"}, "no interval"),
         ({"checkpoint_every": "3steps"}, "nothing says where"),
-        ({"tune_lr": "0.1,fast"}, "'fast' is not a number above 0"),
+        ({"tune_lr": "0.1,fast"}, "lr=fast is not a number above 0"),
         ({"warmup_epochs": "10"}, "leaves nothing of 10 epochs"),
         ({"resume": True}, "needs the folder"),
         ({"target_accuracy": "0"}, "target_accuracy"),

@@ -102,7 +102,7 @@ def _call(command: Any) -> int:
     except NetsimError as error:
         if isinstance(error, RankError) and error.details:
             streams.write_error(error.details.rstrip())
-        say(error.message + (f" ({error.hint})" if error.hint else ""))
+        say(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):  # typer makes the second of the first
         say("interrupted")

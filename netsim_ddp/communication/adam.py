@@ -12,7 +12,7 @@ keeps learning v from compressed gradients and so keeps the lag.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from netsim_ddp.communication.backend import DistributedBackend
+from netsim_ddp.communication.parameters import NamedParameters, named_list
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 
 
@@ -48,7 +49,7 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        named_parameters: NamedParameters | nn.Module,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -64,7 +65,8 @@ class CompressedAdam(torch.optim.Optimizer):
             raise ValueError(f"freeze_after={freeze_after}: the second moment needs a dense step at least")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas {betas} must be in [0, 1)")
-        self._named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+        named = named_list(named_parameters)
+        self._named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([parameter for _, parameter in self._named], defaults)
         self._decoupled, self._freeze_after = decoupled, freeze_after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,19 +17,21 @@ from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
 from netsim_ddp.communication.membership import Membership
-from netsim_ddp.communication.parameters import Named, model_parameters
+from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment
-from netsim_ddp.communication.sparse import TopKAllGather, TopKDense
+from netsim_ddp.communication.sparse import SelectedEntries, TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import takes, typed_params
 from netsim_ddp.names import is_reference
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -43,20 +45,42 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def build_method(name: str, flat: FlatGradients, group: Group, **params: Any) -> Method:
-    """The method ``name`` over ``flat``; a user's own is ``my_module:factory``.
+    """The method ``name`` over ``flat``; a user's own is ``my_module:factory``. ``overlap`` is not passed on: whoever
+    calls this cuts the gradient into buckets.
 
     Raises:
-        UsageError: unknown name, or a factory that does not give a method.
+        UsageError: unknown name or option, or a factory that does not give a method.
     """
+    options = checked_params(name, params)
+    options.pop("overlap", None)
     if is_reference(name):
-        return build_user_method(name, flat, group, list(METHODS), **params)
-    _check_known(name)
-    return METHODS[name](flat, group, **params)
+        return build_user_method(name, flat, group, list(METHODS), **options)
+    return METHODS[name](flat, group, **options)
 
 
-def _check_known(name: str) -> None:
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=f"known: {', '.join(METHODS)}, my_module:factory")
+def checked_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the method ``name`` with their types, ``error_buffer`` among them, which only Python can give.
+
+    Raises:
+        UsageError: as :func:`~netsim_ddp.methods.typed_params`, or an ``error_buffer`` that would not be used.
+    """
+    given = dict(params) if isinstance(params, Mapping) else params
+    if is_reference(name) or not isinstance(given, dict) or "error_buffer" not in given:
+        return typed_params(name, given)
+    buffer = given.pop("error_buffer")
+    typed = typed_params(name, given)
+    if buffer is None:
+        return typed
+    if not isinstance(buffer, ErrorFeedbackBuffer):
+        raise UsageError(
+            f"error_buffer is a {type(buffer).__name__}", hint="write error_buffer=ErrorFeedbackBuffer()"
+        )
+    if not takes(name, "feedback") or not typed.get("feedback", True):
+        why = "with feedback=off" if takes(name, "feedback") else "which has no feedback"
+        raise UsageError(
+            f"method {name!r}, {why}, has no use for an error_buffer", hint="leave error_buffer out"
+        )
+    return {**typed, "error_buffer": buffer}
 
 
 class DistributedBackend:
@@ -70,17 +94,22 @@ class DistributedBackend:
         optimizer.step()
 
     Args:
-        compressor: None for dense float32; a :class:`TopKCompressor` for ``topk``.
-        error_buffer: keeps what the compressor leaves out; None switches error feedback off.
+        compressor: None for dense float32; a :class:`TopKCompressor` for ``topk``, which counts in its ``stats`` and
+            may get another ``ratio`` between steps. One that overrides ``compress`` or ``decompress`` is called for
+            every parameter.
+        error_buffer: keeps what the compressor leaves out, and what it holds already; None switches error feedback
+            off. One that overrides ``compensate`` or ``update``, or lives on another device than gradients, is called
+            for every parameter.
         world_size, rank: default to torch.distributed's, as it is when the first exchange comes; with one rank nothing
             is sent or changed.
-        method: another method by name, with ``params`` for it; ``compressor`` must then be None.
+        method: another method by name; ``compressor`` must then be None.
+        params: options of the method, as ``--method`` takes them.
         process_group: default to torch's default group.
         scaler: the ``GradScaler`` that scales the loss, as :class:`~netsim_ddp.HookState` takes it; also the attribute
             ``scaler``.
 
     Raises:
-        UsageError: unknown method.
+        UsageError: unknown method or option, or a bad value; or a buffer that the method would not use.
         ValueError: ``compressor`` and ``method`` both given, or a compressor that no method takes.
     """
 
@@ -100,15 +129,11 @@ class DistributedBackend:
         if compressor is not None and method is not None:
             raise ValueError("give a compressor or a method, not both")
         if compressor is not None and not isinstance(compressor, TopKCompressor):
-            raise ValueError(f"no method takes a {type(compressor).__name__}")
+            raise ValueError(f"no method takes a {type(compressor).__name__} as its compressor: {CONTRACT}")
         self._membership = Membership(process_group, rank=rank, world_size=world_size)
         self._name = method or ("topk" if compressor is not None else "dense")
-        if not is_reference(self._name):
-            _check_known(self._name)
-        self._params = dict(params or {})
-        if compressor is not None:
-            feedback = error_buffer is not None
-            self._params |= {"ratio": compressor.ratio, "feedback": feedback, "error_buffer": error_buffer}
+        self._compressor, self._buffer = compressor, error_buffer
+        self._params = self._checked(params or {})
         self._flat: FlatGradients | None = None
         self._built_for: Group | None = None
         self._segments: list[Segment] = []
@@ -117,6 +142,35 @@ class DistributedBackend:
         self._saved: dict[str, Any] = {}
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
+
+    def _checked(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The method's options, with what the compressor and the buffer say."""
+        if isinstance(params, Mapping) and params.get("overlap") not in (None, False, "off"):
+            raise UsageError(
+                "a DistributedBackend exchanges when the backward pass is through, so nothing overlaps",
+                hint="leave overlap out, or register a HookState(..., overlap=True) with DDP",
+            )
+        if self._compressor is None:
+            if self._buffer is None or (self._name == "dense" and not params):  # which has nothing to keep
+                return checked_params(self._name, params)
+            if is_reference(self._name):
+                raise UsageError(
+                    f"method {self._name!r} keeps what it likes itself", hint="leave error_buffer out"
+                )
+            return checked_params(self._name, {**params, "error_buffer": self._buffer})
+        given = checked_params(self._name, params)
+        if twice := [key for key in ("ratio", "feedback", "error_buffer") if key in given]:
+            raise UsageError(
+                f"{twice[0]} follows from the compressor and the buffer",
+                hint=f"leave {twice[0]} out of params",
+            )
+        if given and own_arithmetic(self._compressor, self._buffer):
+            raise UsageError(
+                f"{type(self._compressor).__name__} and the buffer do their own arithmetic, without topk's options",
+                hint=f"leave {', '.join(given)} out of params",
+            )
+        own = {"ratio": self._compressor.ratio, "feedback": self._buffer is not None}
+        return checked_params(self._name, {**given, **own, "error_buffer": self._buffer})
 
     @property
     def group(self) -> Group:
@@ -146,7 +200,7 @@ class DistributedBackend:
         """Of the method at work; empty before the first call."""
         return self._segments
 
-    def allreduce_gradients(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> bool:
+    def allreduce_gradients(self, named_parameters: NamedParameters | nn.Module) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
 
         Collective: every rank must call it with the same parameters in the same order. A parameter whose gradient
@@ -186,6 +240,7 @@ class DistributedBackend:
         else:
             taken = not self.method.skipped
         if taken:
+            self._count()
             flat.scatter(self.method.settled(), scale)
         else:
             flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
@@ -198,6 +253,14 @@ class DistributedBackend:
         else:
             for _ in pipeline(self.carrier, [stages(self._segments)]):
                 pass  # there is one bucket, and it is there
+
+    def _count(self) -> None:
+        """Tell the compressor what was done in its name: as much as if it had been called for every parameter."""
+        method = self.method
+        if self._compressor is None or not isinstance(method, SelectedEntries) or method.skipped:
+            return
+        k, n = method.values.numel(), method.flat.numel
+        self._compressor.stats.count(len(method.flat.names), k, 4 * n, 12 * k)
 
     def statistics(self, *, layers: bool = False) -> Statistics | None:
         """What this rank sent and kept back in the last step; None before the first, and for a method that selects
@@ -227,15 +290,60 @@ class DistributedBackend:
     def _prepare(self, parameters: Named) -> FlatGradients:
         """The layout for these parameters; nothing has changed where it cannot be built, or the ranks differ."""
         group = self.group
-        if self._flat is not None and self._built_for is group and self._flat.holds(parameters):
+        holds = self._flat is not None and self._built_for is group and self._flat.holds(parameters)
+        if self._flat is not None and holds and not self._stale(self.method):
             return self._flat
         with same_on_all_ranks(None if self._membership.is_fixed else group) as facts:
             flat = FlatGradients(parameters)
             flat.check()
-            method = build_method(self._name, flat, group.renewed(), **self._params)
+            method = self._build(flat, group.renewed())
             if state := self.state_dict():
                 method.load_state_dict(state)
             facts.update(description(self._name, self._params, parameters, [method]))
         self._flat, self._built_for, self.method = flat, group, method
         self._segments = method.segments()
         return flat
+
+    def _build(self, flat: FlatGradients, group: Group) -> Method:
+        if self._buffer is not None:
+            _check_names(self._buffer, flat)
+        if self._compressor is not None and self._by_hand(flat):
+            return HandedCompression(flat, group, self._compressor, self._buffer)
+        return build_method(self._name, flat, group, **self._params)
+
+    def _by_hand(self, flat: FlatGradients) -> bool:
+        """Whether compressor and buffer must be called, because netsim's own kernels would do something else."""
+        assert self._compressor is not None
+        here = None if self._buffer is None else self._buffer.device
+        elsewhere = here is not None and here.type != flat.data.device.type
+        return elsewhere or own_arithmetic(self._compressor, self._buffer)
+
+    def _stale(self, method: Method | None) -> bool:
+        """Whether what the user handed over is no longer what the method was built for."""
+        by_hand = isinstance(method, HandedCompression)
+        if method is None:
+            return True
+        if self._compressor is not None:
+            if self._by_hand(method.flat) is not by_hand:
+                return True
+            ratio, before = self._compressor.ratio, self._params["ratio"]
+            self._params["ratio"] = ratio
+            if ratio != before and not by_hand:
+                return True
+        if self._buffer is None or by_hand:
+            return False
+        flat = method.flat
+        residual = self._buffer.flat(flat.shapes, flat.data.device, torch.float32)
+        return residual is not getattr(method, "residual", residual)
+
+
+def _check_names(buffer: ErrorFeedbackBuffer, flat: FlatGradients) -> None:
+    """Refuse residuals that wait for a parameter that has another name here: they would never be sent."""
+    known, here = set(buffer.names()), set(flat.names)
+    for name in sorted(here - known):
+        for other in sorted(known - here):
+            if name.endswith(f".{other}") or other.endswith(f".{name}"):
+                raise UsageError(
+                    f"error_buffer holds a residual of {other!r}, and the parameter is called {name!r}",
+                    hint=f"load it under the names that allreduce_gradients gets, such as {name!r}",
+                )

@@ -16,7 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
-from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.backend import build_method, checked_params
 from netsim_ddp.communication.building import description
 from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
-from netsim_ddp.communication.parameters import Named, check_gradient, model_parameters, trained
+from netsim_ddp.communication.parameters import (
+    Named,
+    NamedParameters,
+    check_gradient,
+    model_parameters,
+    trained,
+)
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method
@@ -40,7 +46,8 @@ class HookState:
     """State of :func:`method_hook`: a method over a model's parameters, and what it keeps between steps.
 
     Args:
-        named_parameters: of the model, before or after it was wrapped. Only they may reach the hook.
+        named_parameters: of the model, before or after it was wrapped, or the model itself. Only they may reach the
+            hook.
         method: by its name on the command line; ``params`` are for it.
         process_group: the one that DDP was given; default torch's.
         overlap: exchange in DDP's default bucket sizes while backward goes on. Off, the whole gradient is one
@@ -66,14 +73,14 @@ class HookState:
     exchange. That one, and the first after a change of the parameters, compares what the ranks have.
 
     Raises:
-        UsageError: unknown method.
+        UsageError: unknown method or option, a bad value, or parameters without names.
         UnusableParameter: (a ValueError) no parameter needs a gradient, they live on several devices, one is of a type
             that is not exchanged, or has another's name.
     """
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        named_parameters: NamedParameters | nn.Module,
         method: str = "topk",
         *,
         process_group: dist.ProcessGroup | None = None,
@@ -81,7 +88,9 @@ class HookState:
         scaler: Scaler = "auto",
         **params: Any,
     ) -> None:
-        self.method, self.overlap, self.params = method, overlap, params
+        self.method, self.overlap = method, overlap
+        self.params = checked_params(method, params | ({"overlap": True} if overlap else {}))
+        self.params.pop("overlap", None)
         self.scaler = scaler
         self._saved: dict[str, Any] | None = None
         self._named: Named | None = None
@@ -92,7 +101,7 @@ class HookState:
 
     def bind(
         self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        named_parameters: NamedParameters | nn.Module,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         """Work on these parameters from now on, with what was kept for those of the same names: after unpickling, or
@@ -340,7 +349,7 @@ class TopKState(HookState):
     """
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], ratio: float = 0.01, **options: Any
+        self, named_parameters: NamedParameters | nn.Module, ratio: float = 0.01, **options: Any
     ) -> None:
         super().__init__(named_parameters, "topk", ratio=ratio, **options)
 

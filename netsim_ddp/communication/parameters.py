@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from netsim_ddp.errors import UsageError
 
 Named = list[tuple[str, nn.Parameter]]
+NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
+"""As a user hands them over."""
 
 EXCHANGED = (torch.float32, torch.float16, torch.bfloat16)
 """Types of parameters whose gradients are exchanged: in float32, which holds the values of the others."""
@@ -24,6 +26,9 @@ _INSTEAD = {
     torch.complex64: "keep its real and imaginary parts in two float32 parameters (torch.complex in forward)",
     torch.complex128: "keep its real and imaginary parts in two float32 parameters (torch.complex in forward)",
 }
+
+
+_WRITE = "write model.named_parameters()"
 
 
 class UnusableParameter(UsageError, ValueError):
@@ -45,11 +50,35 @@ def without_prefixes(names: Iterable[str]) -> list[str]:
     return shorter if len(set(shorter)) == len(set(found)) else found
 
 
-def model_parameters(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Named:
+def named_list(
+    given: nn.Module | NamedParameters,
+) -> Named:
+    """``(name, parameter)`` of what is a model, its ``named_parameters()``, or a dict of them.
+
+    Raises:
+        UsageError: it is something else, such as ``model.parameters()``; residuals are kept by name.
+    """
+    if isinstance(given, nn.Module):
+        return list(given.named_parameters())
+    if isinstance(given, Tensor | str) or not isinstance(given, Iterable):
+        raise UsageError(f"a {type(given).__name__} is no list of named parameters", hint=_WRITE)
+    pairs = list(given.items() if isinstance(given, Mapping) else given)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise UsageError(
+                f"parameters are needed with their names, and a {type(pair).__name__} came without one",
+                hint=_WRITE,
+            )
+        if not isinstance(pair[1], Tensor):
+            raise UsageError(f"{pair[0]!r} is a {type(pair[1]).__name__}, not a parameter", hint=_WRITE)
+    return [(name, parameter) for name, parameter in pairs]
+
+
+def model_parameters(named_parameters: nn.Module | NamedParameters) -> Named:
     """``named_parameters``, each parameter once, by :func:`without_prefixes`."""
     given: Named = []
     seen: set[int] = set()
-    for each in named_parameters:
+    for each in named_list(named_parameters):
         if id(each[1]) not in seen:  # tied weights, listed twice
             seen.add(id(each[1]))
             given.append(each)

@@ -57,6 +57,7 @@ class TopKSplitReduce(SelectedEntries):
         self._own_local = torch.empty(most, dtype=torch.int32, device=device)
         self._owned = 0
         """Entries that this rank sends on in this step; every rank's selection has the same total."""
+        self._resets = self.buffer.resets if self.buffer else 0
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
         room = self.selection.capacity
@@ -133,6 +134,9 @@ class TopKSplitReduce(SelectedEntries):
         return size
 
     def _sum(self) -> None:
+        if self.buffer is not None and self.buffer.resets != self._resets:
+            self._resets = self.buffer.resets
+            self.sums.zero_()
         mine = self.group.rank
         messages = list(self._received)
         messages[mine] = self._requests[mine]

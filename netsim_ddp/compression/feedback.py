@@ -48,6 +48,8 @@ class ErrorFeedbackBuffer:
         self._device = None if device is None else torch.device(device)
         self._buffers: dict[str, Tensor] = {}
         self._flats: dict[tuple[str, ...], Tensor] = {}
+        self.resets = 0
+        """How often :meth:`reset` was called."""
 
     def __contains__(self, name: object) -> bool:
         return name in self._buffers
@@ -55,6 +57,11 @@ class ErrorFeedbackBuffer:
     def __getitem__(self, name: str) -> Tensor:
         """The residual itself, not a copy."""
         return self._buffers[name]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where residuals live; None: on each gradient's own device."""
+        return self._device
 
     def names(self) -> list[str]:
         """Names in order of first use."""
@@ -173,7 +180,8 @@ class ErrorFeedbackBuffer:
                 self._buffers[name] = saved.detach().to(self._device or saved.device, copy=True).contiguous()
 
     def reset(self) -> None:
-        """Set every residual to zero, in place."""
+        """Set every residual to zero, in place. What split-reduce's owners keep for later steps goes with it."""
+        self.resets += 1
         for buffer in self._buffers.values():
             buffer.zero_()
 

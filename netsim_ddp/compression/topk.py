@@ -54,6 +54,13 @@ class CompressionStats:
     bytes_in: int = 0
     bytes_out: int = 0
 
+    def count(self, calls: int, entries: int, bytes_in: int, bytes_out: int) -> None:
+        """Add what ``calls`` more calls have done."""
+        self.calls += calls
+        self.entries += entries
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+
     @property
     def reduction(self) -> float:
         """bytes_in / bytes_out; 1.0 before the first call."""
@@ -74,8 +81,17 @@ class TopKCompressor:
     """
 
     def __init__(self, ratio: float | str = 0.01) -> None:
-        self.ratio = parse_ratio(ratio)
+        self.ratio = ratio
         self.stats = CompressionStats()
+
+    @property
+    def ratio(self) -> float:
+        """The kept fraction. Another one may be set at any time, on every rank before the same step."""
+        return self._ratio
+
+    @ratio.setter
+    def ratio(self, ratio: float | str) -> None:
+        self._ratio = parse_ratio(ratio)
 
     def __repr__(self) -> str:
         return f"TopKCompressor(ratio={self.ratio:g})"
@@ -103,10 +119,8 @@ class TopKCompressor:
             raise kernels.NonFiniteGradient("the tensor to compress holds a NaN or inf", 0) from error
         if flat.requires_grad and torch.is_grad_enabled():
             values = flat[indices]
-        self.stats.calls += 1
-        self.stats.entries += k
-        self.stats.bytes_in += n * flat.element_size()
-        self.stats.bytes_out += k * (values.element_size() + indices.element_size())
+        sent = k * (values.element_size() + indices.element_size())
+        self.stats.count(1, k, n * flat.element_size(), sent)
         return values, indices, tensor.shape
 
     def decompress(self, values: Tensor, indices: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:

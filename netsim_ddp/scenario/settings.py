@@ -16,8 +16,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import MethodSpec, Options, method_of, takes
+from netsim_ddp.methods import MethodSpec, method_of, takes
 from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, suggest
+from netsim_ddp.options import Options
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
 

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import LinkOptions, Spelling
-from netsim_ddp.methods import MethodSpec, Options, positive, takes, whole
+from netsim_ddp.methods import MethodSpec, takes
+from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings, available_cores
 from netsim_ddp.units import parse_ratio
@@ -19,6 +20,7 @@ TUNING_OFFSET = 10_000
 """The seed that learning rates are tuned on is this far from the first that is evaluated."""
 LEARNING_RATES: Mapping[str, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 """Defaults by optimizer."""
+_RATE = above_zero(LEARNING_RATES["sgd"], "the learning rate of this method alone", example="0.05")
 LINK_KEYS = frozenset(LinkOptions.model_fields) - {"link"}
 """Fields that ask for an emulated link when they are set."""
 
@@ -38,7 +40,7 @@ def _accuracy(value: Any, *, what: str) -> tuple[float]:
 def _rates(value: Any, *, what: str) -> tuple[list[float]]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     try:
-        return ([positive(str(part)) for part in parts],)
+        return ([_RATE.typed("lr", part) for part in parts],)
     except UsageError as error:
         raise UsageError(f"{what}: {error.message}", hint="write for example 0.03,0.1,0.3") from None
 
@@ -63,7 +65,12 @@ class TrainScenario(Settings):
         "checkpoint": "run1",
         "log_dir": "logs",
     }
-    method_options: ClassVar[Options] = {"lr": positive, "freeze_after": whole}
+    method_options: ClassVar[Options] = {
+        "lr": _RATE,
+        "freeze_after": whole(
+            0, "dense steps before Adam's momentum is what is compressed", least=1, example=100
+        ),
+    }
 
     batch_size: int = Field(default=16, ge=1, le=65536)
     momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
@@ -143,10 +150,6 @@ class TrainScenario(Settings):
             raise UsageError(
                 f"freeze_after compresses Adam's momentum, which {method.id!r} cannot",
                 hint="write for example topk,freeze_after=100",
-            )
-        if method.params["freeze_after"] < 1:
-            raise UsageError(
-                "freeze_after must be at least 1", hint="write for example topk,freeze_after=100"
             )
 
     @property

@@ -213,18 +213,17 @@ class Sweep:
     def _fail(self, unit: Unit, error: NetsimError) -> None:
         """Mark the cell; where the machine cannot deliver, all of its run."""
         cells = unit.run.cells if isinstance(error, EnvironmentFault) else (unit.cell,)
-        hint = f" ({error.hint})" if error.hint else ""
         for planned in cells:
             if planned.id not in self._selected or not self._missing[planned.id]:
                 continue
             cell = self._measured.get(planned.id) or _not_run(Unit(unit.run, planned, unit.repeats))
-            cell = cell.model_copy(update={"error": error.message + hint})
+            cell = cell.model_copy(update={"error": str(error)})
             self._measured[planned.id] = cell
             self.failed.append(cell)
         self._forget(unit)
         self._keep()
         where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
-        self._tell("failed", unit, f"{where}: {error.message}{hint}")
+        self._tell("failed", unit, f"{where}: {error}")
         if self._stop_at_failure:
             self.stopped = f"-x: stopped at {unit.cell.id}"
 

@@ -209,5 +209,5 @@ def test_options_are_numbers_and_switches_where_they_read_like_them() -> None:
         "overlap": False,
     }
     assert parse_method(spec.id) == spec
-    with pytest.raises(UsageError, match="'so' is not a switch"):
+    with pytest.raises(UsageError, match="overlap=so is not on or off"):
         parse_method("a:b,overlap=so")
