@@ -34,10 +34,14 @@ class PeerExchange(Wire):
     ) -> None:
         self.operation = operation
         self.group, self._outgoing, self._incoming = group, outgoing, incoming
-        self._tag = next(group.tags)
+        self._number = next(group.tags)
         self.sizes = [expected] * group.world_size
         """Bytes of each rank's message; whoever writes the messages sets them before the exchange starts."""
         self._works: list[dist.Work] = []
+
+    @property
+    def _tag(self) -> int:
+        return self.group.channel.tag(self.group.process_group, self._number)
 
     def start(self) -> None:
         group = self.group.process_group

@@ -6,9 +6,10 @@ Keeping the two apart is what lets the bench time them, replay them and test the
 from __future__ import annotations
 
 import itertools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -114,6 +115,31 @@ SMALL_ROUND_S = 0.3e-3
 """One exchange of small messages over Gloo without delay, between a few ranks that are not busy."""
 
 
+FIRST_TAG, LAST_TAG = 2**30, 2**31 - 1
+"""Tags of netsim's messages between two ranks, the upper half of what Gloo takes: a user's own messages, whose tags
+begin at 0, cannot meet them."""
+_OWNER_TAGS = 1 << 16
+_drawn: weakref.WeakKeyDictionary[dist.ProcessGroup, Iterator[int]] = weakref.WeakKeyDictionary()
+
+
+class Channel:
+    """The tags of one backend or hook state: two of them in one program do not take each other's messages, even if
+    their exchanges overlap. They are drawn when the first message is about to be sent, which all ranks do in the same
+    order."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    def tag(self, process_group: dist.ProcessGroup | None, number: int) -> int:
+        """The tag of exchange ``number``."""
+        if self._first is None:
+            owner = process_group or dist.group.WORLD
+            assert owner is not None
+            drawn = next(_drawn.setdefault(owner, itertools.count()))
+            self._first = FIRST_TAG + drawn * _OWNER_TAGS % (LAST_TAG + 1 - FIRST_TAG)
+        return self._first + number % _OWNER_TAGS
+
+
 @dataclass(frozen=True)
 class Group:
     """This rank's place among the others; ``process_group`` None is torch's default group.
@@ -130,11 +156,13 @@ class Group:
     round_s: float = SMALL_ROUND_S
     tags: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
     """Numbers for exchanges; every rank draws them in the same order."""
+    channel: Channel = field(default_factory=Channel, compare=False, repr=False)
+    """What sets its messages apart from those of other exchanges over the same process group."""
 
     def renewed(self) -> Group:
         """The same place, its exchanges numbered from the beginning: for what is built in another's stead, on some
         ranks perhaps after an attempt that failed."""
-        return Group(self.rank, self.world_size, self.process_group, self.link_bps, self.round_s)
+        return replace(self, tags=itertools.count())
 
     def wire_device(self, device: torch.device) -> torch.device:
         """Where a tensor must lie to cross the wire: NCCL moves device memory, Gloo the host's."""
