@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.results import record
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.record import Result, load, parse, save, to_json
@@ -70,7 +70,7 @@ def test_a_failed_write_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(record.os, "fsync", broken)
-    with pytest.raises(UsageError, match="No space left on device"):
+    with pytest.raises(EnvironmentFault, match="No space left on device"):
         save(result.model_copy(update={"command": "another"}), path)
     assert path.read_text() == before
     assert os.listdir(tmp_path) == ["result.json"]
@@ -202,7 +202,7 @@ def test_another_json_document_is_no_result(data: Any) -> None:
         parse(data, source="x.json")
 
 
-@pytest.mark.parametrize("version", [3, 99, "1", 1.5])
+@pytest.mark.parametrize("version", [4, 99, "1", 1.5])
 def test_a_newer_schema_says_so(version: Any, result: Result) -> None:
     with pytest.raises(UsageError, match=f"schema version {version}") as caught:
         parse({**document(result), "schema_version": version}, source="x.json")

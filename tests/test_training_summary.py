@@ -116,11 +116,11 @@ def test_time_to_denses_accuracy_and_bytes() -> None:
     dense, topk = cell("dense", [0.9], per_epoch_s=10, sent=1000), cell("topk", [0.96], sent=10)
     found = summary([dense, topk])
     assert (found.time_to_accuracy_s, found.reached) == (2.0, 1)  # 0.91 after its second epoch
-    assert found.time_ratio == pytest.approx(2 / 30)
+    assert found.time_speedup == pytest.approx(30 / 2)
     assert found.wire_reduction == pytest.approx(100)
     assert found.tx_bytes_per_step == 1.0
     slow = summary([dense, cell("topk", [0.88])])
-    assert (slow.time_to_accuracy_s, slow.reached, slow.time_ratio) == (None, 0, None)
+    assert (slow.time_to_accuracy_s, slow.reached, slow.time_speedup) == (None, 0, None)
     near = summary([dense, cell("topk", [0.891])])  # as good as dense, to a point
     assert (near.time_to_accuracy_s, near.reached) == (3.0, 1)
     assert time_to(dense.repeats[0].epochs, 0.8) == 10
@@ -131,7 +131,7 @@ def test_a_target_replaces_denses_accuracy() -> None:
     for each in cells:
         assert each.recipe is not None
         each.recipe.target = 0.83
-    assert summary(cells).time_ratio == pytest.approx(2 / 20)
+    assert summary(cells).time_speedup == pytest.approx(20 / 2)
 
 
 def test_cells_of_another_setting_are_no_baseline() -> None:

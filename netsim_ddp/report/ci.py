@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Entry, link_name, model_name, other_axes
 from netsim_ddp.report.wording import clean, plain
 from netsim_ddp.results.record import Cell, Summary
@@ -22,7 +23,8 @@ def github_benchmark(collection: Collection) -> str:
     """``customSmallerIsBetter`` of benchmark-action/github-action-benchmark: name, unit, value, range, extra."""
     rows: list[dict[str, Any]] = []
     for name, entry, summary in _measured(collection):
-        extra = f"{len(entry.cell.repeats)} repeats, {entry.cell.threads} threads, {entry.cell.id}"
+        said = ", ".join(assumptions([entry.cell], entry.source.result))
+        extra = f"{len(entry.cell.repeats)} repeats, {entry.cell.threads} threads, {said}, {entry.cell.id}"
         step: dict[str, Any] = {"name": f"{name}: step", "unit": "ms", "value": summary.step_s.median * 1e3}
         if half := half_width(summary.step_s):
             step["range"] = f"± {half * 1e3:.3g}"
@@ -63,8 +65,7 @@ def benchmark_name(cell: Cell) -> str:
         cell.link.mechanism,
         cell.execution,
     ]
-    if cell.device != "cpu":
-        parts.append(cell.device)
+    parts += [way for way in (cell.device, cell.backend) if way not in ("cpu", "gloo")]
     parts += [f"{key}={plain(value)}" for key, value in other_axes(cell).items()]
     params = [
         f"{key}={plain(value)}"

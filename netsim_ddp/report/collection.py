@@ -11,14 +11,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from netsim_ddp.report.assumptions import assumed, assumptions
 from netsim_ddp.report.wording import clean, plain, same_momentum
 from netsim_ddp.results.record import Cell, Result
-from netsim_ddp.results.summary import METHOD_AXES, is_dense, setting, summarise
+from netsim_ddp.results.summary import (
+    COMPUTE_AXES,
+    LINK_AXES,
+    METHOD_AXES,
+    WAY_AXES,
+    is_dense,
+    setting,
+    summarise,
+)
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.units import format_rate
 
 # Axes that a cell's own fields tell already.
-_TOLD = METHOD_AXES | {"bandwidth", "workers", "model", "dataset", "delay"}
+_TOLD = METHOD_AXES | LINK_AXES | WAY_AXES | {"workers", "model", "dataset"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Block:
     title: str
     source: Source
     entries: tuple[Entry, ...]
+    heading: str = ""
+    """The title, and what is assumed of the block's cells: for what stands alone, a table's caption."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -76,11 +87,12 @@ class Collection:
         titles = self._titles([group[0] for group in groups])
         return [
             Block(
-                title,
+                ", ".join(parts),
                 group[0][0],
                 tuple(Entry(cell, source, *labels.of(cell)) for source, cell in group),
+                _heading(parts, [cell for _, cell in group], group[0][0].result),
             )
-            for title, group in zip(titles, groups, strict=True)
+            for parts, group in zip(titles, groups, strict=True)
         ]
 
     @cached_property
@@ -107,7 +119,7 @@ class Collection:
             parts.append(_workers(*workers))
         return " | ".join(parts)
 
-    def _titles(self, firsts: Sequence[tuple[Source, Cell]]) -> list[str]:
+    def _titles(self, firsts: Sequence[tuple[Source, Cell]]) -> list[list[str]]:
         """What each block has that not all others have as well."""
         models = {(cell.model, cell.dataset) for _, cell in firsts}
         datasets = {cell.dataset for _, cell in firsts}
@@ -123,8 +135,17 @@ class Collection:
                 parts += [cell.execution, cell.link.mechanism, clean(cell.device), clean(cell.backend)]
             if len(self.sources) > 1:
                 parts.append(clean(source.name))
-            titles.append(", ".join(parts))
+            titles.append(parts)
         return titles
+
+
+def _heading(parts: Sequence[str], cells: Sequence[Cell], result: Result) -> str:
+    """``parts`` of a title with what is assumed, each thing once."""
+    found = assumptions(cells, result)
+    said = assumed(cells[0], result)
+    told = {said["execution"], *([cells[0].link.mechanism] if "link" in said else [])}
+    axes = tuple(f"{key}=" for key in COMPUTE_AXES) if "compute" in said else ()
+    return ", ".join([*(part for part in parts if part not in told and not part.startswith(axes)), *found])
 
 
 def _workers(*counts: int) -> str:

@@ -36,7 +36,9 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         console.print()
         if len(places) > 1:
             one = found[there[0]]
-            console.print(_line(f"{one.workers} workers, {one.place}", console))
+            models = {other.model for other in found.values()}
+            name = f"{one.model}, " if len(models) > 1 else ""
+            console.print(_line(f"{name}{one.workers} workers, {one.place}", console))
         rows = [(_name(found[who], cells), plain.get(who), overlapped.get(who)) for who in there]
         console.print(_table(rows, console))
         compared = [(name, one) for name, one, _ in rows if one is not None]

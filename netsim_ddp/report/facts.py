@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netsim_ddp.report import learned
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.plots.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.utilisation import NOTE, needs
@@ -70,6 +71,12 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
     return found
 
 
+def measured(source: Source) -> str:
+    """How the file's cells were measured, and what is assumed of them; empty where it has none."""
+    found = assumptions(source.result.cells, source.result)
+    return f"Measured {', '.join(found)}." if found else ""
+
+
 def is_gap(sentence: str) -> bool:
     """Whether a sentence of :func:`sentences` is about cells or runs that are not there."""
     return sentence.startswith(("Missing: ", "Partial: "))
@@ -92,17 +99,15 @@ def link_row(block: Block) -> tuple[str, ...]:
         _rate(first.ceiling_bps),
         str(sum(link.drops for link in links)) if counted else DASH,
         str(sum(link.retransmits for link in links)) if counted else DASH,
-        ", ".join(_more(links)),
+        ", ".join(_more(links, why_bucket(block.cells[0], block.source.result))),
     )
 
 
-def _more(links: Sequence[LinkRecord]) -> list[str]:
+def _more(links: Sequence[LinkRecord], why: str) -> list[str]:
     first = links[0]
-    parts = [
-        {"none": "unshaped host", "host": "the hosts' own network"}.get(first.mechanism, first.mechanism)
-    ]
+    parts = [f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.mechanism]
     if first.mechanism == "bucket":
-        parts[0] = "bucket: bytes are charged, not measured"
+        parts[0] = f"bucket{why}: bytes are charged, not measured"
     if first.delay_s:
         parts.append(f"delay {format_duration(first.delay_s)}")
     if first.credit_bytes:

@@ -90,6 +90,8 @@ def _header(collection: Collection) -> Markup:
         if result.status != "complete":
             parts.append(f"status: {result.status}")
         lines.append(tag("p", " | ".join(parts), class_="dim" if result.status == "complete" else "warn"))
+        if said := facts.measured(source):
+            lines.append(tag("p", said))
     return tag("header", tag("h1", collection.title), lines)
 
 
@@ -147,7 +149,7 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
 def _numbers(collection: Collection) -> Markup:
     trained = [(block, rows) for block in collection.blocks if (rows := learned.rows(block))]
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
-    tables = [_table(block.title, learned.HEADERS, rows) for block, rows in trained]
+    tables = [_table(block.heading, learned.HEADERS, rows) for block, rows in trained]
     tables += [_block_table(block) for block in blocks]
     if not tables:
         return Markup("")
@@ -174,7 +176,7 @@ def _block_table(block: Block) -> Markup:
         for row in rows
     ]
     headers = [column.header.replace("\n", " ") for column in columns]
-    return _table(f"{block.title}, {cells[0].execution}", headers, shown)
+    return _table(block.heading, headers, shown)
 
 
 def _links(collection: Collection) -> Markup:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Block, Collection, Entry
 from netsim_ddp.report.wording import clean, milliseconds
 from netsim_ddp.units import format_bytes
@@ -60,7 +61,8 @@ def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> None:
         return
     if cell.summary is not None:
         sent = format_bytes(cell.summary.tx_bytes_per_step)
-        words = f"step {milliseconds(cell.summary.step_s)} ms, {sent} sent per rank and step"
+        said = ", ".join(assumptions([cell], entry.source.result))
+        words = f"step {milliseconds(cell.summary.step_s)} ms, {sent} sent per rank and step, {said}"
         ElementTree.SubElement(case, "system-out").text = words
 
 

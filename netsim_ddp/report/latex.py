@@ -27,7 +27,7 @@ def document(collection: Collection) -> str:
     tables = [_block(block) for block in blocks]
     for block in collection.blocks:
         if rows := learned.rows(block):
-            caption = f"{block.title}. {learned.NOTE}"
+            caption = f"{block.heading}. {learned.NOTE}"
             tables.append(_table(caption, learned.HEADERS, rows))
     return head + ("\n".join(tables) or "% no cell was measured\n")
 
@@ -46,7 +46,7 @@ def _block(block: Block) -> str:
         [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
         for row in rows_of(cells)
     ]
-    caption = f"{block.title}, {cells[0].execution}: ms per step of the slowest rank, MB per rank and step."
+    caption = f"{block.heading}: ms per step of the slowest rank, MB per rank and step."
     return _table(caption, [column.header.replace("\n", " ") for column in columns], rows)
 
 

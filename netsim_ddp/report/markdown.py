@@ -67,6 +67,9 @@ def _head(collection: Collection) -> str:
     for each in facts.answers(collection, all_plots(collection)):
         lines += [f"**{text(each.title)}**\n", table(each.headers, each.rows)]
     for source in collection.sources:
+        if measured := facts.measured(source):
+            several = f"{source.name}: " if len(collection.sources) > 1 else ""
+            lines.append(f"{text(several + measured)}\n")
         said = facts.sentences(source, collection.blocks)
         if len(collection.sources) > 1:
             lines.append(f"**{text(source.name)}** ({text(source.result.status)})\n")
@@ -80,8 +83,8 @@ def _head(collection: Collection) -> str:
 
 def _details(collection: Collection) -> list[str]:
     blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
-    tables = [(f"{block.title}, {block.cells[0].execution}", _block(block)) for block in blocks]
-    trained = [(block.title, rows) for block in collection.blocks if (rows := learned.rows(block))]
+    tables = [(block.heading, _block(block)) for block in blocks]
+    trained = [(block.heading, rows) for block in collection.blocks if (rows := learned.rows(block))]
     parts = [f"**{text(title)}**\n\n{table(learned.HEADERS, rows)}" for title, rows in trained]
     if trained:
         parts.append(f"{text(learned.NOTE)}\n")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, milliseconds, rounded, times
@@ -46,8 +47,9 @@ def render_sweep(result: Result, console: Console) -> None:
     if result.kind == "training":
         _trainings(result, console)
     else:
-        line(_header(result))
-        for text in _links(result.cells):
+        for text in _header(result):
+            line(text)
+        for text in _links(result):
             line(text)
     if measured:
         line("")
@@ -74,8 +76,8 @@ def _trainings(result: Result, console: Console) -> None:
         render_training(result.model_copy(update={"cells": group}), console, warnings=False)
 
 
-def _header(result: Result) -> str:
-    """What all cells share, and what the axes say of the rest."""
+def _header(result: Result) -> list[str]:
+    """What all cells share, and what the axes say of the rest; then what is assumed of them."""
     cells = result.cells
     parts = [_one_or(sorted({str(cell.model) for cell in cells}), "models")]
     parts.append(_one_or(sorted({cell.workers for cell in cells}), "workers", always=True))
@@ -83,8 +85,9 @@ def _header(result: Result) -> str:
         if isinstance(value := result.scenario.get(key), int):
             many = key if value != 1 else key.removesuffix("s")
             parts.append(f"seed {value}" if key == "seed" else f"{value} {many}")
-    parts.append("/".join(sorted({cell.execution.upper() for cell in cells})))
-    return clean(" | ".join(part for part in parts if part))
+    execution, *others = assumptions(cells, result, without=("link",)) or [""]
+    lines = (parts, [execution.upper(), *others])
+    return [clean(" | ".join(part for part in line if part)) for line in lines if any(line)]
 
 
 def _one_or(values: Sequence[object], what: str, *, always: bool = False) -> str:
@@ -92,12 +95,15 @@ def _one_or(values: Sequence[object], what: str, *, always: bool = False) -> str
     return f"{shown} {what}" if always or len(values) > 1 else shown
 
 
-def _links(cells: Sequence[Cell]) -> list[str]:
+def _links(result: Result) -> list[str]:
     """What was asked for and what was there, all links in one line for each mechanism."""
     found = []
-    for mechanism in dict.fromkeys(cell.link.mechanism for cell in cells):
-        links = [cell.link for cell in cells if cell.link.mechanism == mechanism]
-        text = f"link {mechanism}"
+    for mechanism in dict.fromkeys(cell.link.mechanism for cell in result.cells):
+        cells = [cell for cell in result.cells if cell.link.mechanism == mechanism]
+        links = [cell.link for cell in cells]
+        text = f"link not shaped: {UNSHAPED[mechanism]}" if mechanism in UNSHAPED else f"link {mechanism}"
+        if mechanism == "bucket":
+            text += "/".join(dict.fromkeys(why_bucket(cell, result) for cell in cells))
         shares = [
             link.measured_bps / link.ceiling_bps for link in links if link.measured_bps and link.ceiling_bps
         ]
@@ -109,8 +115,6 @@ def _links(cells: Sequence[Cell]) -> list[str]:
             text += f"; {drops} drops, {retransmits} retransmits"
         elif mechanism == "bucket":
             text += "; bytes are charged, not measured"
-        elif mechanism == "none":
-            text += ": unshaped host"
         found.append(text)
     return found
 

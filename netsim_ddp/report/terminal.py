@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.columns import Row, columns_without, rows_of
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
@@ -24,6 +25,7 @@ from netsim_ddp.report.wording import (
 )
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, LinkRecord, Result
+from netsim_ddp.results.summary import is_dense
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
@@ -53,9 +55,8 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         if len(parts) > 1:
             line("")
             line(group_name(cells), "bold")
-        line(_link_line([cell.link for cell in cells]))
-        if cells[0].execution == "replayed":
-            line(_replay_line(result, cells))
+        line(_link_line([cell.link for cell in cells], why_bucket(cells[0], result)))
+        line(_execution_line(result, cells))
         if any(cell.summary for cell in cells):
             line("")
             line(_title(cells), "dim")
@@ -99,16 +100,16 @@ def count_of(parameters: int) -> str:
     return str(parameters)
 
 
-def _link_line(links: Sequence[LinkRecord]) -> str:
+def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
     """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
     first = links[0]
     measured = [link.measured_bps for link in links if link.measured_bps is not None]
     got = _range(measured)
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
-    if first.mechanism in ("none", "host"):
-        what = "unshaped host" if first.mechanism == "none" else "the hosts' own network"
-        return f"link {first.mechanism}: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
-    text = f"link {first.mechanism}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
+    if what := UNSHAPED.get(first.mechanism):
+        return f"link not shaped: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
+    why = why_bucket if first.mechanism == "bucket" else ""
+    text = f"link {first.mechanism}{why}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
     text += f", got {got} Mbit/s" if got else " Mbit/s"
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"
@@ -144,17 +145,18 @@ def _mbit(rate: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _replay_line(result: Result, cells: Sequence[Cell]) -> str:
+def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
+    """How the steps were executed, and what was emulated or substituted in them."""
     cores = result.environment.get("cores", result.environment.get("cpu_count"))
-    parts = [f"REPLAYED: {cells[0].workers} ranks" + (f" on {cores} cores" if cores else "")]
-    compute = result.scenario.get("compute_s")
-    if isinstance(compute, int | float) and compute > 0:
-        parts.append(f"compute emulated {format_duration(float(compute))}")
-    threads = sorted({cell.threads for cell in cells})
-    plural = "" if threads == [1] else "s"
-    parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
-    if sources := dict.fromkeys(cell.substituted for cell in cells if cell.substituted):
-        parts[-1] = f"codec SUBSTITUTED: {_listed(list(sources))}"
+    ranks = f"{cells[0].workers} rank{'' if cells[0].workers == 1 else 's'}"
+    execution, *others = assumptions(cells, result, without=("link",))
+    parts = [f"{execution.upper()}: {ranks}" + (f" on {cores} cores" if cores else ""), *others]
+    if any(not cell.substituted for cell in cells if not is_dense(cell)) or not any(
+        cell.substituted for cell in cells
+    ):
+        threads = sorted({cell.threads for cell in cells})
+        plural = "" if threads == [1] else "s"
+        parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
     return clean(" | ".join(parts))
 
 
@@ -170,7 +172,7 @@ def step_header(cells: Sequence[Cell]) -> str:
 
 def _title(cells: Sequence[Cell]) -> str:
     runs = _runs(cells)
-    text = f"{cells[0].execution}: ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
+    text = f"ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
     if 1 < runs < stats.REPEATS_FOR_95:
         text += f" ± range (a {stats.coverage(runs):.0%} interval)"
     return text

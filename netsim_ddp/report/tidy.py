@@ -22,13 +22,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.wording import clean
 from netsim_ddp.results.record import EpochRecord, LinkRecord, RankRecord, SelectedStep, StepRecord, Summary
 
 WHERE = (
     "row", "file", "cell", "method", "params", "label", "model", "dataset", "workers", "bandwidth_bps", "delay_s",
-    "mechanism", "link", "execution", "overlap", "threads", "device", "backend", "axes", "error",
+    "mechanism", "link", "execution", "overlap", "threads", "device", "backend", "assumed", "axes",
+    "error",
 )  # fmt: skip
 SAMPLE = ("repeat", "seed", "rank", "step", "epoch")
 _STEP = tuple(StepRecord.model_fields)
@@ -69,7 +71,8 @@ def _where(entry: Entry) -> list[Any]:
     values = (
         entry.source.name, cell.id, cell.method, _json(cell.params), entry.label, cell.model, cell.dataset,
         cell.workers, cell.bandwidth_bps, cell.link.delay_s, cell.link.mechanism, cell.link.shape, cell.execution,
-        cell.overlap, cell.threads, cell.device, cell.backend, _json(cell.axes), cell.error,
+        cell.overlap, cell.threads, cell.device, cell.backend, "; ".join(assumptions([cell], entry.source.result)),
+        _json(cell.axes), cell.error,
     )  # fmt: skip
     return [_written(value) for value in values]
 

@@ -197,7 +197,7 @@ def _seconds(value: float | None) -> str:
 def _ratio(summary: TrainingSummary) -> str:
     if summary.verdict == "baseline":
         return "1.00"
-    return DASH if summary.time_ratio is None else f"{summary.time_ratio:.2g}"
+    return DASH if summary.time_speedup is None else f"{summary.time_speedup:.2g}"
 
 
 def _sent(summary: TrainingSummary) -> str:
@@ -262,6 +262,6 @@ def _time_sentence(row: _Row) -> str:
         return f"{goal} not reached"
     some = "" if summary.reached == seeds else f" by {summary.reached} of {seeds} seeds"
     text = f"{goal} reached{some} in {format_duration(summary.time_to_accuracy_s)}"
-    if summary.time_ratio is not None and math.isfinite(summary.time_ratio):
-        text += f", {summary.time_ratio:.2g} of dense's time"
+    if summary.time_speedup is not None and math.isfinite(summary.time_speedup):
+        text += f", {summary.time_speedup:.2g}x as fast as dense"
     return text

@@ -12,7 +12,7 @@ from netsim_ddp.report.wording import clean, group_name, groups, label, millisec
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.summary import baseline, is_dense
-from netsim_ddp.units import format_bytes
+from netsim_ddp.units import format_bytes, format_duration
 
 # Below this share of the dense step on the wire, the network is not what the user waits for.
 BOTTLENECK_SHARE = 0.15
@@ -106,7 +106,7 @@ def _compare(rival: Cell, cells: Sequence[Cell], dense: Cell, overlapped: Cell |
             f" ({milliseconds(mine.step_s)} against {milliseconds(base.step_s)} ms)."
         )
     if mine.step_s.median > base.step_s.median:
-        return _loss(name, against, mine, base)
+        return _loss(name, against, rival, dense)
     sentence = f"{name}: {_factor(base, mine)} {against}"
     half = next((cell for cell in cells if cell.summary and cell is not rival and _is_fp16(cell)), None)
     if half and not _is_fp16(rival):
@@ -132,17 +132,42 @@ def _is_fp16(cell: Cell) -> bool:
     return cell.method == "fp16" or (cell.method == "dense" and cell.params.get("values") == "fp16")
 
 
-def _loss(name: str, against: str, mine: Summary, base: Summary) -> str:
-    """Why it is slower: the codec against what it takes off the wire."""
+def _loss(name: str, against: str, rival: Cell, dense: Cell) -> str:
+    """Why it is slower: the codec against what it takes off the wire. Bytes saved are not yet time saved."""
+    mine, base = _summary(rival), _summary(dense)
     codec = mine.compress_s + mine.decompress_s - base.compress_s - base.decompress_s
     saved = base.communicate_s + base.wait_s - mine.communicate_s - mine.wait_s
     start = f"{name} is {_factor(base, mine)} {against}:"
-    work = f"(compress + decompress {_short(codec)})"
+    work = f"compress + decompress take {_short(codec)}" if codec > 0 else "its codec costs nothing"
+    fewer = mine.wire_reduction is not None and mine.wire_reduction > 1
+    bytes_ = f"{times(mine.wire_reduction or 0.0)} fewer bytes"
+    if saved <= 0 and fewer:
+        return f"{start} it sends {bytes_}, yet communicates {_short(-saved)} longer{_why_no_time(rival)}; {work}."
     if saved <= 0:
-        return f"{start} it saves nothing on the wire ({_short(-saved)} more) and costs time {work}."
+        return f"{start} it saves neither bytes nor time on the wire ({_short(-saved)} more), and {work}."
+    gain = f"{bytes_} save {_short(saved)} on the wire" if fewer else f"it saves {_short(saved)} on the wire"
     if codec > saved:
-        return f"{start} it costs more {work} than it saves on the wire ({_short(saved)})."
-    return f"{start} it saves {_short(saved)} on the wire {work}, but the rest of its step takes longer."
+        return f"{start} {gain}, but {work}."
+    return f"{start} {gain} and {work}, but the rest of its step takes longer."
+
+
+def _why_no_time(cell: Cell) -> str:
+    """What its communication waits for, where that is not its bytes: computed from the link's rate and delay."""
+    summary, link = _summary(cell), cell.link
+    rate = link.configured_bps or cell.bandwidth_bps
+    if not rate or link.varies:
+        return ""
+    on_wire = summary.tx_bytes_per_step * 8 / rate
+    rest = summary.communicate_s + summary.wait_s - on_wire
+    if rest <= on_wire:
+        return ""
+    what = f": at this rate its bytes take {_short(on_wire)}; the other {_short(rest)} are"
+    if link.delay_s and rest > link.delay_s:
+        delay = format_duration(link.delay_s)
+        return f"{what} rounds x delay, about {rest / link.delay_s:.0f} rounds of messages x {delay}"
+    return (
+        f"{what} not the link's: they are this host's, for starting messages and waiting for the other ranks"
+    )
 
 
 def _short(seconds: float) -> str:

@@ -11,27 +11,14 @@ from typing import TYPE_CHECKING
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, MeanInterval
-from netsim_ddp.results.summary import place_axes, setting
+from netsim_ddp.results.summary import LINK_AXES, place_axes, setting
 from netsim_ddp.units import format_rate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DASH = "–"
-_TOLD = (
-    "workers",
-    "bandwidth",
-    "delay",
-    "jitter",
-    "loss",
-    "queue",
-    "slow_rank",
-    "timeline",
-    "trace",
-    "peak",
-    "credit",
-)
-"""Axes that the workers and the link's shape tell."""
+_TOLD = LINK_AXES | {"workers"}
 
 
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -15,7 +15,15 @@ from typing import Any, Literal
 from netsim_ddp.results import stats
 from netsim_ddp.results.break_even import Pair, Steps, beyond, crossing, interval
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import METHOD_AXES, baseline, is_dense, repeat_medians
+from netsim_ddp.results.summary import (
+    LINK_AXES,
+    METHOD_AXES,
+    WAY_AXES,
+    baseline,
+    is_dense,
+    place_axes,
+    repeat_medians,
+)
 from netsim_ddp.units import format_rate
 
 Kind = Literal["crosses", "always pays in range", "never pays in range"]
@@ -111,7 +119,7 @@ def curves_by_place(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
 
 def place_name(cell: Cell) -> str:
     """What the cells of a place share, in words: ``replayed, tc, delay 5 ms``."""
-    return ", ".join(part for part in (cell.execution, cell.link.mechanism, _shape(cell)) if part)
+    return ", ".join(part for part in (cell.execution, cell.link.mechanism, _shape(cell), *_axes(cell)) if part)
 
 
 def method_name(cell: Cell) -> str:
@@ -145,6 +153,12 @@ def _place_key(cell: Cell) -> str:
         sort_keys=True,
         default=str,
     )  # fmt: skip
+
+
+def _axes(cell: Cell) -> list[str]:
+    """The axes that neither the link, nor how it was measured, nor the curve itself tells."""
+    told = LINK_AXES | WAY_AXES | {"workers", "model"}
+    return [f"{key} {value}" for key, value in place_axes(cell) if key not in told]
 
 
 def _shape(cell: Cell) -> str:

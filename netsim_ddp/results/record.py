@@ -1,7 +1,7 @@
 """The result file: its schema, written atomically, read with checks.
 
 Version 1 had neither training nor sweeps; version 2 did not say of what commits it was, nor in a training's cells which
-collective ran.
+collective ran, and its times to an accuracy were compared the other way round.
 
 SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
 be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError, cannot_write
@@ -218,7 +218,7 @@ class TrainingSummary(Strict):
     ``resolvable_points`` what a difference must exceed to be told from none with these seeds.
     ``time_to_accuracy_s`` is the training clock at the end of the first epoch that comes within a point of the dense
     run's final accuracy of the same seed (or reaches the ``target`` that was given), the median over the seeds that do;
-    ``time_ratio`` is that over the time that the dense cell takes to the same accuracy.
+    ``time_speedup`` is the time that the dense cell takes to the same accuracy over that: above 1 is faster.
     """
 
     seeds: list[int]
@@ -232,10 +232,20 @@ class TrainingSummary(Strict):
     epochs_s: float
     time_to_accuracy_s: float | None = None
     reached: int = 0
-    time_ratio: float | None = None
+    time_speedup: float | None = None
     tx_bytes_per_step: float
     wire_reduction: float | None = None
     residual_bytes: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_version_3(cls, data: Any) -> Any:
+        """``time_ratio`` was its inverse."""
+        if isinstance(data, dict) and "time_ratio" in data:
+            data = dict(data)
+            ratio = data.pop("time_ratio")
+            data["time_speedup"] = 1 / ratio if isinstance(ratio, int | float) and ratio > 0 else None
+        return data
 
 
 class Interval(Strict):

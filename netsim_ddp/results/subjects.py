@@ -13,19 +13,10 @@ from typing import Any
 
 from netsim_ddp.results.crossover import method_name
 from netsim_ddp.results.record import Cell, RankRecord, Result
-from netsim_ddp.results.summary import METHOD_AXES, PHASES, repeat_medians, slowest_steps
+from netsim_ddp.results.summary import LINK_AXES, METHOD_AXES, PHASES, WAY_AXES, repeat_medians, slowest_steps
 from netsim_ddp.units import format_rate
 
-TOLD_AXES = METHOD_AXES | {
-    "model",
-    "dataset",
-    "workers",
-    "bandwidth",
-    "delay",
-    "threads",
-    "execution",
-    "device",
-}
+TOLD_AXES = METHOD_AXES | LINK_AXES | WAY_AXES | {"model", "dataset", "workers", "threads"}
 """Axes of a sweep that a cell's own fields tell already."""
 # Their payload follows from shapes alone; that of the others from what a step selects.
 FIXED_PAYLOAD = ("dense", "fp16", "bf16", "powersgd", "topk-dense")

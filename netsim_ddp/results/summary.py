@@ -29,6 +29,11 @@ UNEXPLAINED_FLOOR = 0.01
 
 METHOD_AXES = frozenset({"method", "methods", "ratio", "overlap"})
 """Axes of a sweep that tell methods apart, not the place where they are compared."""
+LINK_AXES = frozenset({"bandwidth", "delay", "jitter", "loss", "queue", "slow_rank", "peak", "credit"})
+"""Those that a link's shape tells, in words."""
+WAY_AXES = frozenset({"execution", "link", "device", "backend"})
+"""Those that fields of a cell tell, of how it was measured."""
+COMPUTE_AXES = frozenset({"compute", "compute_s"})
 Setting = tuple[object, ...]
 
 

@@ -168,7 +168,7 @@ def _times(
         return {}
     found: dict[str, Any] = {"time_to_accuracy_s": stats.median(mine), "reached": len(mine)}
     if dense is not None and dense is not cell and len(dense_times) == len(mine):
-        found["time_ratio"] = stats.median([a / b for a, b in zip(mine, dense_times, strict=True) if b > 0])
+        found["time_speedup"] = stats.median([b / a for a, b in zip(mine, dense_times, strict=True) if a > 0])
     return found
 
 

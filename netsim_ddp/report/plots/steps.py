@@ -34,7 +34,7 @@ def phase_bars(collection: Collection) -> list[Bars]:
             if entry.cell.summary
         )
         if bars:
-            plots.append(Bars("phases", block.title, bars))
+            plots.append(Bars("phases", block.heading, bars))
     return plots
 
 

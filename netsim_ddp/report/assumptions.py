@@ -1,0 +1,69 @@
+"""What a reader must know of how a figure came about before believing it: told alike by every table and file.
+
+How steps were executed, what was emulated or taken from elsewhere instead of measured here, and a link that is not the
+kernel's own. One list for a cell, and one for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netsim_ddp.report.wording import clean
+from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.units import format_duration
+
+Assumed = dict[str, str]
+"""What is assumed, by what it is about: ``{"execution": "replayed", "compute": "50 ms"}``."""
+UNSHAPED = {"none": "the host's own loopback", "host": "the hosts' own network"}
+_LEADS = {"execution": "", "compute": "compute emulated ", "codec": "codec SUBSTITUTED: ", "link": "link "}
+
+
+def assumptions(cells: Sequence[Cell], result: Result, *, without: Sequence[str] = ()) -> list[str]:
+    """``["replayed", "compute emulated 50 ms", "link bucket as asked: bytes are charged, not measured"]``: of all
+    ``cells`` of ``result``, each value once; ``without`` are the keys of :data:`Assumed` that are told elsewhere."""
+    all_of = [assumed(cell, result) for cell in cells]
+    found = []
+    for key, lead in _LEADS.items():
+        values = dict.fromkeys(each[key] for each in all_of if key in each)
+        if values and key not in without:
+            # The baseline has no codec to substitute; anything else that only some have is worth a word.
+            some = "" if key == "codec" or all(key in each for each in all_of) else " in some cells"
+            found.append(f"{lead}{', '.join(values)}{some}")
+    return found
+
+
+def assumed(cell: Cell, result: Result) -> Assumed:
+    """What is assumed of one cell."""
+    settings = _settings(cell, result)
+    found: Assumed = {"execution": cell.execution}
+    compute = settings.get("compute_s")
+    if isinstance(compute, int | float) and compute > 0:
+        found["compute"] = format_duration(float(compute))
+    if cell.substituted:
+        found["codec"] = clean(cell.substituted)
+    if cell.link.mechanism == "bucket":
+        found["link"] = f"bucket{why_bucket(cell, result)}: bytes are charged, not measured"
+    elif cell.link.mechanism in UNSHAPED:
+        found["link"] = f"not shaped: {UNSHAPED[cell.link.mechanism]}"
+    return found
+
+
+def why_bucket(cell: Cell, result: Result) -> str:
+    """Whether somebody wanted it, or there was nothing better: ``" as asked"``."""
+    asked = str(_settings(cell, result).get("link"))
+    return {"bucket": " as asked", "auto": " because tc does not work there"}.get(asked, "")
+
+
+def _settings(cell: Cell, result: Result) -> Mapping[str, Any]:
+    """The resolved settings that the cell was run with: a sweep's stand with each of its places."""
+    scenario = result.scenario
+    sweep = scenario.get("sweep")
+    runs = sweep.get("runs") if isinstance(sweep, dict) else None
+    for run in runs if isinstance(runs, list) else ():
+        axes, settings = (run.get("axes"), run.get("settings")) if isinstance(run, dict) else (None, None)
+        if not isinstance(axes, dict) or not isinstance(settings, dict):
+            continue
+        if all(key in cell.axes and cell.axes[key] == value for key, value in axes.items()):
+            return settings
+    return scenario
