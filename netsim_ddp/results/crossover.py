@@ -119,7 +119,9 @@ def curves_by_place(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
 
 def place_name(cell: Cell) -> str:
     """What the cells of a place share, in words: ``replayed, tc, delay 5 ms``."""
-    return ", ".join(part for part in (cell.execution, cell.link.mechanism, _shape(cell), *_axes(cell)) if part)
+    return ", ".join(
+        part for part in (cell.execution, cell.link.mechanism, _shape(cell), *_axes(cell)) if part
+    )
 
 
 def method_name(cell: Cell) -> str:
