@@ -12,6 +12,7 @@ keeps learning v from compressed gradients and so keeps the lag.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from netsim_ddp.communication.backend import DistributedBackend
 from netsim_ddp.communication.parameters import NamedParameters, named_list
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
+from netsim_ddp.errors import UsageError
 
 
 class CompressedAdam(torch.optim.Optimizer):
@@ -34,7 +36,11 @@ class CompressedAdam(torch.optim.Optimizer):
         optimizer.step()
 
     With g_i a rank's gradient, m the momentum that all ranks share and v frozen, a step is m = mean of C(b1 m +
-    (1 - b1) g_i), with C the method's compression and feedback, and x -= lr m / (sqrt(v) + eps).
+    (1 - b1) g_i), with C the method's compression and feedback, and x -= lr m / (1 - b1^t) / (sqrt(v) + eps). v has the
+    correction that it had when it was frozen, so that the freeze itself changes no step.
+
+    The parameters are the bare model's. DDP around it would average the gradients before this does, and its bytes
+    would be saved by nobody: that is refused, unless forward and backward run within ``ddp.no_sync()``.
 
     Args:
         weight_decay: added to the gradient (Adam) or, with ``decoupled``, taken from the parameter (AdamW: Loshchilov
@@ -44,8 +50,12 @@ class CompressedAdam(torch.optim.Optimizer):
         method, params: as :class:`DistributedBackend` takes them, for the steps that follow.
 
     Raises:
-        ValueError: ``freeze_after`` below 1, or a beta outside [0, 1).
+        UsageError: an unknown method or option, or a bad value of one, at once; parameters without their names.
+        ValueError: ``freeze_after`` below 1, a beta outside [0, 1), a rate, eps or decay that is no number from 0 on.
     """
+
+    _step_supports_amp_scaling = True
+    """A ``GradScaler`` then says that it is the caller, before it calls :meth:`step`."""
 
     def __init__(
         self,
@@ -61,19 +71,44 @@ class CompressedAdam(torch.optim.Optimizer):
         params: dict[str, Any] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if freeze_after < 1:
-            raise ValueError(f"freeze_after={freeze_after}: the second moment needs a dense step at least")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas {betas} must be in [0, 1)")
+        _check_numbers(lr=lr, eps=eps, weight_decay=weight_decay)
+        if isinstance(freeze_after, bool) or not isinstance(freeze_after, int) or freeze_after < 1:
+            raise ValueError(
+                f"freeze_after={freeze_after!r} must be a whole number of at least 1: the second moment needs a "
+                "dense step"
+            )
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(f"betas {betas} must be two numbers in [0, 1)")
         named = named_list(named_parameters)
         self._named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self._dense = DistributedBackend(process_group=process_group, scaler=None)
+        self._sparse = DistributedBackend(
+            method=method, params=params, process_group=process_group, scaler=None
+        )
+        if self._sparse.params.get("momentum"):
+            raise UsageError(
+                f"CompressedAdam has a momentum of its own, and method {method!r} would add another",
+                hint="leave momentum out of params",
+            )
+        for backend in (self._dense, self._sparse):
+            backend.called = type(self).__name__
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([parameter for _, parameter in self._named], defaults)
         self._decoupled, self._freeze_after = decoupled, freeze_after
-        self._skips = (params or {}).get("nonfinite") == "skip"
-        self._dense = DistributedBackend(process_group=process_group)
-        self._sparse = DistributedBackend(method=method, params=params, process_group=process_group)
+        self._skips = self._sparse.params.get("nonfinite") == "skip"
+        self._room: dict[Tensor, Tensor] = {}
+        """Where the next momentum is made; it changes places with the last one when the step has been taken."""
         self._steps = 0
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """One group is all there is.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.param_groups:
+            raise ValueError("CompressedAdam has one group of parameters: make one optimizer per group")
+        super().add_param_group(param_group)
 
     @property
     def frozen(self) -> bool:
@@ -98,12 +133,22 @@ class CompressedAdam(torch.optim.Optimizer):
             False where the step was skipped because a gradient was not finite (``nonfinite=skip``).
 
         Raises:
-            NonFiniteGradient: a gradient was not finite; on every rank, and nothing has changed.
+            NonFiniteGradient: a gradient was not finite; on every rank, and nothing has changed: no moment, residual,
+                parameter, nor the number of steps.
+            UsageError: DDP has averaged the gradients already, or this is a ``GradScaler``'s step.
         """
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")
+        if getattr(self, "found_inf", None) is not None:
+            raise UsageError(
+                "GradScaler.step() lets every rank decide for itself whether its gradients can be used, and "
+                "CompressedAdam exchanges them afterwards",
+                hint="train in bfloat16 (torch.autocast(..., torch.bfloat16)), which needs no GradScaler",
+            )
         group = self.param_groups[0]
-        self._add_decay(group)
+        for _, parameter in self._named:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         taken = self._compressed(group) if self.frozen else self._plain(group)
         if taken:
             self._steps += 1
@@ -113,21 +158,17 @@ class CompressedAdam(torch.optim.Optimizer):
             self._update(group)
         return taken
 
-    def _add_decay(self, group: dict[str, Any]) -> None:
-        for _, parameter in self._named:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if not self._decoupled:
-                parameter.grad.add_(parameter, alpha=group["weight_decay"])
-
     def _plain(self, group: dict[str, Any]) -> bool:
         """Adam's two moments of the dense average."""
         self._dense.allreduce_gradients(self._named)
+        decay = 0.0 if self._decoupled else group["weight_decay"]
+        for _, parameter in self._named:
+            self._gradient(parameter).add_(parameter, alpha=decay)
         # Every rank has the same average, so every rank decides the same.
-        if not all(all_finite(self._gradient(parameter)) for _, parameter in self._named):
+        if not all(_can_be_squared(self._gradient(parameter)) for _, parameter in self._named):
             if self._skips:
                 return False
-            raise NonFiniteGradient("the average of the gradients is not finite", -1)
+            raise NonFiniteGradient("the average of the gradients, or its square, is not finite", -1)
         first, second = group["betas"]
         for _, parameter in self._named:
             gradient, state = self._gradient(parameter), self._state_of(parameter)
@@ -136,21 +177,36 @@ class CompressedAdam(torch.optim.Optimizer):
         return True
 
     def _compressed(self, group: dict[str, Any]) -> bool:
-        """The shared momentum, from every rank's own."""
-        first = group["betas"][0]
-        for _, parameter in self._named:
-            self._gradient(parameter).mul_(1 - first).add_(self._state_of(parameter)["momentum"], alpha=first)
-        if not self._sparse.allreduce_gradients(self._named):
-            return False
-        for _, parameter in self._named:
-            self._state_of(parameter)["momentum"].copy_(self._gradient(parameter))
-        return True
+        """The shared momentum, from every rank's own. It is made beside the last one, and stands in for the gradient
+        while it is exchanged."""
+        first, decay = group["betas"][0], 0.0 if self._decoupled else group["weight_decay"]
+        gradients = [self._gradient(parameter) for _, parameter in self._named]
+        try:
+            for (_, parameter), gradient in zip(self._named, gradients, strict=True):
+                room = self._room.setdefault(parameter, torch.empty_like(parameter))
+                torch.add(gradient, parameter, alpha=decay, out=room)
+                room.mul_(1 - first).add_(self._state_of(parameter)["momentum"], alpha=first)
+                parameter.grad = room
+            taken = self._sparse.allreduce_gradients(self._named)
+            if taken and not all(all_finite(self._gradient(parameter)) for _, parameter in self._named):
+                raise NonFiniteGradient(
+                    "the momentum is not finite", -1
+                )  # with one rank; several have refused it
+        finally:
+            for (_, parameter), gradient in zip(self._named, gradients, strict=True):
+                parameter.grad = gradient
+        if taken:
+            for _, parameter in self._named:
+                state = self._state_of(parameter)
+                state["momentum"], self._room[parameter] = self._room[parameter], state["momentum"]
+        return taken
 
     def _update(self, group: dict[str, Any]) -> None:
         first, second = group["betas"]
-        # A frozen second moment keeps the correction that it had; the momentum needs none by then.
+        # A frozen second moment keeps the correction that it had. The momentum goes on as it began, so its correction
+        # does too: without it, the step would change by a factor of 1 - b1 ** freeze_after at once.
         square_bias = 1 - second ** min(self._steps, self._freeze_after)
-        bias = 1 - first**self._steps if self._steps <= self._freeze_after else 1.0
+        bias = 1 - first**self._steps
         for _, parameter in self._named:
             state = self._state_of(parameter)
             root = (state["square"] / square_bias).sqrt_().add_(group["eps"])
@@ -178,6 +234,17 @@ class CompressedAdam(torch.optim.Optimizer):
         Raises:
             ValueError: it is another rank's, or of other parameters or another number of ranks.
         """
+        self._sparse.load_state_dict(state["exchange"])
         super().load_state_dict({key: state[key] for key in ("state", "param_groups")})
         self._steps = state["steps"]
-        self._sparse.load_state_dict(state["exchange"])
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool | str) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r} must be a number of at least 0")
+
+
+def _can_be_squared(gradient: Tensor) -> bool:
+    """Whether neither the gradient nor its square is NaN or inf."""
+    return bool((gradient.abs() <= torch.finfo(gradient.dtype).max ** 0.5).all())

@@ -26,6 +26,7 @@ from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment
 from netsim_ddp.communication.sparse import SelectedEntries, TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
+from netsim_ddp.communication.wrapped import check_not_averaged, watch
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
@@ -140,6 +141,9 @@ class DistributedBackend:
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
         self._saved: dict[str, Any] = {}
+        self.called = type(self).__name__
+        """What a user knows this exchange as."""
+        watch()
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
 
@@ -196,6 +200,11 @@ class DistributedBackend:
         self._loss_scale = LossScale(scaler)
 
     @property
+    def params(self) -> Mapping[str, Any]:
+        """The method's options, typed."""
+        return self._params
+
+    @property
     def segments(self) -> list[Segment]:
         """Of the method at work; empty before the first call."""
         return self._segments
@@ -221,11 +230,15 @@ class DistributedBackend:
             RankTimeout: a rank did not come to that comparison within the process group's timeout.
             NonFiniteGradient: on every rank, when one rank's gradient or the ranks' sum is not finite, without a scaler
                 (``topk`` with ``nonfinite=raise``, ``powersgd``). No rank's state has changed.
-            UsageError: the gradients have been unscaled already, or several scalers could be meant.
+            UsageError: the gradients have been unscaled already, or several scalers could be meant; or DDP has averaged
+                them.
         """
         if self.group.world_size == 1:
             return True
-        flat = self._prepare(model_parameters(named_parameters))
+        parameters = model_parameters(named_parameters)
+        if not self._membership.is_fixed:
+            check_not_averaged((parameter for _, parameter in parameters), self.group, self.called)
+        flat = self._prepare(parameters)
         assert self.method is not None
         scale = 1.0 if self.method.stateless else self._loss_scale.now()
         self._loss_scale.check_still_scaled(flat.parameters)

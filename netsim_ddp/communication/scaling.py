@@ -71,7 +71,7 @@ class LossScale:
         if not unscaled:
             return
         ours = {id(parameter) for parameter in parameters}
-        for optimizer in _instances(torch.optim.Optimizer):
+        for optimizer in instances(torch.optim.Optimizer):
             if id(optimizer) in unscaled and any(
                 id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]
             ):
@@ -86,7 +86,7 @@ def _only_scaler() -> GradScaler | None:
     """The one enabled scaler that has scaled a loss in this process."""
     found: list[GradScaler] = [
         scaler
-        for scaler in _instances(GradScaler)
+        for scaler in instances(GradScaler)
         if scaler.is_enabled() and getattr(scaler, "_scale", None) is not None
     ]
     if len(found) > 1:
@@ -106,6 +106,6 @@ def _only_scaler() -> GradScaler | None:
     return found[0]
 
 
-def _instances(kind: type[Any]) -> list[Any]:
+def instances(kind: type[Any]) -> list[Any]:
     """Every live object of ``kind``. By its type alone: some objects do things when they are asked for their class."""
     return [each for each in gc.get_objects() if issubclass(type(each), kind)]

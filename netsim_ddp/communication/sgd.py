@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from netsim_ddp.communication.wrapped import check_corrected, watch
 
 
 class CorrectedSGD(torch.optim.Optimizer):
@@ -34,18 +37,27 @@ class CorrectedSGD(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ) -> None:
+        if isinstance(lr, bool | str) or not 0 <= lr < math.inf:
+            raise ValueError(f"lr={lr!r} must be a number of at least 0")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum {momentum} must be in [0, 1)")
-        if weight_decay < 0:
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay {weight_decay} must be at least 0")
+        watch()
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's answers a closure's loss
-        """One update from ``grad``; a parameter without one is left alone."""
+        """One update from ``grad``; a parameter without one is left alone.
+
+        Raises:
+            UsageError: DDP's gradients do not carry the momentum that this takes for granted.
+        """
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")
         for group in self.param_groups:
+            if group["momentum"]:
+                check_corrected(group["params"], group["momentum"])
             rate, decay = group["lr"], group["weight_decay"]
             for parameter in group["params"]:
                 if parameter.grad is None:

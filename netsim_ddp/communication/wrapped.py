@@ -1,0 +1,101 @@
+"""Whether DistributedDataParallel has averaged these gradients already: then an exchange would be a second one.
+
+DDP leaves no mark on a gradient. So every DDP of this process is known: those that are there when it is first asked,
+and each one made later, by torch's hook for modules that get a part.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from netsim_ddp.communication.scaling import instances
+from netsim_ddp.communication.segments import Group
+from netsim_ddp.errors import UsageError
+
+_known: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+
+
+@functools.cache
+def watch() -> None:
+    """From now on, know every DDP that is made."""
+
+    def note(module: nn.Module, name: str, _: nn.Module | None) -> None:
+        if name == "module" and isinstance(module, DistributedDataParallel):
+            _known.add(module)
+
+    register_module_module_registration_hook(note)
+
+
+@functools.cache
+def _find_older() -> None:
+    """The ones that were made before."""
+    watch()
+    _known.update(instances(DistributedDataParallel))
+
+
+def wrapper_of(parameters: Iterable[Tensor]) -> DistributedDataParallel | None:
+    """The DDP around a model with one of these parameters that exchanged gradients in the last backward pass."""
+    _find_older()
+    if not _known:
+        return None
+    ours = {id(parameter) for parameter in parameters}
+    for ddp in _known:
+        # False once a forward pass has gone by within no_sync().
+        if ddp.require_forward_param_sync and any(id(p) in ours for p in ddp.module.parameters()):
+            return ddp
+    return None
+
+
+def check_not_averaged(parameters: Iterable[Tensor], group: Group, what: str) -> None:
+    """Refuse gradients that DDP has averaged over the same ranks.
+
+    Args:
+        what: the class that would average them again.
+
+    Raises:
+        UsageError: it has.
+    """
+    ddp = wrapper_of(parameters)
+    if ddp is None or _ranks(ddp.process_group) != _ranks(group.process_group):
+        return
+    hooks = [hook for hook, _ in getattr(ddp, "_comm_hooks", [])]
+    if hooks and all(hook is noop_hook for hook in hooks):
+        return
+    raise UsageError(
+        f"DistributedDataParallel has averaged these gradients already, and {what} would do so again",
+        hint=f"use the model without DDP; or run forward and backward within ddp.no_sync(); or drop {what} and write "
+        "ddp.register_comm_hook(netsim_ddp.HookState(model), netsim_ddp.method_hook)",
+    )
+
+
+def check_corrected(parameters: Iterable[Tensor], momentum: float) -> None:
+    """Refuse gradients of a DDP that do not carry this momentum.
+
+    Raises:
+        UsageError: DDP has averaged plain gradients, or its hook accumulates another momentum.
+    """
+    ddp = wrapper_of(parameters)
+    if ddp is None:
+        return
+    hooks = getattr(ddp, "_comm_hooks", [])
+    accumulated = [state.params.get("momentum", 0.0) for _, state in hooks if hasattr(state, "params")]
+    if hooks and (not accumulated or accumulated == [momentum]):
+        return  # a hook of the user's own may do anything
+    found = f"have a momentum of {accumulated[0]:g}" if accumulated else "carry no momentum"
+    raise UsageError(
+        f"CorrectedSGD has momentum={momentum:g} for gradients that carry it already, and DDP's here {found}",
+        hint="write ddp.register_comm_hook(netsim_ddp.HookState(model, momentum="
+        f"{momentum:g}), netsim_ddp.method_hook), or use torch.optim.SGD",
+    )
+
+
+def _ranks(process_group: dist.ProcessGroup | None) -> list[int]:
+    return dist.get_process_group_ranks(process_group)
