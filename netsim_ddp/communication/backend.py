@@ -11,7 +11,16 @@ import torch.distributed as dist
 from torch import nn
 
 from netsim_ddp.communication.bf16 import BFloat16Exchange
-from netsim_ddp.communication.building import description
+from netsim_ddp.communication.building import description, resolved
+from netsim_ddp.communication.carrying import (
+    ByName,
+    Saved,
+    carry,
+    check_names,
+    check_options,
+    unless_refused,
+    warn_of_absent,
+)
 from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.cost import payload_bytes
@@ -144,6 +153,9 @@ class DistributedBackend:
         self.called = type(self).__name__
         """What a user knows this exchange as."""
         watch()
+        self._known: set[str] = set()
+        self._parked: dict[str, ByName] = {}
+        """What is pending for parameters that are not trained now."""
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
 
@@ -218,6 +230,11 @@ class DistributedBackend:
         Under a ``GradScaler`` it comes between ``scaler.scale(loss).backward()`` and ``scaler.unscale_`` or
         ``scaler.step``: gradients keep the scale that they came with.
 
+        The parameters may be others than in the step before, on all ranks alike: unfrozen, frozen, in another order.
+        What is pending goes on by name. A new parameter begins with nothing; what is pending for one that is frozen
+        waits until it is trained again. Keep frozen ones in the list, as ``model.named_parameters()`` does: for one
+        that is not there at all a warning says that something waits.
+
         Returns:
             False where the ranks skipped the step: no rank's state has changed. With ``nonfinite=skip`` every ``grad``
             is 0 then, and ``optimizer.step()`` should be left out. Under a scaler every ``grad`` is NaN, whatever
@@ -287,18 +304,30 @@ class DistributedBackend:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""
-        return self.method.state_dict() if self.method else self._saved
+        if self.method is None:
+            return self._saved
+        state = self.method.state_dict()
+        if not state:
+            return {}
+        own = {"method": self._name, "options": resolved(self._name, self._params), "parked": self._parked}
+        return {**state, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved; before the first step it is checked when that comes.
+        """Take over what :meth:`state_dict` saved; before the first step what depends on the parameters is checked
+        when that comes. What goes on, and what is refused, is the rule of
+        :mod:`netsim_ddp.communication.carrying`.
 
         Raises:
-            ValueError: it is another rank's, or of other parameters or another number of ranks.
+            ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
+                would be lost; nothing has changed then.
         """
-        if self.method:
-            self.method.load_state_dict(state)
-        else:
+        saved = _saved(state)
+        check_options(saved, self._name, resolved(self._name, self._params), self._built_for)
+        if self.method is None:
             self._saved = dict(state)
+        else:
+            check_names(saved, self._known)
+            self._parked = carry(saved, [self.method])
 
     def _prepare(self, parameters: Named) -> FlatGradients:
         """The layout for these parameters; nothing has changed where it cannot be built, or the ranks differ."""
@@ -306,14 +335,21 @@ class DistributedBackend:
         holds = self._flat is not None and self._built_for is group and self._flat.holds(parameters)
         if self._flat is not None and holds and not self._stale(self.method):
             return self._flat
-        with same_on_all_ranks(None if self._membership.is_fixed else group) as facts:
+        compared = None if self._membership.is_fixed else group
+        known = {name for name, _ in parameters}
+        with unless_refused(self._params.get("error_buffer")), same_on_all_ranks(compared) as facts:
             flat = FlatGradients(parameters)
             flat.check()
             method = self._build(flat, group.renewed())
-            if state := self.state_dict():
-                method.load_state_dict(state)
+            saved = _saved(self.state_dict())
+            check_options(saved, self._name, resolved(self._name, self._params), group)
+            if self.method is None:
+                check_names(saved, known)
+            parked = carry(saved, [method])
             facts.update(description(self._name, self._params, parameters, [method]))
+        warn_of_absent(parked, self._parked, known)
         self._flat, self._built_for, self.method = flat, group, method
+        self._known, self._parked = known, parked
         self._segments = method.segments()
         return flat
 
@@ -360,3 +396,8 @@ def _check_names(buffer: ErrorFeedbackBuffer, flat: FlatGradients) -> None:
                     f"error_buffer holds a residual of {other!r}, and the parameter is called {name!r}",
                     hint=f"load it under the names that allreduce_gradients gets, such as {name!r}",
                 )
+
+
+def _saved(state: Mapping[str, Any]) -> Saved:
+    own = ("method", "options", "parked")
+    return Saved.of(state, [{key: value for key, value in state.items() if key not in own}])

@@ -162,7 +162,7 @@ class HandedCompression(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residuals; what the compressor itself keeps is the user's to save."""
-        return {} if self.buffer is None else {"error_buffer": self.buffer.state_dict()}
+        return {} if self.buffer is None else {"error_buffer": self.buffer.state_dict(self.flat.names)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.
@@ -177,7 +177,7 @@ class HandedCompression(Method):
                 "the state holds an owner's sums, which a compressor of your own has no place for"
             )
         if self.buffer is not None:
-            self.buffer.load_state_dict(state["error_buffer"])
+            self.buffer.load_state_dict(state["error_buffer"], list(state["error_buffer"]))
 
 
 def _problem(found: Any, gradient: Tensor) -> str:

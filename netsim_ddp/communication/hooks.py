@@ -16,7 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.backend import build_method, checked_params
-from netsim_ddp.communication.building import description
+from netsim_ddp.communication.building import description, resolved
+from netsim_ddp.communication.carrying import (
+    ByName,
+    Saved,
+    carry,
+    check_names,
+    check_options,
+    unless_refused,
+    warn_of_absent,
+)
 from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
@@ -97,6 +106,8 @@ class HookState:
         self._methods: list[Method] = []
         self._built_for: Group | None = None
         self._compared = False
+        self._parked: dict[str, ByName] = {}
+        """What is pending for parameters that are not trained now."""
         self.bind(named_parameters, process_group)
 
     def bind(
@@ -116,6 +127,8 @@ class HookState:
         else:
             trained(named)
             self._saved = self._kept()
+            if self._saved is not None:
+                self._checked(self._saved, None, {name for name, _ in named})
             self._named, self._membership, self._methods = named, membership, []
 
     def _build(self, named: Named, membership: Membership) -> None:
@@ -123,11 +136,18 @@ class HookState:
         group, flat = membership.group(), FlatGradients(named)
         cuts = ddp_buckets(flat) if self.overlap else [(0, len(flat.parameters))]
         place = group.renewed()
-        methods = [
-            build_method(self.method, flat.part(first, last), place, **self.params) for first, last in cuts
-        ]
-        if (kept := self._kept()) is not None:
-            self._load(kept, methods, group)
+        known = {name for name, _ in named}
+        with unless_refused(self.params.get("error_buffer")):
+            methods = [
+                build_method(self.method, flat.part(first, last), place, **self.params)
+                for first, last in cuts
+            ]
+            parked: dict[str, ByName] = {}
+            if (kept := self._kept()) is not None:
+                saved = self._checked(kept, group, known if not self._methods else None)
+                parked = carry(saved, methods)
+        warn_of_absent(parked, self._parked, known)
+        self._parked = parked
         self._named, self._membership, self._built_for = named, membership, group
         self._flat, self._cuts, self._methods, self._saved = flat, cuts, methods, None
         self._compared = False
@@ -298,32 +318,39 @@ class HookState:
         """What this rank's checkpoint must keep."""
         if self._saved is not None:
             return self._saved
-        found = {"method": self.method, "overlap": self.overlap}
-        if self._built_for is None:
+        found = {
+            "method": self.method,
+            "overlap": self.overlap,
+            "options": resolved(self.method, self.params),
+        }
+        if not self._methods or self._built_for is None:
             return {**found, "parts": []}  # nothing has been exchanged
+        found["parked"] = self._parked
         place = {"rank": self._built_for.rank, "world_size": self._built_for.world_size}
         return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved.
+        """Take over what :meth:`state_dict` saved. What goes on, and what is refused, is the rule of
+        :mod:`netsim_ddp.communication.carrying`: other buckets, another order, ratio or collective go on.
 
         Raises:
-            ValueError: it is another rank's, or of another number of ranks, method, overlap or parameters.
+            ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
+                would be lost; nothing has changed then.
         """
-        if self._methods and self._built_for is not None:
-            self._load(state, self._methods, self._built_for)
+        known = None if self._named is None else {name for name, _ in self._named}
+        saved = self._checked(state, self._built_for if self._methods else None, known)
+        if self._methods:
+            self._parked = carry(saved, self._methods)
         else:
             self._saved = dict(state)
 
-    def _load(self, state: Mapping[str, Any], methods: Sequence[Method], group: Group) -> None:
-        here = {"method": self.method, "overlap": self.overlap}
-        here |= {"rank": group.rank, "world_size": group.world_size}
-        for key, value in here.items():
-            if state.get(key, value) != value:
-                raise ValueError(f"the state was saved with {key} {state[key]}, this is {value}")
-        for method, saved in zip(methods, state["parts"] or [{}] * len(methods), strict=True):
-            if saved:
-                method.load_state_dict(saved)
+    def _checked(self, state: Mapping[str, Any], group: Group | None, known: set[str] | None) -> Saved:
+        """``state``, if it may go on here; ``known`` parameters are all that it may be of."""
+        saved = Saved.of(state, state["parts"])
+        check_options(saved, self.method, resolved(self.method, self.params), group)
+        if known is not None:
+            check_names(saved, known)
+        return saved
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -336,6 +363,7 @@ class HookState:
             "_methods": [],
             "_built_for": None,
             "_compared": False,
+            "_parked": {},
         }
 
 

@@ -238,7 +238,11 @@ class PowerSGD(Method):
     def state_dict(self) -> dict[str, Any]:
         """This rank's residual, and the Q that all ranks start the next step from."""
         state: dict[str, Any] = {"q": {name: start.clone() for name, start in self._start.items()}}
-        return state if self.buffer is None else {**state, "error_buffer": self.buffer.state_dict()}
+        return (
+            state
+            if self.buffer is None
+            else {**state, "error_buffer": self.buffer.state_dict(self.flat.shapes)}
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.
@@ -253,7 +257,7 @@ class PowerSGD(Method):
         if ("error_buffer" in state) != (self.buffer is not None):
             raise ValueError("the state was saved with feedback and this is without, or the other way round")
         if self.buffer is not None:
-            self.buffer.load_state_dict(state["error_buffer"])
+            self.buffer.load_state_dict(state["error_buffer"], self.flat.shapes)
             self._find_matrices()
         for name, start in self._start.items():
             start.copy_(saved[name])

@@ -189,7 +189,7 @@ class SelectedEntries(Method):
         place = {"rank": self.group.rank, "world_size": self.group.world_size}
         state: dict[str, Any] = {**place, "selection": self.selection.state_dict()}
         if self.buffer is not None:
-            state["error_buffer"] = self.buffer.state_dict()
+            state["error_buffer"] = self.buffer.state_dict(self.flat.shapes)
         if self.momentum is not None:
             state["velocity"] = self.momentum.state_dict()
         if self.codec.counter is not None:
@@ -209,7 +209,7 @@ class SelectedEntries(Method):
             if state[key] != here:
                 raise ValueError(f"the state was saved with {key} {state[key]}, this is {here}")
         if self.buffer is not None:
-            self.buffer.load_state_dict(state["error_buffer"])
+            self.buffer.load_state_dict(state["error_buffer"], self.flat.shapes)
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
         if self.momentum is not None:
             self.momentum.load_state_dict(state["velocity"])

@@ -15,7 +15,8 @@ rank; save each rank's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -147,15 +148,27 @@ class ErrorFeedbackBuffer:
         self._flats[key] = flat
         return flat
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """A copy of every residual, by name. Per rank: each rank saves its own."""
-        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+    @contextmanager
+    def as_it_was_if_this_fails(self) -> Iterator[None]:
+        """What is laid out anew inside comes to nothing if an exception is raised there."""
+        buffers, flats = dict(self._buffers), dict(self._flats)
+        try:
+            yield
+        except BaseException:
+            self._buffers, self._flats = buffers, flats
+            raise
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def state_dict(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """A copy of every residual, by name, or of those of ``names`` that there are, in their order. Per rank: each rank saves its
+        own."""
+        wanted = self._buffers if names is None else names
+        return {name: self._buffers[name].detach().clone() for name in wanted if name in self._buffers}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> None:
         """Take over saved residuals; everything is checked before anything changes.
 
         An empty buffer takes every name. One in use keeps its tensors (so a vector from :meth:`flat` stays
-        valid), devices and dtypes, and wants exactly its own names.
+        valid), devices and dtypes, and wants exactly its own names, or ``names`` of them.
 
         Raises:
             ValueError: names or shapes differ, an entry is no floating tensor, or is not finite.
@@ -167,11 +180,9 @@ class ErrorFeedbackBuffer:
                 raise ValueError(f"the saved residual of {name!r} holds a NaN or inf")
             if name in self._buffers:
                 self._check_shape(name, saved.shape)
-        if self._buffers and set(state) != set(self._buffers):
-            missing, unknown = (
-                sorted(set(self._buffers) - set(state)),
-                sorted(set(state) - set(self._buffers)),
-            )
+        own = set(self._buffers if names is None else names)
+        if own and set(state) != own:
+            missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
             raise ValueError(f"saved residuals do not match: missing {missing}, unknown {unknown}")
         for name, saved in state.items():
             if name in self._buffers:
