@@ -177,13 +177,12 @@ def refused(rank: int, workers: int) -> dict[str, Any]:
             ledgers[1].step(twin, named, step)
         said = []
         larger = nn.Parameter(torch.zeros(18))
-        others = {
-            "shape": [*named[:1], ("b", larger), *named[2:]],
-            "name": [*named, ("a", nn.Parameter(torch.zeros(5)))],
-            "type": [*named, ("z", nn.Parameter(torch.zeros(5, dtype=torch.complex64)))],
-            "one rank only": named if rank == 0 else named[::-1],
-        }
-        for other in others.values():
+        others = [
+            [*named[:1], ("b", larger), *named[2:]],
+            [*named, ("a", nn.Parameter(torch.zeros(5)))],
+            [*named, ("z", nn.Parameter(torch.zeros(5, dtype=torch.complex64)))],
+        ]
+        for other in others:
             for _, parameter in other:
                 parameter.grad = torch.ones_like(parameter)
             try:
@@ -192,8 +191,6 @@ def refused(rank: int, workers: int) -> dict[str, Any]:
                 said.append(str(error))
             else:
                 said.append("went on")
-            if other is others["type"]:
-                break
         same = True
         for step in range(3, 6):
             ledgers[0].step(backend, named, step)
@@ -209,7 +206,8 @@ def refused(rank: int, workers: int) -> dict[str, Any]:
 def test_a_refused_change_leaves_a_working_backend(workers: int) -> None:
     for rank in on_ranks(refused, workers):
         for way, ((shape, name, kind), same) in rank.items():
-            assert "b has a residual of shape (17,), and is (18,) now" in shape, way
+            assert "has a residual of shape (17,)" in shape, way
+            assert "(18,)" in shape, way
             assert "two parameters have the name a" in name, way
             assert "parameter z is complex64" in kind, way
             assert same, way
@@ -360,7 +358,7 @@ def wrappers(rank: int, workers: int) -> dict[str, Any]:
 
     found = {}
     ways = {
-        "bare": lambda: Net(),
+        "bare": Net,
         "compiled": lambda: torch.compile(Net(), backend="eager"),
         "ddp": lambda: nn.parallel.DistributedDataParallel(Net()),
         "ddp of compiled": lambda: nn.parallel.DistributedDataParallel(torch.compile(Net(), backend="eager")),
