@@ -271,7 +271,7 @@ class DistributedBackend:
             taken = not self.method.skipped
         if taken:
             self._count()
-            flat.scatter(self.method.settled(), scale)
+            flat.scatter(self.method.settled(scale), scale)
         else:
             flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
         return taken

@@ -117,8 +117,8 @@ class FlatGradients:
             if parameter.grad is not None:
                 check_gradient(name, parameter.grad)
 
-    def fitted(self, buffer: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """Take out of the averages in ``buffer`` [N] what their parameters' types cannot hold.
+    def fitted(self, buffer: torch.Tensor, scale: float = 1.0) -> list[tuple[int, torch.Tensor]]:
+        """Take out of the averages in ``buffer`` [N] what their parameters' types cannot hold, times ``scale``.
 
         Returns:
             What was taken out, float32, each with the position where it begins.
@@ -127,7 +127,7 @@ class FlatGradients:
         if all(kind == buffer.dtype for kind in self.kinds):
             return beyond
         for begin, view, kind in zip(self.offsets, self.views_of(buffer), self.kinds, strict=False):
-            fits, rest = narrowed(view, kind)
+            fits, rest = narrowed(view, kind, scale)
             if rest is not None:
                 view.copy_(fits)
                 beyond.append((int(begin), rest.reshape(-1)))

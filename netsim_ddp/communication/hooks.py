@@ -134,6 +134,8 @@ class HookState:
     def _build(self, named: Named, membership: Membership) -> None:
         """Lay everything out for these parameters as they are now; all or nothing."""
         group, flat = membership.group(), FlatGradients(named)
+        for method in self._methods:
+            method.roll_back()  # a step that was left open has never been
         cuts = ddp_buckets(flat) if self.overlap else [(0, len(flat.parameters))]
         place = group.renewed()
         known = {name for name, _ in named}
@@ -297,7 +299,9 @@ class HookState:
 
     def _write(self) -> None:
         """Put the averages where DDP looks for them."""
-        averages = [view for method in self._by_place() for view in method.flat.views_of(method.settled())]
+        averages = [
+            view for method in self._by_place() for view in method.flat.views_of(method.settled(self._scale))
+        ]
         for call in self._calls:
             for place, gradient in zip(call.places, call.gradients, strict=True):
                 rescale(averages[place].view_as(gradient), self._scale, gradient)

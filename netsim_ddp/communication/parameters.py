@@ -133,16 +133,16 @@ def check_gradient(name: str, gradient: Tensor) -> None:
         )
 
 
-def narrowed(average: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """``average`` (float32) as far as a parameter of type ``kind`` can hold it, and what is beyond: a float16 ends at
-    65504, and error feedback may have saved up more. What is not finite stays as it is.
+def narrowed(average: Tensor, kind: torch.dtype, scale: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """``average`` (float32) as far as a parameter of type ``kind`` can hold it, times ``scale``, and what is beyond: a
+    float16 ends at 65504, and error feedback may have saved up more. What is not finite stays as it is.
 
     Returns:
         both float32, of the same shape; the second None where nothing is beyond.
     """
     if kind == average.dtype:
         return average, None
-    limit = torch.finfo(kind).max
+    limit = torch.finfo(kind).max / scale
     beyond = (average.abs() > limit) & average.isfinite()
     if not bool(beyond.any()):
         return average, None

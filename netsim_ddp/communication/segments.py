@@ -207,10 +207,10 @@ class Method(ABC):
         method's own that it need not clear as a whole."""
         return self.flat.data
 
-    def settled(self) -> torch.Tensor:
-        """The average as the parameters can take it: what a float16 cannot hold is kept for later steps, where the
-        method keeps anything at all."""
-        for begin, rest in self.flat.fitted(self.average):
+    def settled(self, scale: float = 1.0) -> torch.Tensor:
+        """The average as the parameters can take it, times ``scale``: what a float16 cannot hold is kept for later
+        steps, where the method keeps anything at all."""
+        for begin, rest in self.flat.fitted(self.average, scale):
             self.keep_back(begin, rest)
         return self.average
 

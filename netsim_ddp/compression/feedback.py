@@ -159,8 +159,8 @@ class ErrorFeedbackBuffer:
             raise
 
     def state_dict(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """A copy of every residual, by name, or of those of ``names`` that there are, in their order. Per rank: each rank saves its
-        own."""
+        """A copy of every residual, by name, or of those of ``names`` that there are, in their order. Per rank: each
+        rank saves its own."""
         wanted = self._buffers if names is None else names
         return {name: self._buffers[name].detach().clone() for name in wanted if name in self._buffers}
 
