@@ -51,6 +51,6 @@ def description(
 
 def resolved(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method with the defaults of those left out; what cannot be written down is left out too."""
-    defaults = {key: getattr(option, "default", None) for key, option in METHODS.get(name, {}).items()}
+    defaults = {key: option.default for key, option in METHODS.get(name, {}).items()}
     given = {key: value for key, value in params.items() if isinstance(value, str | int | float | None)}
     return dict(sorted({**defaults, **given}.items()))

@@ -79,6 +79,13 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "rank 1 has values=bf16, rank 0 has values=fp16",
     ),
     "ratio": ("topk", {"ratio": 0.05}, {"ratio": 0.2}, "rank 1 has ratio=0.2, rank 0 has ratio=0.05"),
+    "one left out": (
+        "topk-allgather",
+        {"ratio": 0.05},
+        {"ratio": 0.05, "indices": "int32"},
+        "rank 1 has indices=int32, rank 0 has indices=packed",
+    ),
+    "the default written out": ("topk-allgather", {"ratio": 0.05}, {"ratio": 0.05, "values": "fp32"}, ""),
     "rank of powersgd": ("powersgd", {"rank": 1}, {"rank": 2}, "rank 1 has rank=2, rank 0 has rank=1"),
 }
 
