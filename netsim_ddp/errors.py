@@ -79,7 +79,23 @@ class EnvironmentFault(NetsimError):
 
 
 class LinkUnavailable(EnvironmentFault):
-    """The emulated link cannot be made here (no privileges, no qdisc, not Linux ...)."""
+    """The emulated link cannot be made here (no privileges, no qdisc, not Linux ...).
+
+    ``remedy`` is what would make it possible here, for commands that have no other kind of link to fall back on;
+    ``wanted`` are the flags that are the trouble, where the link could be made without them.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        remedy: str | None = None,
+        wanted: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.remedy = remedy
+        self.wanted = wanted
 
 
 class LinkOffTarget(EnvironmentFault):

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from netsim_ddp.bench import launched
+from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.tc import TcLink
 from netsim_ddp.report import ci, html, junit, latex, markdown, tidy
 from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Source
@@ -18,6 +21,7 @@ from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.sweep import render_sweep
 from netsim_ddp.report.terminal import render_result
 from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.units import format_rate
 from tests.results_factory import sweep
 from tests.test_summary import make_cell, make_link, make_result
@@ -143,3 +147,51 @@ def test_what_was_published_has_its_assumptions_on_the_page() -> None:
         assert "compute emulated 50 ms" in text, where
     made = sweep(bandwidths=(10**8, 10**9))
     assert "replayed" in tidy.table(Collection([Source("s.json", made)]))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            LinkUnavailable(
+                "no netem", hint="use --link bucket, which has delay; or R", remedy="R", wanted=("--delay",)
+            ),
+            "R; or leave --delay away: the rate needs no netem; netsim run and netsim train need no tc: --link bucket, "
+            "which has delay and jitter",
+        ),
+        (
+            LinkUnavailable("no netem", hint="R", remedy="R", wanted=("--delay", "--loss")),
+            "R; or leave --delay and --loss away: the rate needs no netem; no other link has loss",
+        ),
+        (
+            LinkUnavailable("no tool", hint="install T, or use --link bucket", remedy="install T"),
+            "install T; netsim run and netsim train need no tc: --link bucket",
+        ),
+        (
+            LinkUnavailable("tc needs Linux", hint="use --link bucket"),
+            "netsim doctor says more; netsim run and netsim train need no tc: --link bucket",
+        ),
+        (
+            LinkUnavailable("no bbr", hint="it has cubic"),
+            "it has cubic; netsim run and netsim train need no tc: --link bucket",
+        ),
+    ],
+)
+def test_what_launch_cannot_do_says_what_can(
+    error: LinkUnavailable, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its advice is whole: what makes tc work, what to leave away, and which commands need no tc."""
+
+    class Refusing(TcLink):
+        def __enter__(self) -> TcLink:
+            raise error
+
+    monkeypatch.setattr(launched, "TcLink", Refusing)
+    scenario = build(Scenario, {"workers": 2})
+    with pytest.raises(LinkUnavailable) as raised:
+        launched.launch_program(
+            scenario, ["true"], io.BytesIO(), io.BytesIO(),
+            one_per_node=False, timeout_s=None, command=[], report=lambda _: None,
+        )  # fmt: skip
+    assert raised.value.message == f"netsim launch needs tc: {error.message}"
+    assert raised.value.hint == expected

@@ -58,6 +58,15 @@ FLAGS = {
     "--ratio 0": "--ratio '0' must be above 0 and at most 1 (write for example 0.01 or 1%)",
     "--ratio 1.5": "--ratio '1.5' must be above 0 and at most 1 (for 1.5 percent write 1.5%)",
     "--ratio nan": "--ratio 'nan' must be above 0 and at most 1 (write for example 0.01 or 1%)",
+    # A word where a quantity belongs: what the flag is, since something else was meant.
+    "--loss mse": "--loss 'mse' is not a share of packets (it is the share of the link's packets that vanish (a",
+    "--loss 100x": "--loss '100x' is not a share of packets (write for example 0.1%)",
+    "--queue fifo": "--queue 'fifo' is not a duration (it is the longest that a packet waits in the link's queue",
+    "--delay bdp": "--delay 'bdp' is not a duration (it is how long a packet travels between two ranks: write for exa",
+    "--compute gpu": "--compute 'gpu' is not a duration (it is how long forward, backward and optimizer take (where is",
+    "--timeout never": "--timeout 'never' is not a duration (it is the longest time without progress of a rank: write",
+    "--link 1gbps": "--link '1gbps' is not known here (--link says how the link is made: auto, tc, bucket or none; its "
+    "rate is --bandwidth 1gbps)",
     "--ratio 100x": "--ratio '100x' is not a fraction (write the kept fraction: 100x less is 0.01)",
     "--workers 0": "--workers 0 must be at least 1 (write for example --workers 4)",
     "-n -1": "--workers -1 must be at least 1 (write for example --workers 4)",

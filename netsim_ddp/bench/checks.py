@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
-from netsim_ddp.link.channel import namespace_hint
+from netsim_ddp.link.channel import namespace_remedy
 from netsim_ddp.link.probe import check as check_rate
 from netsim_ddp.link.probe import probe
 from netsim_ddp.link.spec import LinkSpec
@@ -196,7 +196,7 @@ def tc() -> Finding:
 
 def _bucket_instead(error: LinkUnavailable) -> str:
     """What lifts the obstacle, and the way around it; the doctor itself must not refer to the doctor."""
-    hint = error.hint or namespace_hint()
+    hint = error.hint or f"{namespace_remedy()}, or use --link bucket"
     if "netsim doctor" in hint:
         hint = "sudo modprobe -a veth bridge sch_tbf, if this kernel has them as modules"
     return hint if "--link bucket" in hint else f"{hint}; {BUCKET}"

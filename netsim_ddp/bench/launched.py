@@ -19,8 +19,6 @@ from netsim_ddp.results.launch import Launch, LaunchRank
 from netsim_ddp.results.record import LinkRecord, Tool, now_utc
 from netsim_ddp.scenario import Scenario, available_cores
 
-_ELSEWHERE = "use --link bucket"
-
 
 def launch_program(
     scenario: Scenario,
@@ -58,9 +56,14 @@ def launch_program(
 
 
 def _hint(error: LinkUnavailable) -> str:
-    """Without the way around that only netsim's own workers have."""
-    parts = [part for part in (error.hint or "").split("; ")[0].split(", ") if _ELSEWHERE not in part]
-    return ", ".join(parts) or "netsim doctor says more"
+    """What helps a program that is not netsim's own: only tc shapes the packets of any process."""
+    own = "netsim run and netsim train need no tc: --link bucket"
+    remedy = error.remedy or (error.hint if "--link bucket" not in (error.hint or "") else None)
+    if not error.wanted:
+        return f"{remedy or 'netsim doctor says more'}; {own}"
+    flags = " and ".join(error.wanted)
+    able = f"{own}, which has delay and jitter" if "--loss" not in error.wanted else "no other link has loss"
+    return f"{remedy}; or leave {flags} away: the rate needs no netem; {able}"
 
 
 def _on(

@@ -134,7 +134,11 @@ def open_channel() -> Channel:
             return _start_helper(mode)
         except HelperError as error:
             refusal = error
-    raise LinkUnavailable(f"namespaces are not allowed here ({refusal.message})", hint=namespace_hint())
+    raise LinkUnavailable(
+        f"namespaces are not allowed here ({refusal.message})",
+        hint=f"{namespace_remedy()}, or use --link bucket",
+        remedy=namespace_remedy(),
+    )
 
 
 def _start_helper(mode: str) -> Channel:
@@ -156,7 +160,7 @@ def _start_helper(mode: str) -> Channel:
     return channel
 
 
-def namespace_hint() -> str:
+def namespace_remedy() -> str:
     """What stops user namespaces on this machine, and the line that lifts it."""
     for sysctl, blocked in (
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
@@ -170,7 +174,7 @@ def namespace_hint() -> str:
             continue
         if value == blocked:
             allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
-            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}, or use --link bucket"
+            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}"
     if os.path.exists("/.dockerenv"):
-        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN, or use --link bucket"
-    return "run as root, or use --link bucket"
+        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+    return "run as root"

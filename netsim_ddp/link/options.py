@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.profiles import profile
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
 from netsim_ddp.link.timeline import timeline, trace
+from netsim_ddp.origin import Origin
 from netsim_ddp.units import (
     format_duration,
     format_rate,
@@ -64,6 +65,16 @@ class LinkOptions(BaseModel):
     peak_bps: int | None = Field(default=None, ge=1)
     credit_bytes: int | None = Field(default=None, ge=1)
     link_profile: str | None = None
+
+    @field_validator("link", mode="before")
+    @classmethod
+    def _no_rate(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and any(char.isdigit() for char in value):
+            origin = Origin.of(info)
+            with origin.naming("link"):
+                hint = f"--link says how the link is made: auto, tc, bucket or none; its rate is --bandwidth {value}"
+                raise UsageError(f"{origin.label('link')} {value!r} is not known here", hint=hint)
+        return value
 
     def spec_for(self, workers: int) -> LinkSpec:
         """The link of ``workers`` ranks.
@@ -122,6 +133,23 @@ class Spelling(NamedTuple):
     fields: tuple[str, ...]
     parse: Any
     """``parse(value, what=...)`` answers one value per field."""
+    meaning: str = ""
+    """What it is, for somebody who wrote a word and must have meant something else: ``--loss mse``."""
+
+    def values(self, value: Any, *, what: str, example: str) -> Iterable[Any]:
+        """One value per field.
+
+        Raises:
+            UsageError: ``value`` does not read as one; a word is answered with what the flag is.
+        """
+        try:
+            parsed: Iterable[Any] = self.parse(value, what=what)
+        except UsageError as error:
+            if not self.meaning or any(char.isdigit() for char in str(value)):
+                raise
+            hint = f"it is {self.meaning}: write for example {example}"
+            raise UsageError(error.message, hint=hint) from None
+        return parsed
 
 
 def _bandwidth(value: Any, *, what: str) -> tuple[int, int | None]:
@@ -159,20 +187,29 @@ def _size(value: Any, *, what: str) -> tuple[int]:
 def _loss(value: Any, *, what: str) -> tuple[float]:
     if str(value).strip().rstrip("%") in ("0", "0.0"):
         return (0.0,)
-    return (parse_ratio(value, what=what),)
+    try:
+        return (parse_ratio(value, what=what),)
+    except UsageError as error:
+        if "is not a fraction" not in error.message:
+            raise
+        raise UsageError(
+            f"{what} {value!r} is not a share of packets", hint="write for example 0.1%"
+        ) from None
 
 
 SPELLINGS: Mapping[str, Spelling] = {
     "bandwidth": Spelling(("bandwidth_bps", "bandwidth_down_bps"), _bandwidth),
     "slow_rank": Spelling(("slow_ranks",), _slow_ranks),
-    "delay": Spelling(("delay_s",), duration),
-    "jitter": Spelling(("jitter_s",), duration),
-    "loss": Spelling(("loss",), _loss),
-    "queue": Spelling(("queue_s",), duration),
+    "delay": Spelling(("delay_s",), duration, "how long a packet travels between two ranks"),
+    "jitter": Spelling(("jitter_s",), duration, "how far a packet's delay is from --delay"),
+    "loss": Spelling(
+        ("loss",), _loss, "the share of the link's packets that vanish (a training's loss is its model's)"
+    ),
+    "queue": Spelling(("queue_s",), duration, "the longest that a packet waits in the link's queue"),
     "timeline": Spelling(("timeline_changes", "timeline_period_s"), timeline),
     "trace": Spelling(("timeline_changes", "timeline_period_s"), trace),
-    "peak": Spelling(("peak_bps",), _rate),
-    "credit": Spelling(("credit_bytes",), _size),
+    "peak": Spelling(("peak_bps",), _rate, "the link's rate while it has credit"),
+    "credit": Spelling(("credit_bytes",), _size, "the bytes that the link lets through at --peak"),
 }
 EXAMPLES = {
     "bandwidth": "1gbps",

@@ -63,13 +63,17 @@ class TcLink(Link):
         for tool in ("ip", "tc"):
             if find_tool(tool) is None:
                 raise LinkUnavailable(
-                    f"{tool} is not installed", hint="install iproute2, or use --link bucket"
+                    f"{tool} is not installed",
+                    hint="install iproute2, or use --link bucket",
+                    remedy="install iproute2",
                 )
         credit = self.spec.credit_bytes or 0
         if credit > MAX_CREDIT:
             most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
             hint = "--credit 4GB, or use --link bucket"
-            raise LinkUnavailable(f"tc holds a credit of {most} at most, not {asked}", hint=hint)
+            raise LinkUnavailable(
+                f"tc holds a credit of {most} at most, not {asked}", hint=hint, remedy="write --credit 4GB"
+            )
         self._channel = open_channel() if self._beside is None else self._beside._connected()
         try:
             self._make()
@@ -164,10 +168,13 @@ class TcLink(Link):
             return LinkUnavailable(
                 f"this kernel has no netem, which {' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} on tc",
                 hint=instead if only_here else f"use --link bucket, which has delay and jitter; or {instead}",
+                remedy=instead,
+                wanted=tuple(wanted),
             )
         return LinkUnavailable(
             "this kernel has no tbf, which shapes the link",
             hint="sudo modprobe sch_tbf, or use --link bucket",
+            remedy="sudo modprobe sch_tbf",
         )
 
     def _check_configuration(self) -> None:

@@ -31,8 +31,8 @@ class Settings(LinkOptions):
 
     spellings: ClassVar[Mapping[str, Spelling]] = {
         **SPELLINGS,
-        "timeout": Spelling(("timeout_s",), duration),
-        "time_budget": Spelling(("time_budget_s",), duration),
+        "timeout": Spelling(("timeout_s",), duration, "the longest time without progress of a rank"),
+        "time_budget": Spelling(("time_budget_s",), duration, "when no further repeat is started"),
     }
     examples: ClassVar[Mapping[str, str]] = {
         **EXAMPLES,
@@ -93,7 +93,8 @@ class Settings(LinkOptions):
             with origin.naming(name):
                 if twice := [field for field in spelling.fields if field in values and field != name]:
                     raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
-                parsed = spelling.parse(values.pop(name), what=origin.label(name))
+                example = str(cls.examples.get(name, ""))
+                parsed = spelling.values(values.pop(name), what=origin.label(name), example=example)
                 values |= zip(spelling.fields, parsed, strict=True)
         return {key: value for key, value in values.items() if value is not None}
 

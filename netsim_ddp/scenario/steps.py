@@ -22,7 +22,9 @@ class Scenario(Settings):
 
     spellings: ClassVar[Mapping[str, Spelling]] = {
         **Settings.spellings,
-        "compute": Spelling(("compute_s",), duration),
+        "compute": Spelling(
+            ("compute_s",), duration, "how long forward, backward and optimizer take (where is --device)"
+        ),
     }
     examples: ClassVar[Mapping[str, str]] = {**Settings.examples, "compute": "50ms", "compute_s": "0.05"}
 
