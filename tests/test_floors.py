@@ -114,3 +114,26 @@ def test_the_light_floors_do_not_load_torch(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+TYPED = ("empty", "eye", "full", "linspace", "normal", "ones", "rand", "randn", "tensor", "zeros")
+MAKERS = {
+    **{name: {"dtype", "device"} for name in TYPED},
+    **{name: {"device"} for name in ("arange", "randint", "randperm")},
+}
+"""What of torch's makes a tensor of the default type, or on the default device, unless it is told otherwise."""
+
+
+def test_no_tensor_is_made_by_a_program_s_defaults() -> None:
+    """``torch.set_default_dtype`` and ``set_default_device`` are the user's, for the model."""
+    found = []
+    for path in [*(ROOT / "communication").rglob("*.py"), *(ROOT / "compression").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in MAKERS:
+                assert isinstance(node, ast.Call)
+                of_torch = isinstance(called.value, ast.Name) and called.value.id == "torch"
+                told = {keyword.arg for keyword in node.keywords}
+                if of_torch and not MAKERS[called.attr] <= told:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} torch.{called.attr}")
+    assert found == [], "say what type and device"

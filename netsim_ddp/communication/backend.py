@@ -28,6 +28,7 @@ from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
 from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
@@ -255,6 +256,19 @@ class DistributedBackend:
         parameters = model_parameters(named_parameters)
         if not self._membership.is_fixed:
             check_not_averaged((parameter for _, parameter in parameters), self.group, self.called)
+        with own_modes(_device_of(parameters)):
+            flat, taken, scale = self._average(parameters)
+        with torch.no_grad():
+            if taken:
+                assert self.method is not None
+                flat.scatter(self.method.average, scale)
+            else:
+                flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
+        return taken
+
+    def _average(self, parameters: Named) -> tuple[FlatGradients, bool, float]:
+        """Everything but giving the parameters their averages: the layout, whether the step is taken, and the scale
+        that gradients carry."""
         flat = self._prepare(parameters)
         assert self.method is not None
         scale = 1.0 if self.method.stateless else self._loss_scale.now()
@@ -271,10 +285,8 @@ class DistributedBackend:
             taken = not self.method.skipped
         if taken:
             self._count()
-            flat.scatter(self.method.settled(scale), scale)
-        else:
-            flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
-        return taken
+            self.method.settled(scale)
+        return flat, taken, scale
 
     def _exchange(self) -> None:
         if self.carrier is None:
@@ -396,6 +408,10 @@ def _check_names(buffer: ErrorFeedbackBuffer, flat: FlatGradients) -> None:
                     f"error_buffer holds a residual of {other!r}, and the parameter is called {name!r}",
                     hint=f"load it under the names that allreduce_gradients gets, such as {name!r}",
                 )
+
+
+def _device_of(parameters: Named) -> torch.device:
+    return parameters[0][1].device if parameters else torch.device("cpu")
 
 
 def _saved(state: Mapping[str, Any]) -> Saved:

@@ -38,6 +38,7 @@ from netsim_ddp.communication.carrying import (
 from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import (
     Named,
     NamedParameters,
@@ -133,6 +134,10 @@ class HookState:
 
     def _build(self, named: Named, membership: Membership) -> None:
         """Lay everything out for these parameters as they are now; all or nothing."""
+        with own_modes(named[0][1].device if named else torch.device("cpu")):
+            self._lay_out(named, membership)
+
+    def _lay_out(self, named: Named, membership: Membership) -> None:
         group, flat = membership.group(), FlatGradients(named)
         for method in self._methods:
             method.roll_back()  # a step that was left open has never been
@@ -228,6 +233,11 @@ class HookState:
         if group.world_size == 1:
             call.answer()
             return call.future
+        with own_modes(bucket.buffer().device):
+            self._take(bucket, call, group)
+        return call.future
+
+    def _take(self, bucket: GradBucket, call: "_Call", group: Group) -> None:
         if bucket.index() == 0:
             self._settle(group)
             self._begin()  # whatever an interrupted backward left is void
@@ -245,7 +255,6 @@ class HookState:
             self._advance()
         if bucket.is_last():
             self._complete()
-        return call.future
 
     def _check_dense(self, bucket: GradBucket) -> None:
         """DDP gives a sparse gradient a bucket of its own."""

@@ -135,9 +135,9 @@ class PowerSGD(Method):
             torch.empty_like(self._second), matrices, lambda m: m.columns
         )
         for matrix in matrices:
-            generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(matrix.name.encode()))
+            generator = torch.Generator("cpu").manual_seed(seed * 2**32 + zlib.crc32(matrix.name.encode()))
             start = self._start[matrix.name]
-            start.copy_(torch.randn(start.shape, generator=generator))
+            start.copy_(torch.randn(start.shape, generator=generator, dtype=torch.float32, device="cpu"))
         for stack in self._start_stacks:
             orthonormalise(stack)
 

@@ -93,13 +93,17 @@ class SelectedEntries(Method):
         self._counter = self.codec.counter
         self._peak = 0.0
         """No entry of the average is larger."""
-        self.values = torch.empty(0, device=device)
+        self.values = torch.empty(0, dtype=torch.float32, device=device)
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
         """Its positions, int32 [k]."""
         self.received: Tensor | None = None
         """The values as the others decode them, where those differ."""
-        self._room = None if self.codec.exact else torch.empty(self.selection.capacity, device=device)
+        self._room = (
+            None
+            if self.codec.exact
+            else torch.empty(self.selection.capacity, dtype=torch.float32, device=device)
+        )
 
     def segments(self) -> list[Segment]:
         first = [] if self.momentum is None else [Local("compress", self._correct)]

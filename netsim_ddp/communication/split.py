@@ -23,6 +23,7 @@ from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
 from netsim_ddp.compression.shares import Shares, add_at, clear_at
+from netsim_ddp.compression.topk import host_table
 
 
 class TopKSplitReduce(SelectedEntries):
@@ -190,9 +191,7 @@ class TopKSplitReduce(SelectedEntries):
     def _largest(self) -> tuple[Tensor, Tensor]:
         values, local = self._own_values[: self._owned], self._own_local[: self._owned]
         if self._owned:
-            select(
-                self.sums, torch.tensor([0, self.sums.numel()]), torch.tensor([self._owned]), values, local
-            )
+            select(self.sums, host_table([0, self.sums.numel()]), host_table([self._owned]), values, local)
         return values, local
 
     def _all(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:

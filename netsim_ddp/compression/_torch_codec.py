@@ -25,7 +25,7 @@ def pack(indices: Tensor) -> Tensor | None:
     number = torch.arange(k, device=device)
     block, place = number // BLOCK, number % BLOCK
     blocks = -(-k // BLOCK)
-    counts = torch.full((blocks,), BLOCK - 1, device=device)
+    counts = torch.full((blocks,), BLOCK - 1, dtype=torch.int64, device=device)
     counts[-1] = (k - 1) % BLOCK
     coded = place[1:] > 0  # the first of a block stands in the table
     steps = wide.diff()
@@ -64,7 +64,7 @@ def unpack(words: Tensor, k: int, numel: int) -> Tensor | None:
     blocks = -(-k // BLOCK)
     device = words.device
     table, streams = words[: 2 * blocks].view(-1, 2), words[2 * blocks :]
-    counts = torch.full((blocks,), BLOCK - 1, device=device)
+    counts = torch.full((blocks,), BLOCK - 1, dtype=torch.int64, device=device)
     counts[-1] = (k - 1) % BLOCK
     rice, unary = table[:, 1] >> RICE_SHIFT, table[:, 1] & _WORDS
     lows = (counts * rice + 31) >> 5

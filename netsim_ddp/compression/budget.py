@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.compression.selectors import Selector
-from netsim_ddp.compression.topk import entry_count
+from netsim_ddp.compression.topk import entry_count, host_table
 from netsim_ddp.methods import check_together
 
 WARMUP_STAGES = 4
@@ -85,7 +85,7 @@ class Budget:
         if options.scope != "parameter":
             sizes, whole = [sum(sizes)], [False]
         self._sizes, self._whole = np.array(sizes, np.int64), np.array(whole, bool)
-        self.offsets = torch.tensor(list(itertools.accumulate(sizes, initial=0)))
+        self.offsets = host_table(list(itertools.accumulate(sizes, initial=0)))
         """int64 [L + 1], as :mod:`netsim_ddp.compression.kernels` wants them."""
         self._by_ratio: dict[float, I64] = {}
         self._tails = Tails(self._sizes) if options.adaptive else None

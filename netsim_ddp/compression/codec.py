@@ -114,7 +114,7 @@ class Codec:
         if received is not None and (received.shape != (k,) or received.dtype != torch.float32):
             raise ValueError(f"received must be float32 [{k}], not {received.dtype} {tuple(received.shape)}")
         if out is not None and out.device != values.device:
-            back = None if received is None else torch.empty(k, device=out.device)
+            back = None if received is None else torch.empty(k, dtype=torch.float32, device=out.device)
             message = self.encode(values.to(out.device), indices.to(out.device), out, back)
             if received is not None and back is not None:
                 received.copy_(back)

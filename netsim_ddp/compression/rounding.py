@@ -88,7 +88,8 @@ class Levels(ValueFormat):
         wide = wide.clamp(-largest, largest).float() if wide.dtype == torch.float64 else wide.float()
         wide, split = wide.contiguous(), 4 * -(-wide.numel() // GROUP)
         if compiled is not None and wide.device.type == "cpu":
-            scales, levels = torch.empty(split // 4), torch.empty(wide.numel(), dtype=torch.int8)
+            scales = torch.empty(split // 4, dtype=torch.float32, device="cpu")
+            levels = torch.empty(wide.numel(), dtype=torch.int8, device="cpu")
             back = received if received is not None else torch.empty_like(wide)
             compiled.quantize(wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self.counter)
         else:

@@ -51,7 +51,7 @@ class Shares:
             P + 1 bounds: owner r's entries are ``out[bounds[r]:bounds[r + 1]]``.
         """
         if fused is not None and values.device.type == "cpu" and values.dtype == torch.float32:
-            bounds = torch.zeros(self.owners + 1, dtype=torch.int64)
+            bounds = torch.zeros(self.owners + 1, dtype=torch.int64, device="cpu")
             fused.partition(
                 values.numpy(),
                 indices.numpy(),

@@ -20,6 +20,7 @@ from torch import Tensor
 from netsim_ddp.compression import kernels
 from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.selectors import Selector
+from netsim_ddp.compression.topk import host_table
 
 fused = compiled_module("_numba_thresholds")
 
@@ -60,7 +61,7 @@ class ThresholdSelector(Selector):
             count = self._by_threshold(segment, part, k, out, where) if _pays(stop - start, k) else -1
             if count < 0:
                 count = k
-                kernels.select(part, torch.tensor([0, stop - start]), torch.tensor([k]), out[:k], where[:k])
+                kernels.select(part, host_table([0, stop - start]), host_table([k]), out[:k], where[:k])
             where[:count] += start
             first += count
         return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +34,20 @@ def entry_count(n: int, ratio: float) -> int:
     return min(n, max(1, math.ceil(ratio * n * (1 - 2**-50))))
 
 
+def host_table(numbers: Sequence[int]) -> Tensor:
+    """int64, on the CPU whatever torch's default device is, as the kernels take offsets and counts."""
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
 def segment_table(sizes: Iterable[int], ratio: float) -> tuple[Tensor, Tensor]:
     """``offsets`` int64 [L + 1] and ``ks`` int64 [L] for :mod:`~netsim_ddp.compression.kernels`.
 
     One segment per size, ``entry_count(size, ratio)`` entries each.
     """
     listed = list(sizes)
-    offsets = torch.zeros(len(listed) + 1, dtype=torch.int64)
-    torch.cumsum(torch.tensor(listed, dtype=torch.int64), 0, out=offsets[1:])
-    return offsets, torch.tensor([entry_count(n, ratio) for n in listed], dtype=torch.int64)
+    offsets = host_table([0] * (len(listed) + 1))
+    torch.cumsum(host_table(listed), 0, out=offsets[1:])
+    return offsets, host_table([entry_count(n, ratio) for n in listed])
 
 
 @dataclass
@@ -112,7 +117,7 @@ class TopKCompressor:
         k = entry_count(n, self.ratio)
         values = flat.new_empty(k, requires_grad=False)
         indices = torch.empty(k, dtype=torch.int64, device=flat.device)
-        offsets, ks = torch.tensor([0, n]), torch.tensor([k])
+        offsets, ks = host_table([0, n]), host_table([k])
         try:
             kernels.select(flat.detach().contiguous(), offsets, ks, values, indices)
         except kernels.NonFiniteGradient as error:
