@@ -96,9 +96,12 @@ def test_a_busy_machine_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_measured_scales_the_rest() -> None:
-    runs = [run_of(workers=workers, link="none") for workers in (2, 4)]
-    units = [Unit(run, run.cells[0], (0,)) for run in runs]
+    points = [
+        Point({"workers": workers}, run_of(workers=workers, link="none").settings) for workers in (2, 4)
+    ]
+    units = [Unit(run, run.cells[0], (0,)) for run in plan(points)]
     expected = Estimate()
     guess = expected.of(units[1])
-    expected.learn(units[0], 3 * seconds(runs[0]))
+    expected.learn(units[0], 3 * repeat_seconds(units[0]))
     assert expected.of(units[1]) == pytest.approx(3 * guess)
+    assert expected.of(units[0]) == pytest.approx(3 * repeat_seconds(units[0]))
