@@ -463,3 +463,40 @@ before = len(os.listdir("/proc/self/task")); warm(); assert len(os.listdir("/pro
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+@needs_compiled
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_threads_that_ask_for_different_numbers_share_one_pool_which_a_fork_makes_anew():
+    """DDP's backward thread and the main one may have other thread counts: no pool per call. A child forked while the
+    parent's pool is busy has its own, and neither leaves anything at its end."""
+    code = """
+import os, threading, torch
+from netsim_ddp.compression import TopKCompressor, warm
+mine = threading.local()
+torch.get_num_threads = lambda: getattr(mine, "count", 2)
+warm()
+data = torch.randn(3_000_000, generator=torch.Generator().manual_seed(0))
+first = TopKCompressor(0.01).compress(data)[1]
+def work(count):
+    mine.count = count
+    for _ in range(8):
+        assert torch.equal(TopKCompressor(0.01).compress(data)[1], first)
+def helpers():
+    return sum(thread.name.startswith("netsim-topk") for thread in threading.enumerate())
+both = [threading.Thread(target=work, args=(count,)) for count in (2, 4)]
+for thread in both: thread.start()
+most = helpers()
+while any(thread.is_alive() for thread in both): most = max(most, helpers())
+for _ in range(2): both[0].join(); both[1].join()
+assert 3 <= most <= 3 + 1, most  # 4 threads: 3 helpers; and one of the pool before that may still be going
+child = os.fork()
+if not child:
+    work(3)
+    os._exit(0 if helpers() == 2 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+work(4)
+assert helpers() <= 3
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr

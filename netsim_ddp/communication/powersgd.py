@@ -8,6 +8,10 @@ that is sent is linear in M_w, but lets the residuals of ranks that disagree gro
 
 Two details are ours. A column of P that depends on the others is dropped instead of normalised, and a direction of
 Q that came out as zero keeps its old one, so that a layer whose gradient was zero for a step is not lost for good.
+
+What ranks compute from the same sums (the columns made orthonormal, the products) has the same bits only where they
+have equal processors, thread counts and libraries. So the ranks compare digests of the first step's result, and of
+every hundredth's after it, within the next step's first all-reduce; a difference ends the training with its name.
 """
 
 from __future__ import annotations
@@ -28,6 +32,10 @@ from netsim_ddp.communication.segments import LARGEST, Group, Local, Method, Seg
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest
 from netsim_ddp.compression.lowrank import orthonormalise
+from netsim_ddp.errors import UsageError
+
+COMPARED_EVERY = 100
+"""Steps between two comparisons of the ranks' results; the first step's is compared too."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,14 @@ class PowerSGD(Method):
         high = sum(matrix.rank * matrix.rows for matrix in matrices)
         wide = sum(matrix.rank * matrix.columns for matrix in matrices)
         rest = sum(view.numel() for view in self._rest.values())
-        self._first = torch.zeros(high + rest + self.group.world_size, dtype=torch.float32, device=device)
-        """What the first all-reduce sums: every P, what is not approximated, and who met a NaN or inf."""
-        products, others, self._refusals = torch.split(self._first, [high, rest, self.group.world_size])
+        ranks = self.group.world_size
+        self._first = torch.zeros(high + rest + 3 * ranks, dtype=torch.float32, device=device)
+        """What the first all-reduce sums: every P, what is not approximated, who met a NaN or inf, and now and then
+        every rank's digest of an earlier result."""
+        products, others, self._refusals, digests = torch.split(self._first, [high, rest, ranks, 2 * ranks])
+        self._digests = digests.view(ranks, 2)
+        self._step = 0
+        self._digest: Tensor | None = None
         self._others = _views(others, [view.shape for view in self._rest.values()])
         self._second = torch.empty(wide, dtype=torch.float32, device=device)
         """What the second one sums: every Q, transposed."""
@@ -169,6 +182,9 @@ class PowerSGD(Method):
         for view, place in zip(self._rest.values(), self._others, strict=True):
             place.copy_(view)
         self._refusals.zero_()
+        self._digests.zero_()
+        if self._digest is not None:
+            self._digests[self.group.rank] = self._digest
         self._refusals[self.group.rank] = float(not all_finite(self._first))
 
     def _factor(self) -> None:
@@ -177,6 +193,7 @@ class PowerSGD(Method):
             refused = self._refusals.nonzero().flatten().tolist()
             who = f"rank {refused[0]} found a gradient" if refused else "the ranks' gradients have a sum"
             raise NonFiniteGradient(f"{who} that is not finite", -1)
+        self._compare()
         for stack, basis in zip(self._p_stacks, self._basis_stacks, strict=True):
             basis.copy_(stack.transpose(1, 2))
             orthonormalise(basis)
@@ -186,6 +203,18 @@ class PowerSGD(Method):
             self._second.copy_(self._mine)
         else:  # what P Q_w^T leaves of M_w might not be finite; the sum tells the others
             self._second.fill_(torch.nan)
+
+    def _compare(self) -> None:
+        """Hold the ranks' digests against each other; every rank has them all."""
+        self._digest = None
+        told = self._digests.tolist()
+        differ = [rank for rank, each in enumerate(told) if any(each) and any(told[0]) and each != told[0]]
+        if differ:
+            raise UsageError(
+                f"powersgd: rank {differ[0]} has computed other bits than rank 0 from the same sums, so that their "
+                "parameters have parted",
+                hint="give the ranks equal processors (or GPUs), thread counts and libraries; topk needs none of that",
+            )
 
     def _product(self, q: Tensor) -> float:
         """No entry of P Q^T is larger: the rows of P are no longer than 1. NaN where Q holds one."""
@@ -207,6 +236,9 @@ class PowerSGD(Method):
         for matrix in self._matrices:
             target = views[matrix.name].view(matrix.rows, matrix.columns)
             torch.mm(self._basis[matrix.name].t(), self._q[matrix.name], out=target)
+        if self._step % COMPARED_EVERY == 0 and self._matrices:
+            self._digest = _digest(self.average, *self._start_stacks)
+        self._step += 1
 
     def commit(self) -> None:
         """The residual is what P Q_w^T leaves of M_w; Q is where the next step starts."""
@@ -261,6 +293,13 @@ class PowerSGD(Method):
             self._find_matrices()
         for name, start in self._start.items():
             start.copy_(saved[name])
+
+
+def _digest(*tensors: Tensor) -> Tensor:
+    """48 bits of the float32 ``tensors``' own, as two whole numbers that a float32 can hold: [2]. Sums of bits as
+    integers, which come out the same in any order."""
+    total = sum(int(tensor.view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors)
+    return torch.tensor([total % 2**24 or 1, (total >> 24) % 2**24], dtype=torch.float32)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

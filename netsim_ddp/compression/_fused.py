@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,20 +47,45 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
-def _helpers(threads: int) -> ThreadPoolExecutor:
-    """A pool of ``threads`` - 1 threads of this process; a forked child must not inherit its parent's."""
-    global _pool
-    if _pool is None or _pool[:2] != (os.getpid(), threads):
-        _pool = (os.getpid(), threads, ThreadPoolExecutor(threads - 1, thread_name_prefix="netsim-topk"))
-    return _pool[2]
+class _Helpers:
+    """This process's one pool of threads. It grows when more are asked for and is never made for a call: whoever calls
+    from several threads, such as the backward pass's own, may have another number in each."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """A forked child has none of its parent's threads, and a lock that one of them may have held."""
+        self._lock = threading.Lock()
+        self._size = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, count: int, jobs: list[Callable[[], None]]) -> list[Future[None]]:
+        """Have ``jobs`` done by at least ``count`` threads."""
+        with self._lock:
+            if self._pool is None or self._size < count:
+                if self._pool is not None:
+                    self._pool.shutdown(wait=False)  # what it was given, it still does
+                self._size, self._pool = count, ThreadPoolExecutor(count, thread_name_prefix="netsim-topk")
+            return [self._pool.submit(job) for job in jobs]
+
+    def close(self) -> None:
+        """End the threads; the next call starts others."""
+        with self._lock:
+            pool, self._pool, self._size = self._pool, None, 0
+        if pool is not None:
+            pool.shutdown()
+
+
+_helpers = _Helpers()
+os.register_at_fork(after_in_child=_helpers.forget)
 
 
 def together(threads: int, jobs: list[Callable[[], None]]) -> None:
     """Run the jobs, the first here and the others in the pool; return when all are done."""
-    waiting = [_helpers(threads).submit(job) for job in jobs[1:]]
+    waiting = _helpers.submit(threads - 1, jobs[1:]) if len(jobs) > 1 else []
     try:
         if jobs:
             jobs[0]()
@@ -241,10 +266,7 @@ _scratch_for_pieces = _Scratch()  # the thread that decides also collects, with 
 
 def release() -> None:
     """Give back what calls of this thread keep for the next one, helper threads included."""
-    global _pool
-    if _pool is not None and _pool[0] == os.getpid():
-        _pool[2].shutdown()
-        _pool = None
+    _helpers.close()
     for scratch in (_scratch, _scratch_for_pieces):
         scratch.lists(0, keep=False)
 

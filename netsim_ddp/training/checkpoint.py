@@ -81,6 +81,9 @@ class Manifest(Strict):
     files: dict[str, FileSum]
 
 
+_STEP_FOLDER = re.compile(r"step-[0-9]+")
+
+
 def step_folder(global_step: int) -> str:
     return f"step-{global_step:06d}"
 
@@ -117,7 +120,7 @@ class Slot:
         _flush(self.folder)
         write_whole(name + "\n", self.folder / _LATEST)
         _flush(self.folder)
-        for old in sorted(self._all())[:-KEPT]:
+        for old in self._all()[:-KEPT]:
             if old.name != name:
                 self._remove(old)
         return whole
@@ -129,7 +132,9 @@ class Slot:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _all(self) -> list[Path]:
-        return [path for path in self.folder.glob("step-*") if not path.name.endswith(_PART)]
+        """The checkpoints, oldest first: by number, since a millionth step has a digit more than its name has room."""
+        found = [path for path in self.folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint, every file checked; None where there is none.
@@ -144,7 +149,7 @@ class Slot:
             name = pointer.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             name = ""
-        if not re.fullmatch(r"step-\d+", name):
+        if not _STEP_FOLDER.fullmatch(name):
             raise UsageError(f"{pointer} names no checkpoint", hint="write for example step-000120 into it")
         folder = self.folder / name
         manifest = self._manifest(folder)
@@ -173,7 +178,7 @@ class Slot:
             raise self._broken(path, "is damaged: its SHA-256 is not the manifest's")
 
     def _broken(self, path: Path, problem: str) -> UsageError:
-        others = sorted(other.name for other in self._all() if other != path.parent)
+        others = [other.name for other in self._all() if other != path.parent]
         hint = f"start again in another folder, or remove {self.folder}"
         if others:
             hint = f"to go on from the one before, write {others[-1]} into {self.folder / _LATEST}"

@@ -15,6 +15,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
 
 SHAPES = {
@@ -241,3 +242,33 @@ def test_odd_cases(found: list[dict[str, Any]]) -> None:
         assert odd["kept"]
         assert odd["resumed"]
         assert odd["vectors"] == [(len(found) - 1) / 2] * 8
+
+
+def parted(rank: int, workers: int, planted: int | None) -> Any:
+    """The step at which the ranks notice that one of them, from step ``planted`` on, computes other last bits."""
+    model = parameters()
+    backend = DistributedBackend(method="powersgd", params={"min_compression": 1.0})
+    for step in range(103):
+        for name, value in gradient(rank, step).items():
+            model[name].grad = value
+        if step == planted and rank == workers - 1:
+            assert isinstance(backend.method, PowerSGD)
+            torch.mm = _inexact(torch.mm)
+        try:
+            backend.allreduce_gradients(model.items())
+        except UsageError as error:
+            return step, str(error)
+    return None
+
+
+def _inexact(multiply: Any) -> Any:
+    return lambda *args, **kwargs: multiply(*args, **kwargs).mul_(1 + 2**-20)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_ranks_whose_hardware_computes_other_bits_are_named(workers: int) -> None:
+    assert on_ranks(parted, workers, None) == [None] * workers
+    for step, said in on_ranks(parted, workers, 90):
+        assert step == 101
+        assert f"rank {workers - 1} has computed other bits than rank 0" in said
+        assert "equal processors" in said

@@ -22,11 +22,12 @@ from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.runner import Event
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.link.base import HostLink
+from netsim_ddp.methods import MethodSpec
 from netsim_ddp.report.trace import ROWS, trace_json
 from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.scenario import TrainScenario, build
-from netsim_ddp.training.checkpoint import Slot
+from netsim_ddp.training.checkpoint import Manifest, Slot
 from netsim_ddp.training.ground import Ground
 from netsim_ddp.training.one import TASK
 from netsim_ddp.training.runner import train
@@ -408,3 +409,38 @@ def test_slots_of_two_methods_are_apart(tmp_path: Path) -> None:
     assert Slot(tmp_path, one, 0).folder != Slot(tmp_path, other, 0).folder
     assert Slot(tmp_path, one, 0).folder != Slot(tmp_path, one, 1).folder
     assert tmp_path in Slot(tmp_path, other, 0).folder.parents
+
+
+def test_the_newest_checkpoints_stay_when_their_numbers_grow_a_digit(tmp_path: Path) -> None:
+    method = MethodSpec(name="topk")
+    slot = Slot(tmp_path, method, 0)
+    slot.clear_parts()
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        part = slot.part(step)
+        part.mkdir()
+        manifest = Manifest(
+            method="topk",
+            params={},
+            seed=0,
+            learning_rate=0.1,
+            world_size=1,
+            threads=1,
+            epoch=0,
+            step=step,
+            global_step=step,
+            settings={},
+            tx_epoch=[0],
+            tx_total=[0],
+            rx_total=[0],
+            payload=[0],
+            files={},
+        )
+        slot.commit(manifest)
+    found = {path.name for path in slot.folder.glob("step-*")}
+    assert found == {"step-1000000", "step-1000001"}
+    newest = slot.latest()
+    assert newest is not None
+    assert newest[1].global_step == 1_000_001
+    (slot.folder / "step-1000001" / "manifest.json").write_text("{")
+    with pytest.raises(UsageError, match="write step-1000000 into"):
+        slot.latest()
