@@ -299,7 +299,7 @@ def _digest(*tensors: Tensor) -> Tensor:
     """48 bits of the float32 ``tensors``' own, as two whole numbers that a float32 can hold: [2]. Sums of bits as
     integers, which come out the same in any order."""
     total = sum(int(tensor.view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors)
-    return torch.tensor([total % 2**24 or 1, (total >> 24) % 2**24], dtype=torch.float32)
+    return torch.tensor([total % 2**24 or 1, (total >> 24) % 2**24], dtype=torch.float32, device="cpu")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
