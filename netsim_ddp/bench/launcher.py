@@ -13,7 +13,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -77,6 +77,7 @@ class Launcher:
             default.
         download: fetch the dataset's files first where they are missing.
         task: likewise the module of a task that is not of this floor.
+        environment: variables of the ranks' processes, beside those that netsim sets.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class Launcher:
         task: str = "",
         threads: int,
         timeout_s: float,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._link, self._threads, self._timeout_s = link, threads, timeout_s
+        self._environment = {**_environment(threads), **(environment or {})}
+        self._link, self._timeout_s = link, timeout_s
         self._workload = {
             "model": model,
             "dataset": dataset,
@@ -114,7 +117,7 @@ class Launcher:
         with theirs:
             self._server = self._link.spawn(
                 [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", json.dumps(self._workload)],
-                env=_environment(self._threads),
+                env=self._environment,
                 fds=[theirs.fileno()],
                 share_namespaces=True,
             )

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.jobs import Job, Shared
-from netsim_ddp.bench.method_trials import TrialTask
 from netsim_ddp.bench.probing import ProbeTask
 from netsim_ddp.bench.rendezvous import RendezvousTask
 from netsim_ddp.bench.task import Task
+from netsim_ddp.bench.trials.task import TrialTask
 from netsim_ddp.bench.worker import StepsTask
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli.streams import open_console, say
+from netsim_ddp.cli.streams import open_console, say, write_document
 
-_WORDS = {True: "PASS", False: "FAIL", None: "TIME"}
-_STYLES = {True: "green", False: "red", None: "cyan"}
+_STYLES = {"PASS": "green", "FAIL": "red", "NOTE": "cyan", "TIME": "cyan"}
 
 
 def check(
@@ -33,11 +34,23 @@ def check(
         list[str] | None,
         typer.Option(metavar="CHECK", help="Leave this one out; repeatable.", show_default=False),
     ] = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="PATH|-",
+            help="Write the findings as one JSON document; - is stdout, the table then goes to stderr.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Test a method on real ranks: same bits, nothing lost, buckets, state, NaN, honest bytes; and time it."""
-    from netsim_ddp.bench.method_check import CHECKS, check_method
+    """Test a method on real ranks: same bits, nothing lost or doubled, NaN and inf, state, honest bytes and memory."""
+    from netsim_ddp import __version__
+    from netsim_ddp.bench.method_check import CHECKS, NOT_SEEN, check_method
+    from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.methods import parse_method, takes
+    from netsim_ddp.results.record import write_whole
     from netsim_ddp.units import parse_duration
 
     spec = parse_method(method)
@@ -49,11 +62,13 @@ def check(
         if name not in CHECKS:
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
     seconds = parse_duration(timeout, what="--timeout")
+    to_stdout = json_path is not None and str(json_path) == "-"
+    target = writable(json_path) if json_path is not None and not to_stdout else None
 
     from rich.text import Text
 
-    console = open_console(highlight=False)
-    failed = []
+    console = open_console(highlight=False, stderr=to_stdout)
+    rows = []
     for finding in check_method(
         spec,
         link=link,
@@ -61,10 +76,24 @@ def check(
         leave_out=without or (),
         note=say,
     ):
-        line = Text(f"[{_WORDS[finding.passed]}] {finding.name:<13} {finding.found}")
-        line.stylize(_STYLES[finding.passed], 0, 6)
+        line = Text(f"[{finding.word}] {finding.name:<13} {finding.found}")
+        line.stylize(_STYLES[finding.word], 0, 6)
         console.print(line, soft_wrap=True)
-        if finding.passed is False:
-            failed.append(finding.name)
+        rows.append(finding)
+    console.print(NOT_SEEN, soft_wrap=True)
+    failed = [finding.name for finding in rows if finding.passed is False]
+    if json_path is not None:
+        document = {
+            "netsim_version": __version__,
+            "method": spec.id,
+            "passed": not failed,
+            "checks": [finding.to_json() for finding in rows],
+            "not_seen": NOT_SEEN,
+        }
+        text = json.dumps(document, indent=2) + "\n"
+        if target is None:
+            write_document(text)
+        else:
+            write_whole(text, target)
     if failed:
         raise RankError(f"{spec.id} fails {len(failed)} of the checks: {', '.join(failed)}")

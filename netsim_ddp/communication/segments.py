@@ -183,6 +183,10 @@ class Method(ABC):
     collective: ClassVar[str | None] = None
     """How sparse entries travel, where a method could have chosen otherwise."""
 
+    unbiased: ClassVar[bool] = False
+    """Whether the expected average, over the method's own random numbers, is the mean of the gradients: for a method
+    that drops something and keeps no residual. ``netsim check`` then tests the mean over many steps."""
+
     skipped: bool = False
     """Whether the ranks agreed to leave the last step out: the average is 0 and the optimizer should not use it."""
 
