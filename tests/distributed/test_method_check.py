@@ -3,6 +3,7 @@ of breaking it fails the check that is for it, by name."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,95 +15,127 @@ import pytest
 import torch
 from torch import nn
 
-from netsim_ddp.bench.launcher import Launcher
-from netsim_ddp.bench.method_check import CHECKS, Trials
+from netsim_ddp.bench.method_check import CHECKS, NOT_SEEN, Trials
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.choose import choose
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import parse_method
+from netsim_ddp.methods import METHODS, parse_method
 from netsim_ddp.results.record import load
-from netsim_ddp.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join(str(ROOT / folder) for folder in ("examples", "tests", "."))
 
-BROKEN = '''
-import time
-import torch
-import torch.distributed as dist
-from my_method import SharedRandom
-from netsim_ddp.communication.segments import Local
-
-class Reseeds(SharedRandom):
-    """Draws from everybody's random numbers."""
-    def _pick(self):
-        torch.manual_seed(self.step)
-        super()._pick()
-
-class RankDependent(SharedRandom):
-    """Divides by a number that is not the same everywhere."""
-    def _spread(self):
-        super()._spread()
-        self.flat.data.mul_(1 + 1e-6 * self.group.rank)
-
-class Forgets(SharedRandom):
-    """Keeps no residual."""
-    def _spread(self):
-        super()._spread()
-        self.residual.zero_()
-
-class NoState(SharedRandom):
-    """Saves less than it needs."""
-    def state_dict(self):
-        return {"residual": self.residual.clone(), "step": 0}
-
-class AloneWithNaN(SharedRandom):
-    """Raises while the others wait."""
-    def _pick(self):
-        if not self.flat.data.isfinite().all():
-            raise ArithmeticError("NaN")
-        super()._pick()
-
-class Poisoned(SharedRandom):
-    """Lets a NaN into its residual."""
-    def _spread(self):
-        self.residual.copy_(self.compensated)[self.positions] = 0
-        self.flat.data.zero_()[self.positions] = self.values / self.group.world_size
-        self.step += 1
-
-class Smuggles(SharedRandom):
-    """Sends a second time where nobody counts."""
-    def _spread(self):
-        dist.all_reduce(self.values.clone(), group=self.group.process_group)
-        super()._spread()
-
-class Hangs(SharedRandom):
-    """One rank does not come back."""
-    def _pick(self):
-        if self.group.rank == 1 and self.step == 2:
-            time.sleep(3600)
-        super()._pick()
-'''
-FAILS = {
-    "Reseeds": ("deterministic", "changes the global random numbers of torch"),
-    "RankDependent": ("identical,buckets", "rank 1's average is not rank 0's"),
-    "Forgets": ("conserves", "of the gradient has not come"),
-    "NoState": ("state", "continued from its state_dict it gives other bits"),
-    "AloneWithNaN": ("nan", "made no progress"),
-    "Poisoned": ("nan", "steps after a NaN"),
-    "Smuggles": ("local,bytes", "a local segment sends"),
+PLANTED: dict[str, tuple[str, str]] = {
+    "NoWire": ("builds", "it has no Wire"),
+    "OtherSegment": ("builds", "neither a Local nor a Wire"),
+    "FloatBytes": ("builds", "not a whole number"),
+    "RankDependent": ("identical", "step 0: rank 1's average is not rank 0's"),
+    "PartsAfterTen": ("identical", "step 10: rank 1's average is not rank 0's"),
+    "PartsAfterHundred": ("identical", "step 100: rank 1's average is not rank 0's"),
+    "PartsOnTies": ("identical", "step 13: rank 1's average is not rank 0's"),
+    "Float64Average": ("identical", "`average` is torch.float64"),
     "Hangs": ("identical", "rank 1 made no progress for 3 s: at step 3, compute"),
+    "HangsInFinish": ("identical", "rank 2 made no progress for 3 s: at step 1, communicate"),
+    "NothingOfOne": ("sizes", "one parameter of one element: IndexError: no element to send"),
+    "EmptyParameter": ("sizes", "an empty parameter: "),
+    "ZeroNorm": ("sizes", "gradients that are zero: the average is not finite"),
+    "Reseeds": ("deterministic", "changes the global random numbers of torch"),
+    "DrawsFromNumpy": ("deterministic", "changes the global random numbers of numpy"),
+    "SeededByOthers": ("deterministic", "other global random numbers give other bits"),
+    "CountsForAll": ("deterministic", "a second instance gives other bits"),
+    "HashOrder": ("deterministic", "with another PYTHONHASHSEED it gives other bits"),
+    "ChangesShapes": ("clean", "it changes flat.shapes"),
+    "ReplacesData": ("clean", "it changes flat.data"),
+    "ChangesParameters": ("clean", "it changes the parameter conv"),
+    "SetsThreads": ("clean", "it changes torch's number of threads"),
+    "StatisticsMove": ("clean", "state_dict() or statistics() changes the average"),
+    "SharesBuffers": ("buckets", "instances share something"),
+    "FirstBucketOnly": ("buckets", "works on the first bucket only"),
+    "Forgets": ("conserves", "of the gradient has not come"),
+    "Undivided": (
+        "conserves",
+        "3.00 times the mean of the gradients comes: divide the sum by the number of ranks",
+    ),
+    "DividedTwice": (
+        "conserves",
+        "0.33 of the mean of the gradients comes: it is divided by the number of ranks twice",
+    ),
+    "SentStays": ("conserves", "of the gradient came twice or more"),
+    "AppliedTwice": ("conserves", "of the gradient came twice or more"),
+    "Float16Lost": ("rounding", "what rounding takes must stay in the residual"),
+    "Int8Lost": ("rounding", "what rounding takes must stay in the residual"),
+    "Float16Residual": ("rounding", "what rounding takes must stay in the residual"),
+    "BareSigns": ("scale", "divide the sum by the number of ranks"),
+    "QuietRank": ("scale", "rank 2's gradient does not count as the others' do"),
+    "QSGDUndivided": ("unbiased", " times that of the gradients: divide the sum by the number of ranks"),
+    "QSGDSameDraws": ("unbiased", "in the same way at every step"),
+    "RandomKUnscaled": ("unbiased", "times that of the gradients"),
+    "NaNOnly": ("nonfinite", "an inf in the first place of rank 0's gradient is swallowed"),
+    "InfOnly": ("nonfinite", "a -inf in the first place of rank 0's gradient is swallowed"),
+    "ExceptTheLast": ("nonfinite", "a NaN in the last place of rank 0's gradient is swallowed"),
+    "RankZeroKnows": ("nonfinite", "is not seen by rank 1"),
+    "AloneWithNaN": ("nonfinite", "with a NaN in the first place of rank 0's gradient"),
+    "Poisoned": (
+        "nonfinite",
+        "after a NaN in the first place of rank 0's gradient, rank 0: not finite",
+    ),
+    "HugeResidual": ("nonfinite", "keep it out of the residual"),
+    "NeverAgain": ("nonfinite", "the method does not recover"),
+    "Smuggles": ("local", "local segment 2 (decompress) calls allreduce of"),
+    "SmugglesAFloat": ("local", "local segment 2 (decompress) calls allreduce of 4 bytes"),
+    "SmugglesInAGroup": ("local", "local segment 2 (decompress) calls broadcast"),
+    "SmugglesInAStore": ("local", "local segment 0 (compress) talks past the process group (Store.set)"),
+    "SmugglesInAThread": ("local", "local segment 0 (compress) calls allreduce of 4 bytes"),
+    "StartsInLocal": ("local", "local segment 0 (compress) calls allreduce"),
+    "WaitsInLocal": ("local", "local segment 2 (decompress) waits for an exchange"),
+    "EndsEarly": ("wire", "returns before its allreduce"),
+    "ComputesInStart": ("wire", "start() of the wire 0 (all_reduce) computes"),
+    "ComputesInFinish": ("wire", "finish() of the wire 1 (all_reduce) computes"),
+    "ComputesInAverage": ("wire", "`average` computes"),
+    "NumpyInStart": ("wire", "ms of CPU time"),
+    "PythonInStart": ("wire", "ms of CPU time"),
+    "ThreadInFinish": ("wire", "ms of CPU time in the process"),
+    "WaitsInStart": ("wire", "must return at once, while the other ranks have not started"),
+    "StartsInFinish": ("wire", "starts nothing, finish() does"),
+    "HalfThePayload": ("bytes", "payload_bytes of the wire 1 (told) says"),
+    "TwiceThePayload": ("bytes", "payload_bytes of the wire 1 (told) says"),
+    "HalfTheMessages": ("bytes", "by the messages() of its wires"),
+    "SaysNoResidual": ("residual", "residual_bytes says 0"),
+    "HalfTheResidual": ("residual", "its state keeps 800,004 bytes of the gradient's shapes"),
+    "TwiceTheResidual": ("residual", "its state keeps 800,004 bytes in all"),
+    "Leaks": ("memory", "MB per 100 steps"),
+    "LeaksBytes": ("memory", "MB per 100 steps"),
+    "NoState": ("state", "in a new instance it gives other bits"),
+    "LoadsNoStep": ("state", "in a new instance it gives other bits"),
+    "LoadsOntoTheOld": ("state", "in an instance that has been used it gives other bits"),
+    "SharesState": ("state", "in a new instance it gives other bits"),
+    "KeepsTheLoaded": ("state", "load_state_dict() keeps the caller's tensors"),
+    "StateIsNotPlain": ("state", "its state_dict is not plain"),
+    "SavingMoves": ("state", "state_dict() changes what comes after it"),
 }
+"""Methods of tests/planted_methods.py, the check that each must fail, and what it must say."""
+HONEST = [
+    "my_method:SharedRandom,ratio=0.2",
+    "compressors:SignFeedback",
+    "compressors:QSGD",
+    "compressors:RotatedSign",
+    "compressors:RandomK",
+    "compressors:RandomK,feedback=on",
+    "powersgd",
+    *(name for name in METHODS if name != "powersgd"),
+    "topk,values=int8-stochastic,ratio=0.05,collective=split",
+]
+LEFT_OPEN = {"rounding", "unbiased", "conserves", "time"}
 
 
 def netsim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])
     return subprocess.run(
         [sys.executable, "-m", "netsim_ddp", *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": PATH, "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=200,
@@ -111,49 +144,67 @@ def netsim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def verdicts(output: str) -> dict[str, str]:
-    return {name: word for word, name in re.findall(r"^\[(PASS|FAIL|TIME)\] (\w+)", output, re.M)}
-
-
-def test_the_example_keeps_the_contract(tmp_path: Path) -> None:
-    done = netsim(tmp_path, "check", "my_method:shared_random,ratio=0.2", "--link", "bucket")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert verdicts(done.stdout) == {**dict.fromkeys(CHECKS, "PASS"), "time": "TIME"}
+    return {name: word for word, name in re.findall(r"^\[(PASS|FAIL|TIME|NOTE)\] (\w+)", output, re.M)}
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    """Ranks that find the broken methods; one start for all tests."""
-    folder = tmp_path_factory.mktemp("broken")
-    (folder / "broken.py").write_text(BROKEN, encoding="utf-8")
-    scenario = Scenario(workers=3, threads=1, device="cpu", backend="gloo", timeout_s=3).resolved()
+def trials() -> Iterator[Trials]:
+    """Ranks that find the examples and the planted methods; one start for all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT / "examples"), str(ROOT)]))
-        with (
-            choose(LinkSpec(3, 10**9), "bucket", print) as link,
-            Launcher(link, threads=1, timeout_s=3) as launcher,
-        ):
-            yield Trials(launcher, link, scenario)
+        patch.setenv("PYTHONPATH", PATH)
+        with choose(LinkSpec(3, 10**9), "bucket", print) as link, Trials(link, timeout_s=3) as trials:
+            yield trials
 
 
-@pytest.mark.parametrize("broken", FAILS)
-def test_a_broken_method_fails_the_check_that_is_for_it(trials: Trials, broken: str) -> None:
-    names, said = FAILS[broken]
-    method = parse_method(f"broken:{broken},ratio=0.3")
-    found = {name: trials.check(name, method) for name in ("builds", *names.split(","))}
-    assert [finding.passed for finding in found.values()] == [True] + [False] * (len(found) - 1)
-    assert said in found[names.split(",")[0]].found
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_fault_fails_the_check_that_is_for_it(trials: Trials, planted: str) -> None:
+    check, said = PLANTED[planted]
+    finding = trials.check(check, parse_method(f"planted_methods:{planted}"))
+    assert finding.passed is False, finding.found
+    assert said in finding.found
+
+
+def test_every_check_catches_something() -> None:
+    assert {check for check, _ in PLANTED.values()} == set(CHECKS) - {"time"}
+
+
+@pytest.mark.parametrize("honest", HONEST)
+def test_an_honest_method_passes(trials: Trials, honest: str) -> None:
+    method = parse_method(honest)
+    findings = [trials.check(name, method) for name in CHECKS if name != "time"]
+    assert {finding.name: finding.found for finding in findings if finding.passed is False} == {}
+    assert {finding.name for finding in findings if finding.passed is None} <= LEFT_OPEN
+
+
+def test_what_conserves_cannot_ask_of_an_unbiased_method_unbiased_does(trials: Trials) -> None:
+    qsgd = parse_method("compressors:QSGD")
+    found = {name: trials.check(name, qsgd) for name in ("conserves", "unbiased")}
+    assert [found["conserves"].passed, found["unbiased"].passed] == [None, True]
+
+
+def test_the_command_prints_each_finding_and_what_it_cannot_see(tmp_path: Path) -> None:
+    done = netsim(tmp_path, "check", "my_method:shared_random", "--link", "bucket", "--json", "found.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = verdicts(done.stdout)
+    assert shown == {**dict.fromkeys(CHECKS, "PASS"), "unbiased": "NOTE", "time": "TIME"}
+    assert done.stdout.strip().splitlines()[-1] == NOT_SEEN
+    document = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert document["passed"] is True
+    assert {each["name"]: each["result"].upper() for each in document["checks"]} == shown
 
 
 def test_the_command_ends_with_what_failed(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     left_out = [
         word for name in CHECKS if name not in ("builds", "identical") for word in ("--without", name)
     ]
-    done = netsim(tmp_path, "check", "broken:RankDependent,ratio=0.3", "--link", "bucket", *left_out)
+    words = ["check", "planted_methods:RankDependent,ratio=0.3", "--link", "bucket", "--json", "-"]
+    done = netsim(tmp_path, *words, *left_out)
     assert done.returncode == 3, done.stdout + done.stderr
-    assert verdicts(done.stdout) == {"builds": "PASS", "identical": "FAIL"}
+    document = json.loads(done.stdout)
+    assert [each["result"] for each in document["checks"]] == ["pass", "fail"]
+    assert verdicts(done.stderr) == {"builds": "PASS", "identical": "FAIL"}
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "netsim: broken:RankDependent,ratio=0.3 fails 1 of the checks: identical"
+    assert last == "netsim: planted_methods:RankDependent,ratio=0.3 fails 1 of the checks: identical"
 
 
 def test_a_run_takes_it_like_any_method(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ STEPS = 4
 FREE_ELEMENTS = 4096
 """A wire may touch so many elements per exchange: sizes, a header, a handful of scalars."""
 ROUNDS = 7
-CPU_TIMES, CPU_SPARE_S = 3.0, 1.5e-3
-CPU_TIMES_OF_ALL, CPU_SPARE_OF_ALL_S = 2.0, 4e-3
+CPU_TIMES, CPU_SPARE_S = 2.0, 0.5e-3
+CPU_TIMES_OF_ALL, CPU_SPARE_OF_ALL_S = 1.5, 1.5e-3
 """How much more CPU time than the bare operations an exchange may take, of its own thread and of all threads."""
 LATE_S = 0.15
 PAYLOAD_TOLERANCE, PAYLOAD_SPARE = 0.02, 64
