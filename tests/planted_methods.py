@@ -480,7 +480,7 @@ class StartsInLocal(SharedRandom):
     """The exchange starts in the local segment; the wire only waits."""
 
     def segments(self) -> list[Segment]:
-        first, wire, last = super().segments()
+        _, wire, last = super().segments()
         assert isinstance(wire, Wire)
 
         def pick_and_send() -> None:
@@ -495,7 +495,7 @@ class WaitsInLocal(SharedRandom):
     """The wire starts the exchange; the local segment after it waits."""
 
     def segments(self) -> list[Segment]:
-        first, wire, last = super().segments()
+        first, wire, _ = super().segments()
         assert isinstance(wire, Wire)
         size, sent = wire.payload_bytes, tuple(wire.messages())
 
@@ -577,9 +577,13 @@ class ThreadInFinish(_Worked):
         return self._around(lambda: None, work)
 
 
+def _count_in_python() -> None:
+    sum(i * i for i in range(200_000))
+
+
 class PythonInStart(_Worked):
     def segments(self) -> list[Segment]:
-        return self._around(lambda: [i * i for i in range(200_000)].clear(), lambda: None)
+        return self._around(_count_in_python, lambda: None)
 
 
 class ComputesInAverage(SharedRandom):

@@ -239,5 +239,7 @@ def buckets(bench: Bench) -> Found:
     for step, row in enumerate(zip(*bench.gather(bits), strict=True)):
         if len(set(row)) > 1:
             odd = next(rank for rank, each in enumerate(row) if each != row[0])
-            raise Fault(f"at {len(row)} ranks, three buckets, step {step}: rank {odd}'s average is not rank 0's")
+            raise Fault(
+                f"at {len(row)} ranks, three buckets, step {step}: rank {odd}'s average is not rank 0's"
+            )
     return Found("three buckets in flight give the same bits on all ranks, and what each gives alone")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.joining import choose_device, join
 from netsim_ddp.bench.task import Task
 from netsim_ddp.bench.trials import answers, keeping, nonfinite, sums, wires
 from netsim_ddp.bench.trials.bench import Bench, Fault, Found
+from netsim_ddp.bench.trials.watch import TELLER
 from netsim_ddp.communication import shaped
 from netsim_ddp.communication.backend import build_method
 
+TELL_S = 0.1
 TRIALS: dict[str, Callable[[Bench], Found]] = {
     each.__name__: each
     for each in (
@@ -37,6 +44,36 @@ TRIALS: dict[str, Callable[[Bench], Found]] = {
 }
 
 
+class _Teller:
+    """Tells the command how far this rank is, a few times a second: a trial's steps take less than a message does."""
+
+    def __init__(self, channel: RankChannel) -> None:
+        self._channel, self._lock = channel, threading.Lock()
+        self._latest = self._told = (-1, "starting")
+        threading.Thread(target=self._serve, daemon=True, name=TELLER).start()
+
+    def note(self, step: int, doing: str) -> None:
+        self._latest = step, doing
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """What was noted is told first, and nothing else is sent meanwhile."""
+        with self._lock:
+            self._tell()
+            yield
+
+    def _serve(self) -> None:
+        while True:
+            time.sleep(TELL_S)
+            with self._lock:
+                self._tell()
+
+    def _tell(self) -> None:
+        if (latest := self._latest) != self._told:
+            self._channel.progress(*latest)
+            self._told = latest
+
+
 class TrialTask(Task):
     """``params``: the ``trial``'s name, and the method's ``options``. Its record: ``passed``, ``found``, ``data``."""
 
@@ -44,6 +81,8 @@ class TrialTask(Task):
         job, params = self.job, self.job.params
         self.say(f"in the trial {params['trial']!r}")
         group, _ = join(self.channel, job, self.shared, choose_device(self.scenario["device"], job.rank))
+        self._teller = _Teller(self.channel)
+        gc.freeze()  # a collection then looks at what the method makes, not at all that torch has imported
         bench = Bench(
             group,
             lambda flat: build_method(job.method, flat, group, **params["options"]),
@@ -51,10 +90,12 @@ class TrialTask(Task):
             self._progress,
             self._count,
             self._charged,
-            lambda value: self.channel.gather("told", value),
+            lambda value: self._gather("told", value),
         )
-        self.channel.result(self._record(TRIALS[params["trial"]], bench))
-        self.channel.gather("done")
+        record = self._record(TRIALS[params["trial"]], bench)
+        with self._teller.silent():
+            self.channel.result(record)
+            self.channel.gather("done")
 
     def _record(self, trial: Callable[[Bench], Found], bench: Bench) -> dict[str, Any]:
         try:
@@ -64,11 +105,15 @@ class TrialTask(Task):
         return {"passed": found.passed, "found": found.text, "data": found.data}
 
     def _progress(self, step: int, doing: str) -> None:
-        self.step = step
-        self.say(doing)
+        self.step, self.doing = step, doing
+        self._teller.note(step, doing)
+
+    def _gather(self, point: str, value: Any = None) -> list[Any]:
+        with self._teller.silent():
+            return self.channel.gather(point, value)
 
     def _count(self) -> None:
-        self.channel.gather("counted")
+        self._gather("counted")
 
     def _charged(self) -> float:
         return shaped.shaped_group().charged()[0] if self.job.mechanism == "bucket" else 0

@@ -48,7 +48,9 @@ _SOCKET = (
     *("recv", "recv_into", "recvfrom", "recvmsg"),
 )
 _DISTRIBUTED = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
-_OURS = "netsim-lifeline"  # the thread that listens to the command
+TELLER = "netsim-progress"
+_OURS = ("netsim-lifeline", TELLER)
+"""The threads that talk with the command."""
 
 
 @dataclass
@@ -186,7 +188,7 @@ class Watch:
     def _talk(self, what: str, original: Any) -> Any:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self.inside and threading.current_thread().name != _OURS:
+            if not self.inside and threading.current_thread().name not in _OURS:
                 self.talks.append((self.where, what))
             return original(*args, **kwargs)
 
