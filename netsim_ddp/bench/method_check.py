@@ -31,8 +31,9 @@ IDLE_BYTES = 2000
 HASH_SEEDS = ("1", "2")
 """Of Python's hashes, in the ranks and in the second ones: the order of a set differs between them."""
 NOT_SEEN = (
-    "Not seen from outside: ranks that talk through files or shared memory, work handed to another process or a GPU, less"
-    " than half a millisecond of work in a wire that is not torch's, and what first goes wrong with more ranks or steps."
+    "Not seen from outside: ranks that talk through files or shared memory, work handed to another process or a GPU,"
+    " less than half a millisecond of work in a wire that is not torch's, and what first goes wrong with more ranks or"
+    " steps."
 )
 """What no check can tell, for the reader."""
 

@@ -31,9 +31,10 @@ def conserves(bench: Bench) -> Found:
         return Found(
             "not judged: it declares `unbiased` and keeps no residual; the check `unbiased` tests it", None
         )
-    steps = 0
-    while max(bench.gather(_rest(ledger))) > ENOUGH and steps < FLUSH_STEPS:
-        steps += _flush(run, ledger)
+    moved, steps = math.inf, 0
+    while max(bench.gather(_rest(ledger))) > ENOUGH and steps < FLUSH_STEPS and moved > DRAINED:
+        moved = _flush(bench, run, ledger)
+        steps += FLUSH_CHUNK
     text = ledger.judge(ranks, f"{steps} steps after the last one")
     if not ledger.share < ENOUGH and run.method.residual_bytes == 0:
         text += (
@@ -44,11 +45,14 @@ def conserves(bench: Bench) -> Found:
     return Found(f"all of the gradient has come {steps} steps after the last one (within 1%)")
 
 
-def _flush(run: Run, ledger: Ledger) -> int:
-    zero = torch.zeros(run.numel)
+def _flush(bench: Bench, run: Run, ledger: Ledger) -> float:
+    """Some steps without gradient; how much came in them, as a share of what is missing."""
+    zero, before = torch.zeros(run.numel), ledger.came.clone()
     for _ in range(FLUSH_CHUNK):
         ledger.note(zero, run.average(zero))
-    return FLUSH_CHUNK
+    missing = float((ledger.owed - ledger.came).norm())
+    shares: list[float] = bench.gather(float((ledger.came - before).norm()) / missing if missing else 0.0)
+    return max(shares)
 
 
 def _rest(ledger: Ledger) -> float:
@@ -74,10 +78,8 @@ def rounding(bench: Bench) -> Found:
         rest.note(mean, again.average(mine[bench.group.rank]))
     moved, steps = math.inf, 0
     while max(bench.gather(_rest(rest))) > ROUNDING / 2 and steps < FLUSH_STEPS and moved > DRAINED:
-        before = rest.came.clone()
-        steps += _flush(again, rest)
-        missing = (rest.owed - rest.came).norm()
-        moved = max(bench.gather(float((rest.came - before).norm() / missing)))
+        moved = _flush(bench, again, rest)
+        steps += FLUSH_CHUNK
     if rest.share < ROUNDING:
         return Found(f"of a gradient repeated {REPEATS} times all has come, but {rest.share:.0e}")
     few, many = shares[REPEATS], shares[4 * REPEATS]
@@ -170,8 +172,8 @@ def unbiased(bench: Bench) -> Found:
         raise Fault("its averages of finite gradients are not finite")
     if off > 1e-3 * size and chance < 1e-6 * size and abs(times - 1) < 0.5:
         raise Fault(
-            f"it declares `unbiased`, and its averages are {off / size:.1%} off in the same way at every step at {ranks}"
-            " ranks: draw anew at each step"
+            f"it declares `unbiased`, and its averages are {off / size:.1%} off in the same way at every step at"
+            f" {ranks} ranks: draw anew at each step"
         )
     if abs(times - 1) > margin:
         advice = "its mean is not that of the gradients"
