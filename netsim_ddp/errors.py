@@ -34,6 +34,10 @@ EXHAUSTED = {
 """What a machine can run out of, by the error that tells it, and what to do."""
 
 
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
 class NetsimError(Exception):
     """Base of every error that netsim raises on purpose. ``hint`` says what to type instead, and is part of the text:
     in a program or a notebook, ``str(error)`` is all that a user sees."""
@@ -41,9 +45,10 @@ class NetsimError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # What stands in somebody's file must neither break the line nor move the cursor.
+        self.message = _printable(message)
+        self.hint = None if hint is None else _printable(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

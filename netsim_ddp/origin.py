@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError, ValidationInfo
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.reading import one_line
 
 _PROBLEMS = {
     "greater_than_equal": "must be at least {ge}",
@@ -75,6 +76,8 @@ class Origin:
     def explain(self, error: ValidationError) -> UsageError:
         """pydantic's first complaint, as a person would say it."""
         first = error.errors()[0]
+        if not first["loc"]:  # about several values at once
+            return UsageError(f"{self.place('')}{one_line(first['msg'])}")
         key = str(first["loc"][0])
         key = next((name for name, to in self.quantities.items() if to == key and name in self.given), key)
         value, limits = self.given.get(key, first["input"]), first.get("ctx", {})
@@ -95,5 +98,7 @@ def _shown(value: Any) -> str:
     try:
         float(value)
     except (TypeError, ValueError):
-        return repr(value)
-    return str(value)
+        return one_line(repr(value))
+    except OverflowError:
+        return "so large a number"
+    return one_line(str(value))

@@ -10,6 +10,7 @@ import codecs
 import json
 import math
 import os
+import re
 import select
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_FILE_BYTES = 64 << 20
 PATIENCE_S = 60.0  # for a pipe whose writer takes its time
 WRITER_S = 1.0  # for a pipe that nobody writes to yet
 CHUNK_BYTES = 1 << 20
+MAX_DEPTH = 100
 
 _MAGIC = {
     b"\x1f\x8b": "compressed (gzip)",
@@ -152,7 +154,10 @@ def parse_yaml(text: str, *, source: str, hint: str | None = None) -> Any:
     Raises:
         UsageError: a web page, or not YAML.
     """
-    if text.strip() and (problem := _instead(text)):  # which parses, as one long word
+    problem = _instead(text) if text.strip() else None  # a web page parses, as one long word
+    if problem is None and _too_deep(text):  # the parser would take seconds to give up
+        problem = "it is nested too deeply"
+    if problem is not None:
         raise UsageError(f"{source} is not YAML: {problem}", hint=hint)
     try:
         return yaml.load(text, _Loader)
@@ -163,6 +168,15 @@ def parse_yaml(text: str, *, source: str, hint: str | None = None) -> Any:
         if isinstance(error, RecursionError):
             problem = "it is nested too deeply"
         raise UsageError(f"{source}{line} is not YAML: {one_line(problem)}", hint=hint) from None
+
+
+def _too_deep(text: str) -> bool:
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return "- " * MAX_DEPTH in text or "? " * MAX_DEPTH in text
 
 
 # What the parser lets out of its depths for a date of month 13, or a word that is tagged as a number.

@@ -135,7 +135,7 @@ def from_table(text: str, source: str) -> Measurement:
         failure = _FAILURE.search(text)
         why = f": {one_line(failure[0].strip())}" if failure else ""
         raise UsageError(f"{source} holds no row of nccl-tests{why}", hint=_HINT)
-    ranks = {(int(rank), int(group or 0)) for rank, group in _RANK.findall(text)}
+    ranks = {(rank.lstrip("0"), group.lstrip("0")) for rank, group in _RANK.findall(text)}
     operations = _STARTING.findall(text) or _PROGRAM.findall(text)
     return _measured(Test(samples, _operation(operations, source), _largest_group(ranks)), source)
 
@@ -210,7 +210,7 @@ def _operation(names: Iterable[str], source: str) -> str | None:
     return next(iter(found), None)
 
 
-def _largest_group(ranks: Iterable[tuple[int, int]]) -> int | None:
+def _largest_group(ranks: Iterable[tuple[object, object]]) -> int | None:
     """How many ranks a collective has: with NCCL_TESTS_SPLIT they are in groups."""
     groups = Counter(group for _, group in set(ranks))
     return max(groups.values(), default=None)

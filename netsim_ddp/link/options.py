@@ -161,7 +161,7 @@ def _slow_ranks(value: Any, *, what: str) -> tuple[list[dict[str, int]]]:
     items: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
     found: dict[int, dict[str, int]] = {}
     for item in items:
-        match = re.fullmatch(r"\s*(\d+)\s*=\s*(.+)", str(item))
+        match = re.fullmatch(r"\s*(\d{1,9})\s*=\s*(.+)", str(item))
         if match is None:
             raise UsageError(f"{what} {item!r} is not RANK=RATE", hint="write for example 3=100mbps")
         rank = int(match[1])

@@ -8,11 +8,11 @@ as one sample. What differs from process to process stays invisible to them.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.reading import positive
 from netsim_ddp.results.stats import median
 from netsim_ddp.results.subjects import Figure, Subject
 
@@ -57,17 +57,12 @@ def _subject(item: Any, where: str) -> Subject:
         raise UsageError(
             f"{where} ({name}) has no rounds", hint="save them: pytest --benchmark-json FILE keeps stats.data"
         )
-    valid = isinstance(rounds, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-        for value in rounds
-    )
-    if not valid or not rounds:
+    if not isinstance(rounds, list) or not rounds or None in map(positive, rounds):
         raise UsageError(f"{where} ({name}): stats.data is not a list of times")
     extra = item.get("extra_info")
     count = extra.get("bytes") if isinstance(extra, dict) else None
-    figures = (
-        {"bytes": Figure(float(count))} if isinstance(count, int | float) and math.isfinite(count) else {}
-    )
+    counted = 0.0 if count == 0 else positive(count)
+    figures = {} if counted is None else {"bytes": Figure(counted)}
     return Subject(identity={"benchmark": name}, times={"median": grouped(rounds)}, figures=figures)
 
 

@@ -31,8 +31,12 @@ Mechanism = Literal["tc", "bucket", "host", "none"]
 Execution = Literal["concurrent", "replayed"]
 Status = Literal["complete", "partial", "failed"]
 # A NaN among the times would turn into a median without anybody noticing; a NaN loss is a finding.
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Bounded too: what nobody can have measured must not overflow where it is added up or shown.
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e18, le=1e18)]
+Count = Annotated[int, Field(ge=-(10**18), le=10**18)]
+Rate = Annotated[int, Field(gt=0, le=10**18)]
+Positive = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e18)]
 
 
 class Strict(BaseModel):
@@ -65,15 +69,15 @@ class LinkRecord(Strict):
     """
 
     mechanism: Mechanism
-    requested_bps: int | None
-    configured_bps: int | None
-    measured_bps: Finite | None
-    ceiling_bps: Finite | None
-    drops: int = 0
-    retransmits: int = 0
+    requested_bps: Rate | None
+    configured_bps: Rate | None
+    measured_bps: Positive | None
+    ceiling_bps: Annotated[Positive, Field(gt=0)] | None
+    drops: Count = 0
+    retransmits: Count = 0
     congestion: str | None = None
     shape: str | None = None
-    credit_bytes: int | None = None
+    credit_bytes: Count | None = None
     queue_s: Finite | None = None
     delay_s: Finite = 0.0
     varies: bool = False
@@ -106,8 +110,8 @@ class LayerRecord(Strict):
     without error feedback.
     """
 
-    entries: float
-    ratio: float
+    entries: Finite
+    ratio: Finite
     energy_kept: float | None
     residual_norm: float | None
 
@@ -115,7 +119,7 @@ class LayerRecord(Strict):
 class SelectedStep(LayerRecord):
     """The totals of a step, and the payload that they made."""
 
-    payload_bytes: int
+    payload_bytes: Count
 
 
 class SelectionRecord(Strict):
@@ -132,13 +136,13 @@ class RankRecord(Strict):
     ``parameters_sha256`` is the digest of the rank's parameters after the last step.
     """
 
-    rank: int
-    tx_bytes: int
-    rx_bytes: int
-    payload_bytes: int
+    rank: Count
+    tx_bytes: Count
+    rx_bytes: Count
+    payload_bytes: Count
     predicted_tx_bytes: Finite | None = None
-    peak_memory_bytes: int
-    residual_bytes: int = 0
+    peak_memory_bytes: Count
+    residual_bytes: Count = 0
     parameters_sha256: str | None = None
     selection: SelectionRecord | None = None
     steps: list[StepRecord]
@@ -152,17 +156,17 @@ class EpochRecord(Strict):
     model is validated or saved. ``tx_bytes`` is what the rank that sent most sent in this epoch.
     """
 
-    epoch: int
-    steps: int
-    learning_rate: float
+    epoch: Count
+    steps: Count
+    learning_rate: Finite
     train_loss: float
     train_accuracy: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     elapsed_s: Seconds
-    tx_bytes: int
-    skipped_steps: int = 0
-    phases_s: dict[str, float] = Field(default_factory=dict)
+    tx_bytes: Count
+    skipped_steps: Count = 0
+    phases_s: dict[str, Seconds] = Field(default_factory=dict)
     """Seconds of this epoch by phase, rank 0's; waiting for other ranks is part of ``communicate``."""
 
 
@@ -172,14 +176,14 @@ class RepeatRecord(Strict):
     ranks: list[RankRecord]
     took_s: Seconds | None = None
     """Of a sweep: how long this took, its processes started and ended, but neither link nor imports."""
-    seed: int | None = None
+    seed: Count | None = None
     epochs: list[EpochRecord] = Field(default_factory=list)
 
 
 class TunedRate(Strict):
     """A learning rate that was tried on a seed of its own, which is not among those evaluated."""
 
-    learning_rate: float
+    learning_rate: Finite
     validation_loss: float | None
     validation_accuracy: float | None = None
 
@@ -193,13 +197,13 @@ class Recipe(Strict):
     """
 
     optimizer: str
-    learning_rate: float
-    epochs: int
-    validation_samples: int | None = None
+    learning_rate: Finite
+    epochs: Count
+    validation_samples: Count | None = None
     tx_are: Literal["measured", "charged", "predicted"] = "predicted"
-    target: float | None = None
+    target: Finite | None = None
     tuned: list[TunedRate] = Field(default_factory=list)
-    tune_seed: int | None = None
+    tune_seed: Count | None = None
 
 
 class MeanInterval(Strict):
@@ -221,21 +225,21 @@ class TrainingSummary(Strict):
     ``time_speedup`` is the time that the dense cell takes to the same accuracy over that: above 1 is faster.
     """
 
-    seeds: list[int]
+    seeds: list[Count]
     accuracy: MeanInterval | None = None
     loss: MeanInterval | None = None
     difference_points: MeanInterval | None = None
     loss_difference_percent: MeanInterval | None = None
-    resolution_points: float | None = None
-    resolvable_points: float | None = None
+    resolution_points: Finite | None = None
+    resolvable_points: Finite | None = None
     verdict: Literal["baseline", "within", "worse", "better", "not resolvable"] | None = None
-    epochs_s: float
-    time_to_accuracy_s: float | None = None
-    reached: int = 0
-    time_speedup: float | None = None
-    tx_bytes_per_step: float
-    wire_reduction: float | None = None
-    residual_bytes: int = 0
+    epochs_s: Seconds
+    time_to_accuracy_s: Seconds | None = None
+    reached: Count = 0
+    time_speedup: Finite | None = None
+    tx_bytes_per_step: Finite
+    wire_reduction: Finite | None = None
+    residual_bytes: Count = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -264,22 +268,22 @@ class Summary(Strict):
     """
 
     step_s: Interval
-    compute_s: float
-    compress_s: float
-    communicate_s: float
-    wait_s: float
-    decompress_s: float
-    optimizer_s: float
-    other_s: float
-    hidden_s: float
-    efficiency: float
-    speedup: float | None = None
-    speedup_vs_overlapped: float | None = None
-    tx_bytes_per_step: float
-    payload_bytes_per_step: float
-    wire_reduction: float | None = None
-    residual_bytes: int = 0
-    peak_memory_bytes: int = 0
+    compute_s: Seconds
+    compress_s: Seconds
+    communicate_s: Seconds
+    wait_s: Seconds
+    decompress_s: Seconds
+    optimizer_s: Seconds
+    other_s: Seconds
+    hidden_s: Seconds
+    efficiency: Finite
+    speedup: Finite | None = None
+    speedup_vs_overlapped: Finite | None = None
+    tx_bytes_per_step: Finite
+    payload_bytes_per_step: Finite
+    wire_reduction: Finite | None = None
+    residual_bytes: Count = 0
+    peak_memory_bytes: Count = 0
     first_loss: float | None = None
     last_loss: float | None = None
 
@@ -295,11 +299,11 @@ class Cell(Strict):
     dataset: str | None = None
     axes: dict[str, Any] = Field(default_factory=dict)
     """Where in a sweep's matrix the cell stands, as its file writes it: ``{"bandwidth": "100mbps", "workers": 4}``."""
-    workers: int
-    bandwidth_bps: int | None
+    workers: Count
+    bandwidth_bps: Rate | None
     execution: Execution = "concurrent"
     overlap: bool = False
-    threads: int
+    threads: Count
     device: str = "cpu"
     backend: str = "gloo"
     substituted: str | None = None

@@ -22,7 +22,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -46,6 +46,9 @@ FREE_KEYS = frozenset(
 """Settings that may differ when a training goes on; the method, the seed and the rate are compared on their own."""
 
 
+Whole = Annotated[int, Field(ge=0, le=10**18)]
+
+
 class FileSum(Strict):
     """A file as it was written."""
 
@@ -63,21 +66,21 @@ class Manifest(Strict):
     version: Literal[1] = 1
     method: str
     params: dict[str, Any]
-    seed: int
-    learning_rate: float
-    world_size: int
-    threads: int
-    epoch: int
-    step: int
-    global_step: int
+    seed: Whole
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    world_size: Whole
+    threads: Whole
+    epoch: Whole
+    step: Whole
+    global_step: Whole
     settings: dict[str, Any]
     history: list[EpochRecord] = Field(default_factory=list)
-    tx_epoch: list[int]
-    tx_total: list[int]
-    rx_total: list[int]
-    payload: list[int]
-    drops: int = 0
-    retransmits: int = 0
+    tx_epoch: list[Whole]
+    tx_total: list[Whole]
+    rx_total: list[Whole]
+    payload: list[Whole]
+    drops: Whole = 0
+    retransmits: Whole = 0
     files: dict[str, FileSum]
 
 

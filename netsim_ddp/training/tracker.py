@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import EnvironmentFault, UsageError, cannot_write
+from netsim_ddp.reading import read_text
 from netsim_ddp.results.record import write_whole
 
 FILE_NAME = "metrics.jsonl"
@@ -142,10 +143,9 @@ class MetricsTracker:
 
 def _drop_from(path: Path, first_step: int) -> None:
     """Keep only the lines of steps before ``first_step``; a last line that was cut short goes too."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
+    if not path.exists():
         return
+    lines = read_text(path, hint="remove it").splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) < first_step]
     write_whole("".join(kept), path)
 
@@ -153,5 +153,5 @@ def _drop_from(path: Path, first_step: int) -> None:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
