@@ -141,6 +141,31 @@ def test_a_label_names_a_thing_once() -> None:
     assert text.lower().count("replayed") == 1
 
 
+@pytest.mark.parametrize(
+    ("runs", "says"),
+    [
+        ((1, 1), "median of 1 run"),
+        ((3, 3), "median of 3 runs ± range (a 75% interval)"),
+        ((1, 3), "median of 1 to 3 runs ± range (at least a 50% interval, none of one run)"),
+        ((2, 7), "median of 2 to 7 runs ± range (at least a 50% interval)"),
+        ((6, 7), "median of 6 to 7 runs ± a 95% interval"),
+    ],
+)
+def test_what_an_interval_is_worth_stands_everywhere(runs: tuple[int, int], says: str) -> None:
+    """In the same words: a ± of three runs is no 95% interval in one exporter and a range in another."""
+    ways = {"dense": 100.0, "topk": 50.0}
+    cells = [
+        make_cell(method, [ms + number for number in range(count)])
+        for (method, ms), count in zip(ways.items(), runs, strict=True)
+    ]
+    shown_in = everywhere(make_result(cells))
+    for where in ("run", "sweep", "html", "markdown"):
+        assert f"ms per step, slowest rank, {says}" in shown_in[where], where
+    assert says.replace("±", r"$\pm$").replace("%", r"\%") in shown_in["latex"]
+    assert ("step±95%" in shown_in["sweep"]) == ("step±95%" in shown_in["run"]) == ("95%" in says)
+    assert ("beyond noise" in shown_in["sweep"]) == (min(runs) > 1)
+
+
 def test_what_was_published_has_its_assumptions_on_the_page() -> None:
     path = Path(__file__).parent.parent / "reports" / "headline-resnet50.json"
     for where, text in everywhere(load(path)).items():

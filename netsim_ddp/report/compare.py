@@ -100,7 +100,7 @@ def figures_line(comparison: Comparison) -> str:
         return ""
     changed = sum(row.changed for row in rows)
     kinds = ", ".join(dict.fromkeys(clean(row.figure).partition(",")[0] for row in rows))
-    total = f"{len(rows)} figure{'s' * (len(rows) != 1)} that must not vary ({kinds})"
+    total = f"{len(rows)} figure{'s' * (len(rows) != 1)} that must not vary ({kinds}; bytes are per step, of all ranks)"
     return f"{total}: {changed} changed." if changed else f"{total}: none changed."
 
 

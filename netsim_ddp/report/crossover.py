@@ -68,7 +68,8 @@ def _table(rows: Sequence[tuple[str, BreakEven | None, BreakEven | None]], conso
     shared = {found[0] for found in units if found}
     unit = shared.pop() if len(shared) == 1 else ""
     # One unit for all stands above them: with it in every cell, 80 columns would cut it off.
-    first = f"pays below,{unit} (95% interval)" if unit else "pays below (95% interval)"
+    interval = " (95% interval)" if any("(" in text for pair in ends for text in pair) else ""
+    first = f"pays below,{unit}{interval}" if unit else f"pays below{interval}"
     for header in (first, "than dense", "than overlapped dense"):
         table.add_column(header, no_wrap=True, overflow="ellipsis")
     for (name, *_), pair in zip(rows, ends, strict=True):

@@ -39,7 +39,9 @@ def pays(plots: Sequence[Plot]) -> list[Answer]:
     places: dict[str, dict[str, dict[str, str]]] = {}
     for plot in plots:
         if isinstance(plot, Chart) and plot.ends:
-            bounds = f"measured from {plot.x_ticks[0][1]} to {plot.x_ticks[-1][1]} Mbit/s, 95% intervals"
+            bounds = f"measured from {plot.x_ticks[0][1]} to {plot.x_ticks[-1][1]} Mbit/s"
+            if any("(" in text for _, text in plot.ends):
+                bounds += ", 95% intervals"
             rows = places.setdefault(f"{plot.title}, {bounds}", {})
             for label, text in plot.ends:
                 rows.setdefault(label, {})[plot.y_label] = text

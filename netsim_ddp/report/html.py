@@ -11,7 +11,8 @@ from netsim_ddp.report.markup import Child, Markup, tag
 from netsim_ddp.report.plots import Bars, Chart, Differences, Plot, all_plots
 from netsim_ddp.report.style import DARK, LIGHT, Looks
 from netsim_ddp.report.svg import CSS, draw, hatches
-from netsim_ddp.report.terminal import count_of, step_header
+from netsim_ddp.report.terminal import count_of
+from netsim_ddp.report.wording import basis, step_header
 
 # Nothing may be fetched, run or sent, whatever a hostile file got into the text.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -161,7 +162,7 @@ def _numbers(collection: Collection) -> Markup:
         words.append(learned.NOTE)
     if blocks:
         words.append(
-            "ms per step of the slowest rank, median over repeats; phases add up to the step. MB per rank and step."
+            "Times are ms per step of the slowest rank; phases add up to the step. MB per rank and step."
         )
     return tag("section", tag("h2", "Numbers"), (tag("p", line, class_="dim") for line in words), inner)
 
@@ -176,7 +177,7 @@ def _block_table(block: Block) -> Markup:
         for row in rows
     ]
     headers = [column.header.replace("\n", " ") for column in columns]
-    return _table(block.heading, headers, shown)
+    return _table(f"{block.heading}: {basis(cells)}", headers, shown)
 
 
 def _links(collection: Collection) -> Markup:

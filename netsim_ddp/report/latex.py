@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from netsim_ddp.report import learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
-from netsim_ddp.report.terminal import step_header
-from netsim_ddp.report.wording import clean
+from netsim_ddp.report.wording import basis, clean, step_header
 
 # A page is narrower than a screen.
 _DROPPED = frozenset({"payload", "loss", "hidden", "wait", "opt", "elapsed", "eff"})
@@ -46,7 +45,7 @@ def _block(block: Block) -> str:
         [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
         for row in rows_of(cells)
     ]
-    caption = f"{block.heading}: ms per step of the slowest rank, MB per rank and step."
+    caption = f"{block.heading}: {basis(cells)}; MB per rank and step."
     return _table(caption, [column.header.replace("\n", " ") for column in columns], rows)
 
 

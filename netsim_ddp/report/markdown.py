@@ -13,8 +13,7 @@ from netsim_ddp.report import facts, learned
 from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.columns import columns_without, rows_of
 from netsim_ddp.report.plots import all_plots
-from netsim_ddp.report.terminal import step_header
-from netsim_ddp.report.wording import clean
+from netsim_ddp.report.wording import basis, clean, step_header
 from netsim_ddp.results.record import Cell
 
 # GitHub counts bytes; some are kept back for what else writes into the same summary.
@@ -129,5 +128,5 @@ def _block(block: Block) -> str:
         [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
         for row in rows_of(cells)
     ]
-    words = "ms per step of the slowest rank; MB per rank and step."
+    words = text(f"{basis(cells)}; MB per rank and step.")
     return table([column.header.replace("\n", " ") for column in columns], rows) + f"\n{words}\n"

@@ -18,7 +18,18 @@ from rich.text import Text
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.utilisation import NOTE, render_needs
-from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, milliseconds, rounded, times
+from netsim_ddp.report.wording import (
+    DASH,
+    basis,
+    clean,
+    encodable,
+    groups,
+    label,
+    milliseconds,
+    rounded,
+    step_header,
+    times,
+)
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Interval, Result
 from netsim_ddp.results.summary import baseline, place_axes
@@ -53,10 +64,11 @@ def render_sweep(result: Result, console: Console) -> None:
             line(text)
     if measured:
         line("")
-        line(_title(measured), "dim")
+        line(basis(measured), "dim")
         console.print(_table(measured, console))
         if any(row.fastest for group in groups(measured) for row in _rows(group)):
-            line("* the fastest there, beyond noise", "dim")
+            single = any(len(cell.repeats) == 1 for cell in measured)
+            line("* the fastest there" + (", by 10% or more" if single else ", beyond noise"), "dim")
         render_break_evens(measured, console)
         if render_needs(measured, console):
             line(NOTE, "dim")
@@ -119,15 +131,6 @@ def _links(result: Result) -> list[str]:
     return found
 
 
-def _title(cells: Sequence[Cell]) -> str:
-    runs = sorted({len(cell.repeats) for cell in cells})
-    count = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    text = f"ms per step, slowest rank, median of {count} run{'' if runs == [1] else 's'}"
-    if 1 < runs[0] == runs[-1] < stats.REPEATS_FOR_95:
-        text += f" ± range (a {stats.coverage(runs[0]):.0%} interval)"
-    return text
-
-
 @dataclass(frozen=True)
 class _Row:
     cell: Cell
@@ -165,7 +168,7 @@ class _Column:
     justify: Literal["left", "right"] = "right"
 
 
-def _columns(axes: Sequence[str]) -> list[_Column]:
+def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
     def axis(key: str) -> _Column:
         def text(row: _Row) -> str:
             return clean(dict(place_axes(row.cell)).get(key, "")) if row.first else ""
@@ -187,7 +190,7 @@ def _columns(axes: Sequence[str]) -> list[_Column]:
         _Column("compute", "compute", lambda row: row.milliseconds("compute_s")),
         _Column("codec", "codec", lambda row: row.milliseconds("compress_s", "decompress_s")),
         _Column("comm", "comm\n+wait", lambda row: row.milliseconds("communicate_s", "wait_s")),
-        _Column("step", "step±", lambda row: milliseconds(step(row))),
+        _Column("step", step_name, lambda row: milliseconds(step(row))),
         _Column("eff", "eff", lambda row: f"{row.cell.summary.efficiency if row.cell.summary else 0:.0%}"),
         _Column("sent", "sent\nMB", sent),
         _Column("speedup", "vs\ndense", lambda row: row.versus(overlap=False)),
@@ -200,7 +203,7 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
     """The widest table that fits the console."""
     axes = _varying_axes(cells)
     rows = [row for group in groups(cells) for row in _rows(group)]
-    columns = _columns(axes)
+    columns = _columns(axes, step_header(cells))
     texts = {column: [encodable(column.text(row), console) for row in rows] for column in columns}
     method = columns[len(axes)]
     texts[method] = [_named(text, row, console) for text, row in zip(texts[method], rows, strict=True)]

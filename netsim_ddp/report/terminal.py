@@ -17,11 +17,13 @@ from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.columns import Row, columns_without, rows_of
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
+    basis,
     clean,
     encodable,
     group_name,
     groups,
     plain,
+    step_header,
 )
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, LinkRecord, Result
@@ -59,7 +61,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         line(_execution_line(result, cells))
         if any(cell.summary for cell in cells):
             line("")
-            line(_title(cells), "dim")
+            line(basis(cells), "dim")
             console.print(_table(cells, console))
     if warnings and result.warnings:
         line("")
@@ -158,24 +160,6 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
         plural = "" if threads == [1] else "s"
         parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
     return clean(" | ".join(parts))
-
-
-def _runs(cells: Sequence[Cell]) -> int:
-    return max(len(cell.repeats) for cell in cells)
-
-
-def step_header(cells: Sequence[Cell]) -> str:
-    """``step±95%`` where the interval is one."""
-    runs = _runs(cells)
-    return "step" if runs == 1 else "step±" if runs < stats.REPEATS_FOR_95 else "step±95%"
-
-
-def _title(cells: Sequence[Cell]) -> str:
-    runs = _runs(cells)
-    text = f"ms per step, slowest rank, median of {runs} run{'s' if runs > 1 else ''}"
-    if 1 < runs < stats.REPEATS_FOR_95:
-        text += f" ± range (a {stats.coverage(runs):.0%} interval)"
-    return text
 
 
 def _fastest(rows: Sequence[Row]) -> Row | None:

@@ -116,6 +116,30 @@ def milliseconds(value: Interval) -> str:
     return f"{rounded(scaled.median, last)}±{rounded(math.ceil(round(half / last, 9)) * last, last)}"
 
 
+def basis(cells: Sequence[Cell]) -> str:
+    """What the times of ``cells`` are, and what their ± is worth: ``ms per step, slowest rank, median of 3 runs ± range
+    (a 75% interval)``."""
+    runs = sorted({len(cell.repeats) for cell in cells if cell.repeats}) or [0]
+    count = (
+        f"{runs[0]} run"
+        if runs == [1]
+        else " to ".join(str(each) for each in dict.fromkeys((runs[0], runs[-1])))
+    )
+    text = f"ms per step, slowest rank, median of {count}{'' if runs == [1] else ' runs'}"
+    if runs[0] >= stats.REPEATS_FOR_95:
+        return f"{text} ± a 95% interval"
+    if runs[-1] == 1:
+        return text
+    least = f"{'a' if len(runs) == 1 else 'at least a'} {stats.coverage(max(runs[0], 2)):.0%} interval"
+    return f"{text} ± range ({least}{', none of one run' if runs[0] == 1 else ''})"
+
+
+def step_header(cells: Sequence[Cell]) -> str:
+    """``step±95%`` where the interval is one."""
+    runs = [len(cell.repeats) for cell in cells if cell.repeats] or [1]
+    return "step" if max(runs) == 1 else "step±95%" if min(runs) >= stats.REPEATS_FOR_95 else "step±"
+
+
 def points(difference: MeanInterval | None) -> str:
     """``-0.11±0.58``: percentage points, with half the interval."""
     if difference is None:

@@ -44,6 +44,7 @@ def _merged(cells: Sequence[Cell]) -> Cell:
         update={
             "drops": sum(cell.link.drops for cell in cells),
             "retransmits": sum(cell.link.retransmits for cell in cells),
+            "measured_bps": min((rate for cell in cells if (rate := cell.link.measured_bps)), default=None),
             "host_limited": False,  # a summary's finding; it is made anew
         }
     )
