@@ -121,8 +121,9 @@ def decode_text(content: bytes, *, source: str, wanted: str = "text", hint: str 
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        problem = f"byte {error.start} is no {encoding.removesuffix('-sig').upper()}"
-        raise UsageError(f"{source} is not {wanted}: {problem}", hint=hint) from None
+        coding = encoding.removesuffix("-sig").upper()
+        problem = f"{wanted} in {coding}: byte {error.start} is none"
+        raise UsageError(f"{source} is not {problem}", hint=hint) from None
     if "\0" in text:
         raise UsageError(f"{source} is not {wanted}: it holds zero bytes", hint=hint)
     return text

@@ -155,9 +155,12 @@ FILES: dict[str, tuple[bytes, str]] = {
     "not-yaml": (b"a: [1,\n", "s.yaml, line 2, is not YAML: "),
     "deep": (
         b"[" * 20_000,
-        "s.yaml is nested too deeply to be a scenario (name a scenario in YAML or a result",
+        "s.yaml is not YAML: it is nested too deeply (name a scenario in YAML or a result",
     ),
-    "binary": (bytes(range(256)), "s.yaml is not text in UTF-8 (name a scenario in YAML or a result file)"),
+    "binary": (
+        bytes(range(256)),
+        "s.yaml is not text in UTF-8: byte 128 is none (name a scenario in YAML or a result file)",
+    ),
     "half-a-result": (b'{"schema_version": 1, "cells": []}', "s.yaml holds no scenario (write keys such as"),
 }
 

@@ -107,8 +107,8 @@ def test_a_profile_that_netsim_would_refuse_is_not_written(tmp_path: Path, measu
         (gzip.compress(b"{}"), "is not text: it is compressed (gzip)"),
         (b"PK\x03\x04rest", "it is a zip archive"),
         (b"\x00\x01\x02", "it holds zero bytes"),
-        (b"\xe9t\xe9", "byte 0 is no UTF-8"),
-        (b"\xff\xfe{", "is no UTF-16"),
+        (b"\xe9t\xe9", "is not text in UTF-8: byte 0 is none"),
+        (b"\xff\xfe{", "is not text in UTF-16"),
         ("[ ID] Interval           Transfer     Bitrate\n", "is the text of iperf3"),
         ("iperf3: error - unable to connect to server\n", "is a message of iperf3"),
         (
