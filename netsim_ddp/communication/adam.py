@@ -49,13 +49,14 @@ class CompressedAdam(torch.optim.Optimizer):
             have settled.
         method, params: as :class:`DistributedBackend` takes them, for the steps that follow.
 
+    Under a ``GradScaler`` write ``scaler.step(optimizer)``, after ``scaler.unscale_(optimizer)`` or without it. The
+    ranks need not have one scale: each takes out its own. A gradient that overflows on one of them skips the step on
+    all, and lowers the scale of that one.
+
     Raises:
         UsageError: an unknown method or option, or a bad value of one, at once; parameters without their names.
         ValueError: ``freeze_after`` below 1, a beta outside [0, 1), a rate, eps or decay that is no number from 0 on.
     """
-
-    _step_supports_amp_scaling = True
-    """A ``GradScaler`` then says that it is the caller, before it calls :meth:`step`."""
 
     def __init__(
         self,
@@ -125,31 +126,35 @@ class CompressedAdam(torch.optim.Optimizer):
         """The exchange of compressed steps."""
         return self._sparse
 
+    _step_supports_amp_scaling = True
+    """Has ``GradScaler.step`` call :meth:`step` in every case, with the scale in ``grad_scale`` (None where it is out
+    already): the others wait in the exchange for a rank whose gradient overflowed."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> bool:  # type: ignore[override] # torch's answers a closure's loss
         """One update, the same bits on every rank.
 
         Returns:
-            False where the step was skipped because a gradient was not finite (``nonfinite=skip``).
+            False where the step was skipped because a gradient was not finite (``nonfinite=skip``, or a scaler).
 
         Raises:
             NonFiniteGradient: a gradient was not finite; on every rank, and nothing has changed: no moment, residual,
                 parameter, nor the number of steps.
-            UsageError: DDP has averaged the gradients already, or this is a ``GradScaler``'s step.
+            UsageError: DDP has averaged the gradients already.
         """
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")
-        if getattr(self, "found_inf", None) is not None:
-            raise UsageError(
-                "GradScaler.step() lets every rank decide for itself whether its gradients can be used, and "
-                "CompressedAdam exchanges them afterwards",
-                hint="train in bfloat16 (torch.autocast(..., torch.bfloat16)), which needs no GradScaler",
-            )
         group = self.param_groups[0]
+        self._unscale()
         for _, parameter in self._named:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        taken = self._compressed(group) if self.frozen else self._plain(group)
+        try:
+            taken = self._compressed(group) if self.frozen else self._plain(group)
+        except NonFiniteGradient:
+            if getattr(self, "found_inf", None) is None:  # which a scaler sets: to it such a step is nothing special
+                raise
+            taken = False
         if taken:
             self._steps += 1
             if self._decoupled:
@@ -157,6 +162,14 @@ class CompressedAdam(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
             self._update(group)
         return taken
+
+    def _unscale(self) -> None:
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is None:
+            return
+        for _, parameter in self._named:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale.to(parameter.device))
 
     def _plain(self, group: dict[str, Any]) -> bool:
         """Adam's two moments of the dense average."""
