@@ -19,6 +19,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
 from netsim_ddp.communication.sgd import CorrectedSGD
+from netsim_ddp.compression.kernels import all_finite
 from netsim_ddp.compression.statistics import Statistics
 
 
@@ -27,10 +28,21 @@ class Exchange(ABC):
 
     optimizer: torch.optim.Optimizer
 
+    takes_scaled: bool = False
+    """Whether gradients come with the scale of the loss: where nothing is kept between steps. float16 needs it."""
+
     @abstractmethod
-    def play(self, execution: Execution) -> bool:
+    def play(self, execution: Execution, scale: float | None = None) -> bool:
         """Average the gradients in ``flat.data`` and update the parameters, the same bits on every rank; False where
-        the ranks skipped the step."""
+        the ranks skipped the step.
+
+        Args:
+            scale: that the gradients carry, where a scaler is at work: an average that is not finite is then no error,
+                and the step is left out.
+
+        Raises:
+            NonFiniteGradient: on every rank: a gradient or a sum is not finite, and nothing has changed.
+        """
 
     @property
     @abstractmethod
@@ -91,17 +103,25 @@ class Averaged(Exchange):
         self.method, self.optimizer = method, optimizer
         self._stages = [stages(method.segments()) if group.world_size > 1 else []]
         self._wires: list[Wire] = [wire for stage in self._stages[0] for wire in stage.wires]
+        self.takes_scaled = method.stateless and bool(self._wires)
+        self._taken = True
 
-    def play(self, execution: Execution) -> bool:
+    def play(self, execution: Execution, scale: float | None = None) -> bool:
         for _ in pipeline(execution, self._stages):
             pass  # there is one bucket, and it is there
-        execution.local("optimizer", self._update)
-        return not self.method.skipped
+        execution.local("optimizer", lambda: self._update(scale))
+        return self._taken
 
-    def _update(self) -> None:
-        if self.method.skipped:
-            return
+    def _update(self, scale: float | None) -> None:
         flat = self.method.flat
+        self._taken = not self.method.skipped
+        if self._taken and scale is not None:
+            average = self.method.average if self._wires else flat.data
+            if scale != 1:
+                average.div_(scale)
+            self._taken = all_finite(average)
+        if not self._taken:
+            return
         average = self.method.settled() if self._wires else flat.data
         flat.attach(average)
         flat.scatter(average)  # to parameters that are not float32
@@ -141,7 +161,8 @@ class FrozenMoment(Exchange):
         for backend in (optimizer.dense, optimizer.sparse):
             backend.group = group
 
-    def play(self, execution: Execution) -> bool:
+    def play(self, execution: Execution, scale: float | None = None) -> bool:
+        del scale  # the gradients come without it
         for backend in (self.optimizer.dense, self.optimizer.sparse):
             backend.carrier = execution
         taken = self.optimizer.step()

@@ -16,7 +16,7 @@ from netsim_ddp.communication import cost
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Segment
-from netsim_ddp.compression.kernels import all_finite
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.training.exchange import Exchange
 from netsim_ddp.training.faults import activation_fault, gradient_fault
@@ -102,6 +102,8 @@ class Trainer:
         self._say = say
         self._alone, self._forgiving = alone, params.get("nonfinite") == "skip"
         self._finite = True
+        self._carried = 1.0
+        """The loss's scale, where this step's gradient still has it."""
         self._where = ""
 
     def step(self, execution: Execution, rate: float, where: str) -> StepSample:
@@ -137,19 +139,22 @@ class Trainer:
             execution.local("other", self._look_at_the_batch)
         execution.local("other", self._finish_gradient)
         self._say("communicate")
+        taken = self._finite and self._exchange(execution)
         if self.scaler is not None:
-            if (vote := self.scaler.exchange) is not None:
-                execution.start(vote)
-                execution.finish(vote)
-                self._count([vote])
-            if not self.scaler.decide():
+            self.scaler.update(taken=taken)
+            if not taken:
                 self._look_at_the_scale()
-                return False
-        if not self._finite:
-            return False
+        return taken
+
+    def _exchange(self, execution: Execution) -> bool:
         if self.pending is not None:
             execution.local("other", self._settle)
-        taken = self.exchange.play(execution)
+        try:
+            taken = self.exchange.play(execution, None if self.scaler is None else self._carried)
+        except NonFiniteGradient:  # on every rank
+            if self.scaler is None:
+                raise
+            taken = False
         self._count(self.exchange.wires)
         return taken
 
@@ -207,19 +212,23 @@ class Trainer:
     def _finish_gradient(self) -> None:
         data = self.flat.data
         self.flat.gather()
-        if self.scaler is not None:
-            self.scaler.unscale(data)
-        elif self._alone or not self._forgiving:
+        self._carried = 1.0
+        if self.scaler is not None and self.exchange.takes_scaled:
+            self._carried = self.scaler.scale
+        elif self.scaler is not None:
+            data.div_(self.scaler.scale)
+        # Several ranks under a scaler hear from the exchange that one of them has overflowed.
+        if self._alone or not (self._forgiving or self.scaler is not None):
             self._finite = all_finite(data)
-            if not self._finite and not self._forgiving:
+            if not self._finite and not self._forgiving and self.scaler is None:
                 raise NetsimError(
                     f"the gradient of {gradient_fault(self.flat)} is not finite at {self._where}",
                     hint=_REMEDY,
                 )
         if self._clip is not None:
             norm = float(torch.linalg.vector_norm(data, dtype=torch.float64))
-            if norm > self._clip:
-                data.mul_(self._clip / norm)
+            if norm > self._clip * self._carried:
+                data.mul_(self._clip * self._carried / norm)
 
     def _look_at_the_scale(self) -> None:
         """A gradient that is not finite at any scale would have every step skipped, without a word."""

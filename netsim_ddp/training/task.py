@@ -120,7 +120,7 @@ class TrainTask(Task):
         exchange = build_exchange(
             self.scenario, self.job.method, params["exchange"], params["freeze_after"], flat, group
         )
-        scaler = LossScaler(group, flat.data.device) if self.scenario["precision"] == "fp16" else None
+        scaler = LossScaler() if self.scenario["precision"] == "fp16" else None
         alone, method = group.world_size == 1, params["exchange"]
         return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, alone=alone, params=method)
 

@@ -41,7 +41,22 @@ class TwoTypes(Linear):
         self.model.forward = lambda x: x @ self.model.weight.T + self.model.bias.float()
 
 
-WORKLOADS = {"linear": Linear, "nan": NaNGradient, "two types": TwoTypes}
+class Faint(Linear):
+    """Its gradients are a hundredth of the smallest float16."""
+
+    factor = 1e-8
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return super().loss(outputs, targets) * self.factor
+
+
+class Loud(Faint):
+    """Scaled, its gradients are beyond float16."""
+
+    factor = 1e3
+
+
+WORKLOADS = {"linear": Linear, "nan": NaNGradient, "two types": TwoTypes, "faint": Faint, "loud": Loud}
 
 
 class Rank:
@@ -65,7 +80,7 @@ class Rank:
             self.workload.seed = 10 + rank
         flat = FlatGradients(self.workload.model.named_parameters())
         self.exchange = build_exchange(scenario, method, params, freeze_after, flat, group)
-        scaler = LossScaler(group, torch.device("cpu")) if scenario["precision"] == "fp16" else None
+        scaler = LossScaler() if scenario["precision"] == "fp16" else None
         self.trainer = Trainer(
             self.workload, flat, self.exchange, scaler, scenario, lambda _: None, alone=workers == 1, params=params
         )  # fmt: skip
@@ -135,6 +150,37 @@ def test_a_gradient_that_is_not_finite_at_any_scale_ends_the_run_and_is_named() 
     with pytest.raises(NetsimError, match="gradient of weight is not finite at a step, however small"):
         one.steps(60)
     assert one.trainer.totals.skipped > 20
+
+
+def averaged(
+    rank: int, workers: int, method: str, workload: str, clip: float | None
+) -> tuple[Any, int, float]:
+    """The gradient that the optimizer had last, how many steps were skipped, and the scale."""
+    changes = {"precision": "fp16", "momentum": 0.0, "own_batches": True, "clip_norm": clip}
+    one = Rank(rank, workers, method, {}, workload, **changes)
+    one.steps(10)
+    assert one.trainer.scaler is not None
+    return one.trainer.flat.data.tolist(), one.trainer.totals.skipped, one.trainer.scaler.scale
+
+
+@pytest.mark.parametrize("clip", [None, 1e-9])
+def test_float16_on_the_wire_gets_the_scaled_gradient(clip: float | None) -> None:
+    exact = torch.tensor(on_ranks(averaged, 2, "dense", "faint", clip)[0][0])
+    rounded = on_ranks(averaged, 2, "fp16", "faint", clip)
+    assert exact.norm() > 0
+    assert clip is None or exact.norm() <= clip * 1.001
+    for answer in rounded:
+        assert torch.allclose(torch.tensor(answer[0]), exact, rtol=0.01, atol=1e-12)
+        assert answer[1] == 0
+
+
+def test_an_overflow_on_the_wire_is_skipped_by_all_and_lowers_the_scale() -> None:
+    answers = on_ranks(averaged, 2, "fp16", "loud", None)
+    for answer in answers:
+        assert 0 < answer[1] < 10
+        assert answer[1:] == answers[0][1:]
+        assert answer[2] == 65536 / 2 ** answer[1]
+        assert torch.tensor(answer[0]).isfinite().all()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -61,7 +61,7 @@ def overflowing(rank: int, workers: int) -> dict[str, Any]:
     workload, group = Linear(), Group(rank, workers)
     flat = FlatGradients(workload.model.named_parameters())
     exchange = build_exchange(scenario, "topk", {"ratio": 0.2, "collective": "split"}, None, flat, group)
-    scaler = LossScaler(group, torch.device("cpu"))
+    scaler = LossScaler()
     trainer = Trainer(workload, flat, exchange, scaler, scenario, lambda _: None, alone=False, params={})
     execution = Concurrent(StepTimer(HostClock()), lambda: None)
     found: dict[str, Any] = {"scales": [], "states": [], "parameters": []}
