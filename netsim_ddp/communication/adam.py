@@ -152,7 +152,9 @@ class CompressedAdam(torch.optim.Optimizer):
         try:
             taken = self._compressed(group) if self.frozen else self._plain(group)
         except NonFiniteGradient:
-            if getattr(self, "found_inf", None) is None:  # which a scaler sets: to it such a step is nothing special
+            if (
+                getattr(self, "found_inf", None) is None
+            ):  # which a scaler sets: to it such a step is nothing special
                 raise
             taken = False
         if taken:

@@ -177,8 +177,8 @@ def test_mixed_precision_learns_nearly_the_same(launcher: Launcher) -> None:
         for ours, theirs in zip(curve(other.cells[0]), curve(full.cells[0]), strict=True):
             assert ours.train_loss == pytest.approx(theirs.train_loss, rel=0.02)
             assert ours.skipped_steps == 0
-    # A scaled gradient needs all ranks' consent: a byte to each peer and step, and what carries it.
-    assert curve(half.cells[0])[0].tx_bytes > curve(brain.cells[0])[0].tx_bytes
+    # The scale costs no message of its own: the exchange itself says that a gradient overflowed.
+    assert curve(half.cells[0])[0].tx_bytes == pytest.approx(curve(brain.cells[0])[0].tx_bytes, rel=0.02)
 
 
 def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher: Launcher) -> None:
