@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
     from netsim_ddp.compression.topk import TopKCompressor
+    from netsim_ddp.training.residuals import for_other_ranks
     from netsim_ddp.training.tracker import MetricsTracker
     from netsim_ddp.workloads import get_dataloaders, get_model
 
@@ -33,6 +34,7 @@ _HOME = {
     "MetricsTracker": "netsim_ddp.training.tracker",
     "TopKCompressor": "netsim_ddp.compression.topk",
     "TopKState": "netsim_ddp.communication.hooks",
+    "for_other_ranks": "netsim_ddp.training.residuals",
     "get_compressor": "netsim_ddp.compression",
     "get_dataloaders": "netsim_ddp.workloads",
     "get_model": "netsim_ddp.workloads",
@@ -51,6 +53,7 @@ __all__ = [
     "TopKCompressor",
     "TopKState",
     "__version__",
+    "for_other_ranks",
     "get_compressor",
     "get_dataloaders",
     "get_model",

@@ -19,6 +19,7 @@ NAMES = {
     "MetricsTracker",
     "TopKCompressor",
     "TopKState",
+    "for_other_ranks",
     "get_compressor",
     "get_dataloaders",
     "get_model",

@@ -13,8 +13,10 @@ from torch import nn
 from netsim_ddp.communication.bf16 import BFloat16Exchange
 from netsim_ddp.communication.building import description, resolved
 from netsim_ddp.communication.carrying import (
+    RESIDUALS,
     ByName,
     Saved,
+    apply_alone,
     carry,
     check_names,
     check_options,
@@ -251,9 +253,10 @@ class DistributedBackend:
             UsageError: the gradients have been unscaled already, or several scalers could be meant; or DDP has averaged
                 them.
         """
-        if self.group.world_size == 1:
-            return True
         parameters = model_parameters(named_parameters)
+        if self.group.world_size == 1:
+            self._apply_alone(parameters)
+            return True
         if not self._membership.is_fixed:
             check_not_averaged((parameter for _, parameter in parameters), self.group, self.called)
         with own_modes(_device_of(parameters)):
@@ -265,6 +268,18 @@ class DistributedBackend:
             else:
                 flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
         return taken
+
+    def _apply_alone(self, parameters: Named) -> None:
+        """One rank exchanges nothing; what several had pending goes into the first gradient that it has."""
+        state = self.state_dict()
+        if not state:
+            return
+        saved = _saved(state)
+        check_options(saved, self._name, resolved(self._name, self._params), self.group)
+        scale = self._loss_scale.now()
+        waiting = apply_alone(saved.merged(RESIDUALS, folded=True), parameters, scale)
+        self._saved = {"method": self._name, "parked": {RESIDUALS: waiting}} if waiting else {}
+        self.method = self._flat = None
 
     def _average(self, parameters: Named) -> tuple[FlatGradients, bool, float]:
         """Everything but giving the parameters their averages: the layout, whether the step is taken, and the scale

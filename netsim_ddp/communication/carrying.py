@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.parameters import without_prefixes
+from netsim_ddp.communication.parameters import Named, without_prefixes
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import all_finite
@@ -297,6 +297,26 @@ def warn_of_absent(
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def apply_alone(residuals: ByName, parameters: Named, scale: float) -> ByName:
+    """Add what is pending to the gradients, which carry ``scale``.
+
+    Returns:
+        What waits on: for parameters without a gradient.
+    """
+    waiting = dict(residuals)
+    with torch.no_grad():
+        for name, parameter in parameters:
+            if parameter.grad is not None and name in waiting:
+                add_pending(waiting, name, parameter.grad, scale)
+    return waiting
+
+
+def add_pending(waiting: ByName, name: str, gradient: Tensor, scale: float) -> None:
+    """Move what waits for ``name`` into its gradient."""
+    if (rest := waiting.pop(name, None)) is not None:
+        gradient.add_((rest * scale).to(gradient.device, gradient.dtype).view_as(gradient))
 
 
 def unless_refused(buffer: ErrorFeedbackBuffer | None) -> AbstractContextManager[None]:

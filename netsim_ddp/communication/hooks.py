@@ -27,8 +27,10 @@ from torch._C._distributed_c10d import GradBucket
 from netsim_ddp.communication.backend import build_method, checked_params
 from netsim_ddp.communication.building import description, resolved
 from netsim_ddp.communication.carrying import (
+    RESIDUALS,
     ByName,
     Saved,
+    add_pending,
     carry,
     check_names,
     check_options,
@@ -103,13 +105,18 @@ class HookState:
         self.params.pop("overlap", None)
         self.scaler = scaler
         self._saved: dict[str, Any] | None = None
+        self._unbound()
+        self.bind(named_parameters, process_group)
+
+    def _unbound(self) -> None:
         self._named: Named | None = None
         self._methods: list[Method] = []
         self._built_for: Group | None = None
         self._compared = False
+        self._waiting: ByName = {}
+        """What one rank alone has not applied yet of what several had pending."""
         self._parked: dict[str, ByName] = {}
         """What is pending for parameters that are not trained now."""
-        self.bind(named_parameters, process_group)
 
     def bind(
         self,
@@ -231,6 +238,7 @@ class HookState:
         group = self.group
         call = _Call(bucket)
         if group.world_size == 1:
+            self._apply_alone(bucket, call, group)
             call.answer()
             return call.future
         with own_modes(bucket.buffer().device):
@@ -255,6 +263,18 @@ class HookState:
             self._advance()
         if bucket.is_last():
             self._complete()
+
+    def _apply_alone(self, bucket: GradBucket, call: "_Call", group: Group) -> None:
+        """One rank exchanges nothing; what several had pending goes into the first gradients that it has."""
+        if (kept := self._kept()) is not None:
+            self._waiting = self._checked(kept, group, None).merged(RESIDUALS, folded=True)
+            self._saved, self._methods = None, []
+        if not self._waiting:
+            return
+        assert self._named is not None
+        names = {id(parameter): name for name, parameter in self._named}
+        for parameter, gradient in zip(bucket.parameters(), call.gradients, strict=True):
+            add_pending(self._waiting, names[id(parameter)], gradient, self._loss_scale.now())
 
     def _check_dense(self, bucket: GradBucket) -> None:
         """DDP gives a sparse gradient a bucket of its own."""
@@ -337,7 +357,8 @@ class HookState:
             "options": resolved(self.method, self.params),
         }
         if not self._methods or self._built_for is None:
-            return {**found, "parts": []}  # nothing has been exchanged
+            waiting = {RESIDUALS: self._waiting} if self._waiting else {}
+            return {**found, "parts": [], "parked": waiting}  # nothing has been exchanged
         found["parked"] = self._parked
         place = {"rank": self._built_for.rank, "world_size": self._built_for.world_size}
         return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
@@ -372,12 +393,11 @@ class HookState:
             "params": self.params,
             "_loss_scale": LossScale(None if self.scaler is None else "auto"),
             "_saved": self.state_dict(),
-            "_named": None,
-            "_methods": [],
-            "_built_for": None,
-            "_compared": False,
-            "_parked": {},
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_loss_scale": LossScale("auto"), **state})  # version 0.1.0 pickled none
+        self._unbound()
 
 
 class TopKState(HookState):

@@ -20,7 +20,80 @@ from torch import Tensor
 from netsim_ddp.compression.shares import Shares
 from netsim_ddp.errors import UsageError
 
-_KNOWN = {"rank", "world_size", "selection", "error_buffer", "velocity", "sums", "q", "rounding"}
+_KNOWN = {"rank", "world_size", "selection", "error_buffer", "velocity", "sums", "shares", "q", "rounding"}
+_SAID = {"method", "options", "parked"}
+"""What a backend adds to its method's state."""
+RULES = ("sum", "drop")
+
+
+def for_other_ranks(
+    states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_size: int
+) -> dict[str, Any]:
+    """The state that ``rank`` of ``world_size`` ranks goes on from, out of those that another number of ranks saved.
+
+    ::
+
+        saved = [torch.load(f"checkpoint-{each}.pt")["hook"] for each in range(4)]
+        state.load_state_dict(netsim_ddp.for_other_ranks(saved, "sum", rank, world_size))
+
+    Args:
+        states: what ``state_dict()`` of a :class:`~netsim_ddp.HookState`, :class:`~netsim_ddp.DistributedBackend` or
+            :class:`~netsim_ddp.CompressedAdam` gave on every old rank, in rank order.
+        rule: ``sum`` keeps what is pending: every new rank begins with (sum of the residuals + sum of the owners' sums)
+            / old ranks. One rank alone gives it to its first step. ``drop`` loses it.
+
+    Raises:
+        ValueError: another rule, a rank is missing, or one rank alone and a velocity, which has no place there.
+        UsageError: a method of the user's own, whose state nobody here can read.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+    if not states or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} cannot go on from {len(states)} states")
+    if "exchange" in states[0]:
+        exchange = for_other_ranks([each["exchange"] for each in states], rule, rank, world_size)
+        return {**states[0], "exchange": exchange}
+    if "parts" not in states[0]:
+        return _on_other_ranks(states, rule, rank, world_size) if states[0] else {}
+    _check_complete(states)
+    parts = [
+        _on_other_ranks([each["parts"][i] for each in states], rule, rank, world_size)
+        for i in range(len(states[0]["parts"]))
+    ]
+    new = {**states[0], "parts": parts, "parked": _parked(states, rule)}
+    return new | {"rank": rank, "world_size": world_size}
+
+
+def _on_other_ranks(
+    states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_size: int
+) -> dict[str, Any]:
+    _check_complete(states)
+    if world_size == 1 and rule == "sum" and "velocity" in states[0]:
+        raise ValueError(
+            "one rank alone exchanges nothing, so its optimizer must have the momentum: a velocity has no place. "
+            "Write drop, and give the optimizer the momentum"
+        )
+    return converted(states, rule, rank, world_size)
+
+
+def _check_complete(states: Sequence[Mapping[str, Any]]) -> None:
+    for place, state in enumerate(states):
+        if state.get("rank", place) != place or state.get("world_size", len(states)) != len(states):
+            raise ValueError(
+                f"state {place} of {len(states)} was saved by rank {state.get('rank')} of {state.get('world_size')}: "
+                "give those of all old ranks, in rank order"
+            )
+
+
+def _parked(states: Sequence[Mapping[str, Any]], rule: str) -> dict[str, dict[str, Tensor]]:
+    """What waits for parameters that are not trained now, likewise."""
+    parked: dict[str, dict[str, Tensor]] = {}
+    for kind, tensors in states[0].get("parked", {}).items():
+        if kind == "q":
+            parked[kind] = dict(tensors)
+        elif rule == "sum":
+            parked[kind] = {name: _mean([each["parked"][kind][name] for each in states]) for name in tensors}
+    return parked
 
 
 def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_size: int) -> dict[str, Any]:
@@ -33,12 +106,14 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
         UsageError: a method of the user's own, whose state nobody here can read.
     """
     first = states[0]
-    if unknown := set(first) - _KNOWN:
+    if unknown := set(first) - _KNOWN - _SAID:
         raise UsageError(
             f"the method's state ({', '.join(sorted(unknown))}) belongs to the ranks it was saved on",
             hint=f"go on with {len(states)} workers",
         )
-    state = {key: value for key, value in first.items() if key not in ("sums", "rounding")}
+    state = {key: value for key, value in first.items() if key not in ("sums", "rounding", "parked")}
+    if first.get("parked"):
+        state["parked"] = _parked(states, rule)
     if "rank" in state:
         state |= {"rank": rank, "world_size": world_size}
     if "error_buffer" in state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, HookState, TopKCompressor
+from netsim_ddp import (
+    DistributedBackend,
+    ErrorFeedbackBuffer,
+    HookState,
+    TopKCompressor,
+    for_other_ranks,
+    method_hook,
+)
 from netsim_ddp.training.residuals import pending_gradient
 from tests.distributed.ranks import on_ranks
 
@@ -395,6 +403,123 @@ def test_a_state_that_never_exchanged_says_what_it_is() -> None:
         HookState(net.named_parameters(), "topk", ratio=0.1, momentum=0.9).load_state_dict(saved)
     compiled = torch.compile(nn.Linear(4, 4), backend="eager")
     HookState(compiled.named_parameters(), "topk", ratio=0.1).load_state_dict(saved)
+
+
+OTHER_RANKS: dict[str, dict[str, Any]] = {
+    "split": {"ratio": 0.1, "collective": "split"},
+    "overlapped": {"ratio": 0.1, "collective": "split", "overlap": True},
+    "powersgd": {"method": "powersgd", "min_compression": 1.0},
+    "momentum": {"ratio": 0.1, "momentum": 0.5},
+}
+
+
+def answers(function: Any, workers: int, *args: Any) -> list[Any]:
+    """Of all ranks; tensors travel as bytes, since a rank may be gone when its answer is read."""
+    return [pickle.loads(each) for each in on_ranks(function, workers, *args)]
+
+
+def saving(rank: int, workers: int) -> bytes:
+    """States of hooks and of a backend, and what is pending."""
+    del workers
+    states, pending = {}, {}
+    for way, options in OTHER_RANKS.items():
+        state = state_of(parameters(), **options)
+        drive(state, rank, range(3))
+        states[way], pending[way] = state.state_dict(), pending_of(state)
+    backend, named = made("split"), parameters()
+    for name, parameter in named:
+        parameter.grad = gradient(name, 0, rank)
+    backend.allreduce_gradients(named)
+    return pickle.dumps((states, pending, backend.state_dict()))
+
+
+def resuming(rank: int, workers: int, saved: dict[str, list[Any]], backends: list[Any]) -> bytes:
+    found: dict[str, Any] = {}
+    for way, options in OTHER_RANKS.items():
+        for rule in ("sum", "drop"):
+            if way == "momentum" and workers == 1 and rule == "sum":
+                continue
+            state = state_of(parameters(), **options)
+            with pytest.raises(ValueError, match="for_other_ranks"):
+                state.load_state_dict(saved[way][rank])
+            state.load_state_dict(for_other_ranks(saved[way], rule, rank, workers))
+            found[f"{way}, {rule}"] = pending_of(state)
+    backend, named = made("split"), parameters()
+    backend.load_state_dict(for_other_ranks(backends, "sum", rank, workers))
+    for _, parameter in named:
+        parameter.grad = torch.zeros_like(parameter)
+    backend.allreduce_gradients(named)
+    found["applied"] = {name: parameter.grad for name, parameter in named}
+    found["left"] = everything_pending(backend.state_dict()) if backend.state_dict() else {}
+    return pickle.dumps(found)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_number_of_ranks_goes_on_by_a_rule(workers: int) -> None:
+    before = answers(saving, 3)
+    saved = {way: [rank[0][way] for rank in before] for way in OTHER_RANKS}
+    backends = [rank[2] for rank in before]
+    owed = pending_gradient(backends)
+    for rank in answers(resuming, workers, saved, backends):
+        for way in OTHER_RANKS:
+            for name, pending in before[0][1][way].items():
+                if way != "momentum" or workers > 1:
+                    assert torch.allclose(rank[f"{way}, sum"][name], pending, atol=1e-5), (way, name)
+                assert not rank[f"{way}, drop"][name].any(), (way, name)
+        for name, pending in owed.items():  # a step without gradients of its own
+            left = rank["left"].get(name, torch.zeros(pending.shape))
+            assert torch.allclose(rank["applied"][name] + left, pending, atol=1e-5), name
+            assert workers > 1 or not left.any(), name
+    with pytest.raises(ValueError, match="a velocity has no place"):
+        for_other_ranks(saved["momentum"], "sum", 0, 1)
+    with pytest.raises(ValueError, match="state 0 of 2 was saved by rank 1 of 3"):
+        for_other_ranks(saved["split"][1:], "sum", 0, 4)
+    with pytest.raises(ValueError, match="rule 'keep' is not one of sum, drop"):
+        for_other_ranks(saved["split"], "keep", 0, 4)
+
+
+def alone_after_several(rank: int, workers: int, saved: list[Any]) -> bytes:
+    """DDP with one rank: the first gradients are those of the batch and what was pending."""
+    del workers
+    named = parameters("abc")
+    net = nn.ParameterDict(OrderedDict(named))
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = net
+
+        def forward(self) -> Tensor:
+            return torch.stack([parameter.sum() for parameter in self.held.values()]).sum()
+
+    wrapped = Weighted()
+    ddp = nn.parallel.DistributedDataParallel(wrapped)
+    state = HookState(wrapped.held.named_parameters(), "topk", ratio=0.1, collective="split")
+    state.load_state_dict(for_other_ranks(saved, "sum", rank, 1))
+    ddp.register_comm_hook(state, method_hook)
+    found = {}
+    for step in range(2):
+        ddp.zero_grad()
+        ddp().backward()
+        for name, parameter in net.items():
+            found[f"{name}, {step}"] = parameter.grad.clone()
+    return pickle.dumps(found)
+
+
+def saving_abc(rank: int, workers: int) -> bytes:
+    del workers
+    state = state_of(parameters("abc"), ratio=0.1, collective="split")
+    drive(state, rank, range(3))
+    return pickle.dumps(state.state_dict())
+
+
+def test_one_rank_alone_applies_what_was_pending() -> None:
+    saved = answers(saving_abc, 2)
+    pending = pending_gradient([each["parts"][0] for each in saved])
+    (found,) = answers(alone_after_several, 1, saved)
+    for name, value in pending.items():
+        assert torch.allclose(found[f"{name}, 0"], 1 + value, atol=1e-5)
+        assert torch.equal(found[f"{name}, 1"], torch.ones_like(value))
 
 
 def strangers(rank: int, workers: int) -> dict[str, str]:
