@@ -20,10 +20,11 @@ from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.sweep import render_sweep
 from netsim_ddp.report.terminal import render_result
+from netsim_ddp.report.training import render_training
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.units import format_rate
-from tests.results_factory import sweep
+from tests.results_factory import sweep, training
 from tests.test_summary import make_cell, make_link, make_result
 
 SUBSTITUTED = "cuda, from a100.json"
@@ -75,6 +76,18 @@ def test_what_is_assumed_stands_everywhere(execution: str) -> None:
     assert all("bucket because tc does not work there" in text for text in fallback.values())
     real = everywhere(run(execution, mechanism="tc", compute_s=None))
     assert not any("emulated" in text or "bucket" in text or "charged" in text for text in real.values())
+
+
+def test_a_training_says_it_too() -> None:
+    trained = training()
+    links = {"link": make_link("bucket")}
+    result = trained.model_copy(
+        update={
+            "cells": [cell.model_copy(update=links) for cell in trained.cells],
+            "scenario": {**trained.scenario, "link": "bucket"},
+        }
+    )
+    assert "link bucket as asked:" in shown(render_training, result)
 
 
 def test_it_is_one_list() -> None:

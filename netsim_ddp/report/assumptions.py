@@ -50,7 +50,9 @@ def assumed(cell: Cell, result: Result) -> Assumed:
 
 
 def why_bucket(cell: Cell, result: Result) -> str:
-    """Whether somebody wanted it, or there was nothing better: ``" as asked"``."""
+    """Whether somebody wanted it, or there was nothing better: ``" as asked"``. Empty of any other link."""
+    if cell.link.mechanism != "bucket":
+        return ""
     asked = str(_settings(cell, result).get("link"))
     return {"bucket": " as asked", "auto": " because tc does not work there"}.get(asked, "")
 

@@ -9,7 +9,7 @@ from statistics import median
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean
+from netsim_ddp.report.wording import DASH, clean, count_of
 from netsim_ddp.results.codec import CodecRow, CodecTimes
 
 _COLUMNS = (
@@ -50,7 +50,7 @@ def _line(row: CodecRow) -> str:
     longer = row.topk_times
     memory = DASH if row.peak_bytes is None else f"{row.peak_bytes / (4 * row.numel):.0%}"
     cells = (
-        _count(row.numel),
+        count_of(row.numel),
         f"{row.ratio:g}",
         _ms(row.floor_s),
         _ms(row.select_s),
@@ -63,13 +63,6 @@ def _line(row: CodecRow) -> str:
         memory,
     )
     return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
-
-
-def _count(numel: int) -> str:
-    for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if numel >= scale:
-            return f"{numel / scale:.3g}{letter}"
-    return str(numel)
 
 
 def _ms(samples: Sequence[float]) -> str:

@@ -11,8 +11,7 @@ from netsim_ddp.report.markup import Child, Markup, tag
 from netsim_ddp.report.plots import Bars, Chart, Differences, Plot, all_plots
 from netsim_ddp.report.style import DARK, LIGHT, Looks
 from netsim_ddp.report.svg import CSS, draw, hatches
-from netsim_ddp.report.terminal import count_of
-from netsim_ddp.report.wording import basis, step_header
+from netsim_ddp.report.wording import basis, count_of, step_header
 
 # Nothing may be fetched, run or sent, whatever a hostile file got into the text.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

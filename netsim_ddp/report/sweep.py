@@ -114,8 +114,7 @@ def _links(result: Result) -> list[str]:
         cells = [cell for cell in result.cells if cell.link.mechanism == mechanism]
         links = [cell.link for cell in cells]
         text = f"link not shaped: {UNSHAPED[mechanism]}" if mechanism in UNSHAPED else f"link {mechanism}"
-        if mechanism == "bucket":
-            text += "/".join(dict.fromkeys(why_bucket(cell, result) for cell in cells))
+        text += "/".join(dict.fromkeys(why_bucket(cell, result) for cell in cells))
         shares = [
             link.measured_bps / link.ceiling_bps for link in links if link.measured_bps and link.ceiling_bps
         ]

@@ -19,6 +19,7 @@ from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
     basis,
     clean,
+    count_of,
     encodable,
     group_name,
     groups,
@@ -94,14 +95,6 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def count_of(parameters: int) -> str:
-    """``25557032`` -> ``25.6M``."""
-    for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if parameters >= scale:
-            return f"{parameters / scale:.3g}{letter}"
-    return str(parameters)
-
-
 def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
     """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
     first = links[0]
@@ -110,8 +103,7 @@ def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if what := UNSHAPED.get(first.mechanism):
         return f"link not shaped: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
-    why = why_bucket if first.mechanism == "bucket" else ""
-    text = f"link {first.mechanism}{why}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
+    text = f"link {first.mechanism}{why_bucket}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
     text += f", got {got} Mbit/s" if got else " Mbit/s"
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"

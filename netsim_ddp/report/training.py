@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, encodable, groups, label, plain, points
+from netsim_ddp.report.assumptions import why_bucket
+from netsim_ddp.report.wording import DASH, clean, count_of, encodable, groups, label, plain, points
 from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -41,7 +42,7 @@ def render_training(result: Result, console: Console, *, warnings: bool = True) 
 
     line(_header(result), "bold")
     for cells in groups(result.cells):
-        line(_link_line(cells))
+        line(_link_line(cells, why_bucket(cells[0], result)))
         if any(cell.training for cell in cells):
             line("")
             console.print(_table(cells, console))
@@ -60,7 +61,7 @@ def _header(result: Result) -> str:
     scenario = result.scenario
     parts = [str(scenario.get("model", "model unknown"))]
     if result.model_parameters:
-        parts[0] += f" {_count(result.model_parameters)} params on {scenario.get('dataset')}"
+        parts[0] += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
     workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
     parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
@@ -74,20 +75,13 @@ def _header(result: Result) -> str:
     return " | ".join(parts)
 
 
-def _count(parameters: int) -> str:
-    for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if parameters >= scale:
-            return f"{parameters / scale:.3g}{letter}"
-    return str(parameters)
-
-
-def _link_line(cells: Sequence[Cell]) -> str:
+def _link_line(cells: Sequence[Cell], why: str) -> str:
     """The link, and what the bytes of the table are."""
     link = cells[0].link
     how = cells[0].recipe.tx_are if cells[0].recipe else "predicted"
     if link.mechanism in ("none", "host"):
         return "link none: the host's loopback; bytes are predicted by each method's formula"
-    text = f"link {link.mechanism}: {link.shape or format_rate(link.requested_bps or 0)}"
+    text = f"link {link.mechanism}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
     measured = [cell.link.measured_bps for cell in cells if cell.link.measured_bps is not None]
     if measured:
         text += f", got {format_rate(min(measured))}"

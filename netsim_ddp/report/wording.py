@@ -140,6 +140,14 @@ def step_header(cells: Sequence[Cell]) -> str:
     return "step" if max(runs) == 1 else "step±95%" if min(runs) >= stats.REPEATS_FOR_95 else "step±"
 
 
+def count_of(parameters: int) -> str:
+    """``25557032`` -> ``25.6M``."""
+    for scale, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if parameters >= scale:
+            return f"{parameters / scale:.3g}{letter}"
+    return str(parameters)
+
+
 def points(difference: MeanInterval | None) -> str:
     """``-0.11±0.58``: percentage points, with half the interval."""
     if difference is None:
