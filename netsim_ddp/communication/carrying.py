@@ -126,7 +126,9 @@ def check_options(saved: Saved, method: str, options: Mapping[str, Any], group: 
         for key, theirs, ours in places:
             if theirs is not None and theirs != ours:
                 raise ValueError(
-                    f"the state was saved with {key} {theirs}, this is {ours}: each rank loads its own, and "
+                    f"the state was saved with {key} {theirs}, this is {ours}: every rank saves and loads a "
+                    "file of its own, such as torch.save(state.state_dict(), f'netsim-{rank}.pt') (Accelerate's "
+                    "register_for_checkpointing saves rank 0's alone: docs/training.md has the way), and "
                     "netsim_ddp.for_other_ranks() makes one for another number of ranks"
                 )
     if saved.holds(RESIDUALS) and options.get("feedback") is False:

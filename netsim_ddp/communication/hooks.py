@@ -17,6 +17,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from netsim_ddp.communication.carrying import (
     warn_of_absent,
 )
 from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.modes import own_modes
@@ -52,6 +54,7 @@ from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, st
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method
 from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.compression.statistics import Statistics
 
 
 class HookState:
@@ -346,6 +349,15 @@ class HookState:
         return [
             method for _, method in sorted(zip(self._cuts, self._methods, strict=True), key=lambda x: x[0])
         ]
+
+    def statistics(self, *, layers: bool = False) -> Statistics | None:
+        """As :meth:`DistributedBackend.statistics`: what this rank sent and kept back in the last step."""
+        found = [method.statistics(layers=layers) for method in self._by_place()] if self._compared else []
+        known = [each for each in found if each is not None]
+        if not known:
+            return None
+        wires = [wire for bucket in self._stages for stage in bucket for wire in stage.wires]
+        return replace(sum(known[1:], known[0]), payload_bytes=payload_bytes(wires))
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank's checkpoint must keep."""

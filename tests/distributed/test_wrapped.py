@@ -122,3 +122,49 @@ def test_corrected_sgd_wants_gradients_that_carry_its_momentum() -> None:
         assert "HookState(model, momentum=0.9)" in found["none"]
         assert "have a momentum of 0.5" in found["other"]
         assert found["same"] == "taken"
+
+
+def in_hand(rank: int, workers: int) -> dict[str, Any]:
+    """What a hook's state tells of its last step, beside a backend's, and rank 0's state on every rank."""
+    del workers
+    found: dict[str, Any] = {}
+    plain, hooked = build(), build()
+    ddp = DistributedDataParallel(hooked)
+    state = HookState(ddp, "topk-allgather", ratio=0.2)
+    found["before"] = state.statistics()
+    ddp.register_comm_hook(state, method_hook)
+    backend = DistributedBackend(method="topk-allgather", params={"ratio": 0.2})
+    for step in range(3):
+        backward(plain, rank, step)
+        backend.allreduce_gradients(plain)
+        backward(ddp, rank, step)
+    found["hook"], found["backend"] = (each.statistics(layers=True) for each in (state, backend))
+    dense = DistributedDataParallel(build())
+    without = HookState(dense, "dense")
+    dense.register_comm_hook(without, method_hook)
+    backward(dense, rank)
+    found["dense"] = without.statistics()
+    everybodys = [state.state_dict()]
+    dist.broadcast_object_list(everybodys, src=0)
+    try:
+        state.load_state_dict(everybodys[0])
+        found["loaded"] = "taken"
+    except ValueError as error:
+        found["loaded"] = str(error)
+    return found
+
+
+def test_a_hooks_statistics_are_the_backends_and_rank_0s_state_is_refused_elsewhere() -> None:
+    for rank, found in enumerate(on_ranks(in_hand, 2)):
+        assert found["before"] is None
+        assert found["dense"] is None
+        assert found["hook"].entries > 0
+        assert found["hook"].payload_bytes > 0
+        assert found["hook"] == found["backend"]
+        assert list(found["hook"].layers) == [name for name, _ in build().named_parameters()]
+        if rank:
+            assert "was saved with rank 0, this is 1" in found["loaded"]
+            assert "torch.save(state.state_dict(), f'netsim-{rank}.pt')" in found["loaded"]
+            assert "register_for_checkpointing saves rank 0's alone: docs/training.md" in found["loaded"]
+        else:
+            assert found["loaded"] == "taken"
