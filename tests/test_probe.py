@@ -15,7 +15,7 @@ from rich.console import Console
 from netsim_ddp.link.base import HostLink
 from netsim_ddp.link.peer import serve
 from netsim_ddp.link.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
-from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.report.probe import render_probe
 from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord, Tool
@@ -79,6 +79,21 @@ def test_a_message_is_judged_by_the_number_of_workers(workers: int, error: float
 def test_a_short_message_may_be_a_quarter_of_a_millisecond_off() -> None:
     late = Message(sender=0, receiver=1, size_bytes=100, ideal_s=1e-5, samples_s=[2e-4])
     assert judge(record(messages=[late])) == []
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "off_s", "off"), [("tc", -1e-3, False), ("tc", 1e-3, True), ("bucket", -1e-3, True)]
+)
+def test_a_message_may_be_early_by_the_packet_that_a_slow_bucket_saves(
+    mechanism: str, off_s: float, off: bool
+) -> None:
+    """At 12 Mbit/s a packet takes a millisecond."""
+    rate = 12_112_000
+    bulk = Bulk(sender=0, receiver=1, ceiling_bps=goodput(rate), samples_bps=[goodput(rate)])
+    ideal = ideal_seconds(LinkSpec(2, rate), (0, 1), 20_000)
+    message = Message(sender=0, receiver=1, size_bytes=20_000, ideal_s=ideal, samples_s=[ideal + off_s])
+    link = record().link.model_copy(update={"mechanism": mechanism})
+    assert bool(judge(record(alone=[bulk], messages=[message], link=link))) == off
 
 
 def test_a_lossless_link_that_drops_is_off_target() -> None:

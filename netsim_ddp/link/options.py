@@ -63,7 +63,7 @@ class LinkOptions(BaseModel):
     timeline_changes: tuple[TimelineChange, ...] = ()
     timeline_period_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     peak_bps: int | None = Field(default=None, ge=1)
-    credit_bytes: int | None = Field(default=None, ge=1)
+    credit_bytes: int | None = Field(default=None, ge=1, le=10**15)
     link_profile: str | None = None
 
     @field_validator("link", mode="before")
@@ -89,9 +89,11 @@ class LinkOptions(BaseModel):
         self._check_changes()
         for each in self.slow_ranks:
             if each.rank >= workers:
-                ranks = f"0 to {workers - 1}" if workers > 1 else "0"
+                there = (
+                    f"{workers} workers are ranks 0 to {workers - 1}" if workers > 1 else "1 worker is rank 0"
+                )
                 raise UsageError(
-                    f"slow rank {each.rank} does not exist: {workers} workers are ranks {ranks}",
+                    f"slow rank {each.rank} does not exist: {there}",
                     hint="ranks count from 0",
                 )
         slow = tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks)

@@ -18,6 +18,7 @@ BULK_TOLERANCE = 0.01
 HOST_TOLERANCE = 0.10
 MESSAGE_TOLERANCE, MESSAGE_TOLERANCE_CROWDED = 0.05, 0.10
 MESSAGE_FLOOR_S = 0.25e-3
+PACKET_PAYLOAD = 1448  # bytes: what a bucket lets through at once, however slow it is
 CROWDED = 5  # from this many workers on, the host's own scheduling is in every message
 ROUND_TRIP_TOLERANCE, ROUND_TRIP_FLOOR_S = 0.03, 0.3e-3
 
@@ -143,12 +144,15 @@ def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list
                 f"{_off(row.median_bps, row.ceiling_bps)} the ceiling of {format_rate(row.ceiling_bps)}"
             )
     share = MESSAGE_TOLERANCE_CROWDED if probe.workers >= CROWDED else MESSAGE_TOLERANCE
+    first = slowest(probe.alone)
+    packet_s = PACKET_PAYLOAD * 8 / first.ceiling_bps if first is not None and first.ceiling_bps else 0.0
     for message in probe.messages:
         ideal = message.ideal_s
-        if (
-            ideal is not None
-            and abs(message.median_s - ideal) > max(share * ideal, MESSAGE_FLOOR_S) + jitter_s
-        ):
+        if ideal is None:
+            continue
+        off_s = message.median_s - ideal
+        early_s = packet_s if off_s < 0 and probe.link.mechanism == "tc" else 0.0
+        if abs(off_s) > max(share * ideal, MESSAGE_FLOOR_S + early_s) + jitter_s:
             found.append(
                 f"a message of {format_bytes(message.size_bytes)} after idle takes "
                 f"{format_duration(message.median_s)}, {_off(message.median_s, ideal)} the line's "
