@@ -334,6 +334,8 @@ FLAGS = {
     "--base HEAD --deadline 5": "--deadline '5' is not a duration (write 5ms or 5s)",
     "--base HEAD --methodd dense": "no such option: --methodd (did you mean --method or --model? netsim run --help"
     " lists what it takes)",
+    "--base HEAD --config odd.yaml": "{folder} is not in a git repository (run it in your checkout, or name a folder"
+    " in one: --package PATH)",
     "--base HEAD --json - --junit -": "--json - and --junit - both want stdout (name a file for one of them)",
     "--base HEAD --save no/folder": "--save no/folder is no folder (mkdir -p no/folder)",
 }
@@ -341,4 +343,5 @@ FLAGS = {
 
 @pytest.mark.parametrize("words", FLAGS)
 def test_a_bad_flag_gets_one_line(tmp_path: Path, words: str) -> None:
-    assert complaint(["regress", *words.split()], tmp_path) == FLAGS[words]
+    (tmp_path / "odd.yaml").write_text("methods: 5\nmodel: [1]\n")
+    assert complaint(["regress", *words.split()], tmp_path) == FLAGS[words].replace("{folder}", str(tmp_path))

@@ -118,5 +118,8 @@ def _named(context: typer.Context) -> tuple[list[str], str | None]:
     if config is not None:
         methods = methods or as_written(config, "methods")
         model = model or as_written(config, "model")
-    items = [methods] if isinstance(methods, str) else list(methods or ())
-    return [item if isinstance(item, str) else method_of(item).id for item in items], model
+    items = [methods] if isinstance(methods, str) else methods
+    if not isinstance(items, list | tuple):  # nothing, or what the run itself will refuse
+        items = []
+    names = [item.strip() if isinstance(item, str) else method_of(item).id for item in items]
+    return names, model if isinstance(model, str) else None

@@ -145,9 +145,7 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
     ranks = f"{cells[0].workers} rank{'' if cells[0].workers == 1 else 's'}"
     execution, *others = assumptions(cells, result, without=("link",))
     parts = [f"{execution.upper()}: {ranks}" + (f" on {cores} cores" if cores else ""), *others]
-    if any(not cell.substituted for cell in cells if not is_dense(cell)) or not any(
-        cell.substituted for cell in cells
-    ):
+    if any(not cell.substituted for cell in cells if not is_dense(cell)):
         threads = sorted({cell.threads for cell in cells})
         plural = "" if threads == [1] else "s"
         parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
