@@ -16,16 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.communication.cost import payload_bytes
-from netsim_ddp.communication.dense import all_reduce
-from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
-from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.workloads import Workload
 from netsim_ddp.workloads.emulated import EmulatedCompute
@@ -91,6 +88,7 @@ def _apply(methods: Sequence[Method]) -> None:
                 parameter.grad = None
         else:
             method.flat.attach(method.average)
+            method.flat.scatter(method.average)  # to parameters that are not float32
 
 
 def _wires(buckets: Sequence[Sequence[Stage]]) -> list[Wire]:
@@ -118,6 +116,7 @@ class Training(Program):
         self._loss = torch.zeros(())
 
     def prepare(self) -> None:
+        check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
         self.say("compute")
 
@@ -130,12 +129,12 @@ class Training(Program):
         execution.local("optimizer", self._update)
 
     def _clear(self) -> None:
-        self.flat.attach()
-        self.flat.data.zero_()
+        self.flat.clear()
 
     def _compute(self) -> None:
         self._loss = self.workload.loss(self.workload.model(self._inputs), self._targets)
         self._loss.backward()  # type: ignore[no-untyped-call]
+        self.flat.gather()
 
     def _update(self) -> None:
         if self.wires:
@@ -146,63 +145,7 @@ class Training(Program):
         return self._loss.item()
 
     def reduced(self) -> Tensor:
-        return _parameters(self.workload.model)
-
-
-class OverlappedTraining(Program):
-    """Real training under torch's own DistributedDataParallel, which sends each bucket as soon as backward has
-    filled it: the baseline that people run. Only for :class:`Concurrent` execution."""
-
-    def __init__(self, workload: Workload, group: Group, optimizer: torch.optim.Optimizer, say: Say) -> None:
-        self.workload, self.optimizer, self.say = workload, optimizer, say
-        self._log = TransferLog(group)
-        self._model: nn.Module = workload.model
-        self._loss = torch.zeros(())
-        if group.world_size > 1:
-            model = DistributedDataParallel(
-                workload.model,
-                device_ids=[workload.device] if workload.device.type == "cuda" else None,
-                process_group=group.process_group,
-            )
-            model.require_forward_param_sync = (
-                False  # as the other programs: BatchNorm's statistics stay local
-            )
-            model.register_comm_hook(self._log, timed_all_reduce_hook)
-            self._model = model
-            self.wires = [all_reduce(FlatGradients(workload.model.named_parameters()).data, group)]
-
-    def step(self, execution: Execution) -> StepSample:
-        assert isinstance(execution, Concurrent)
-        self._log.transfers = []
-        sample = super().step(execution)
-        sample.transfers = [(begin, end) for begin, end in self._log.transfers]
-        return sample
-
-    def prepare(self) -> None:
-        self._inputs, self._targets = self.workload.next_batch()
-        self.say("compute")
-
-    def play(self, execution: Execution) -> None:
-        assert isinstance(execution, Concurrent)
-        # The last gradient is there: from here on only the wire is waited for.
-        self._log.last_bucket = lambda: execution.computed_and_started(self)
-        execution.local("other", self.optimizer.zero_grad)
-        self._loss = self.workload.loss(self._model(self._inputs), self._targets)
-        self._loss.backward()  # type: ignore[no-untyped-call]
-        if self.wires:
-            execution.waited(self)
-        else:
-            execution.computed()
-        execution.local("optimizer", self._update)
-
-    def _update(self) -> None:
-        self.optimizer.step()
-
-    def loss(self) -> float:
-        return self._loss.item()
-
-    def reduced(self) -> Tensor:
-        return _parameters(self.workload.model)
+        return parameters_of(self.workload.model)
 
 
 class BucketedTraining(Program):
@@ -238,9 +181,18 @@ class BucketedTraining(Program):
     def _arrived(self, number: int) -> None:
         self._missing[number] -= 1
         if self._missing[number] == 0:
+            self.methods[number].flat.gather()
             self._filled(number)
 
+    def _end_of_backward(self) -> None:
+        """Buckets with parameters that took no part are as full as they get."""
+        for number, missing in enumerate(self._missing):
+            if missing:
+                self.methods[number].flat.gather()
+                self._missing[number] = 0
+
     def prepare(self) -> None:
+        check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
         self.say("compute")
 
@@ -257,7 +209,7 @@ class BucketedTraining(Program):
 
     def _take_times(self) -> None:
         """Forward and backward alone, noting how long each bucket took to fill after the one before."""
-        moments = [0.0] * len(self._sizes)
+        moments: dict[int, float] = {}
 
         def filled(number: int) -> None:
             moments[number] = time.monotonic()
@@ -265,9 +217,13 @@ class BucketedTraining(Program):
         self._filled = filled
         begin = time.monotonic()
         self._compute()
-        moments[-1] = time.monotonic()
+        self._end_of_backward()
+        end = time.monotonic()
+        # A bucket that never filled is there when backward is through; the last one is the end of it.
+        last = len(self._sizes) - 1
+        times = [end if number == last else moments.get(number, end) for number in range(last + 1)]
         # A bucket that fills before an earlier one waits for its turn.
-        reached = list(itertools.accumulate(moments, max))
+        reached = list(itertools.accumulate(times, max))
         self._chunks = [now - then for then, now in zip([begin, *reached], reached, strict=False)]
 
     def _as_it_comes(self, execution: Concurrent) -> None:
@@ -283,13 +239,12 @@ class BucketedTraining(Program):
         # The last bucket's exchange is waited for outside of backward.
         self._filled = lambda number: advance(number) if wanted != len(self._sizes) - 1 else None
         self._compute()
+        self._end_of_backward()
         execution.computed()
-        self._missing = [0] * len(self._sizes)
         advance(0)
 
     def _clear(self) -> None:
-        self.flat.attach()
-        self.flat.data.zero_()
+        self.flat.clear()
         self._missing = list(self._sizes)
 
     def _compute(self) -> None:
@@ -305,7 +260,7 @@ class BucketedTraining(Program):
         return self._loss.item()
 
     def reduced(self) -> Tensor:
-        return _parameters(self.workload.model)
+        return parameters_of(self.workload.model)
 
 
 class Emulated(Program):
@@ -359,5 +314,5 @@ class _Recorded:
         self.next = (self.next + 1) % len(self.sets)
 
 
-def _parameters(model: nn.Module) -> Tensor:
+def parameters_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1).float() for parameter in model.parameters()])

@@ -53,7 +53,8 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
         torch.set_num_threads(job.scenario["threads"])
         task.run()
     except NetsimError as error:
-        kind = {UsageError: "usage", EnvironmentFault: "environment"}.get(type(error), "rank")
+        kinds = {UsageError: "usage", EnvironmentFault: "environment"}
+        kind = next((word for of, word in kinds.items() if isinstance(error, of)), "rank")
         channel.fail(cause=kind, message=error.message, hint=error.hint, doing=task.doing, details="")
     except OSError as error:
         if error.errno in EXHAUSTED:

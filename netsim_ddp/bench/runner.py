@@ -21,6 +21,7 @@ from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
+from netsim_ddp.bench.model_notes import model_notes
 from netsim_ddp.bench.settle import settle_repeat
 from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import NetsimError, RankError
@@ -248,6 +249,8 @@ class _Run:
         def gathered(point: str, values: list[Any]) -> None:
             if point == "built":
                 facts.extend(values)
+                for note in model_notes(self.scenario.model, values):
+                    self.warn(note)
                 self._check_bucket(link, cell, values)
                 link.begin()
             elif point == "counted":

@@ -12,11 +12,13 @@ import torch
 
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.cuda_clock import CudaClock
+from netsim_ddp.bench.ddp_program import OverlappedTraining
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
+from netsim_ddp.bench.first_model import share_first_model
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
 from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
-from netsim_ddp.bench.programs import BucketedTraining, Emulated, OverlappedTraining, Program, Training
+from netsim_ddp.bench.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.bench.recordings import recorded
 from netsim_ddp.bench.selected import selected
 from netsim_ddp.bench.task import Task
@@ -60,12 +62,15 @@ class StepsTask(Task):
             device=device,
             data_dir=self.scenario["data_dir"],
             text=self.scenario["text"],
+            try_training=self.job.rank == 0 and self.job.repeat == 0,
         )
         gradients = self._record(workload)
         self.say("joining the process group")
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
         slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
         group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
+        name = self.scenario["model"]
+        differed = share_first_model(self.channel, group, workload.model, name, self.say)
         program = self._program(workload, group, gradients)
         job, probed = self.job, None
         if job.mechanism in ("bucket", "host") and group.world_size > 1:
@@ -79,6 +84,8 @@ class StepsTask(Task):
             "device": device_name(device),
             "collective": program.collective,
             "probed_bps": probed,
+            "differed": differed,
+            "unused": workload.unused,
         }
         if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
             shaped.shaped_group().begin()
@@ -183,9 +190,9 @@ class StepsTask(Task):
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         momentum = 0.0 if params.get("momentum") else scenario["momentum"]
         optimizer = torch.optim.SGD(model.parameters(), lr=scenario["learning_rate"], momentum=momentum)
-        if overlap and self.job.method == "dense" and scenario["execution"] == "concurrent":
-            return OverlappedTraining(workload, group, optimizer, self.say)
         flat = FlatGradients(model.named_parameters())
+        if overlap and self.job.method == "dense" and scenario["execution"] == "concurrent":
+            return OverlappedTraining(workload, flat, group, optimizer, self.say)
         if overlap:
             return BucketedTraining(workload, flat, group, build, optimizer, self.say)
         return Training(workload, build(flat), group, optimizer, self.say)

@@ -94,6 +94,14 @@ class FlatGradients:
             if parameter.dtype == torch.float32:
                 parameter.grad = view
 
+    def clear(self) -> None:
+        """Begin a step: every gradient is zero, and where it can be a view of ``data``."""
+        self.attach()
+        self.data.zero_()
+        for parameter in self.parameters:
+            if parameter.dtype != torch.float32:  # has a gradient of its own, not a view of the zeros
+                parameter.grad = None
+
     def gather(self, scale: float = 1.0) -> None:
         """Copy gradients that are not views into the buffer, divided by ``scale``; a missing gradient counts as zero.
 
@@ -172,3 +180,24 @@ def rescale(average: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         out.copy_(average * scale)
     elif average.data_ptr() != out.data_ptr():
         out.copy_(average)
+
+
+def check_layout(flat: FlatGradients, model: nn.Module) -> None:
+    """Refuse a model whose parameters are no longer those that ``flat`` was laid out for.
+
+    Raises:
+        UnusableParameter: one was added or removed, or needs a gradient that did not, or the other way round.
+    """
+    if flat.holds(model.named_parameters()):
+        return
+    here = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed = sorted(here.symmetric_difference(flat.names))
+    what = (
+        f"{changed[0]} {'now' if changed[0] in here else 'no longer'} needs a gradient"
+        if changed
+        else "an order"
+    )
+    raise UnusableParameter(
+        f"the model's parameters changed while it was trained: {what}",
+        hint="set requires_grad before the first step, in the function that builds the model",
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from netsim_ddp.bench.execution import Execution
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.communication import cost
-from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Segment
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
@@ -164,14 +164,11 @@ class Trainer:
         self.totals.predicted_bytes += wire_bytes(cost.messages(segments))
 
     def _clear(self) -> None:
-        self.flat.attach()
-        self.flat.data.zero_()
-        for parameter in self.flat.parameters:
-            if parameter.dtype != torch.float32:  # has a gradient of its own, not a view of the zeros
-                parameter.grad = None
+        self.flat.clear()
         self.loss = 0.0
 
     def _fetch(self) -> None:
+        check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
 
     def _compute(self) -> None:

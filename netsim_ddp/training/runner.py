@@ -15,6 +15,7 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.bench.code import code_of
 from netsim_ddp.bench.links import link_record
+from netsim_ddp.bench.model_notes import model_notes
 from netsim_ddp.bench.runner import Event, Report, Save, environment, tell_collective
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
@@ -304,6 +305,8 @@ class _Run:
         cell.backend, cell.device = first["backend"], first["device"]
         cell.recipe.validation_samples = first["validation_samples"]
         self.result.model_parameters = first["parameters"]
+        for note in model_notes(self.scenario.model, facts):
+            self.warn(note)
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
         if probed:
             cell.link.measured_bps = min(probed)

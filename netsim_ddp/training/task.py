@@ -17,6 +17,7 @@ import torch
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.cuda_clock import CudaClock
 from netsim_ddp.bench.execution import Concurrent
+from netsim_ddp.bench.first_model import share_first_model
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
 from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
@@ -70,6 +71,8 @@ class TrainTask(Task):
         self.say("joining the process group")
         slow = 400 * workload.parameters_count / job.spec.lowest_bps * 8
         self._group, backend = join(self.channel, job, self.shared, device, spare_s=slow)
+        name = scenario["model"]
+        self._differed = share_first_model(self.channel, self._group, workload.model, name, self.say)
         self._trainer = self._build_trainer(workload, self._group)
         if job.params["resume"] is not None:
             self._restore(Path(job.params["resume"]["folder"]), job.params["resume"]["world_size"])
@@ -100,6 +103,7 @@ class TrainTask(Task):
             data_dir=scenario["data_dir"],
             download=scenario["download"],
             text=scenario["text"],
+            try_training=self.job.rank == 0,
         )
 
     def _steps_per_epoch(self, workload: Workload) -> int:
@@ -142,6 +146,8 @@ class TrainTask(Task):
             "backend": backend,
             "device": device_name(device),
             "probed_bps": probed,
+            "differed": self._differed,
+            "unused": self._workload.unused,
             "validation_samples": validation_samples(self._workload) if job.rank == 0 else None,
             "charged": self._charged(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.names import DATASETS, check_dataset, check_model, default_dataset, fitted
 from netsim_ddp.workloads.batched import Batch
 from netsim_ddp.workloads.data import Loader, ShardSampler, get_dataloaders
-from netsim_ddp.workloads.models import get_model, seeded
+from netsim_ddp.workloads.fit import check_fit, check_training
+from netsim_ddp.workloads.models import get_model
 
 
 class Workload:
@@ -26,11 +27,19 @@ class Workload:
         model: the bare module in training mode; whoever wraps it in DDP does so outside.
         epoch, batch: where :meth:`next_batch` stands: ``batch`` batches of ``epoch`` have been given out. After
             ``start_epoch(epoch, batch)`` it goes on from there, which is what a checkpoint needs to keep.
+        unused: names of the parameters that got no gradient when training was tried.
     """
 
     def __init__(
-        self, model: nn.Module, train_loader: Loader, validation_loader: Loader, device: torch.device
+        self,
+        model: nn.Module,
+        train_loader: Loader,
+        validation_loader: Loader,
+        device: torch.device,
+        *,
+        unused: Sequence[str] = (),
     ) -> None:
+        self.unused = list(unused)
         self.model = model
         self.train_loader = train_loader
         self.validation_loader = validation_loader
@@ -125,6 +134,7 @@ def build_workload(
     download: bool = False,
     text: str | Path | None = None,
     num_workers: int = 0,
+    try_training: bool = False,
 ) -> Workload:
     """Build what ``rank`` of ``world_size`` trains; ``batch_size`` is per rank.
 
@@ -135,6 +145,7 @@ def build_workload(
 
     Args:
         data_dir, download, text: as in :func:`get_dataloaders`.
+        try_training: build a model of the user's once more beforehand, and take forward and backward of two inputs.
 
     Raises:
         UsageError: unknown names, a batch too large for the shard, a model that does not fit the dataset.
@@ -156,12 +167,20 @@ def build_workload(
         num_workers=num_workers,
         pin_memory=place.type == "cuda",
     )
-    module = get_model(model, info.classes, seed, channels=info.shape[0] if info.kind == "images" else None)
-    _check_fit(module, model, dataset, seed)
-    module.to(place).train()
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UsageError(f"model {model!r} has no parameters to train")
-    return Workload(module, train_loader, validation_loader, place)
+
+    def build() -> nn.Module:
+        channels = info.shape[0] if info.kind == "images" else None
+        module = get_model(model, info.classes, seed, channels=channels)
+        check_fit(module, model, dataset, seed)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise UsageError(f"model {model!r} has no parameters to train")
+        return module
+
+    # A model of its own for the trial: one that counts its calls must not be a step ahead of the other ranks'.
+    known = ":" not in model and batch_size > 1
+    unused = [] if known or not try_training else check_training(build(), model, dataset, batch_size, seed)
+    module = build().to(place).train()
+    return Workload(module, train_loader, validation_loader, place, unused=unused)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -174,28 +193,3 @@ def _device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise EnvironmentFault(f"device {device} is not available here", hint="use the device cpu") from error
     return device
-
-
-def _check_fit(module: nn.Module, model: str, dataset: str, seed: int) -> None:
-    info = DATASETS[dataset]
-    hint = f"use a model for {info.input}, or a dataset out of {', '.join(DATASETS)}"
-    home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    images = info.kind == "images"
-    one = torch.zeros(1, *info.shape, device=home, dtype=torch.float32 if images else torch.int64)
-    module.eval()  # one image must not touch BatchNorm's statistics, which could not be computed from it
-    try:
-        with torch.no_grad(), seeded(seed):
-            outputs = module(one)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(
-            f"model {model!r} cannot take the {info.input} of {dataset}: {reason}", hint=hint
-        ) from error
-    wanted = [1, info.classes] if images else [1, *info.shape, info.classes]
-    got = list(outputs.shape) if isinstance(outputs, Tensor) else []
-    if len(got) != len(wanted) or got[:-1] != wanted[:-1] or got[-1] < wanted[-1]:
-        raise UsageError(
-            f"model {model!r} gives {got or type(outputs).__name__} for one of the {info.input} of {dataset}, "
-            f"not {wanted}",
-            hint=hint,
-        )

@@ -1,0 +1,174 @@
+"""Models that strangers bring: they train as under DistributedDataParallel, or are refused before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from netsim_ddp.results.record import Cell, Result, load
+
+MODELS = Path(__file__).parent.parent / "fixtures"
+ROOT = MODELS.parent.parent
+DEADLINE_S = 300
+SHORT = ["-n", "2", "--link", "none", "--threads", "1", "--timeout", "30s"]
+RUN = ["run", *SHORT, "--steps", "4", "--warmup", "1", "--repeats", "1", "--ratio", "0.1"]
+METHODS = ["dense", "topk", "topk-allgather,overlap=on"]
+TRAIN = ["train", *SHORT, "--epochs", "1", "--steps-per-epoch", "4", "--ratio", "0.1"]
+
+
+def netsim(folder: Path, model: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "netsim_ddp", *words, "--model", f"user_models:{model}", "--json", "out.json"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def methods(names: list[str]) -> list[str]:
+    return [word for name in names for word in ("--method", name)]
+
+
+def measured(folder: Path, model: str, *words: str) -> Result:
+    done = netsim(folder, model, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load(folder / "out.json")
+
+
+def refused(folder: Path, model: str, *words: str) -> str:
+    done = netsim(folder, model, *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+WORKING = [
+    "Base",
+    "Sometimes",
+    "OnSomeRanks",
+    "LastUnused",
+    "Tied",
+    "frozen",
+    "lazy",
+    "Embedded",
+    "half",
+    "mixed",
+    "Penalty",
+    "Noisy",
+    "checkpointed",
+    "from_generator",
+    "from_numpy",
+    "from_random",
+    "from_system",
+]
+
+
+def sweep(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]:
+    """Every model in turn, in one command; a cell that fails does not end it."""
+    matrix = {"model": [f"user_models:{model}" for model in models]}
+    plan = {"workers": 2, "link": "none", "threads": 1, "timeout": "30s", "repeats": 1, **settings}
+    (folder / "plan.json").write_text(json.dumps({"title": "Models", "matrix": matrix, **plan}))
+    done = subprocess.run(
+        [sys.executable, "-m", "netsim_ddp", "sweep", "plan.json", "--json", "out.json"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    return load(folder / "out.json").cells
+
+
+UNEVEN = ["Sometimes", "OnSomeRanks", "LastUnused", "from_system"]
+"""Models of which not every rank has every gradient, or the same values."""
+
+
+@pytest.mark.parametrize(("execution", "models"), [("concurrent", WORKING), ("replayed", UNEVEN)])
+def test_run_takes_every_model_that_ddp_takes(execution: str, models: list[str], tmp_path: Path) -> None:
+    cells = sweep(tmp_path, models, methods=METHODS, ratio=0.1, steps=3, warmup=1, execution=execution)
+    assert len(cells) == len(models) * (len(METHODS) + 1)  # dense runs both ways
+    assert {cell.id: cell.error for cell in cells if cell.error} == {}
+    for cell in cells:
+        assert [len(rank.steps) for rank in cell.repeats[0].ranks] == [3, 3]
+        assert max(step.wall_s for rank in cell.repeats[0].ranks for step in rank.steps) < 10
+
+
+def test_train_takes_them_too(tmp_path: Path) -> None:
+    plan = {"command": "train", "methods": ["dense", "topk"], "epochs": 1, "steps_per_epoch": 3}
+    cells = sweep(tmp_path, [*UNEVEN, "half", "lazy", "from_numpy"], **plan)
+    assert {cell.id: cell.error for cell in cells if cell.error} == {}
+    assert all(len(cell.repeats[0].epochs) == 1 for cell in cells)
+
+
+REFUSED = {
+    "Tuple": "gives tuple for 2 of the 1x8x8 images of digits while training, not [2, 10]",
+    "Dict": "gives dict for 2 of the 1x8x8 images of digits while training, not [2, 10]",
+    "Named": "gives answer for 2 of the 1x8x8 images of digits while training, not [2, 10]",
+    "AlwaysDict": "gives dict for one of the 1x8x8 images of digits, not [1, 10]",
+    "Loss": "gives [] for one of the 1x8x8 images of digits, not [1, 10]",
+    "Keyword": "missing 1 required keyword-only argument: 'mask'",
+    "Detached": "has no backward pass",
+    "BadInPlace": "modified by an inplace operation",
+    "LazyUnused": "idle.weight has no shape after a forward pass",
+    "meta": "1.weight is on the meta device and has no values",
+    "OnlyBuffers": "has no parameters to train",
+    "SparseEmbedded": "the gradient of table.weight is sparse",
+    "Freezing": "extra.bias no longer needs a gradient",
+    "other_shapes": "1.weight [",
+    "other_order": "left.weight [10, 64] float32 on rank 0 is right.weight",
+    "other_layers": "the ranks have built different models: more1.weight is on rank",
+}
+
+
+def test_what_no_rank_can_train_is_refused_by_name(tmp_path: Path) -> None:
+    cells = sweep(tmp_path, REFUSED, methods=["topk"], steps=4)
+    assert len(cells) == len(REFUSED)
+    for cell in cells:
+        assert not cell.repeats, cell.id
+        assert REFUSED[str(cell.model).partition(":")[2]] in str(cell.error)
+
+
+def test_train_refuses_them_too(tmp_path: Path) -> None:
+    models = ["Tuple", "SparseEmbedded", "Freezing", "other_shapes"]
+    for cell in sweep(tmp_path, models, methods=["topk"], command="train", epochs=1):
+        assert not cell.repeats, cell.id
+        assert REFUSED[str(cell.model).partition(":")[2]] in str(cell.error)
+
+
+@pytest.mark.parametrize("model", ["Tuple", "other_layers"])
+def test_a_refusal_is_one_line_and_exit_code_2(model: str, tmp_path: Path) -> None:
+    assert REFUSED[model] in refused(tmp_path, model, *RUN, *methods(["topk"]))
+
+
+@pytest.mark.parametrize("command", [RUN, TRAIN], ids=["run", "train"])
+def test_a_batch_of_one_and_batch_norm(command: list[str], tmp_path: Path) -> None:
+    words = [*command, *methods(["topk"]), "--batch-size", "1"]
+    line = refused(tmp_path, "batch_norm", *words)
+    assert "Expected more than 1 value per channel" in line
+    assert "--batch-size 2" in line
+
+
+def test_what_was_found_out_is_said(tmp_path: Path) -> None:
+    result = measured(tmp_path, "LastUnused", *RUN, *methods(["topk"]))
+    assert any("dead.weight, dead.bias took no part" in warning for warning in result.warnings)
+    result = measured(tmp_path, "from_system", *TRAIN, *methods(["dense"]))
+    assert any("all start with rank 0's" in warning for warning in result.warnings)
+
+
+def test_unused_parameters_stay_what_they_are_under_every_method(tmp_path: Path) -> None:
+    """dense with and without overlap, and Top-K that keeps everything, train the same model."""
+    words = [*RUN, *methods(["dense", "topk-allgather,ratio=1"])]
+    cells = measured(tmp_path, "Sometimes", *words).cells
+    digests = {cell.id: cell.repeats[0].ranks[0].parameters_sha256 for cell in cells}
+    assert len(set(digests.values())) == 1, digests
