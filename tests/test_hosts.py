@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from netsim_ddp.bench.hosts import on_hosts
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.link.hosts import first_host, interface_counters, place_of, route_to
+from netsim_ddp.link.hosts import first_host, interface_counters, place_of, route_to, told
 from netsim_ddp.scenario import Scenario, validate
 from tests.test_cli import complaint
 
@@ -78,6 +80,9 @@ def test_a_process_by_itself_has_no_place(environ: dict[str, str]) -> None:
         ({"RANK": "4"}, "RANK=4 is not a rank of WORLD_SIZE=4"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 is not a rank of LOCAL_WORLD_SIZE=2"),
     ],
 )
 def test_incomplete_variables_are_named(changes: dict[str, str | None], said: str) -> None:
@@ -95,10 +100,67 @@ def test_incomplete_variables_are_named(changes: dict[str, str | None], said: st
         ("node7", "node7"),
         ("x[1,5-9],y2", "x1"),
         ("n-[10-11]", "n-10"),
+        ("x1000c0s[0-3]b0n0", "x1000c0s0b0n0"),
+        ("gpu-[01,04]-3,gpu-7", "gpu-01-3"),
+        ("r[1-2]n[01-16]", "r1n01"),
+        ("a.b.c,d[1-2]", "a.b.c"),
+        ("nid[001234]", "nid001234"),
     ],
 )
 def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize("nodes", ["", ",", "[", "gpu[1-2", "a b"])
+def test_what_is_no_node_list_is_refused(nodes: str) -> None:
+    with pytest.raises(UsageError, match="no host in the list"):
+        first_host(nodes)
+
+
+def test_mpiruns_variables_are_read() -> None:
+    ours = {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+    place = place_of({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"} | ours)
+    assert place is not None
+    assert (place.rank, place.world_size, place.master) == (1, 2, "head")
+    with pytest.raises(UsageError, match="MASTER_ADDR is not set"):
+        place_of({"PMI_RANK": "1", "PMI_SIZE": "2"})
+
+
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+
+
+def test_variables_that_may_be_left_over_are_told() -> None:
+    note = told(LEFT_OVER)
+    assert note is not None
+    for part in (
+        "RANK=0 and WORLD_SIZE=2",
+        "rank 0 of 2 on real hosts",
+        "127.0.0.1:29511",
+        "unset RANK WORLD_SIZE",
+    ):
+        assert part in note
+    assert told(TORCHRUN | {"RANK": "0"}) is None  # torchrun set them for this process
+    assert told({}) is None
+    assert told({"WORLD_SIZE": "4"}) == "WORLD_SIZE is set and RANK is not: this runs alone on this machine"
+    assert "SLURM_PROCID=0" in str(told(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}))
+
+
+def test_a_command_with_left_over_variables_says_so_before_it_waits(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "netsim_ddp", "run", "--steps", "1", "--repeats", "1"]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | LEFT_OVER,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stderr is not None
+        assert "unset RANK WORLD_SIZE to run alone" in process.stderr.readline()
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.test_run import tc_or_skip
+
 ROOT = Path(__file__).parent.parent
 BASELINE = ROOT / "reports" / "baseline.json"
 RUN = [
@@ -125,21 +127,68 @@ def test_a_reader_that_leaves_changes_nothing(words: str, tmp_path: Path) -> Non
 
 
 def test_a_gate_stays_red_when_its_reader_leaves(tmp_path: Path) -> None:
-    slower = json.loads(BASELINE.read_text())
-    for cell in slower["cells"]:
-        for repeat in cell["repeats"]:
-            for rank in repeat["ranks"]:
-                for step in rank["steps"]:
-                    step["wall_s"] *= 2
-    (tmp_path / "slower.json").write_text(json.dumps(slower))
-    done = shell(f"$NETSIM compare {BASELINE} slower.json | true; echo ${{PIPESTATUS[0]}}", tmp_path)
-    assert done.stdout.strip() == netsim_code(["compare", str(BASELINE), "slower.json"], tmp_path)
+    (tmp_path / "base.json").write_text(
+        json.dumps(_benchmarks({"t.py::x": [1e-3 + i * 1e-6 for i in range(50)]}))
+    )
+    (tmp_path / "new.json").write_text(
+        json.dumps(_benchmarks({"t.py::x": [2e-3 + i * 1e-6 for i in range(50)]}))
+    )
+    assert netsim(["compare", "base.json", "new.json"], tmp_path).returncode == 5
+    done = shell("$NETSIM compare base.json new.json | true; echo ${PIPESTATUS[0]}", tmp_path)
+    assert done.stdout.strip() == "5"
 
 
-def netsim_code(words: list[str], folder: Path) -> str:
-    code = netsim(words, folder).returncode
-    assert code == 5
-    return str(code)
+def _benchmarks(rounds: dict[str, list[float]]) -> dict[str, Any]:
+    """As pytest-benchmark writes them."""
+    return {
+        "machine_info": {},
+        "benchmarks": [
+            {"fullname": name, "name": name, "stats": {"data": data}, "extra_info": {}}
+            for name, data in rounds.items()
+        ],
+    }
+
+
+def test_a_round_of_zero_seconds_leaves_out_its_benchmark_alone(tmp_path: Path) -> None:
+    good = [1e-3 + i * 1e-6 for i in range(50)]
+    (tmp_path / "base.json").write_text(json.dumps(_benchmarks({"t.py::x": good, "t.py::y": good})))
+    (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [0.0, *good], "t.py::y": good})))
+    done = netsim(["compare", "base.json", "new.json", "--markdown", "-"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode()
+    assert "t.py::x is left out: 1 of its 51 rounds in new.json took 0 s" in said
+    assert "t.py::y" in said
+    (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [0.0, *good]})))
+    done = netsim(["compare", "base.json", "new.json"], tmp_path)
+    assert (done.returncode, done.stderr.count(b"\n")) == (6, 1)
+    assert b"t.py::x is left out" in done.stderr
+    (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [-1.0, *good]})))
+    assert netsim(["compare", "base.json", "new.json"], tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_one_worker_has_no_speedup(command: str, tmp_path: Path) -> None:
+    short = (
+        ["--steps", "2", "--repeats", "1"]
+        if command == "run"
+        else ["--epochs", "1", "--steps-per-epoch", "2"]
+    )
+    done = netsim([command, "-n", "1", *short, "--json", "out.json"], tmp_path, env={"COLUMNS": "120"})
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.decode().split())
+    assert "One worker exchanges nothing" in said
+    assert "x dense" not in said
+    (result,) = [json.loads((tmp_path / "out.json").read_text())]
+    for cell in result["cells"]:
+        found = cell["summary"] if command == "run" else cell["training"]
+        for key in ("speedup", "speedup_vs_overlapped", "wire_reduction", "verdict", "time_ratio"):
+            assert found.get(key) is None, key
+    for flag in ("--html", "--markdown", "--csv"):
+        document = netsim(["report", "out.json", flag, "-"], tmp_path)
+        assert document.returncode == 0, document.stderr
+        assert b"x dense" not in document.stdout
+    markdown = netsim(["report", "out.json", "--markdown", "-"], tmp_path).stdout.decode()
+    assert "One worker exchanges nothing" in markdown
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -233,3 +282,123 @@ def test_a_private_umask_stays_private(tmp_path: Path) -> None:
     done = shell(f"umask 077; $NETSIM report {BASELINE} --csv out.csv", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o600
+
+
+def unshared(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``script`` with mounts of its own."""
+    if shell("unshare -m true", folder).returncode:
+        pytest.skip("mounts of its own need root")
+    return shell(f"exec unshare -m bash -c '{script}'", folder)
+
+
+FULL = "mount -t tmpfs -o size=4k tmpfs /dev/shm; head -c 4096 /dev/zero > /dev/shm/full"
+MISSING = (
+    "mount --bind /dev /mnt; mount -t tmpfs tmpfs /dev; "
+    "for f in null zero urandom random; do touch /dev/$f; mount --bind /mnt/$f /dev/$f; done"
+)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("how", ["full", "missing"])
+def test_without_shared_memory_one_line_says_so(how: str, tmp_path: Path) -> None:
+    prepare = FULL if how == "full" else MISSING
+    done = unshared(f"{prepare}; $NETSIM {' '.join(RUN)}", tmp_path)
+    assert done.returncode == 4, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "no semaphore for the workers can be made in /dev/shm" in last
+    assert "--shm-size" in last
+    assert "Traceback" not in done.stderr
+    done = unshared(f"{prepare}; $NETSIM doctor shm", tmp_path)
+    assert done.returncode == 4
+    assert "[FAIL] shm" in done.stdout
+
+
+def test_the_doctor_knows_shared_memory(tmp_path: Path) -> None:
+    done = netsim(["doctor", "shm"], tmp_path)
+    assert done.returncode == 0
+    assert b"[PASS] shm" in done.stdout
+
+
+@pytest.mark.parametrize("limit", [64, 100, 256])
+@pytest.mark.parametrize("link", ["bucket", "tc"])
+def test_few_descriptors_are_enough_for_two_workers(link: str, limit: int, tmp_path: Path) -> None:
+    if link == "tc":
+        tc_or_skip()
+    words = f"run -n 2 --link {link} --steps 2 --warmup 1 --repeats 1 --method topk --bandwidth 100mbps"
+    done = shell(f"ulimit -n {limit}; $NETSIM {words}", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_launch_with_few_descriptors(tmp_path: Path) -> None:
+    tc_or_skip()
+    done = shell(
+        'ulimit -n 64; $NETSIM launch -n 2 --bandwidth 50mbps -- sh -c \'ls /proc/self/fd | tr "\\n" " "\'',
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    # 0, 1, 2 and the one that ls itself reads.
+    assert sorted(done.stdout.splitlines()) == ["[0] 0 1 2 3 ", "[1] 0 1 2 3 "]
+
+
+def test_too_few_descriptors_are_named(tmp_path: Path) -> None:
+    done = shell(f"ulimit -n 64; $NETSIM {' '.join(RUN)} -n 8", tmp_path)
+    assert done.returncode == 4, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "64 files open" in last
+    assert "8 workers need 88" in last
+
+
+def test_a_low_soft_limit_is_raised(tmp_path: Path) -> None:
+    done = shell(f"ulimit -Sn 64; $NETSIM {' '.join(RUN)} -n 8", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["types", "torch"])
+def test_a_users_file_is_not_the_standard_library(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')\n")
+    command = Path(sys.executable).parent / "netsim"
+    if not command.exists():
+        pytest.skip("netsim is not installed")
+    done = shell(f"{command} {' '.join(RUN)}", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+ODD = {
+    "terminal": {
+        "COLUMNS": "0",
+        "LINES": "0",
+        "TERM": "dumb",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    },
+    "folders": {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"},
+    "numbers": {
+        "OMP_NUM_THREADS": "banana",
+        "MKL_NUM_THREADS": "0,4",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONOPTIMIZE": "2",
+    },
+}
+
+
+@pytest.mark.parametrize("surroundings", ODD)
+def test_odd_surroundings(surroundings: str, tmp_path: Path) -> None:
+    done = netsim(RUN, tmp_path, env=ODD[surroundings])
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"topk" in done.stdout
+
+
+def test_a_folder_with_spaces_for_temporary_files(tmp_path: Path) -> None:
+    place = tmp_path / "a b" / ("c" * 120)
+    place.mkdir(parents=True)
+    assert netsim(RUN, tmp_path, env={"TMPDIR": str(place)}).returncode == 0
+
+
+def test_a_removed_folder_is_named(tmp_path: Path) -> None:
+    done = shell("mkdir gone; cd gone; rmdir ../gone; $NETSIM run", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        4,
+        "netsim: the current folder has been removed (cd to another one)\n",
+    )

@@ -23,11 +23,14 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
+from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
 from netsim_ddp.link.channel import namespace_remedy
+from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.probe import check as check_rate
 from netsim_ddp.link.probe import probe
+from netsim_ddp.link.semaphores import FOLDER, REMEDY
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc import TcLink, find_tool
 from netsim_ddp.switches import KERNELS, compiled_kernels
@@ -237,6 +240,17 @@ def _command(link: Link, argv: Sequence[str]) -> tuple[int | None, str]:
     return ended.code, lines[0] if lines else str(ended)
 
 
+def shm() -> Finding:
+    """What workers of one host meet with: semaphores."""
+    MeetingPoint(2, 1.0)
+    if not os.path.isdir(FOLDER):
+        return Finding("PASS", "semaphores can be made")
+    free = os.statvfs(FOLDER)
+    return Finding(
+        "PASS", f"semaphores can be made; {format_bytes(free.f_bavail * free.f_frsize)} free in {FOLDER}"
+    )
+
+
 def gloo() -> Finding:
     """Two ranks take a dense training step over the loopback."""
     from torch import distributed
@@ -311,6 +325,7 @@ _SHOW = "netsim run --workers 2 --bandwidth 100mbps --method topk shows the whol
 CHECKS: Mapping[str, _Plan] = {
     "python": _Plan(python, 20, "install Python 3.11 or newer: make run PYTHON=python3.12"),
     "cores": _Plan(cores, 20, "netsim needs a POSIX system"),
+    "shm": _Plan(shm, 20, REMEDY),
     "numpy": _Plan(lambda: _version("numpy"), 60, "pip install --force-reinstall numpy"),
     "torch": _Plan(lambda: _version("torch"), 120, _REINSTALL),
     "torchvision": _Plan(lambda: _version("torchvision"), 120, _REINSTALL),
@@ -331,7 +346,7 @@ def run_check(name: str) -> Check:
     begin = time.perf_counter()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "netsim_ddp.bench.checks", name],
+            module("netsim_ddp.bench.checks", name),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=plan.deadline_s,

@@ -32,9 +32,11 @@ def prepare(workload: dict[str, Any]) -> None:
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
 
     from netsim_ddp.bench import ranks
+    from netsim_ddp.bench.meeting import MeetingPoint
     from netsim_ddp.compression import kernels
     from netsim_ddp.workloads import data, models
 
+    MeetingPoint(1, 1.0)  # what a machine cannot deliver is said before anything is built
     torch.set_num_threads(1)
     if workload["task"]:
         ranks.task_of(workload["task"])
@@ -95,9 +97,14 @@ def _fork(
 
     jobs = request["jobs"]
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
-    meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
-    recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
-    arrivals = ArrivalTable(len(jobs)) if bucket else None
+    try:
+        meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
+        recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
+        arrivals = ArrivalTable(len(jobs)) if bucket else None
+    except EnvironmentFault as error:
+        refused = {"cause": "environment", "message": error.message, "hint": error.hint}
+        send(control, {"kind": "refused", "start": request["start"], **refused})
+        return
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:

@@ -11,7 +11,6 @@ import functools
 import json
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
+from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.files import provide
@@ -116,7 +116,7 @@ class Launcher:
         ours, theirs = lifeline_pair()
         with theirs:
             self._server = self._link.spawn(
-                [sys.executable, "-m", "netsim_ddp.bench.forkserver", "3", json.dumps(self._workload)],
+                module("netsim_ddp.bench.forkserver", "3", json.dumps(self._workload)),
                 env=self._environment,
                 fds=[theirs.fileno()],
                 share_namespaces=True,
@@ -275,6 +275,8 @@ class _Watch:
         if messages is None:
             raise RankError(self._launcher.gone(server))
         for message in messages:
+            if message["kind"] == "refused" and message["start"] == self._start:
+                raise EnvironmentFault(message["message"], hint=message["hint"])
             if message["kind"] != "exit" or message["start"] != self._start:
                 continue  # a rank of the repeat before may end after its result was taken
             rank = self._ranks[message["rank"]]

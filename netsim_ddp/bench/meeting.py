@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from netsim_ddp.link.semaphores import shared
+
 # Sleeping ranks wake one after another; a common start this far ahead finds all of them awake.
 LEAD_S = 0.004
 
@@ -17,13 +19,16 @@ class MeetingPoint:
     """Made before the ranks are forked. No rank polls: on few cores that would slow those still at work.
 
     Waiting has a deadline, so that a rank which dies inside leaves nobody behind.
+
+    Raises:
+        EnvironmentFault: this system has no shared memory for semaphores.
     """
 
     def __init__(self, workers: int, timeout_s: float) -> None:
         context = multiprocessing.get_context("fork")
         self._memory = mmap.mmap(-1, 8)
-        self._turn = context.Lock()
-        self._barrier = context.Barrier(workers)
+        self._turn = shared(context.Lock)
+        self._barrier = shared(lambda: context.Barrier(workers))
         self._timeout_s = timeout_s
 
     def meet(self) -> None:

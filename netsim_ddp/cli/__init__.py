@@ -6,6 +6,7 @@ when they run, so that ``netsim --help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -86,8 +87,15 @@ def main() -> NoReturn:
     streams.prepare()
     signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
-    code = _call(lambda: command(prog_name="netsim", standalone_mode=False))
+    code = _call(_check_folder) or _call(lambda: command(prog_name="netsim", standalone_mode=False))
     sys.exit(_call(streams.flush) or code)
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise EnvironmentFault("the current folder has been removed", hint="cd to another one") from None
 
 
 def _terminate(number: int, _: Any) -> NoReturn:

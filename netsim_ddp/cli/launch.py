@@ -54,8 +54,10 @@ def launch(
     Needs tc (Linux, iproute2; netsim doctor tells), and ranks have NO ROUTE TO THE INTERNET: download before.
 
     Sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and the interface for Gloo, NCCL and
-    TensorPipe, as torchrun's workers have them. Output lines carry their rank; what each rank sent goes to stderr at
-    the end. Exits with the first failing rank's code, after ending the others.
+    TensorPipe, as torchrun's workers have them. Rank R's host is called netsim-R, a name that all ranks resolve to
+    its address: with --one-per-node, torchrun --rdzv_backend c10d --rdzv_endpoint $MASTER_ADDR:29500 works as on hosts
+    of their own. Output lines carry their rank; what each rank sent goes to stderr at the end. Exits with the first
+    failing rank's code, after ending the others.
     """
     from netsim_ddp.errors import UsageError
     from netsim_ddp.scenario import build_scenario

@@ -11,7 +11,7 @@ import typer
 
 from netsim_ddp.cli import link_flags
 from netsim_ddp.cli.output import progress, writable
-from netsim_ddp.cli.streams import open_console, write_document
+from netsim_ddp.cli.streams import open_console, say, write_document
 
 _Text = str | None
 
@@ -76,7 +76,7 @@ def probe(
         write_profile(read_measurement(measurement), profile)
         typer.echo(f"wrote {output}: netsim run --link-profile {output}")
         return
-    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.link.hosts import place_of, told
     from netsim_ddp.scenario import build_scenario
 
     given = {
@@ -96,6 +96,8 @@ def probe(
         "link": link,
     }
     place = place_of(os.environ)
+    if (note := told(os.environ)) is not None:
+        say(note)
     if place is not None:
         given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})

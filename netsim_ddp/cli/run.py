@@ -13,7 +13,7 @@ from netsim_ddp.cli import link_flags, run_flags
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.run_flags import Text
 from netsim_ddp.cli.saving import saving, write_steps
-from netsim_ddp.cli.streams import open_console, write_document
+from netsim_ddp.cli.streams import open_console, say, write_document
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Result
@@ -146,10 +146,12 @@ def run(
         "timeout": timeout,
         "time_budget": time_budget,
     }
-    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.link.hosts import place_of, told
     from netsim_ddp.scenario import build_scenario
 
     place = place_of(os.environ)
+    if (note := told(os.environ)) is not None:
+        say(note)
     if place is not None:
         given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None}, config)

@@ -23,6 +23,9 @@ def prepare() -> None:
 
     A stream that the caller closed becomes /dev/null: the next file to be opened would have its number.
     """
+    for name in ("COLUMNS", "LINES"):  # rich believes a width of 0
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]) < 1:
+            del os.environ[name]
     codecs.register_error("netsim.nearest", _nearest)
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -93,7 +93,7 @@ def sweep(
     if place_of(os.environ) is not None:
         raise UsageError(
             "netsim sweep starts its own workers, and this is a rank of torchrun or srun",
-            hint="netsim run there",
+            hint="netsim run there; or unset RANK and WORLD_SIZE, if they are left over",
         )
     name, matrix, command, runs = read_plan(scenario, set_ or [])
     selected = _selected(runs, k)

@@ -201,7 +201,8 @@ def train(
     if place_of(os.environ) is not None:
         raise UsageError(
             "netsim train starts its own workers on this machine",
-            hint="under torchrun or srun, use the library in a script of your own",
+            hint="unset RANK and WORLD_SIZE if they are left over; under torchrun or srun, use the library in a "
+            "script of your own",
         )
     if resume is not None:
         given |= {"checkpoint": str(resume), "resume": True}

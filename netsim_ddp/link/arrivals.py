@@ -21,6 +21,7 @@ from typing import Any
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.link.bucket import LinkClock
 from netsim_ddp.link.schedule import Operation, charges
+from netsim_ddp.link.semaphores import shared
 
 _LOCK_TIMEOUT_S = 60.0
 _MESSAGES_PER_PAIR = 64
@@ -60,7 +61,7 @@ class ArrivalTable:
         self.memory = mmap.mmap(-1, size) if memory is None else memory
         if len(self.memory) < size:
             raise ValueError(f"the table needs {size} bytes of shared memory, got {len(self.memory)}")
-        self._lock = multiprocessing.get_context("fork").Lock() if lock is None else lock
+        self._lock = shared(multiprocessing.get_context("fork").Lock) if lock is None else lock
         raw = memoryview(self.memory)[:size]
         self.ints, self.floats = raw.cast("q"), raw.cast("d")
         self.clock: Any = self.floats[: LinkClock.cells(workers)]

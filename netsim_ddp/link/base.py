@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self
 
 from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.link.descriptors import enough_descriptors
 from netsim_ddp.link.spec import LinkSpec
 
 
@@ -110,6 +111,7 @@ class Link(ABC):
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
         output: tuple[int, int] = (2, 2),
+        named: bool = False,
     ) -> Process:
         """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
 
@@ -119,6 +121,8 @@ class Link(ABC):
             share_namespaces: the process also inherits every rank's namespace, under the descriptor
                 numbers that ``endpoints[rank].namespace`` gives.
             output: the descriptors that become its stdout and stderr.
+            named: the process's host is called :func:`netsim_ddp.link.environment.host_name`, which resolves to the
+                rank's address, where the link can do that.
         """
 
     @abstractmethod
@@ -170,6 +174,7 @@ class HostLink(Link):
                 f"{self._NAMES[self.mechanism]} has no {' and no '.join(beyond)}",
                 hint="use --link tc, on Linux",
             )
+        enough_descriptors(self.spec.workers)
         loopback = "lo" if sys.platform.startswith("linux") else "lo0"
         self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
         return self
@@ -209,8 +214,9 @@ class HostLink(Link):
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
         output: tuple[int, int] = (2, 2),
+        named: bool = False,
     ) -> Process:
-        del rank, share_namespaces  # all endpoints are the same place
+        del rank, share_namespaces, named  # all endpoints are the same place
         # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
         trampoline = [sys.executable, "-I", "-S", "-c", _RENUMBER, ",".join(map(str, fds)), *argv]
         child = subprocess.Popen(
@@ -229,11 +235,13 @@ class HostLink(Link):
 _RENUMBER = """
 import fcntl, os, sys
 fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
-high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
+end = 3 + len(fds)
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD, end) for fd in fds]
 for target, fd in enumerate(high, 3):
     os.dup2(fd, target)
-    os.close(fd)
-os.closerange(3 + len(fds), 100)
+for fd in {*fds, *high}:
+    if fd >= end:
+        os.close(fd)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Process
+from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
 
 ANSWER_TIMEOUT_S = 60.0
@@ -145,7 +145,7 @@ def _start_helper(mode: str) -> Channel:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "netsim_ddp.link.helper", str(theirs.fileno()), mode],
+            module("netsim_ddp.link.helper", str(theirs.fileno()), mode),
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=2,

@@ -5,6 +5,11 @@ from __future__ import annotations
 from netsim_ddp.link.base import Endpoint
 
 
+def host_name(rank: int) -> str:
+    """What the host of ``rank`` is called on a link with a network for each rank."""
+    return f"netsim-{rank}"
+
+
 def bound_to(endpoint: Endpoint) -> dict[str, str]:
     """For Gloo, TensorPipe and NCCL. Unset, Gloo resolves the hostname and may end up on the loopback, and NCCL passes
     data between ranks of one machine through memory, both past the link."""
@@ -16,5 +21,5 @@ def bound_to(endpoint: Endpoint) -> dict[str, str]:
         "NCCL_IB_DISABLE": "1",
         "NCCL_P2P_DISABLE": "1",
         "NCCL_SHM_DISABLE": "1",
-        "NCCL_HOSTID": f"netsim-{endpoint.rank}",
+        "NCCL_HOSTID": host_name(endpoint.rank),
     }

@@ -29,13 +29,18 @@ from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.messages import Lines, send
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MNT_DETACH = 2
+HOSTS = "/etc/hosts"
 COMMAND_TIMEOUT_S = 30.0
-NAMESPACE_FD_BASE = 500
+PASSED = 16
+"""A child gets at most so many descriptors, as its first ones; a namespace has a higher number, the same in every
+process."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,6 +82,33 @@ def _remount_proc() -> None:
         return
 
 
+def name_host(names: list[list[str]]) -> None:
+    """Give this process a host name, the first of ``names`` (address, name), and an /etc/hosts that knows all of them.
+
+    Programs find out by it which host they are on: torchrun takes the rendezvous' endpoint for its own where the name
+    of its host resolves to that address. Where a container forbids mounts, the host's own name stays, which it can
+    resolve.
+    """
+    with open(HOSTS, "rb") as file:
+        known = file.read()
+    lines = "".join(f"{address}\t{name}\n" for address, name in names)
+    _call("unshare", CLONE_NEWNS)
+    try:
+        _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        # A file that lies nowhere: on a disk in memory, which is hidden again as soon as the file is bound.
+        _call("mount", b"netsim", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, b"mode=755,size=4m")
+    except PermissionError:
+        return
+    with open("/proc/hosts", "wb") as file:
+        file.write(lines.encode() + known)
+    os.chmod("/proc/hosts", 0o644)
+    _call("mount", b"/proc/hosts", HOSTS.encode(), None, MS_BIND, None)
+    _call("umount2", b"/proc", MNT_DETACH)
+    _call("unshare", CLONE_NEWUTS)
+    own = names[0][1].encode()
+    _call("sethostname", own, len(own))
+
+
 class Helper:
     """Serves the requests of one command. Every public method is a request; its arguments are the message's."""
 
@@ -89,8 +121,7 @@ class Helper:
     @staticmethod
     def _own_namespace() -> int:
         fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        # Above every number that place_descriptors() uses: a child inherits it under the same number.
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, NAMESPACE_FD_BASE)
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PASSED)
         os.close(fd)
         return high
 
@@ -140,9 +171,11 @@ class Helper:
         env: dict[str, str],
         cwd: str,
         share_namespaces: bool,
+        names: list[list[str]],
         fds: list[int],
     ) -> dict[str, Any]:
-        """Start a long-lived process; ``fds`` (attached) become its descriptors 0, 1, 2, 3, ..."""
+        """Start a long-lived process; ``fds`` (attached) become its descriptors 0, 1, 2, 3, ... With ``names``, as
+        (address, host name) of all, its host has a name of its own: the first one's."""
         where = self.home if rank is None else self.ranks[rank]
         pid = os.fork()
         if pid:
@@ -160,6 +193,8 @@ class Helper:
                 for fd in self.ranks:
                     os.set_inheritable(fd, True)
             enter_namespace(where)
+            if names:
+                name_host(names)
             place_descriptors(fds)
             os.execvpe(argv[0], argv, env)
         except OSError as error:
@@ -236,11 +271,14 @@ class Helper:
 
 
 def place_descriptors(fds: list[int]) -> None:
-    """Make ``fds`` the descriptors 0, 1, 2, ... of this process, inheritable, whatever their numbers are now."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds]
+    """Make ``fds``, at most :data:`PASSED`, the descriptors 0, 1, 2, ... of this process, inheritable, whatever their
+    numbers are now."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PASSED) for fd in fds]
     for target, fd in enumerate(high):
         os.dup2(fd, target)
-        os.close(fd)
+    for fd in fds:
+        if fd >= len(fds):
+            os.close(fd)
 
 
 def main(fd: int, user_namespace: bool) -> NoReturn:

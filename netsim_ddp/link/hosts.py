@@ -32,17 +32,29 @@ class Place:
     """Names this start of these processes; a restart of the same job has another."""
 
 
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+"""Rank, ranks, and both on this host, as torchrun, srun, and mpirun of Open MPI and of MPICH set them."""
+
+
 def place_of(environ: Mapping[str, str]) -> Place | None:
-    """The place that ``torchrun``, ``srun`` or hand-set variables give this process; None where it stands alone.
+    """The place that ``torchrun``, ``srun``, ``mpirun`` or hand-set variables give this process; None where it stands
+    alone.
 
     Raises:
-        UsageError: variables that are incomplete or no numbers.
+        UsageError: variables that are incomplete, contradict each other or are no numbers.
     """
-    if {"RANK", "WORLD_SIZE"} <= environ.keys():
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"} <= environ.keys():
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    else:
+    names = _names(environ)
+    if names is None:
         return None
     rank, world_size = (_number(environ, name) for name in names[:2])
     if world_size == 1:
@@ -53,10 +65,47 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
         )
     local_rank = _number(environ, names[2]) if names[2] in environ else 0
     local_world_size = _number(environ, names[3]) if names[3] in environ else 1
+    if names[2] in environ and names[3] in environ and not 0 <= local_rank < local_world_size:
+        raise UsageError(
+            f"{names[2]}={local_rank} is not a rank of {names[3]}={local_world_size}",
+            hint=f"unset {' '.join(names)} to run alone on this machine",
+        )
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{restart}"
     return Place(rank, world_size, local_rank, local_world_size, _master(environ), _port(environ), store, run)
+
+
+def _names(environ: Mapping[str, str]) -> tuple[str, str, str, str] | None:
+    """The variables of whoever started this process."""
+    for names in _LAUNCHERS:
+        # An allocation of Slurm sets the first two in a shell as well; a step is what srun has started.
+        if {*names[:2]} <= environ.keys() and (names[0] != "SLURM_PROCID" or "SLURM_STEP_ID" in environ):
+            return names
+    return None
+
+
+def told(environ: Mapping[str, str]) -> str | None:
+    """What to say first of variables that a shell may have kept from something else; None where a launcher set them
+    for this very process, or there are none.
+
+    Raises:
+        UsageError: as :func:`place_of`.
+    """
+    place, names = place_of(environ), _names(environ)
+    if place is None:
+        half = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
+        if len(half) != 1 or names is not None:
+            return None
+        other = "WORLD_SIZE" if half[0] == "RANK" else "RANK"
+        return f"{half[0]} is set and {other} is not: this runs alone on this machine"
+    if "TORCHELASTIC_RUN_ID" in environ or names is None or place.rank > 0:
+        return None
+    return (
+        f"{names[0]}={place.rank} and {names[1]}={place.world_size} make this rank 0 of {place.world_size} on real "
+        f"hosts, which the others reach at {place.master}:{place.port}; unset {names[0]} {names[1]} to run alone on "
+        "this machine"
+    )
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
@@ -69,7 +118,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _master(environ: Mapping[str, str]) -> str:
-    if "MASTER_ADDR" in environ:
+    if environ.get("MASTER_ADDR"):
         return environ["MASTER_ADDR"]
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
     if not nodes:
@@ -78,19 +127,28 @@ def _master(environ: Mapping[str, str]) -> str:
 
 
 def _port(environ: Mapping[str, str]) -> int:
-    if "MASTER_PORT" in environ:
-        return _number(environ, "MASTER_PORT")
+    if environ.get("MASTER_PORT"):
+        port = _number(environ, "MASTER_PORT")
+        if not 0 < port < 1 << 16:
+            raise UsageError(f"MASTER_PORT={port} is not a port", hint="export one from 1024 to 65535")
+        return port
     if "SLURM_JOB_ID" in environ:
         return SLURM_PORTS + _number(environ, "SLURM_JOB_ID") % 10_000
     raise UsageError("MASTER_PORT is not set", hint="export MASTER_PORT as a free port of rank 0's host")
 
 
 def first_host(nodes: str) -> str:
-    """``"gpu[003-008,012],cpu1"`` -> ``"gpu003"``: where Slurm puts its first task."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    if match is None:
+    """``"x1000c0s[0-3]b0n0,cpu1"`` -> ``"x1000c0s0b0n0"``: where Slurm puts its first task. Every bracket of the first
+    entry stands for its first number.
+
+    Raises:
+        UsageError: there is no host in the list.
+    """
+    entry = re.match(r"(?:[^\[,\]]|\[[^\]]*\])*(?=,|$)", nodes.strip())
+    host = re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", entry[0] if entry else "")
+    if not re.fullmatch(r"[\w.-]+", host):
         raise UsageError(f"no host in the list {nodes!r}", hint="export MASTER_ADDR")
-    return match[1] + (match[2] or "")
+    return host
 
 
 def route_to(master: str, environ: Mapping[str, str]) -> tuple[str, str]:

@@ -107,7 +107,9 @@ def launch(
         environment |= rank_environment(link.endpoints, endpoint.rank, one_per_node=one_per_node)
         reads, writes = zip(*(os.pipe() for _ in (out, err)), strict=True)
         try:
-            process = link.spawn(argv, rank=endpoint.rank, env=environment, output=(writes[0], writes[1]))
+            process = link.spawn(
+                argv, rank=endpoint.rank, env=environment, output=(writes[0], writes[1]), named=True
+            )
         finally:
             for write in writes:
                 os.close(write)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget
 from netsim_ddp.link.base import Endpoint, Link, lifeline_pair
+from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.peer import DEADLINE_S
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
@@ -197,7 +197,7 @@ class Peers:
         for endpoint in self._link.endpoints:
             ours, theirs = lifeline_pair()
             with theirs:
-                argv = [sys.executable, "-m", "netsim_ddp.link.peer", "3"]
+                argv = module("netsim_ddp.link.peer", "3")
                 self._link.spawn(argv, rank=endpoint.rank, fds=[theirs.fileno()])
             ours.settimeout(DEADLINE_S)
             self._controls.append(ours)

@@ -25,7 +25,10 @@ from typing import Any, Self
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.base import Counters, Endpoint, Link, Process
 from netsim_ddp.link.channel import Channel, RemoteProcess, open_channel
+from netsim_ddp.link.descriptors import enough_descriptors
 from netsim_ddp.link.driver import Driver
+from netsim_ddp.link.environment import host_name
+from netsim_ddp.link.helper import HOSTS
 from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.plan import Shape, Shapes, Step, address, change, needs_netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
@@ -74,6 +77,7 @@ class TcLink(Link):
             raise LinkUnavailable(
                 f"tc holds a credit of {most} at most, not {asked}", hint=hint, remedy="write --credit 4GB"
             )
+        enough_descriptors(self.spec.workers)
         self._channel = open_channel() if self._beside is None else self._beside._connected()
         try:
             self._make()
@@ -214,7 +218,12 @@ class TcLink(Link):
         fds: Sequence[int] = (),
         share_namespaces: bool = False,
         output: tuple[int, int] = (2, 2),
+        named: bool = False,
     ) -> Process:
+        names: list[tuple[str, str]] = []
+        if named and rank is not None and os.path.exists(HOSTS):
+            everyone = [*self.endpoints[rank:], *self.endpoints[:rank]]
+            names = [(endpoint.address, host_name(endpoint.rank)) for endpoint in everyone]
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
@@ -225,6 +234,7 @@ class TcLink(Link):
                 env={**os.environ, **(env or {})},
                 cwd=os.getcwd(),
                 share_namespaces=share_namespaces,
+                names=names,
             )
         return RemoteProcess(channel, int(answer["pid"]))
 

@@ -10,6 +10,7 @@ from netsim_ddp.report.collection import Block, Entry
 from netsim_ddp.report.wording import DASH, points
 from netsim_ddp.results.intervals import mean_interval
 from netsim_ddp.results.record import EpochRecord
+from netsim_ddp.results.summary import ALONE
 from netsim_ddp.units import format_bytes, format_duration
 
 HEADERS = (
@@ -43,6 +44,8 @@ def sentences(block: Block) -> list[str]:
             found.append(
                 f"{label}: {reached} after {epochs} epoch{plural}{beside}; {sent} sent per rank, {took}."
             )
+    if found and all(entry.cell.workers == 1 for entry in block.entries):
+        found.append(ALONE)
     return found
 
 

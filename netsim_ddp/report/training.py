@@ -15,6 +15,7 @@ from rich.text import Text
 from netsim_ddp.report.assumptions import why_bucket
 from netsim_ddp.report.wording import DASH, clean, count_of, encodable, groups, label, plain, points
 from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
+from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
@@ -209,6 +210,8 @@ def _residual(summary: TrainingSummary) -> str:
 def sentences(cells: Sequence[Cell]) -> list[str]:
     """What the table of one link comes to."""
     rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
+    if rows and all(row.cell.workers == 1 for row in rows):
+        return [ALONE]
     compared = [row for row in rows if row.summary.verdict not in (None, "baseline")]
     if len(compared) <= _TOLD_METHODS:
         found = [text for row in compared if (text := _verdict(row)) is not None]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from netsim_ddp.report.wording import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, Result, Summary
-from netsim_ddp.results.summary import baseline, is_dense
+from netsim_ddp.results.summary import ALONE, baseline, is_dense
 from netsim_ddp.units import format_bytes, format_duration
 
 # Below this share of the dense step on the wire, the network is not what the user waits for.
@@ -38,6 +38,8 @@ def _group_verdict(cells: Sequence[Cell]) -> list[str]:
     measured = [cell for cell in cells if cell.summary]
     if not measured:
         return []
+    if measured[0].workers == 1:
+        return [ALONE]
     rivals = [cell for cell in measured if not is_dense(cell)]
     rivals.sort(key=lambda cell: _summary(cell).step_s.median)
     plain = baseline(measured[0], measured, overlap=False)

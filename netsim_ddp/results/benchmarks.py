@@ -24,8 +24,11 @@ def is_benchmarks(data: Any) -> bool:
     return isinstance(data, dict) and "benchmarks" in data and "machine_info" in data
 
 
-def of_benchmarks(data: Mapping[str, Any], source: str) -> list[Subject]:
+def of_benchmarks(data: Mapping[str, Any], source: str) -> tuple[list[Subject], list[str]]:
     """One subject per benchmark, matched by its full name. ``extra_info["bytes"]`` is a figure that does not vary.
+
+    Returns:
+        The subjects, and a sentence for each benchmark that is left out: one whose timer could not see a round.
 
     Raises:
         UsageError: keys missing or of the wrong type, or rounds that were not saved.
@@ -33,7 +36,18 @@ def of_benchmarks(data: Mapping[str, Any], source: str) -> list[Subject]:
     benchmarks = data["benchmarks"]
     if not isinstance(benchmarks, list):
         raise UsageError(f"{source}: benchmarks is not a list")
-    return [_subject(item, f"{source}: benchmarks.{i}") for i, item in enumerate(benchmarks)]
+    subjects, notes = [], []
+    for number, item in enumerate(benchmarks):
+        subject = _subject(item, f"{source}: benchmarks.{number}")
+        rounds = item["stats"]["data"]
+        if zeros := sum(value == 0 for value in rounds):
+            notes.append(
+                f"{item['fullname']} is left out: {zeros} of its {len(rounds)} rounds in {source} took 0 s, which its "
+                "timer could not see (--benchmark-min-time, or more work in a round)"
+            )
+        else:
+            subjects.append(subject)
+    return subjects, notes
 
 
 def machine(data: Mapping[str, Any]) -> dict[str, object]:
@@ -57,13 +71,18 @@ def _subject(item: Any, where: str) -> Subject:
         raise UsageError(
             f"{where} ({name}) has no rounds", hint="save them: pytest --benchmark-json FILE keeps stats.data"
         )
-    if not isinstance(rounds, list) or not rounds or None in map(positive, rounds):
+    if not isinstance(rounds, list) or not rounds or not all(map(_is_time, rounds)):
         raise UsageError(f"{where} ({name}): stats.data is not a list of times")
     extra = item.get("extra_info")
     count = extra.get("bytes") if isinstance(extra, dict) else None
     counted = 0.0 if count == 0 else positive(count)
     figures = {} if counted is None else {"bytes": Figure(counted)}
     return Subject(identity={"benchmark": name}, times={"median": grouped(rounds)}, figures=figures)
+
+
+def _is_time(value: Any) -> bool:
+    """Zero is one: of a timer that could not see the round."""
+    return positive(value) is not None or (value == 0 and not isinstance(value, bool))
 
 
 def grouped(rounds: list[float]) -> list[float]:

@@ -125,6 +125,8 @@ class Side:
     """What both sides must share, or nothing of theirs is comparable: batch size, emulated compute."""
     lacks: Sequence[str] = ()
     """Methods that were asked for and that this side's code does not have."""
+    notes: Sequence[str] = ()
+    """What could not be read of it."""
 
 
 @dataclass(frozen=True)
@@ -279,14 +281,17 @@ def _notes(base: Side, new: Side) -> list[str]:
         for key in base.machine
         if key in new.machine and base.machine[key] != new.machine[key]
     ]
+    left_out = list(dict.fromkeys([*base.notes, *new.notes]))
     if not differ:
-        return []
-    return [f"the two sides were not measured alike ({', '.join(differ)}): times compare that too"]
+        return left_out
+    return [*left_out, f"the two sides were not measured alike ({', '.join(differ)}): times compare that too"]
 
 
 def _why_nothing(comparison: Comparison, base: Side, new: Side, rules: Rules) -> str:
     if not base.subjects or not new.subjects:
         empty = base if not base.subjects else new
+        if empty.notes:
+            return empty.notes[0]
         return f"no cell was measured in {empty.name}"
     if comparison.pairs:
         return f"no figure of {', '.join(sorted(rules.only))} is on both sides"

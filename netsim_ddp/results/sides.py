@@ -23,7 +23,8 @@ def side_of(path: Path) -> Side:
     if b'"machine_info"' in content:
         data = decode(content, source=str(path))
         if is_benchmarks(data):
-            return Side(str(path), of_benchmarks(data, str(path)), machine(data))
+            subjects, notes = of_benchmarks(data, str(path))
+            return Side(str(path), subjects, machine(data), notes=notes)
     return side(parse_json(content, source=str(path)), str(path))
 
 

@@ -77,8 +77,16 @@ def is_dense(cell: Cell) -> bool:
     return cell.method == "dense" and str(cell.params.get("values", "fp32")) == "fp32"
 
 
+ALONE = (
+    "One worker exchanges nothing: there is no network in these figures, and nothing to compare with dense."
+)
+
+
 def baseline(cell: Cell, cells: Iterable[Cell], *, overlap: bool) -> Cell | None:
-    """The measured dense cell of ``cell``'s setting, of the same ``threads`` where there is a choice."""
+    """The measured dense cell of ``cell``'s setting, of the same ``threads`` where there is a choice; None with one
+    worker, which exchanges nothing."""
+    if cell.workers == 1:
+        return None
     found = [
         other
         for other in cells

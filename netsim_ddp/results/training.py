@@ -47,7 +47,9 @@ def training_setting(cell: Cell) -> Setting:
 
 
 def baseline(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-    """The dense cell that ``cell`` is compared with."""
+    """The dense cell that ``cell`` is compared with; None with one worker, which exchanges nothing."""
+    if cell.workers == 1:
+        return None
     here = training_setting(cell)
     return next(
         (other for other in cells if is_dense(other) and finished(other) and training_setting(other) == here),

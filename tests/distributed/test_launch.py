@@ -324,3 +324,51 @@ def test_a_probe_measures_the_trace_that_was_asked_for_or_refuses_one_that_chang
     assert "11.58" in done.stdout, done.stdout  # the ceiling
     measured = build_scenario({"link_profile": str(tmp_path / "link.yaml")}).link_spec().rate_bps
     assert 0.8 * 12_112_000 < measured < 1.05 * 12_112_000
+
+
+HOSTS = """
+import os, socket, subprocess
+name = socket.gethostname()
+found = [socket.gethostbyname(f"netsim-{rank}") for rank in range(int(os.environ["WORLD_SIZE"]))]
+print(os.environ["RANK"], name, socket.gethostbyname(name), *found, socket.gethostbyname("localhost"))
+print(open("/proc/self/comm").read().strip() != "", len([each for each in os.listdir("/proc") if each.isdigit()]) > 0)
+"""
+
+
+def hosts_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return sorted(line.partition("] ")[2] for line in done.stdout.splitlines() if "10.77" in line)
+
+
+def test_every_rank_is_on_a_host_of_its_own_name(tmp_path: Path) -> None:
+    before = Path("/etc/hosts").read_bytes(), os.uname().nodename
+    done = launched(tmp_path, [sys.executable, "-c", HOSTS], "--bandwidth", "50mbps", workers=3)
+    everyone = "10.77.0.1 10.77.0.2 10.77.0.3 127.0.0.1"
+    assert hosts_of(done) == [f"{rank} netsim-{rank} 10.77.0.{rank + 1} {everyone}" for rank in range(3)]
+    assert done.stdout.count("True True") == 3  # /proc is what it was
+    assert (Path("/etc/hosts").read_bytes(), os.uname().nodename) == before
+
+
+def test_an_ordinary_users_ranks_have_names_too(tmp_path: Path) -> None:
+    ordinary = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    if subprocess.run([*ordinary, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user can be made here that has no privileges")
+    words = ["launch", "-n", "2", "--bandwidth", "50mbps", "--", sys.executable, "-c", HOSTS]
+    done = command(words, tmp_path, how=[*ordinary, sys.executable, "-m", "netsim_ddp"])
+    if "namespaces are not allowed here" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    names = [line.split()[1:3] for line in hosts_of(done)]
+    assert names == [["netsim-0", "10.77.0.1"], ["netsim-1", "10.77.0.2"]]
+
+
+def test_torchruns_own_rendezvous_finds_its_host(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    torchrun = (
+        f"{sys.executable} -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --rdzv_id 7 --rdzv_backend c10d "
+        "--rdzv_endpoint $MASTER_ADDR:29500 train.py"
+    )
+    done = launched(tmp_path, ["sh", "-c", torchrun], "--bandwidth", "200mbps", "--one-per-node")
+    assert done.returncode == 0, done.stderr
+    weights = [line.split()[-1] for line in done.stdout.splitlines() if "weights" in line]
+    assert len(weights) == 2
+    assert weights[0] == weights[1]
