@@ -21,7 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from netsim_ddp.communication.backend import DistributedBackend
-from netsim_ddp.communication.parameters import NamedParameters, named_list
+from netsim_ddp.communication.parameters import (
+    NamedParameters,
+    model_parameters,
+    named_list,
+    without_prefixes,
+)
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import UsageError
 
@@ -80,8 +85,10 @@ class CompressedAdam(torch.optim.Optimizer):
             )
         if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"betas {betas} must be two numbers in [0, 1)")
-        named = named_list(named_parameters)
-        self._named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self._given = model_parameters(named_list(named_parameters))
+        self._made_for = [(name, parameter) for name, parameter in self._given if parameter.requires_grad]
+        self._named = self._made_for
+        """Those that are trained now."""
         self._dense = DistributedBackend(process_group=process_group, scaler=None)
         self._sparse = DistributedBackend(
             method=method, params=params, process_group=process_group, scaler=None
@@ -145,6 +152,7 @@ class CompressedAdam(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")
         group = self.param_groups[0]
+        self._find_trained()
         self._unscale()
         for _, parameter in self._named:
             if parameter.grad is None:
@@ -165,6 +173,17 @@ class CompressedAdam(torch.optim.Optimizer):
             self._update(group)
         return taken
 
+    def _find_trained(self) -> None:
+        """A parameter that was frozen meanwhile is left alone, with all that belongs to it."""
+        made_for = {id(parameter) for _, parameter in self._made_for}
+        for name, parameter in self._given:
+            if parameter.requires_grad and id(parameter) not in made_for:
+                raise ValueError(
+                    f"{name} was frozen when this CompressedAdam was made, and is trained now: it has no second "
+                    "moment. Make a new CompressedAdam, whose dense steps learn it"
+                )
+        self._named = [(name, parameter) for name, parameter in self._made_for if parameter.requires_grad]
+
     def _unscale(self) -> None:
         scale: Tensor | None = getattr(self, "grad_scale", None)
         if scale is None:
@@ -175,7 +194,7 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def _plain(self, group: dict[str, Any]) -> bool:
         """Adam's two moments of the dense average."""
-        self._dense.allreduce_gradients(self._named)
+        self._dense.allreduce_gradients(self._given)
         decay = 0.0 if self._decoupled else group["weight_decay"]
         for _, parameter in self._named:
             self._gradient(parameter).add_(parameter, alpha=decay)
@@ -202,7 +221,7 @@ class CompressedAdam(torch.optim.Optimizer):
                 torch.add(gradient, parameter, alpha=decay, out=room)
                 room.mul_(1 - first).add_(self._state_of(parameter)["momentum"], alpha=first)
                 parameter.grad = room
-            taken = self._sparse.allreduce_gradients(self._named)
+            taken = self._sparse.allreduce_gradients(self._given)
             if taken and not all(all_finite(self._gradient(parameter)) for _, parameter in self._named):
                 raise NonFiniteGradient(
                     "the momentum is not finite", -1
@@ -241,17 +260,41 @@ class CompressedAdam(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Of this rank: moments, residuals and the number of steps."""
         exchange = copy.copy(self._sparse.state_dict())
-        return {**super().state_dict(), "steps": self._steps, "exchange": exchange}
+        names = [name for name, _ in self._made_for]
+        return {**super().state_dict(), "names": names, "steps": self._steps, "exchange": exchange}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved.
+        """Take over what :meth:`state_dict` saved; moments go to the parameters of their names, whatever the order.
 
         Raises:
-            ValueError: it is another rank's, or of other parameters or another number of ranks.
+            ValueError: it is another rank's, or of other parameters or another number of ranks; nothing has changed
+                then.
         """
+        own = self._in_our_order(state)
         self._sparse.load_state_dict(state["exchange"])
-        super().load_state_dict({key: state[key] for key in ("state", "param_groups")})
+        super().load_state_dict(own)
         self._steps = state["steps"]
+
+    def _in_our_order(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """torch's part of ``state``, which numbers parameters."""
+        plain = {key: state[key] for key in ("state", "param_groups")}
+        if "names" not in state:  # up to version 0.1.0 their order was all there was
+            return plain
+        places = {name: place for place, name in enumerate(without_prefixes(state["names"]))}
+        ours = [name for name, _ in self._made_for]
+        for name in (*places, *ours):
+            if name not in places or name not in ours:
+                here, there = ("is not here", "saved") if name in places else ("is here", "not saved")
+                raise ValueError(f"{name} {here} and was {there}: moments belong to a parameter by its name")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for place, (name, parameter) in enumerate(self._made_for):
+            if (found := plain["state"].get(places[name])) is not None:
+                if found["momentum"].shape != parameter.shape:
+                    shapes = tuple(found["momentum"].shape), tuple(parameter.shape)
+                    raise ValueError(f"{name} was saved with shape {shapes[0]}, and is {shapes[1]} now")
+                moments[place] = found
+        groups = [{**group, "params": list(range(len(ours)))} for group in plain["param_groups"]]
+        return {"state": moments, "param_groups": groups}
 
 
 def _check_numbers(**numbers: Any) -> None:

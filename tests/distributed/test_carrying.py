@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from netsim_ddp import (
+    CompressedAdam,
     DistributedBackend,
     ErrorFeedbackBuffer,
     HookState,
@@ -403,6 +404,66 @@ def test_a_state_that_never_exchanged_says_what_it_is() -> None:
         HookState(net.named_parameters(), "topk", ratio=0.1, momentum=0.9).load_state_dict(saved)
     compiled = torch.compile(nn.Linear(4, 4), backend="eager")
     HookState(compiled.named_parameters(), "topk", ratio=0.1).load_state_dict(saved)
+
+
+def adam(rank: int, workers: int) -> dict[str, Any]:
+    """Moments go by name; a frozen parameter is left alone; one that was never trained is refused."""
+    del workers
+    found: dict[str, Any] = {}
+
+    def train(optimizer: CompressedAdam, named: Named, steps: range) -> None:
+        for step in steps:
+            for name, parameter in named:
+                parameter.grad = gradient(name, step, rank) if parameter.requires_grad else None
+            optimizer.step()
+
+    options: dict[str, Any] = {"freeze_after": 2, "params": {"ratio": 0.1, "collective": "allgather"}}
+    named = parameters("abcf")
+    named[3][1].requires_grad_(False)
+    optimizer = CompressedAdam(named, **options)
+    train(optimizer, named, range(4))
+    saved = copy.deepcopy(optimizer.state_dict())
+    other = parameters("cab")
+    fresh = CompressedAdam([(f"module.{name}", parameter) for name, parameter in other], **options)
+    fresh.load_state_dict(saved)
+    moments = [(dict(other)[name], dict(named)[name]) for name in "abc"]
+    found["by name"] = all(
+        torch.equal(fresh.state[ours][kind], optimizer.state[theirs][kind])
+        for ours, theirs in moments
+        for kind in ("momentum", "square")
+    )
+    for case, names in (("fewer", "ab"), ("more", "abcd")):
+        try:
+            CompressedAdam(parameters(names), **options).load_state_dict(saved)
+        except ValueError as error:
+            found[case] = str(error)
+    b = dict(named)["b"]
+    before = b.detach().clone()
+    b.requires_grad_(False)
+    train(optimizer, named, range(4, 7))
+    found["left alone"] = torch.equal(before, b)
+    b.requires_grad_(True)
+    train(optimizer, named, range(7, 9))
+    found["goes on"] = not torch.equal(before, b)
+    named[3][1].requires_grad_(True)
+    before = b.detach().clone()
+    try:
+        train(optimizer, named, range(9, 10))
+    except ValueError as error:
+        found["never trained"] = str(error), torch.equal(before, b)
+    return found
+
+
+def test_adam_s_moments_follow_their_parameters() -> None:
+    for rank in on_ranks(adam, 2):
+        assert rank["by name"]
+        assert "c is not here and was saved" in rank["fewer"]
+        assert "d is here and was not saved" in rank["more"]
+        assert rank["left alone"]
+        assert rank["goes on"]
+        said, unchanged = rank["never trained"]
+        assert said.startswith("f was frozen when this CompressedAdam was made")
+        assert unchanged
 
 
 OTHER_RANKS: dict[str, dict[str, Any]] = {
