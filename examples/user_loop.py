@@ -4,7 +4,7 @@
     netsim launch --workers 2 --bandwidth 100mbps -- python examples/user_loop.py --epochs 1
 
 Model, data, sampler, loop and checkpoint are plain PyTorch; the lines marked (1) to (4) are what compression adds.
-``--resume`` goes on from the last epoch's checkpoint. ``--compile`` compiles the model, which on a CPU needs a C++
+``--resume`` goes on from the last epoch's checkpoint, with as many ranks or another number. ``--compile`` compiles the model, which on a CPU needs a C++
 compiler: where there is none, torch ends the first step with InvalidCxxCompiler and says where it looked.
 """
 
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from netsim_ddp import TopKState, topk_hook
+from netsim_ddp import TopKState, for_other_ranks, topk_hook
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--epochs", type=int, default=3)
@@ -51,11 +51,14 @@ schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
 mine = f"checkpoint-{rank}.pt"  # one per rank: residuals differ
 first = 0
 if options.resume:
-    saved = torch.load(mine)
+    saved = torch.load("checkpoint-0.pt")
+    before = saved["hook"]["world_size"]
+    hooks = [torch.load(f"checkpoint-{each}.pt")["hook"] for each in range(before)]
     network.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
-    state.load_state_dict(saved["hook"])  # (3) what was not sent yet is not lost
+    hook = hooks[rank] if before == world_size else for_other_ranks(hooks, "sum", rank, world_size)
+    state.load_state_dict(hook)  # (3) what was not sent yet is not lost
     first = saved["epochs"]
 
 for epoch in range(first, options.epochs):
