@@ -4,8 +4,9 @@
     netsim launch --workers 2 --bandwidth 100mbps -- python examples/user_loop.py --epochs 1
 
 Model, data, sampler, loop and checkpoint are plain PyTorch; the lines marked (1) to (4) are what compression adds.
-``--resume`` goes on from the last epoch's checkpoint, with as many ranks or another number. ``--compile`` compiles the model, which on a CPU needs a C++
-compiler: where there is none, torch ends the first step with InvalidCxxCompiler and says where it looked.
+``--resume`` goes on from the last epoch's checkpoint, with as many ranks as before or another number. ``--compile``
+compiles the model, which on a CPU needs a C++ compiler: where there is none, torch ends the first step with
+InvalidCxxCompiler and says where it looked.
 """
 
 import argparse
