@@ -54,7 +54,7 @@ def test_two_hosts_of_two_ranks_run_the_same_cells(tmp_path: Path) -> None:
     program = ["sh", "-c", TORCHRUN, sys.executable, "run", *words, "--json", "out.json"]
     done = command([*HOSTS, "--", *program], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    tables = [line for line in done.stdout.splitlines() if "link host: the hosts' own network" in line]
+    tables = [line for line in done.stdout.splitlines() if "link not shaped: the hosts' own network" in line]
     assert [line[:4] for line in tables] == ["[0] "], "rank 0 prints, and nobody else"
     assert not [line for line in done.stdout.splitlines() if line.startswith("[1] ")]
     result = load(tmp_path / "out.json")
