@@ -373,7 +373,8 @@ class DistributedBackend:
             if self.method is None:
                 check_names(saved, known)
             parked = carry(saved, [method])
-            facts.update(description(self._name, self._params, parameters, [method]))
+            kind = "compressor of one's own" if isinstance(method, HandedCompression) else "netsim's"
+            facts.update(description(self._name, self._params, parameters, [method], compression=kind))
         warn_of_absent(parked, self._parked, known)
         self._flat, self._built_for, self.method = flat, group, method
         self._known, self._parked = known, parked

@@ -265,3 +265,20 @@ def test_the_generic_method_stands_in_only_where_something_is_overridden() -> No
     backend = DistributedBackend(TopKCompressor(0.1), ErrorFeedbackBuffer(), world_size=1, rank=0)
     assert backend.allreduce_gradients(build().named_parameters())
     assert not isinstance(backend.method, HandedCompression)
+
+
+def different(rank: int, workers: int) -> str:
+    del workers
+    model = build()
+    fill(model, rank, 0)
+    backend = DistributedBackend(Same(0.1) if rank else TopKCompressor(0.1), ErrorFeedbackBuffer())
+    try:
+        backend.allreduce_gradients(model)
+    except UsageError as error:
+        return str(error)
+    return "taken"
+
+
+def test_ranks_of_which_one_overrides_compress_are_told_apart_before_they_exchange() -> None:
+    for said in on_ranks(different, 2):
+        assert "rank 1 has compression compressor of one's own, rank 0 has netsim's" in said
