@@ -131,12 +131,20 @@ class SelectedEntries(Method):
             else:
                 self.values, self.indices = self.selection.run(self.residual, rest, atomic=False)
         except NonFiniteGradient as error:
-            self._failure = error
+            self._failure = self._by_name(error)
             return False
         self._open = True
         if self._room is not None:
             self.received = self._room[: self.values.numel()]
         return True
+
+    def _by_name(self, error: NonFiniteGradient) -> NonFiniteGradient:
+        """With the parameter's name, where a segment is a parameter."""
+        names = self.flat.names
+        if len(names) != self.selection.budget.offsets.numel() - 1 or not 0 <= error.segment < len(names):
+            return error
+        what = f"the gradient of {names[error.segment]}, or its sum with what is pending, is not finite"
+        return NonFiniteGradient(what, error.segment)
 
     def _keep_rounding_error(self) -> None:
         """The residual keeps what rounding takes from the values sent."""
