@@ -24,6 +24,32 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Collective, Group, Local, Method, Segment, Wire
 from netsim_ddp.compression.kernels import NonFiniteGradient
 
+
+class Gathered(Method):
+    """No fault: a dense mean by torch's collectives, whose own threads copy what they gather."""
+
+    name = "gathered"
+
+    def __init__(self, flat: FlatGradients, group: Group) -> None:
+        super().__init__(flat, group)
+        self.rows = [torch.zeros_like(flat.data) for _ in range(group.world_size)]
+
+    def segments(self) -> list[Segment]:
+        size = 4 * self.flat.numel
+
+        def begin() -> dist.Work | None:
+            work: dist.Work | None = dist.all_gather(
+                self.rows, self.flat.data, group=self.group.process_group, async_op=True
+            )
+            return work
+
+        wire = Collective("all_gather", begin, size, (size,) * (self.group.world_size - 1))
+        return [wire, Local("decompress", self._mean)]
+
+    def _mean(self) -> None:
+        self.flat.data.copy_(torch.stack(self.rows).mean(0))
+
+
 # --- what it is made of -----------------------------------------------------------------------------------------
 
 
@@ -584,6 +610,25 @@ def _count_in_python() -> None:
 class PythonInStart(_Worked):
     def segments(self) -> list[Segment]:
         return self._around(_count_in_python, lambda: None)
+
+
+class GoesOnInAThread(SharedRandom):
+    """The local segment returns and its thread selects, until the wire starts."""
+
+    def segments(self) -> list[Segment]:
+        _, wire, last = super().segments()
+        assert isinstance(wire, Collective)
+
+        def pick() -> None:
+            self.thread = threading.Thread(target=self._pick)
+            self.thread.start()
+
+        def begin() -> dist.Work | None:
+            self.thread.join()
+            return dist.all_reduce(self.values, group=self.group.process_group, async_op=True)
+
+        lazy = Collective("lazy", begin, wire.payload_bytes, wire.messages())
+        return [Local("compress", pick), lazy, last]
 
 
 class ComputesInAverage(SharedRandom):

@@ -98,6 +98,7 @@ PLANTED: dict[str, tuple[str, str]] = {
     "NumpyInStart": ("wire", "ms of CPU time"),
     "PythonInStart": ("wire", "ms of CPU time"),
     "ThreadInFinish": ("wire", "ms of CPU time in the process"),
+    "GoesOnInAThread": ("wire", "has returned and"),
     "WaitsInStart": ("wire", "must return at once, while the other ranks have not started"),
     "StartsInFinish": ("wire", "starts nothing, finish() does"),
     "HalfThePayload": ("bytes", "payload_bytes of the wire 1 (told) says"),
@@ -125,6 +126,7 @@ HONEST = [
     "compressors:RandomK",
     "compressors:RandomK,feedback=on",
     "powersgd",
+    "planted_methods:Gathered",
 ]
 BUILT_IN = [
     *(name for name in METHODS if name != "powersgd"),

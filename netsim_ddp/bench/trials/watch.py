@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -242,13 +245,26 @@ def _copied(value: Any) -> Any:
     return value
 
 
+def _torch_alone() -> bool:
+    """Whether no Python but torch's, and this module's, has led here."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename != __file__ and not frame.f_code.co_filename.startswith(_TORCH):
+            return False
+        frame = frame.f_back
+    return True
+
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
 class Arithmetic(TorchDispatchMode):
     """Counts the elements that this thread's torch operations write or read, other than views and empty memory, and
     notes operations of torch.distributed that pass no method of a process group's class."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
+        self._watch, self._home = watch, threading.get_ident()
         self.elements = 0
         self.largest = ("", 0)
         self.distributed: list[str] = []
@@ -256,6 +272,8 @@ class Arithmetic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         answer = func(*args, **(kwargs or {}))
+        if threading.get_ident() != self._home and _torch_alone():
+            return answer  # Gloo's own thread moves data, with this thread's mode
         if func.namespace in _DISTRIBUTED:
             if not self._watch.inside:
                 self.distributed.append(str(func))

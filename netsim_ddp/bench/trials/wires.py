@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -21,6 +22,8 @@ CPU_TIMES, CPU_SPARE_S = 2.0, 0.5e-3
 CPU_TIMES_OF_ALL, CPU_SPARE_OF_ALL_S = 1.5, 1.5e-3
 """How much more CPU time than the bare operations an exchange may take, of its own thread and of all threads."""
 LATE_S = 0.15
+IDLE_S, IDLE_CPU_S = 0.02, 2e-3
+"""After a local segment nothing of this process should work: so much CPU time in so long is a thread that does."""
 PAYLOAD_TOLERANCE, PAYLOAD_SPARE = 0.02, 64
 
 
@@ -93,6 +96,7 @@ def wire(bench: Bench) -> Found:
         bench.agree(_unfinished(bench, run, watch))
         watch.forget()
         bench.agree(_torch_work(bench, run, watch))
+    bench.agree(_goes_on(bench, run))
     spent = _cpu_work(bench, run)
     return Found(f"start() and finish() hand over and wait, no more ({spent:.1f} ms of CPU time in both)")
 
@@ -183,6 +187,31 @@ def _too_much(arithmetic: Arithmetic, what: str) -> str | None:
     return (
         f"{what} computes (torch's {name} on {size:,} elements): work belongs into a Local, where it is timed"
     )
+
+
+def _goes_on(bench: Bench, run: Run) -> str | None:
+    """Threads at work after a local segment has returned: new ones, or CPU time in the least of several rounds."""
+    after, fault = dict[int, list[float]](), None
+    for step in range(3):
+        run.flat.data.copy_(bench.gradient(run.numel, 15 + step))
+        for number, segment in enumerate(run.segments):
+            bench.progress(15 + step, "compute" if isinstance(segment, Local) else "communicate")
+            threads = set(threading.enumerate())
+            segment.run()
+            if isinstance(segment, Local):
+                if set(threading.enumerate()) - threads:
+                    fault = f"{_called(number, segment)} has returned and its thread has not: do it all before that"
+                before = time.process_time()
+                time.sleep(IDLE_S)
+                after.setdefault(number, []).append(time.process_time() - before)
+            bench.meeting.meet()
+    for number, rounds in after.items():
+        if (least := min(rounds)) > IDLE_CPU_S:
+            fault = fault or (
+                f"{_called(number, run.segments[number])} has returned and other threads compute on"
+                f" ({least * 1e3:.1f} ms of CPU time): do it all before it returns, where it is timed"
+            )
+    return fault
 
 
 def _cpu_work(bench: Bench, run: Run) -> float:
