@@ -46,8 +46,8 @@ def test_the_warm_up_sends_what_dgc_sends():
     budget = Budget(SHAPES, options)
     totals = []
     for _ in range(9):
-        totals.append(budget.total)
-        assert int(budget.counts().sum()) == budget.total
+        totals.append(int(budget.now.sum()))
+        assert int(budget.counts().sum()) == budget.now.sum()
         budget.learn(torch.empty(0), torch.empty(0))
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] == budget.final == sum(max(1, -(-n // 1000)) for n in SIZES if n)

@@ -27,7 +27,7 @@ from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, largest
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
-from netsim_ddp.compression.shares import add_at, clear_at
+from netsim_ddp.compression.shares import add_at, clear_at, saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import check_together
@@ -214,15 +214,26 @@ class SelectedEntries(Method):
         With another number of ranks, residuals have no place to go: drop the state and what was not sent is lost, or
         first take a step with ``ratio=1``, which sends it all.
 
+        What this rank kept as an owner goes to its residual where it has no place (another collective, another ratio or
+        scope, version 0.1.0): both count with 1/P, so that nothing changes in what is pending.
+
         Raises:
-            ValueError: it is another rank's, or of another number of ranks or parameters.
+            ValueError: it is another rank's, or of another number of ranks or parameters, or holds an owner's sums
+                and there is no residual that could take them over.
         """
         for key, here in (("rank", self.group.rank), ("world_size", self.group.world_size)):
             if state[key] != here:
                 raise ValueError(f"the state was saved with {key} {state[key]}, this is {here}")
+        sums = saved_sums(state, self.flat.numel) if "sums" in state else None
+        if sums is not None and self.buffer is None and bool(sums.any()):
+            raise ValueError(
+                "the state holds sums of an owner, which feedback=off has no residual to keep in"
+            )
         if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"], self.flat.shapes)
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
+            if sums is not None:
+                self.residual.add_(sums.to(self.residual.device))
         if self.momentum is not None:
             self.momentum.load_state_dict(state["velocity"])
         if self.codec.counter is not None and "rounding" in state:

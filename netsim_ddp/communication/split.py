@@ -1,18 +1,23 @@
 """Split-reduce: each rank owns a share of the positions and sums what all ranks send for it.
 
 A step has two exchanges. Every rank sends each owner the selected entries of the owner's share; the owner adds them,
-in rank order, to what it kept from earlier steps, and sends the k/P largest sums to all. What it keeps back stays in
-its own, second residual (DoubleSqueeze, Tang et al. 2019, Algorithm 1: the server compresses with error feedback
-too), so that traffic is about 2 (P-1)/P k b bytes per rank whatever P, and nothing is lost: the mean of the ranks'
-residuals + the owners' residuals / P + the update = the mean of the gradients + the old residuals likewise.
+in rank order, to what it kept from earlier steps, and sends the largest sums of each segment to all, its quota of the
+segment's k_i (:mod:`netsim_ddp.compression.quotas`). So what the selection promises a parameter, its own k_i or to be
+sent whole, holds on the way back as well. What an owner keeps back stays in its own, second residual (DoubleSqueeze,
+Tang et al. 2019, Algorithm 1: the server compresses with error feedback too), so that traffic is about 2 (P-1)/P k b
+bytes per rank whatever P, and nothing is lost: the mean of the ranks' residuals + the owners' residuals / P + the
+update = the mean of the gradients + the old residuals likewise.
+
+With ``adaptive=on`` ranks give a segment different counts. An owner then shares the sum of its quotas out by how many
+entries of each segment all ranks together sent it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,16 +27,16 @@ from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
-from netsim_ddp.compression.shares import Shares, add_at, clear_at
-from netsim_ddp.compression.topk import host_table
+from netsim_ddp.compression.quotas import Quotas
+from netsim_ddp.compression.shares import I64, add_at, clear_at
 
 
 class TopKSplitReduce(SelectedEntries):
     """Top-K with error feedback at the workers and at the owners.
 
     Args:
-        keep: owners keep all but the k/P largest sums of their share for later steps; off, they send every sum,
-            which gives the all-gather's average for more traffic.
+        keep: owners keep all but the largest sums of each segment for later steps; off, they send every sum, which
+            gives the all-gather's average for more traffic.
         options: as :class:`SelectedEntries` takes them; rounding error stays in the owners' residuals too.
     """
 
@@ -48,16 +53,19 @@ class TopKSplitReduce(SelectedEntries):
     ) -> None:
         super().__init__(flat, group, **options)
         self.keep = keep
-        ranks, device = group.world_size, flat.data.device
-        self.shares = Shares(flat.numel, ranks)
+        ranks, device, budget = group.world_size, flat.data.device, self.selection.budget
+        self.quotas = Quotas(ranks, budget.sizes, budget.stages()[-1])
+        self.shares = self.quotas.shares
         size = self.shares.size(group.rank)
         self.sums = torch.zeros(size, dtype=torch.float32, device=device)
         """What this rank owns, summed over ranks and not yet sent on."""
-        most = self._owned_count(group.rank, self.selection.budget.total)
+        self._bounds = torch.from_numpy(self.shares.bounds[group.rank])
+        """int64 [L + 1]: the segments of ``sums``."""
+        most = self._most_owned(group.rank)
         self._own_values = torch.empty(most, dtype=torch.float32, device=device)
         self._own_local = torch.empty(most, dtype=torch.int32, device=device)
-        self._owned = 0
-        """Entries that this rank sends on in this step; every rank's selection has the same total."""
+        self._own_counts = self._owned()
+        """int64 [L]: the entries of each segment that this rank sends on in this step, by the fixed ratio."""
         self._resets = self.buffer.resets if self.buffer else 0
         self._average = torch.zeros_like(flat.data)
         self._written: list[Tensor] = []
@@ -70,29 +78,31 @@ class TopKSplitReduce(SelectedEntries):
         self._replaced: list[tuple[Tensor, Tensor]] = []
         """Local positions where this step changed ``sums``, int64, and what was there, in order."""
 
-    def _owned_count(self, owner: int, k: int) -> int:
-        """Entries that ``owner`` sends on: its part of ``k``."""
-        size = self.shares.size(owner)
-        return min(size, math.ceil(k * size / self.flat.numel))
+    def _owned(self) -> I64:
+        own: I64 = self.quotas.at(self.selection.budget.now)[self.group.rank]
+        return own
+
+    def _most_owned(self, owner: int) -> int:
+        """The most entries that ``owner`` sends on in any step."""
+        return max(int(self.quotas.at(counts)[owner].sum()) for counts in self.selection.budget.stages())
 
     def _make_buffers(self, group: Group, ranks: int, device: torch.device) -> None:
         codec, wire = self.codec, group.wire_device(device)
         sizes = [self.shares.size(rank) for rank in range(ranks)]
-        room, most = self.selection.capacity, self.selection.budget.total
+        room, final = self.selection.capacity, self.selection.budget.stages()[-1]
         self._up = [Mailbox(codec, min(room, size), max(size, 1), wire) for size in sizes]
         sent = [
-            self._owned_count(rank, most) if self.keep else min(sizes[rank], ranks * room)
-            for rank in range(ranks)
+            self._most_owned(rank) if self.keep else min(sizes[rank], ranks * room) for rank in range(ranks)
         ]
         self._down = [Mailbox(codec, sent[rank], max(sizes[rank], 1), wire) for rank in range(ranks)]
-        mine, final = group.rank, self.selection.budget.final
+        mine = group.rank
         self._requests = [self._up[rank].buffer() for rank in range(ranks)]
         self._received = [self._up[mine].buffer() for _ in range(ranks)]
         self._answers = [self._down[rank].buffer() for rank in range(ranks)]
-        typical = self._up[mine].expected_nbytes(math.ceil(final / ranks))
+        typical = self._up[mine].expected_nbytes(self.quotas.asked(mine, final))
         self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
         answer = [self._answers[mine]] * ranks
-        expected = self._down[mine].expected_nbytes(self._owned_count(mine, final))
+        expected = self._down[mine].expected_nbytes(int(self.quotas.at(final)[mine].sum()))
         self._gather = peer_exchange("gather", group, answer, self._answers, expected)
 
     @property
@@ -100,20 +110,21 @@ class TopKSplitReduce(SelectedEntries):
         return self._average
 
     def _exchange(self) -> list[Segment]:
-        ranks, k = self.group.world_size, self.selection.budget.final
-        asked = (math.ceil(k / ranks),) * ranks
-        answered = tuple(self._owned_count(rank, k) for rank in range(ranks))
-        mine, size = answered[self.group.rank], self.sums.numel()
+        ranks, final = self.group.world_size, self.selection.budget.stages()[-1]
+        asked = tuple(self.quotas.asked(rank, final) for rank in range(ranks))
+        answered = tuple(self.quotas.at(final).sum(axis=1).tolist())
+        own, mine, size = asked[self.group.rank], answered[self.group.rank], self.sums.numel()
+        work = CodecWork((self.flat.numel, int(final.sum())), encoded=asked)
         return [
-            Local("compress", self._compress, CodecWork((self.flat.numel, k), encoded=asked)),
+            Local("compress", self._compress, work),
             self._scatter,
-            Local("decompress", self._sum, CodecWork((size, mine), encoded=(mine,), decoded=asked)),
+            Local("decompress", self._sum, CodecWork((size, mine), encoded=(mine,), decoded=(own,) * ranks)),
             self._gather,
             Local("decompress", self._write, CodecWork(decoded=answered)),
         ]
 
     def _compress(self) -> None:
-        self._owned = self._owned_count(self.group.rank, self.selection.budget.total)
+        self._own_counts = self._owned()
         ranks = range(self.group.world_size)
         if not self._select():
             self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
@@ -155,7 +166,7 @@ class TopKSplitReduce(SelectedEntries):
             add_at(self.sums, local, values.to(self.sums.device))
             locals_.append(local)
         try:
-            values, local = self._largest() if self.keep else self._all(locals_)
+            values, local = self._largest(locals_) if self.keep else self._all(locals_)
         except NonFiniteGradient:  # the others wait for this owner's answer, which tells them
             self._answer_nothing()
             return
@@ -188,10 +199,17 @@ class TopKSplitReduce(SelectedEntries):
             self.sums[places] = values
         self._replaced = []
 
-    def _largest(self) -> tuple[Tensor, Tensor]:
-        values, local = self._own_values[: self._owned], self._own_local[: self._owned]
-        if self._owned:
-            select(self.sums, host_table([0, self.sums.numel()]), host_table([self._owned]), values, local)
+    def _largest(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
+        counts, budget = self._own_counts, self.selection.budget
+        if budget.adaptive:
+            bounds = self._bounds.numpy()
+            cuts = [np.searchsorted(local.cpu().numpy(), bounds) for local in locals_]
+            received, sizes = np.diff(np.sum(cuts, axis=0)), np.diff(bounds)
+            counts = budget.owners_counts(received, counts, sizes, self.quotas.passed_on)
+        total = int(counts.sum())
+        values, local = self._own_values[:total], self._own_local[:total]
+        if total:
+            select(self.sums, self._bounds, torch.from_numpy(counts), values, local)
         return values, local
 
     def _all(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -226,16 +244,17 @@ class TopKSplitReduce(SelectedEntries):
         return super().residual_bytes + self.sums.numel() * self.sums.element_size()
 
     def state_dict(self) -> dict[str, Any]:
-        """As the base class, and what this rank keeps as an owner."""
-        return {**super().state_dict(), "sums": self.sums.clone()}
+        """As the base class, and what this rank keeps as an owner: sums, and at which positions."""
+        return {**super().state_dict(), "sums": self.sums.clone(), "shares": self.shares.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved.
-
-        Raises:
-            ValueError: it is another rank's, or of another number of ranks or parameters.
-        """
-        if state["sums"].shape != self.sums.shape:
+        """As the base class, but sums that were saved with the same shares go on as such."""
+        ours = self.shares.state()
+        same = "shares" in state and torch.equal(state["shares"].cpu(), ours)
+        if same and state["sums"].shape != self.sums.shape:
             raise ValueError(f"saved sums are {tuple(state['sums'].shape)}, not {tuple(self.sums.shape)}")
-        super().load_state_dict(state)
-        self.sums.copy_(state["sums"])
+        super().load_state_dict({key: state[key] for key in state if key != "sums"} if same else state)
+        if same:
+            self.sums.copy_(state["sums"])
+        else:
+            self.sums.zero_()

@@ -84,40 +84,73 @@ class Budget:
         whole = [options.sent_whole(shape) for shape in shapes]
         if options.scope != "parameter":
             sizes, whole = [sum(sizes)], [False]
-        self._sizes, self._whole = np.array(sizes, np.int64), np.array(whole, bool)
+        self.sizes: I64 = np.array(sizes, np.int64)
+        """int64 [L], of the segments."""
+        self._whole = np.array(whole, bool)
         self.offsets = host_table(list(itertools.accumulate(sizes, initial=0)))
         """int64 [L + 1], as :mod:`netsim_ddp.compression.kernels` wants them."""
         self._by_ratio: dict[float, I64] = {}
-        self._tails = Tails(self._sizes) if options.adaptive else None
+        self._tails = Tails(self.sizes) if options.adaptive else None
 
     def counts(self) -> Tensor:
         """int64 [L]: the entries of each segment at this step."""
-        fixed = self._fixed(self.step)
-        return torch.from_numpy(fixed if self._tails is None else self._tails.share_out(fixed, self._whole))
+        fixed = self.now
+        if self._tails is None:
+            return torch.from_numpy(fixed)
+        return torch.from_numpy(self._tails.share_out(fixed, *self._limits(fixed, self.sizes)))
 
     def _fixed(self, step: int) -> I64:
         ratio = self._options.ratio_at(step)
         if ratio not in self._by_ratio:
-            counts = [entry_count(int(size), ratio) for size in self._sizes]
-            self._by_ratio[ratio] = np.where(self._whole, self._sizes, counts).astype(np.int64)
+            counts = [entry_count(int(size), ratio) for size in self.sizes]
+            self._by_ratio[ratio] = np.where(self._whole, self.sizes, counts).astype(np.int64)
         return self._by_ratio[ratio]
 
     @property
-    def total(self) -> int:
-        """Entries of this step, all segments together; every rank has the same."""
-        return int(self._fixed(self.step).sum())
+    def now(self) -> I64:
+        """int64 [L]: the entries of each segment at this step by the ratio alone; every rank has the same."""
+        return self._fixed(self.step)
+
+    def stages(self) -> list[I64]:
+        """:attr:`now` of every stage of the schedule, the last one without end."""
+        warmup = self._options.warmup_steps
+        begins = {-(-stage * warmup // WARMUP_STAGES) for stage in range(WARMUP_STAGES)} if warmup else set()
+        return [self._fixed(step) for step in sorted({*begins, warmup})]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether ranks share their counts out by what they sent, each differently."""
+        return self._tails is not None
+
+    def owners_counts(self, received: I64, quotas: I64, sizes: I64, passed_on: NDArray[np.bool_]) -> I64:
+        """What an owner sends on of each segment where ranks adapt: ``sum(quotas)`` entries, in proportion to what it
+        received, with the bounds that hold for ranks (:class:`Tails`).
+
+        Args:
+            received: int64 [L], entries from all ranks together. quotas: int64 [L], by the fixed ratio. sizes: int64
+                [L], of the owner's segments. passed_on: bool [L], where the quota is enough for all.
+        """
+        least, most = self._limits(quotas, sizes)
+        least, most = np.where(passed_on, quotas, least), np.where(passed_on, quotas, most)
+        wanted = np.clip(received * (quotas.sum() / max(received.sum(), 1)), least, most)
+        return _rounded(wanted, least, most, int(quotas.sum()))
+
+    def _limits(self, fixed: I64, sizes: I64) -> tuple[F64, F64]:
+        """What adaptation leaves a segment at least and at most."""
+        least = np.where(self._whole, fixed, np.minimum(fixed, 1 + fixed // LEAST_SHARE))
+        return least.astype(np.float64), np.where(self._whole, fixed, sizes).astype(np.float64)
 
     @property
     def final(self) -> int:
         """Entries of a step once the warm-up is over."""
-        return int(self._fixed(self._options.warmup_steps).sum())
+        return int(self.stages()[-1].sum())
 
     def capacity(self, selector: Selector) -> int:
         """The most entries that ``selector`` can choose in any step."""
         first = self._fixed(0)
         if self._tails is not None and selector.name != "exact":
-            return int(min(self._sizes.sum(), 2 * first.sum()))  # no selector doubles any segment's count
-        return sum(selector.most(int(n), int(k)) for n, k in zip(self._sizes, first, strict=True))
+            return int(min(self.sizes.sum(), 2 * first.sum()))  # no selector doubles any segment's count
+        return sum(selector.most(int(n), int(k)) for n, k in zip(self.sizes, first, strict=True))
 
     def learn(self, values: Tensor, indices: Tensor) -> None:
         """Take note of what was sent, in ascending order of position, and go on to the next step."""
@@ -169,12 +202,10 @@ class Tails:
         excess = (total - counts * lowest + guess) / np.maximum(counts, 1)
         self._counts, self._lowest, self._excess = np.maximum(counts, 1.0), lowest, excess
 
-    def share_out(self, fixed: I64, whole: NDArray[np.bool_]) -> I64:
-        """``sum(fixed)`` entries: ``fixed`` where ``whole``, else by the tails, at least a tenth of ``fixed``."""
+    def share_out(self, fixed: I64, least: F64, most: F64) -> I64:
+        """``sum(fixed)`` entries, by the tails within ``least`` and ``most``."""
         if self._counts is None:
             return fixed
-        least = np.where(whole, fixed, np.minimum(fixed, 1 + fixed // LEAST_SHARE)).astype(np.float64)
-        most = np.where(whole, fixed, self._sizes).astype(np.float64)
         low, high = 0.0, float((self._lowest + 700 * self._excess).max())
         wanted = least
         for _ in range(_BISECTIONS):

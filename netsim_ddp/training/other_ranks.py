@@ -33,8 +33,6 @@ def on_other_ranks(
     own = dict(first)
     saved = [state["exchange"] for state in states]
     own["exchange"] = converted(saved, rule, rank, ranks) if saved[0] else {}
-    if "sums" not in own["exchange"] and "sums" in (fresh := trainer.exchange.state_dict()):
-        own["exchange"]["sums"] = fresh["sums"]
     if ranks == 1 and rule == "sum" and (pending := pending_gradient(saved)):
         # Alone, nothing is exchanged and no residual read.
         trainer.pending = Pending(_flat(pending, trainer), _into_gradient(saved[0], trainer))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression.shares import Shares
+from netsim_ddp.compression.shares import saved_sums
 from netsim_ddp.errors import UsageError
 
 _KNOWN = {"rank", "world_size", "selection", "error_buffer", "velocity", "sums", "shares", "q", "rounding"}
@@ -111,7 +111,8 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
             f"the method's state ({', '.join(sorted(unknown))}) belongs to the ranks it was saved on",
             hint=f"go on with {len(states)} workers",
         )
-    state = {key: value for key, value in first.items() if key not in ("sums", "rounding", "parked")}
+    left_out = ("sums", "shares", "rounding", "parked")
+    state = {key: value for key, value in first.items() if key not in left_out}
     if first.get("parked"):
         state["parked"] = _parked(states, rule)
     if "rank" in state:
@@ -121,9 +122,6 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
         state["error_buffer"] = {
             name: value if rule == "sum" else torch.zeros_like(value) for name, value in pending.items()
         }
-        if "selection" in state:  # a collective without owners does not look at it
-            numel = sum(value.numel() for value in pending.values())
-            state["sums"] = torch.zeros(Shares(numel, world_size).size(rank))
     if "velocity" in state:
         state["velocity"] = {
             name: _mean([each["velocity"][name] for each in states]) * (1.0 if rule == "sum" else 0.0)
@@ -141,11 +139,9 @@ def pending_gradient(states: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     }
     if "sums" in states[0]:
         sizes = [value.numel() for value in means.values()]
-        shares = Shares(sum(sizes), len(states))
-        owed = torch.zeros(sum(sizes), dtype=torch.float64)
-        for owner, state in enumerate(states):
-            sums = state["sums"]
-            owed[shares.positions(owner, torch.arange(sums.numel()))] = sums.double() / len(states)
+        owed = torch.zeros(sum(sizes), dtype=torch.float64, device="cpu")
+        for state in states:
+            owed += saved_sums(state, owed.numel()).double() / len(states)
         for (name, value), part in zip(means.items(), torch.split(owed, sizes), strict=True):
             means[name] = (value.double() + part.view(value.shape)).float()
     return means

@@ -14,7 +14,8 @@ from torch import nn
 from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor
 from netsim_ddp.communication.backend import METHODS
 from netsim_ddp.compression.kernels import NonFiniteGradient
-from netsim_ddp.compression.shares import Shares
+from netsim_ddp.compression.quotas import Quotas
+from netsim_ddp.compression.shares import saved_sums
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels
@@ -63,9 +64,10 @@ def residual_of(backend: DistributedBackend, names: list[str]) -> torch.Tensor |
     return torch.cat([state["error_buffer"][name].reshape(-1) for name in names])
 
 
-def sums_of(backend: DistributedBackend) -> torch.Tensor | None:
-    """What this rank keeps as an owner."""
-    return backend.method.state_dict().get("sums") if backend.method else None
+def sums_of(backend: DistributedBackend) -> torch.Tensor:
+    """What this rank keeps as an owner, at its positions in the flat gradient; 0 for a method without owners."""
+    numel = sum(p.numel() for p in build_model().parameters())
+    return saved_sums(backend.method.state_dict() if backend.method else {}, numel)
 
 
 def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
@@ -142,21 +144,9 @@ def test_nothing_is_lost(trained: list[Any], case: str) -> None:
         old = [row["before"] if row["before"] is not None else 0.0 for row in rows]
         came = np.mean([row["gradient"] + before for row, before in zip(rows, old, strict=True)], axis=0)
         went = np.mean([row["after"] for row in rows], axis=0) + rows[0]["average"]
-        came += everywhere([row["sums before"] for row in rows]) / len(rows)
-        went += everywhere([row["sums"] for row in rows]) / len(rows)
+        came += np.mean([row["sums before"] for row in rows], axis=0)
+        went += np.mean([row["sums"] for row in rows], axis=0)
         np.testing.assert_allclose(went, came, rtol=1e-5, atol=1e-6)
-
-
-def everywhere(sums: list[Any]) -> Any:
-    """The owners' sums at their positions in the flat gradient; 0 for a method without owners."""
-    if sums[0] is None:
-        return 0.0
-    numel = sum(p.numel() for p in build_model().parameters())
-    shares, found = Shares(numel, len(sums)), np.zeros(numel, np.float32)
-    for owner, own in enumerate(sums):
-        positions = shares.positions(owner, torch.arange(shares.size(owner)))
-        found[positions.numpy()] = own
-    return found
 
 
 def test_owners_that_keep_nothing_give_the_all_gathers_average(trained: list[Any]) -> None:
@@ -173,11 +163,12 @@ def test_sparse_methods_change_at_most_workers_times_k_entries(trained: list[Any
 
 
 def test_split_reduce_follows_its_single_process_reference(trained: list[Any]) -> None:
-    """Every owner adds what it is sent to its sums, applies its largest and keeps the rest."""
+    """Every owner adds what it is sent to its sums, applies the largest of each parameter and keeps the rest."""
     workers = len(trained)
-    shares = Shares(trained[0]["topk"][0]["gradient"].size, workers)
     sizes = [p.numel() for p in build_model().parameters()]
-    k = sum(max(1, int(np.ceil(0.05 * size))) for size in sizes)
+    counts = np.array([max(1, int(np.ceil(0.05 * size))) for size in sizes])
+    quotas = Quotas(workers, np.array(sizes), counts)
+    shares, entries = quotas.shares, quotas.at(counts)
     sums = np.zeros(sum(sizes), np.float32)
     for step in range(STEPS):
         for rank in trained:
@@ -187,11 +178,12 @@ def test_split_reduce_follows_its_single_process_reference(trained: list[Any]) -
             sums += np.where(row["after"] == 0, sent, 0).astype(np.float32)
         update = np.zeros_like(sums)
         for owner in range(workers):
-            mine = shares.positions(owner, torch.arange(shares.size(owner))).numpy()
-            count = min(mine.size, int(np.ceil(k * mine.size / sums.size)))
-            largest = mine[np.argsort(-np.abs(sums[mine]), kind="stable")[:count]]
-            update[largest] = sums[largest] / workers
-            sums[largest] = 0
+            share = shares.positions(owner, torch.arange(shares.size(owner))).numpy()
+            for segment, count in enumerate(entries[owner]):
+                mine = share[shares.bounds[owner, segment] : shares.bounds[owner, segment + 1]]
+                largest = mine[np.argsort(-np.abs(sums[mine]), kind="stable")[:count]]
+                update[largest] = sums[largest] / workers
+                sums[largest] = 0
         np.testing.assert_allclose(trained[0]["topk"][step]["average"], update, rtol=1e-4, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from netsim_ddp import DistributedBackend
-from netsim_ddp.compression.shares import Shares
+from netsim_ddp.compression.shares import saved_sums
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels
 
@@ -70,7 +70,7 @@ def step_through(rank: int, workers: int) -> dict[Any, list[dict[str, Any]]]:
             row["payload"], row["kept"] = found_now.payload_bytes, found_now.energy_kept
             row["average"] = flat(p.grad for p in model.parameters())
             row["residual"] = flat(state["error_buffer"][key] for key, _ in model.named_parameters())
-            row["sums"] = state["sums"].numpy().copy() if "sums" in state else None
+            row["sums"] = saved_sums(state, row["average"].size).numpy()
             rows.append(row)
         found[case] = rows
     return found
@@ -85,7 +85,6 @@ def stepped(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_ranks_hold_the_same_bits_and_nothing_is_lost(stepped: list[Any], case: tuple[str, str]) -> None:
     """The sum of updates and of what ranks and owners keep is the sum of the gradients, after every step."""
-    workers = len(stepped)
     came, went = 0.0, 0.0
     for step in range(STEPS):
         rows = [rank[case][step] for rank in stepped]
@@ -94,11 +93,7 @@ def test_ranks_hold_the_same_bits_and_nothing_is_lost(stepped: list[Any], case: 
         came = came + np.mean([row["gradient"] for row in rows], axis=0, dtype=np.float64)
         went = went + rows[0]["average"].astype(np.float64)
         kept = np.mean([row["residual"] for row in rows], axis=0, dtype=np.float64)
-        if rows[0]["sums"] is not None:
-            shares = Shares(kept.size, workers)
-            for owner, row in enumerate(rows):
-                positions = shares.positions(owner, torch.arange(shares.size(owner))).numpy()
-                kept[positions] += row["sums"] / workers
+        kept += np.mean([row["sums"] for row in rows], axis=0, dtype=np.float64)
         np.testing.assert_allclose(went + kept, came, rtol=1e-5, atol=1e-5)
 
 
@@ -122,10 +117,12 @@ def test_a_model_wide_k_is_exact(stepped: list[Any]) -> None:
 
 
 def test_what_is_sent_whole_arrives_at_once(stepped: list[Any]) -> None:
-    """Norms and small parameters are plain averages, with no residual."""
-    for row in zip(*(rank["allgather", "dense norms"] for rank in stepped), strict=True):
-        mean = np.mean([each["gradient"] for each in row], axis=0)
-        small = [torch.full(p.shape, float(p.dim() < 2)) for p in parameters().values()]
-        whole = flat(small) > 0
-        np.testing.assert_allclose(row[0]["average"][whole], mean[whole], rtol=1e-5, atol=1e-6)
-        assert not row[0]["residual"][whole].any()
+    """Norms and small parameters are plain averages, with no residual and nothing kept by owners."""
+    small = [torch.full(p.shape, float(p.dim() < 2)) for p in parameters().values()]
+    whole = flat(small) > 0
+    for method in ("allgather", "split"):
+        for row in zip(*(rank[method, "dense norms"] for rank in stepped), strict=True):
+            mean = np.mean([each["gradient"] for each in row], axis=0)
+            np.testing.assert_allclose(row[0]["average"][whole], mean[whole], rtol=1e-5, atol=1e-6)
+            assert not row[0]["residual"][whole].any()
+            assert not any(each["sums"][whole].any() for each in row)
