@@ -59,7 +59,7 @@ METHODS: Mapping[str, Options] = {
         **_SPARSE,
         **_CORRECTED,
         **_CODED,
-        "keep": switch(True, "split: owners keep all but the k/P largest sums for later steps"),
+        "keep": switch(True, "split: owners keep all but a parameter's k_i largest sums for later steps"),
         "collective": one_of("auto", "split", "allgather", meaning="how the entries travel; auto: by cost"),
     },
     "topk-allgather": {**_SPARSE, **_CORRECTED, **_CODED},
