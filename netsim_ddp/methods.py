@@ -29,7 +29,9 @@ _SPARSE: Options = {
     "dense_norms": switch(False, "parameters of at most one dimension are sent whole"),
     "warmup_steps": whole(0, "steps during which more is sent, ratio ** (s/5) in stage s = 1 to 4"),
     "adaptive": switch(False, "share k out among parameters by what they sent"),
-    "nonfinite": one_of("raise", "skip", meaning="what a NaN or inf in one rank's gradient does"),
+    "nonfinite": one_of(
+        "raise", "skip", meaning="what a NaN or inf in one rank's gradient, or in a sum, does"
+    ),
 }
 _CORRECTED: Options = {
     "momentum": number(

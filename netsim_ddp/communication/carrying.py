@@ -24,6 +24,7 @@ from torch import Tensor
 from netsim_ddp.communication.parameters import Named, without_prefixes
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+from netsim_ddp.compression.shares import saved_sums
 from netsim_ddp.compression.kernels import all_finite
 
 State = Mapping[str, Any]
@@ -106,7 +107,7 @@ def with_sums(part: State) -> ByName:
     if "sums" not in part:
         return residuals
     sizes = [value.numel() for value in residuals.values()]
-    owed = torch.split(owned(part, sum(sizes)), sizes)
+    owed = torch.split(saved_sums(part, sum(sizes)), sizes)
     return {
         name: value + sums.view(value.shape).to(value)
         for (name, value), sums in zip(residuals.items(), owed, strict=True)
@@ -324,16 +325,3 @@ def add_pending(waiting: ByName, name: str, gradient: Tensor, scale: float) -> N
 def unless_refused(buffer: ErrorFeedbackBuffer | None) -> AbstractContextManager[None]:
     """A buffer that the user handed over is laid out anew only if all goes well inside."""
     return nullcontext() if buffer is None else buffer.as_it_was_if_this_fails()
-
-
-def owned(part: State, numel: int) -> Tensor:
-    """What the rank that saved ``part`` kept back as an owner, at its positions: float32 [numel], 0 elsewhere."""
-    from netsim_ddp.compression.shares import Shares
-
-    everywhere = torch.zeros(numel, dtype=torch.float32, device="cpu")
-    sums, shares = part["sums"], Shares(numel, part["world_size"])
-    if sums.shape != (shares.size(part["rank"]),):
-        raise ValueError(f"the saved sums, {tuple(sums.shape)}, are not a share of {numel} positions")
-    local = torch.arange(sums.numel(), dtype=torch.int64, device="cpu")
-    everywhere[shares.positions(part["rank"], local)] = sums.float().cpu()
-    return everywhere
