@@ -232,10 +232,9 @@ def _portion(saved: Saved, method: Method) -> dict[str, Any]:
             state["selection"] = _selection(part["selection"], fresh["selection"], same=same is not None)
         if "rounding" in fresh and "rounding" in part:
             state["rounding"] = part["rounding"]
-        if not folded:
+        if not folded and "sums" in part:
+            state = {key: value for key, value in state.items() if key != "shares"}  # 0.1.0 saved none
             state |= {key: part[key] for key in ("sums", "shares") if key in part}
-            if "shares" not in part:
-                state.pop("shares", None)
     return state
 
 
