@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.amp import GradScaler
 
 from netsim_ddp import CompressedAdam
 from netsim_ddp.compression.kernels import NonFiniteGradient
@@ -123,11 +122,3 @@ def test_wrong_options_fail_when_it_is_made() -> None:
     adam = CompressedAdam(net)
     with pytest.raises(ValueError, match="one optimizer per group"):
         adam.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
-
-
-def test_a_grad_scalers_step_is_refused_with_what_to_do() -> None:
-    net, scaler = nn.Linear(4, 3), GradScaler("cpu")
-    adam = CompressedAdam(net)
-    scaler.scale(net(torch.ones(1, 4)).sum()).backward()
-    with pytest.raises(UsageError, match="train in bfloat16"):
-        scaler.step(adam)
