@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from netsim_ddp.training.tracker import MetricsTracker
     from netsim_ddp.workloads import get_dataloaders, get_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {
     "CompressedAdam": "netsim_ddp.communication.adam",
