@@ -28,7 +28,7 @@ from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
 from netsim_ddp.compression.quotas import Quotas
-from netsim_ddp.compression.shares import I64, add_at, clear_at
+from netsim_ddp.compression.shares import I64, add_noting, clear_at, put_at
 
 
 class TopKSplitReduce(SelectedEntries):
@@ -76,7 +76,7 @@ class TopKSplitReduce(SelectedEntries):
         )
         self._make_buffers(group, ranks, device)
         self._replaced: list[tuple[Tensor, Tensor]] = []
-        """Local positions where this step changed ``sums``, int64, and what was there, in order."""
+        """Local positions where this step changed ``sums``, int32, and what was there, in order."""
 
     def _owned(self) -> I64:
         own: I64 = self.quotas.at(self.selection.budget.now)[self.group.rank]
@@ -162,15 +162,14 @@ class TopKSplitReduce(SelectedEntries):
         for sender, message in enumerate(messages):
             values, local = self._up[mine].read(message, sender)
             local = local.to(self.sums.device)
-            self._replace(local)
-            add_at(self.sums, local, values.to(self.sums.device))
+            self._replaced.append((local, add_noting(self.sums, local, values.to(self.sums.device))))
             locals_.append(local)
         try:
             values, local = self._largest(locals_) if self.keep else self._all(locals_)
         except NonFiniteGradient:  # the others wait for this owner's answer, which tells them
             self._answer_nothing()
             return
-        self._replace(local)
+        self._replaced.append((local, values))  # which lie in buffers that only the next step writes
         received = None if self.codec.exact else torch.empty_like(values)
         size = self._down[mine].write(values, local, self._answers[mine], received)
         self._gather.sizes = [size] * len(messages)
@@ -184,19 +183,14 @@ class TopKSplitReduce(SelectedEntries):
         mine = self.group.rank
         self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
 
-    def _replace(self, local: Tensor) -> None:
-        """Note what ``sums`` hold at ``local``, which is about to change."""
-        places = local.long()
-        self._replaced.append((places, self.sums[places]))
-
     def commit(self) -> None:
         super().commit()
         self._replaced = []
 
     def roll_back(self) -> None:
         super().roll_back()
-        for places, values in reversed(self._replaced):
-            self.sums[places] = values
+        for local, before in reversed(self._replaced):
+            put_at(self.sums, local, before)
         self._replaced = []
 
     def _largest(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,20 @@ def add_at(total: F32, local: I32, values: F32) -> None:
 
 
 @_jit
+def add_noting(total: F32, local: I32, values: F32, before: F32) -> None:
+    for i in range(local.size):
+        old = total[local[i]]
+        before[i] = old
+        total[local[i]] = old + values[i]
+
+
+@_jit
+def put_at(total: F32, local: I32, values: F32) -> None:
+    for i in range(local.size):
+        total[local[i]] = values[i]
+
+
+@_jit
 def clear_at(total: F32, positions: I32) -> None:
     for i in range(positions.size):
         total[positions[i]] = 0.0
@@ -123,4 +137,6 @@ def warm() -> None:
     partition(values, places, offsets, one, one, zero, starts, values.copy(), places.copy(), bounds)
     write(values, places, offsets, one, one, starts[1, :1], starts[0], 2.0, values.copy(), places.copy())
     add_at(values, places, values)
+    add_noting(values, places, values, values.copy())
+    put_at(values, places, values)
     clear_at(values, places)

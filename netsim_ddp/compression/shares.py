@@ -208,6 +208,29 @@ def add_at(total: Tensor, local: Tensor, values: Tensor) -> None:
         total.index_add_(0, local, values)
 
 
+def add_noting(total: Tensor, local: Tensor, values: Tensor) -> Tensor:
+    """As :func:`add_at`.
+
+    Returns:
+        What stood at ``local`` before, float32 [k], for :func:`put_at` to put back.
+    """
+    if fused is not None and total.device.type == "cpu":
+        before = torch.empty_like(values)
+        fused.add_noting(total.numpy(), local.numpy(), values.numpy(), before.numpy())
+        return before
+    before = total[local.long()]
+    total.index_add_(0, local, values)
+    return before
+
+
+def put_at(total: Tensor, local: Tensor, values: Tensor) -> None:
+    """``total[local] = values``; ``local`` holds no number twice."""
+    if fused is not None and total.device.type == "cpu":
+        fused.put_at(total.numpy(), local.numpy(), values.numpy())
+    else:
+        total[local.long()] = values
+
+
 def clear_at(total: Tensor, positions: Tensor) -> None:
     """``total[positions] = 0``."""
     if fused is not None and total.device.type == "cpu":
