@@ -29,8 +29,8 @@ def network() -> nn.Linear:
     return nn.Linear(20, 30)
 
 
-def train(model: nn.Module, rank: int, after_backward: Any = None) -> Tensor:
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+def train(model: nn.Module, rank: int, after_backward: Any = None, optimizer: Any = None) -> Tensor:
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), 0.1)
     for step in range(4):
         optimizer.zero_grad()
         batch = torch.randn(8, 20, generator=torch.Generator().manual_seed(100 * step + rank))
@@ -82,15 +82,16 @@ def before_and_after(rank: int, workers: int, folder: str) -> dict[str, tuple[bo
             if moment == "after":
                 join(folder, f"{way}-{moment}", rank, workers)
             net = network()
+            exchange: Any = None
+            optimizer = None
             if way == "backend":
                 backend = DistributedBackend(method="topk", params=options)
-                step: Any = lambda: backend.allreduce_gradients(net.named_parameters())  # noqa: B023, E731
+                exchange = lambda: backend.allreduce_gradients(net.named_parameters())  # noqa: B023, E731
             else:
                 optimizer = CompressedAdam(net.named_parameters(), freeze_after=2, params=options)
-                step = optimizer.step
             if moment == "before":
                 join(folder, f"{way}-{moment}", rank, workers)
-            trained.append(train(net, rank, step))
+            trained.append(train(net, rank, exchange, optimizer))
         found[way] = _judged(trained)
     return found
 
