@@ -19,7 +19,10 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.results.record import Tool
 
 KIND: Literal["netsim-codec-times"] = "netsim-codec-times"
-Samples = list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+# Bounded as in a result file: what nobody can have measured must not overflow where it is read.
+Samples = list[Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]]
+Size = Annotated[int, Field(ge=1, le=10**18)]
+Bytes = Annotated[int, Field(ge=0, le=10**18)]
 
 
 class _Record(BaseModel):
@@ -36,13 +39,13 @@ class CodecRow(_Record):
     """
 
     device: str
-    threads: int
+    threads: Size
     input: str
-    numel: int = Field(ge=1)
-    ratio: float
-    entries: int = Field(ge=1)
-    message_bytes: int
-    peak_bytes: int | None = None
+    numel: Size
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    entries: Size
+    message_bytes: Bytes
+    peak_bytes: Bytes | None = None
     floor_s: Samples
     select_s: Annotated[Samples, Field(min_length=1)]
     encode_s: Annotated[Samples, Field(min_length=1)]
