@@ -29,7 +29,7 @@ def load_reference(what: str, reference: str, choices: str) -> Any:
         sys.path.insert(0, here)
     try:
         value: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(
                 f"{what} {reference!r}: there is no module {error.name!r}",

@@ -15,6 +15,9 @@ from netsim_ddp.link.messages import Lines, send
 
 ORPHANED = 87
 
+COMPUTING, COMMUNICATING = "computing", "communicating"
+"""What a rank says that it is doing within a step: read after ``failed while`` and ``made no progress: at step 3,``."""
+
 
 class RankChannel:
     """A rank's end. A daemon thread listens, so that the rank ends itself even while it waits in a collective."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from netsim_ddp.bench.channel import COMPUTING
 from netsim_ddp.bench.execution import Concurrent, Execution
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.bench.programs import Program, Say, parameters_of
@@ -61,7 +62,7 @@ class OverlappedTraining(Program):
     def prepare(self) -> None:
         check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
-        self.say("compute")
+        self.say(COMPUTING)
 
     def play(self, execution: Execution) -> None:
         assert isinstance(execution, Concurrent)

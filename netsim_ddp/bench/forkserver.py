@@ -17,6 +17,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from netsim_ddp.bench import leftovers
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.messages import Lines, send
@@ -63,6 +64,9 @@ def serve(control: socket.socket) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     recordings: list[int] = []
+    own = leftovers.below()  # such as multiprocessing's resource tracker, which tidies up after us
+    leftovers.adopt()
+    _end_at_the_command_s_death(ranks, own)
     orders = Lines(control)
     while True:
         readable = select.select([control.fileno(), wake_read], [], [])[0]
@@ -72,14 +76,14 @@ def serve(control: socket.socket) -> None:
         if control.fileno() in readable:
             requests = orders.receive()
             if requests is None:
-                _kill(ranks)
+                _kill(ranks, own)
                 return
             for request in requests:
-                _kill(ranks)
+                _kill(ranks, own)
                 if request["kind"] == "fork":
                     # An "end" and the "fork" after it may arrive together: only a fork has descriptors.
                     descriptors, orders.fds = orders.fds, []
-                    _fork(control, request, descriptors, ranks, recordings)
+                    _fork(control, request, descriptors, ranks, recordings, own)
 
 
 def _fork(
@@ -88,6 +92,7 @@ def _fork(
     fds: list[int],
     ranks: dict[int, tuple[int, int]],
     recordings: list[int],
+    own: set[int],
 ) -> None:
     from netsim_ddp.bench import ranks as lives
     from netsim_ddp.bench.jobs import Job, Shared
@@ -105,12 +110,14 @@ def _fork(
         refused = {"cause": "environment", "message": error.message, "hint": error.hint}
         send(control, {"kind": "refused", "start": request["start"], **refused})
         return
+    own |= leftovers.below()
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 control.close()
                 for other, fd in enumerate(fds):
                     if other != number:
@@ -144,13 +151,29 @@ def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
                 send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
 
 
-def _kill(ranks: dict[int, tuple[int, int]]) -> None:
-    """End the ranks that are left, silently: whoever asked no longer wants to hear of them."""
+def _end_at_the_command_s_death(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
+    """From now on die of it by way of SIGTERM, which leaves time to end what the ranks have started."""
+
+    def die(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        _kill(ranks, own)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, die)
+    die_with_parent(signal.SIGTERM)
+
+
+def _kill(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
+    """End the ranks that are left, silently: whoever asked no longer wants to hear of them. And what they have
+    started."""
     for pid in ranks:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     for pid in ranks:
-        os.waitpid(pid, 0)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
     ranks.clear()
+    leftovers.end(own)
 
 
 def main(fd: int, workload: dict[str, Any]) -> NoReturn:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from netsim_ddp.bench.channel import COMPUTING
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
 from netsim_ddp.link.interpreter import module
@@ -299,7 +300,7 @@ class _Watch:
         kind = message.pop("kind")
         if kind == "progress":
             rank.step, rank.doing = message["step"], message["doing"]
-            rank.at = (rank.step, 0 if rank.doing == "compute" else 1)
+            rank.at = (rank.step, 0 if rank.doing.startswith(COMPUTING) else 1)
         elif kind == "gather":
             self._gather(rank, message["point"], message["value"])
         elif kind == "result":

@@ -31,7 +31,7 @@ for name in names:
         module = value = importlib.import_module(module_name)
         for part in path.split("."):
             value = getattr(value, part, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         gone = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         why = "" if gone else f"importing {module_name!r} failed: {type(error).__name__}: {error}"
         found.append({"there": False, "why": why})

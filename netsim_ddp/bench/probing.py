@@ -86,7 +86,7 @@ class ProbeTask(Task):
 
     def _bulk(self, pairs: Sequence[Pair], runs: int, seconds: float) -> list[Bulk]:
         """Goodput of each pair, all at once, over the time between a receiver's first and last message."""
-        self.say(f"bulk from {len(pairs)} rank{'s' * (len(pairs) > 1)}")
+        self.say(f"sending in bulk from {len(pairs)} rank{'s' * (len(pairs) > 1)}")
         size = min(max(int(self.rate / 8 * seconds / CHUNKS), CHUNK_BYTES[0]), CHUNK_BYTES[1])
         data, room = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         me = self.group.rank
@@ -116,7 +116,7 @@ class ProbeTask(Task):
         ]
 
     def _pings(self, pair: Pair) -> RoundTrip:
-        self.say("round trip")
+        self.say("measuring the round trip")
         times: list[float] = []
         byte, back = torch.zeros(1, dtype=torch.uint8), torch.empty(1, dtype=torch.uint8)
         self.channel.gather("pings")
@@ -136,7 +136,7 @@ class ProbeTask(Task):
     def _messages(self, pair: Pair, size: int, late: float | None) -> Message:
         """Messages after idle. Ranks of one host share a clock; between hosts an answer comes back, and ``late``
         seconds, half a round trip, are taken off."""
-        self.say(f"messages of {size // 1000} KB after idle")
+        self.say(f"sending messages of {size // 1000} KB after idle")
         spec, me = self.spec, self.group.rank
         ideal = ideal_seconds(spec, pair, size) if spec else None
         count = WARM_UP + message_count(ideal if spec else size * 8 / self.rate)
@@ -176,7 +176,7 @@ class ProbeTask(Task):
 
     def _collective(self, operation: _Operation) -> Collective:
         """The slowest rank's time per call, calls following each other, as nccl-tests measures it."""
-        self.say(f"{operation.name} of {operation.size} bytes")
+        self.say(f"timing {operation.name} of {operation.size} bytes")
         operation.fill()
         operation.run()
         wrong = sum(self.channel.gather("checked", operation.wrong()))

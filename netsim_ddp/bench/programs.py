@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from netsim_ddp.bench.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.communication.cost import payload_bytes
@@ -118,12 +119,12 @@ class Training(Program):
     def prepare(self) -> None:
         check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
-        self.say("compute")
+        self.say(COMPUTING)
 
     def play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
         execution.local("compute", self._compute)
-        execution.local("other", lambda: self.say("communicate"))
+        execution.local("other", lambda: self.say(COMMUNICATING))
         for _ in pipeline(execution, self._stages):
             pass  # there is one bucket, and it is there
         execution.local("optimizer", self._update)
@@ -194,7 +195,7 @@ class BucketedTraining(Program):
     def prepare(self) -> None:
         check_layout(self.flat, self.workload.model)
         self._inputs, self._targets = self.workload.next_batch()
-        self.say("compute")
+        self.say(COMPUTING)
 
     def play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
@@ -290,7 +291,7 @@ class Emulated(Program):
 
     def prepare(self) -> None:
         self._source.load_next()
-        self.say("compute")
+        self.say(COMPUTING)
 
     def play(self, execution: Execution) -> None:
         for bucket in pipeline(execution, self._stages):

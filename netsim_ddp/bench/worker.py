@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from netsim_ddp.bench.channel import RankChannel
+from netsim_ddp.bench.channel import COMPUTING, RankChannel
 from netsim_ddp.bench.cuda_clock import CudaClock
 from netsim_ddp.bench.ddp_program import OverlappedTraining
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
@@ -26,11 +26,15 @@ from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.building import description
 from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.dense import baseline
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
+from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
+from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.codec import Substitute
 from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
@@ -63,6 +67,7 @@ class StepsTask(Task):
             data_dir=self.scenario["data_dir"],
             text=self.scenario["text"],
             try_training=self.job.rank == 0 and self.job.repeat == 0,
+            refuse=check_types,
         )
         gradients = self._record(workload)
         self.say("joining the process group")
@@ -152,7 +157,12 @@ class StepsTask(Task):
             if (wanted := self.scenario["statistics"]) != "none":
                 self._statistics.append(program.statistics(layers=wanted == "layers"))
         if sample.loss is not None and sample.loss != sample.loss:  # NaN
-            raise RuntimeError(f"the loss is not a number at step {self.step}")
+            self.say(COMPUTING)
+            shown = MethodSpec(name=self.job.method, params=self.job.params).id
+            raise NetsimError(
+                f"the loss is not a number at step {self.step} of {shown}",
+                hint="write a lower --lr; at step 0 it is the model's own: look at what it starts with",
+            )
         return sample
 
     def _batch_size(self) -> int:
@@ -181,6 +191,8 @@ class StepsTask(Task):
             facts.update(description(self.job.method, params, model.named_parameters()))
 
         def build(flat: FlatGradients) -> Method:
+            if self.job.method == "dense":
+                return baseline(flat, group)
             return build_method(self.job.method, flat, group, **params)
 
         if gradients:

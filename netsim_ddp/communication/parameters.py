@@ -107,6 +107,17 @@ def trained(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Named:
     return found
 
 
+def check_types(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Refuse a type that is not exchanged before anything is computed in it.
+
+    Raises:
+        UnusableParameter: a parameter that needs a gradient has one.
+    """
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            _check(name, parameter)
+
+
 def _check(name: str, parameter: Tensor) -> None:
     if parameter.dtype not in EXCHANGED:
         kinds = ", ".join(_plain(kind) for kind in EXCHANGED)

@@ -102,14 +102,15 @@ def _run(carrier: Carrier, bucket: Sequence[Stage], level: int) -> None:
 
 def ddp_buckets(flat: FlatGradients) -> list[tuple[int, int]]:
     """``(first, last + 1)`` parameter of DDP's buckets in ready order: whole parameters, last to first, the first
-    bucket of at least 1 MiB, the others of 25 MiB."""
+    bucket of at least 1 MiB, the others of 25 MiB, in the types of the parameters."""
     buckets: list[tuple[int, int]] = []
     last = first = len(flat.parameters)
-    limit = DDP_FIRST_BUCKET_BYTES
+    limit, size = DDP_FIRST_BUCKET_BYTES, 0
     for first in range(len(flat.parameters) - 1, -1, -1):
-        if int(flat.offsets[last] - flat.offsets[first]) * 4 >= limit:
+        size += flat.parameters[first].numel() * flat.parameters[first].element_size()
+        if size >= limit:
             buckets.append((first, last))
-            last, limit = first, DDP_BUCKET_BYTES
+            last, limit, size = first, DDP_BUCKET_BYTES, 0
     if first < last:
         buckets.append((first, last))
     return buckets

@@ -32,7 +32,7 @@ def build_user_method(
         method = factory(flat, group, **params)
     except NetsimError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"method {reference!r} failed while building: {one_line(error)}",
             hint="it is called as factory(flat, group, key=value ...) with the options given",

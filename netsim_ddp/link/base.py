@@ -246,11 +246,11 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def die_with_parent() -> None:
-    """Ask Linux to SIGKILL this process when its parent dies; elsewhere the lifeline socket must do."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask Linux for this signal when the parent of this process dies; elsewhere the lifeline socket must do."""
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number, 0, 0, 0)
 
 
 def lifeline_pair() -> tuple[socket.socket, socket.socket]:

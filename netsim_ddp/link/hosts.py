@@ -6,7 +6,7 @@ import fcntl
 import re
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
@@ -61,19 +61,20 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
         return None
     if not 0 <= rank < world_size:
         raise UsageError(
-            f"{names[0]}={rank} is not a rank of {names[1]}={world_size}", hint="ranks count from 0"
+            f"{names[0]}={rank} is not a rank of {names[1]}={world_size}",
+            hint=f"ranks count from 0; {_alone(names)}",
         )
     local_rank = _number(environ, names[2]) if names[2] in environ else 0
     local_world_size = _number(environ, names[3]) if names[3] in environ else 1
     if names[2] in environ and names[3] in environ and not 0 <= local_rank < local_world_size:
         raise UsageError(
             f"{names[2]}={local_rank} is not a rank of {names[3]}={local_world_size}",
-            hint=f"unset {' '.join(names)} to run alone on this machine",
+            hint=_alone(names),
         )
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{restart}"
-    return Place(rank, world_size, local_rank, local_world_size, _master(environ), _port(environ), store, run)
+    return Place(rank, world_size, local_rank, local_world_size, *_meeting(environ, names), store, run)
 
 
 def _names(environ: Mapping[str, str]) -> tuple[str, str, str, str] | None:
@@ -114,6 +115,26 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     except ValueError:
         raise UsageError(
             f"{name}={environ[name]!r} is not a number", hint="torchrun and srun set it"
+        ) from None
+
+
+def _alone(names: Sequence[str]) -> str:
+    return f"unset {' '.join(names)} to run alone on this machine"
+
+
+def _meeting(environ: Mapping[str, str], names: Sequence[str]) -> tuple[str, int]:
+    """Where the ranks meet: a host and its port.
+
+    Raises:
+        UsageError: nothing says so; ``names``, which make this a rank, may be left over from something else.
+    """
+    try:
+        return _master(environ), _port(environ)
+    except UsageError as error:
+        given = " and ".join(f"{name}={environ[name]}" for name in names[:2])
+        raise UsageError(
+            f"{error.message}, and {given} make this one of several ranks",
+            hint=f"{error.hint}; or {_alone([name for name in names if name in environ])}",
         ) from None
 
 

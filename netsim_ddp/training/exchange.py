@@ -15,6 +15,7 @@ from netsim_ddp.communication.adam import CompressedAdam
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.building import description
 from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.dense import baseline
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
@@ -260,4 +261,5 @@ def _built(
     else:
         kind = torch.optim.AdamW if scenario["optimizer"] == "adamw" else torch.optim.Adam
         optimizer = kind(flat.parameters, lr=rate, weight_decay=decay)
-    return Averaged(build_method(method, flat, group, **params), group, optimizer)
+    built = baseline(flat, group) if method == "dense" else build_method(method, flat, group, **params)
+    return Averaged(built, group, optimizer)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netsim_ddp.bench.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.bench.execution import Execution
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.communication import cost
@@ -133,12 +134,12 @@ class Trainer:
     def _play(self, execution: Execution) -> bool:
         execution.local("other", self._clear)
         for _ in range(self._accumulate):
-            self._say("compute")
+            self._say(COMPUTING)
             execution.local("other", self._fetch)
             execution.local("compute", self._compute)
             execution.local("other", self._look_at_the_batch)
         execution.local("other", self._finish_gradient)
-        self._say("communicate")
+        self._say(COMMUNICATING)
         taken = self._finite and self._exchange(execution)
         if self.scaler is not None:
             self.scaler.update(taken=taken)
@@ -177,7 +178,7 @@ class Trainer:
             loss = self.workload.loss(self._outputs, self._targets)
         self._loss = float(loss.detach())
         if not math.isfinite(self._loss):
-            self._say("compute")
+            self._say(COMPUTING)
             raise NetsimError(self._lost(loss), hint=_REMEDY)
         scaled = loss / self._accumulate if self._accumulate > 1 else loss
         if self.scaler is not None:

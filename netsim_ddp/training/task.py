@@ -24,6 +24,7 @@ from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
 from netsim_ddp.training import determinism
@@ -104,6 +105,7 @@ class TrainTask(Task):
             download=scenario["download"],
             text=scenario["text"],
             try_training=self.job.rank == 0,
+            refuse=check_types,
         )
 
     def _steps_per_epoch(self, workload: Workload) -> int:

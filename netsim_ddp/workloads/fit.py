@@ -57,7 +57,7 @@ def check_training(module: nn.Module, model: str, dataset: str, batch_size: int,
         loss = functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
         try:
             found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-        except Exception as error:  # whatever the user's layers raise
+        except (Exception, SystemExit) as error:  # whatever the user's layers raise
             raise UsageError(f"model {model!r} has no backward pass: {one_line(error)}") from error
     for (name, _), gradient in zip(named, found, strict=True):
         if gradient is not None and gradient.layout != torch.strided:
@@ -81,7 +81,7 @@ def _logits(module: nn.Module, model: str, dataset: str, count: int) -> Tensor:
     while_training = " while training" if module.training else ""
     try:
         outputs = module(inputs)
-    except Exception as error:  # whatever the user's layers raise
+    except (Exception, SystemExit) as error:  # whatever the user's layers raise
         if module.training:
             many = f"a batch of {count} of the {info.input} of {dataset} while training"
             if count == 1:

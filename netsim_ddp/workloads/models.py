@@ -163,7 +163,7 @@ def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
     try:
         with seeded(seed):
             model = build(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"model {reference!r} failed while building: {one_line(error)}",
             hint="it is called as build(num_classes=...) if it has that parameter, else as build()",

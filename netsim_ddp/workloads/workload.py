@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -135,6 +135,7 @@ def build_workload(
     text: str | Path | None = None,
     num_workers: int = 0,
     try_training: bool = False,
+    refuse: Callable[[Iterable[tuple[str, nn.Parameter]]], None] = lambda _: None,
 ) -> Workload:
     """Build what ``rank`` of ``world_size`` trains; ``batch_size`` is per rank.
 
@@ -146,6 +147,8 @@ def build_workload(
     Args:
         data_dir, download, text: as in :func:`get_dataloaders`.
         try_training: build a model of the user's once more beforehand, and take forward and backward of two inputs.
+        refuse: gets the named parameters before the first input goes through, and raises a UsageError for one that
+            whoever trains cannot take: torch would only complain of the input that does not match it.
 
     Raises:
         UsageError: unknown names, a batch too large for the shard, a model that does not fit the dataset.
@@ -171,6 +174,7 @@ def build_workload(
     def build() -> nn.Module:
         channels = info.shape[0] if info.kind == "images" else None
         module = get_model(model, info.classes, seed, channels=channels)
+        refuse(module.named_parameters())
         check_fit(module, model, dataset, seed)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise UsageError(f"model {model!r} has no parameters to train")

@@ -172,3 +172,24 @@ def test_unused_parameters_stay_what_they_are_under_every_method(tmp_path: Path)
     cells = measured(tmp_path, "Sometimes", *words).cells
     digests = {cell.id: cell.repeats[0].ranks[0].parameters_sha256 for cell in cells}
     assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.parametrize(("model", "workers"), [("half", 3), ("mixed", 2)])
+def test_dense_sends_the_parameters_types_as_ddp_does(model: str, workers: int, tmp_path: Path) -> None:
+    """A dense row that sends float32 of a bfloat16 model would double what every method gains on it."""
+    names = methods(["dense", "fp16"])
+    for execution in ("concurrent", "replayed"):
+        words = [*RUN, "-n", str(workers), "--execution", execution, *names]
+        cells = {cell.id: cell for cell in measured(tmp_path, model, *words).cells}
+        sent = {name: cell.repeats[0].ranks[0].payload_bytes for name, cell in cells.items()}
+        own, ddp, half = sent.values()  # dense runs both ways
+        assert own == ddp, sent
+        if model == "half":
+            assert own == half, sent
+        else:
+            assert half < own < 2 * half, sent
+        digests = {each.parameters_sha256 for cell in cells.values() for each in cell.repeats[0].ranks}
+        assert len(digests) <= len(cells)  # the ranks of each have the same bits
+        trained = [cell.repeats[0].ranks[0].parameters_sha256 for cell in cells.values()]
+        if workers == 2:  # two summands have one order
+            assert trained[0] == trained[1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netsim_ddp.bench.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
@@ -131,7 +132,7 @@ class Run:
         for number, segment in enumerate(self.segments):
             self.at = number
             # Whoever hangs is then behind those that wait for it.
-            doing = "compute" if isinstance(segment, Local) else "communicate"
+            doing = COMPUTING if isinstance(segment, Local) else COMMUNICATING
             self.bench.progress(self.steps, f"{doing}{self.about}")
             segment.run()
         return self.method.average.clone()

@@ -79,7 +79,7 @@ class TrialTask(Task):
 
     def run(self) -> None:
         job, params = self.job, self.job.params
-        self.say(f"in the trial {params['trial']!r}")
+        self.say(f"running the trial {params['trial']!r}")
         group, _ = join(self.channel, job, self.shared, choose_device(self.scenario["device"], job.rank))
         self._teller = _Teller(self.channel)
         gc.freeze()  # a collection then looks at what the method makes, not at all that torch has imported

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from netsim_ddp.bench.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.bench.trials.bench import LARGE, MIDDLE, Bench, Found, Run
 from netsim_ddp.bench.trials.watch import Arithmetic, Call, Watch
 from netsim_ddp.communication import cost
@@ -43,7 +44,7 @@ def local(bench: Bench) -> Found:
         for step in range(STEPS):
             run.flat.data.copy_(bench.gradient(run.numel, step))
             for number, segment in enumerate(run.segments):
-                doing = "compute" if isinstance(segment, Local) else "communicate"
+                doing = COMPUTING if isinstance(segment, Local) else COMMUNICATING
                 bench.progress(step, doing)
                 with watch.at(_called(number, segment)), Arithmetic(watch) as arithmetic:
                     segment.run()
@@ -126,7 +127,7 @@ def _unfinished(bench: Bench, run: Run, watch: Watch) -> str | None:
     for late in range(bench.group.world_size):
         run.flat.data.copy_(bench.gradient(run.numel, 2 + late))
         for number, segment in enumerate(run.segments):
-            bench.progress(2 + late, "compute" if isinstance(segment, Local) else "communicate")
+            bench.progress(2 + late, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             if isinstance(segment, Local):
                 segment.run()
                 continue
@@ -160,7 +161,7 @@ def _torch_work(bench: Bench, run: Run, watch: Watch) -> str | None:
     for step in range(2):
         run.flat.data.copy_(bench.gradient(run.numel, 10 + step))
         for number, segment in enumerate(run.segments):
-            bench.progress(10 + step, "compute" if isinstance(segment, Local) else "communicate")
+            bench.progress(10 + step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             if isinstance(segment, Local):
                 segment.run()
                 continue
@@ -195,7 +196,7 @@ def _goes_on(bench: Bench, run: Run) -> str | None:
     for step in range(3):
         run.flat.data.copy_(bench.gradient(run.numel, 15 + step))
         for number, segment in enumerate(run.segments):
-            bench.progress(15 + step, "compute" if isinstance(segment, Local) else "communicate")
+            bench.progress(15 + step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             threads = set(threading.enumerate())
             segment.run()
             if isinstance(segment, Local):
@@ -227,7 +228,7 @@ def _cpu_work(bench: Bench, run: Run) -> float:
     for step in range(ROUNDS):
         run.flat.data.copy_(bench.gradient(run.numel, 20 + step))
         for number, segment in enumerate(run.segments):
-            bench.progress(20 + step, "compute" if isinstance(segment, Local) else "communicate")
+            bench.progress(20 + step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             if isinstance(segment, Local):
                 segment.run()
             elif step == 0:
@@ -282,7 +283,7 @@ def sends(bench: Bench) -> Found:
         for step in range(STEPS):
             run.flat.data.copy_(bench.gradient(run.numel, step))
             for number, segment in enumerate(run.segments):
-                bench.progress(step, "compute" if isinstance(segment, Local) else "communicate")
+                bench.progress(step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
                 watch.forget()
                 segment.run()
                 if isinstance(segment, Wire):
@@ -317,7 +318,7 @@ def times(bench: Bench) -> Found:
         run.flat.data.copy_(bench.gradient(run.numel, step))
         spent = {Local: 0.0, Wire: 0.0}
         for segment in run.segments:
-            bench.progress(step, "compute" if isinstance(segment, Local) else "communicate")
+            bench.progress(step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             if isinstance(segment, Local):
                 with bench.meeting.turn():
                     begin = time.monotonic()
