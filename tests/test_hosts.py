@@ -122,8 +122,24 @@ def test_mpiruns_variables_are_read() -> None:
     place = place_of({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"} | ours)
     assert place is not None
     assert (place.rank, place.world_size, place.master) == (1, 2, "head")
-    with pytest.raises(UsageError, match="MASTER_ADDR is not set"):
-        place_of({"PMI_RANK": "1", "PMI_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("PMI_RANK", "PMI_SIZE"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"),
+        ("RANK", "WORLD_SIZE"),
+    ],
+)
+def test_variables_without_a_meeting_place_are_named(names: tuple[str, ...]) -> None:
+    values = dict(zip(names, ("1", "2", "1"), strict=False))
+    for more, missing in (({}, "MASTER_ADDR"), ({"MASTER_ADDR": "head"}, "MASTER_PORT")):
+        with pytest.raises(UsageError) as caught:
+            place_of(values | more)
+        assert f"{missing} is not set, and {names[0]}=1 and {names[1]}=2 make this" in caught.value.message
+        assert f"unset {names[0]} {names[1]}" in str(caught.value.hint)
 
 
 LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}

@@ -20,7 +20,7 @@ from netsim_ddp.communication.segments import (
 
 
 class DenseAllReduce(Method):
-    """The baseline: one float32 all-reduce of the whole buffer, then the division by P."""
+    """One float32 all-reduce of the whole buffer, then the division by P: the baseline of a float32 model."""
 
     name = "dense"
     stateless = True

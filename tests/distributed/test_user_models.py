@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -127,6 +129,9 @@ REFUSED = {
     "Freezing": "extra.bias no longer needs a gradient",
     "other_shapes": "1.weight [",
     "other_order": "left.weight [10, 64] float32 on rank 0 is right.weight",
+    "double": "is float64, and gradients of float32, float16, bfloat16 parameters are exchanged: make the model",
+    "exits": "failed while building: SystemExit: 7",
+    "exits_in_forward": "cannot take the 1x8x8 images of digits: SystemExit: 7",
     "other_layers": "the ranks have built different models: more1.weight is on rank",
 }
 
@@ -193,3 +198,62 @@ def test_dense_sends_the_parameters_types_as_ddp_does(model: str, workers: int, 
         trained = [cell.repeats[0].ranks[0].parameters_sha256 for cell in cells.values()]
         if workers == 2:  # two summands have one order
             assert trained[0] == trained[1]
+
+
+def test_a_loss_that_is_not_a_number_is_one_line(tmp_path: Path) -> None:
+    done = netsim(tmp_path, "not_a_number", *RUN, *methods(["fp16"]))
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "failed while computing: the loss is not a number at step 0 of fp16" in line
+    assert "--lr" in line
+
+
+def sleepers() -> set[str]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if "76543" in path.read_text():
+                found.add(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_model_starts_ends_with_the_run(killed: bool, tmp_path: Path) -> None:
+    before, steps = sleepers(), "100000" if killed else "2"
+    words = [
+        *RUN,
+        "--steps",
+        steps,
+        "--model",
+        "user_models:leaves_a_process",
+        *methods(["dense"]),
+        "--json",
+        "-",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netsim_ddp", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while killed and len(sleepers() - before) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if killed:
+            assert sleepers() - before
+            process.kill()
+        out, err = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+    if not killed:
+        assert process.returncode == 0, err
+        assert json.loads(out)["kind"] == "steps"  # what a model prints is not in the document
+        assert "built" in err
+    deadline = time.monotonic() + 20
+    while sleepers() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not sleepers() - before
