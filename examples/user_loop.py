@@ -4,7 +4,8 @@
     netsim launch --workers 2 --bandwidth 100mbps -- python examples/user_loop.py --epochs 1
 
 Model, data, sampler, loop and checkpoint are plain PyTorch; the lines marked (1) to (4) are what compression adds.
-``--resume`` goes on from the last epoch's checkpoint, with as many ranks as before or another number. ``--compile``
+``--resume`` goes on from the last epoch that every rank has saved, with as many ranks as before or another number:
+ranks save one after the other, so each keeps its last two, in case all are killed in between. ``--compile``
 compiles the model, which on a CPU needs a C++ compiler: where there is none, torch ends the first step with
 InvalidCxxCompiler and says where it looked.
 """
@@ -49,12 +50,25 @@ model.register_comm_hook(state, topk_hook)  # (2) DDP exchanges gradients throug
 optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
 
-mine = f"checkpoint-{rank}.pt"  # one per rank: residuals differ
+
+def saved_by(rank: int) -> dict[int, dict]:
+    """The checkpoints of ``rank`` by the number of epochs that it had been through."""
+    names = (f"checkpoint-{rank}-before.pt", f"checkpoint-{rank}.pt")
+    found = [torch.load(name) for name in names if os.path.exists(name)]
+    return {each["epochs"]: each for each in found}
+
+
+mine, last = f"checkpoint-{rank}.pt", f"checkpoint-{rank}-before.pt"  # per rank: residuals differ
 first = 0
 if options.resume:
-    saved = torch.load("checkpoint-0.pt")
-    before = saved["hook"]["world_size"]
-    hooks = [torch.load(f"checkpoint-{each}.pt")["hook"] for each in range(before)]
+    for epochs, saved in sorted(saved_by(0).items(), reverse=True):
+        before = saved["hook"]["world_size"]
+        others = [saved_by(each).get(epochs) for each in range(before)]
+        if all(each is not None and each["hook"]["world_size"] == before for each in others):
+            break
+    else:
+        raise SystemExit("there is no epoch that every rank has saved: start without --resume")
+    hooks = [each["hook"] for each in others]
     network.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
@@ -78,6 +92,8 @@ for epoch in range(first, options.epochs):
         "hook": state.state_dict(),  # (4)
     }
     torch.save(checkpoint, mine + ".part")
+    if os.path.exists(mine):
+        os.replace(mine, last)
     os.replace(mine + ".part", mine)  # whoever is killed meanwhile leaves the last one whole
     if rank == 0:
         with torch.no_grad():

@@ -18,6 +18,7 @@ from netsim_ddp.bench.rendezvous import RendezvousTask
 from netsim_ddp.bench.task import Task
 from netsim_ddp.bench.trials.task import TrialTask
 from netsim_ddp.bench.worker import StepsTask
+from netsim_ddp.communication.failing import ExchangeFailed
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.base import die_with_parent
@@ -52,6 +53,8 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
             enter_namespace(job.namespace)
         torch.set_num_threads(job.scenario["threads"])
         task.run()
+    except ExchangeFailed as error:
+        _report(channel, task, error)
     except NetsimError as error:
         kinds = {UsageError: "usage", EnvironmentFault: "environment"}
         kind = next((word for of, word in kinds.items() if isinstance(error, of)), "rank")
@@ -71,7 +74,9 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
 def _report(channel: RankChannel, task: Task, error: BaseException) -> None:
     """Tell the command of an error that nobody raised on purpose, with its traceback."""
     text = str(error).strip()
-    lost_peer = isinstance(error, dist.DistError) or "Connection closed" in text or "gloo" in text
+    lost_peer = (
+        isinstance(error, dist.DistError | ExchangeFailed) or "Connection closed" in text or "gloo" in text
+    )
     line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     channel.fail(
         cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",

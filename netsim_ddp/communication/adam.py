@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from netsim_ddp.communication.backend import DistributedBackend
+from netsim_ddp.communication.comparison import Facts
 from netsim_ddp.communication.parameters import (
     NamedParameters,
     model_parameters,
@@ -100,6 +101,7 @@ class CompressedAdam(torch.optim.Optimizer):
             )
         for backend in (self._dense, self._sparse):
             backend.called = type(self).__name__
+            backend.caller_s_facts = self._facts
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([parameter for _, parameter in self._named], defaults)
         self._decoupled, self._freeze_after = decoupled, freeze_after
@@ -107,6 +109,7 @@ class CompressedAdam(torch.optim.Optimizer):
         self._room: dict[Tensor, Tensor] = {}
         """Where the next momentum is made; it changes places with the last one when the step has been taken."""
         self._steps = 0
+        self._agreed: tuple[Any, ...] = ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """One group is all there is.
@@ -147,11 +150,17 @@ class CompressedAdam(torch.optim.Optimizer):
         Raises:
             NonFiniteGradient: a gradient was not finite; on every rank, and nothing has changed: no moment, residual,
                 parameter, nor the number of steps.
+            RanksDisagree: on every rank, when the first dense or compressed step, or the first after
+                :meth:`load_state_dict` or another ``betas``, ``eps`` or ``weight_decay``, finds that the ranks are at
+                different steps or have different options, ``lr`` among them.
             UsageError: DDP has averaged the gradients already.
         """
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")
         group = self.param_groups[0]
+        if self._agreed != (constants := (tuple(group["betas"]), group["eps"], group["weight_decay"])):
+            self._agreed = constants
+            self._compare_again()
         self._find_trained()
         self._unscale()
         for _, parameter in self._named:
@@ -172,6 +181,21 @@ class CompressedAdam(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
             self._update(group)
         return taken
+
+    def _compare_again(self) -> None:
+        for backend in (self._dense, self._sparse):
+            backend.compare_again()
+
+    def _facts(self) -> Facts:
+        """What the ranks must have alike, beyond the exchange, for their parameters to stay the same. A learning rate
+        may be another every step, and is compared whenever the rest is."""
+        group = self.param_groups[0]
+        numbers = [float(group[key]) for key in ("lr", "eps", "weight_decay")]
+        lr, eps, decay = map(repr, numbers)
+        betas = repr(tuple(map(float, group["betas"])))
+        options: Facts = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": decay}
+        options |= {"decoupled": self._decoupled, "freeze_after": self._freeze_after}
+        return {"CompressedAdam's step": self._steps, "CompressedAdam's options": options}
 
     def _find_trained(self) -> None:
         """A parameter that was frozen meanwhile is left alone, with all that belongs to it."""
@@ -274,6 +298,7 @@ class CompressedAdam(torch.optim.Optimizer):
         self._sparse.load_state_dict(state["exchange"])
         super().load_state_dict(own)
         self._steps = state["steps"]
+        self._compare_again()
 
     def _in_our_order(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """torch's part of ``state``, which numbers parameters."""

@@ -24,7 +24,7 @@ from netsim_ddp.communication.carrying import (
     warn_of_absent,
 )
 from netsim_ddp.communication.collective import topk
-from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.comparison import STATE, Facts, same_on_all_ranks, standing
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
@@ -35,7 +35,7 @@ from netsim_ddp.communication.parameters import Named, NamedParameters, model_pa
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
 from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.scaling import LossScale, Scaler
-from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment
+from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment, segments_of
 from netsim_ddp.communication.sparse import SelectedEntries, TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
 from netsim_ddp.communication.wrapped import check_not_averaged, watch
@@ -153,6 +153,9 @@ class DistributedBackend:
         self.method: Method | None = None
         """The method at work; built by the first call, when the parameters are known."""
         self._saved: dict[str, Any] = {}
+        self._loaded = self._compared = False
+        self.caller_s_facts: Callable[[], Facts] = dict
+        """What the ranks must have alike beyond what this exchange knows; asked whenever they compare."""
         self.called = type(self).__name__
         """What a user knows this exchange as."""
         watch()
@@ -245,8 +248,10 @@ class DistributedBackend:
 
         Raises:
             UnusableParameter: a parameter or gradient of a type that is not exchanged, or two of one name.
-            RanksDisagree: on every rank, when the first exchange, or the first after a change of the parameters, finds
-                that they have other parameters, options or versions.
+            RanksDisagree: on every rank, when the first exchange, or the first after a change of the parameters or a
+                :meth:`load_state_dict`, finds that they have other parameters, options or versions, or states of
+                different steps.
+            ExchangeFailed: (a RuntimeError) a rank did not do its part of the exchange; names it where it is known.
             RankTimeout: a rank did not come to that comparison within the process group's timeout.
             NonFiniteGradient: on every rank, when one rank's gradient or the ranks' sum is not finite, without a scaler
                 (``topk`` with ``nonfinite=raise``, ``powersgd``). No rank's state has changed.
@@ -274,7 +279,7 @@ class DistributedBackend:
         state = self.state_dict()
         if not state:
             return
-        saved = _saved(state)
+        saved = Saved.of(state)
         check_options(saved, self._name, resolved(self._name, self._params), self.group)
         scale = self._loss_scale.now()
         waiting = apply_alone(saved.merged(RESIDUALS, folded=True), parameters, scale)
@@ -340,45 +345,61 @@ class DistributedBackend:
         return {**state, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved; before the first step what depends on the parameters is checked
-        when that comes. What goes on, and what is refused, is the rule of
-        :mod:`netsim_ddp.communication.carrying`.
+        """Take over what :meth:`state_dict` saved, here or of a :class:`HookState`; before the first step what depends
+        on the parameters is checked when that comes. What goes on, and what is refused, is the rule of
+        :mod:`netsim_ddp.communication.carrying`. All ranks load, and the next exchange compares at which step they are.
 
         Raises:
             ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
                 would be lost; nothing has changed then.
         """
-        saved = _saved(state)
+        saved = Saved.of(state)
         check_options(saved, self._name, resolved(self._name, self._params), self._built_for)
         if self.method is None:
             self._saved = dict(state)
         else:
             check_names(saved, self._known)
             self._parked = carry(saved, [self.method])
+        self._loaded = bool(saved.parts)
+        self.compare_again()
+
+    def compare_again(self) -> None:
+        """Have the next exchange compare what the ranks have; on all of them."""
+        self._compared = False
+
+    def _facts(self, parameters: Named, method: Method) -> Facts:
+        kind = "compressor of one's own" if isinstance(method, HandedCompression) else "netsim's"
+        state = standing(loaded=self._loaded, steps=[] if method.steps is None else [method.steps])
+        more = {"compression": kind, STATE: state}
+        described = description(self._name, self._params, parameters, [method], **more)
+        return {"netsim": described["netsim"], **self.caller_s_facts(), **described}
 
     def _prepare(self, parameters: Named) -> FlatGradients:
         """The layout for these parameters; nothing has changed where it cannot be built, or the ranks differ."""
         group = self.group
         holds = self._flat is not None and self._built_for is group and self._flat.holds(parameters)
-        if self._flat is not None and holds and not self._stale(self.method):
-            return self._flat
         compared = None if self._membership.is_fixed else group
+        if self._flat is not None and holds and not self._stale(self.method):
+            if not self._compared and self.method is not None:
+                with same_on_all_ranks(compared) as facts:
+                    facts.update(self._facts(parameters, self.method))
+                self._compared = True
+            return self._flat
         known = {name for name, _ in parameters}
         with unless_refused(self._params.get("error_buffer")), same_on_all_ranks(compared) as facts:
             flat = FlatGradients(parameters)
             flat.check()
             method = self._build(flat, group.renewed())
-            saved = _saved(self.state_dict())
+            saved = Saved.of(self.state_dict())
             check_options(saved, self._name, resolved(self._name, self._params), group)
             if self.method is None:
                 check_names(saved, known)
             parked = carry(saved, [method])
-            kind = "compressor of one's own" if isinstance(method, HandedCompression) else "netsim's"
-            facts.update(description(self._name, self._params, parameters, [method], compression=kind))
+            facts.update(self._facts(parameters, method))
         warn_of_absent(parked, self._parked, known)
         self._flat, self._built_for, self.method = flat, group, method
         self._known, self._parked = known, parked
-        self._segments = method.segments()
+        self._segments, self._compared = segments_of(method, self._name), True
         return flat
 
     def _build(self, flat: FlatGradients, group: Group) -> Method:
@@ -428,8 +449,3 @@ def _check_names(buffer: ErrorFeedbackBuffer, flat: FlatGradients) -> None:
 
 def _device_of(parameters: Named) -> torch.device:
     return parameters[0][1].device if parameters else torch.device("cpu")
-
-
-def _saved(state: Mapping[str, Any]) -> Saved:
-    own = ("method", "options", "parked")
-    return Saved.of(state, [{key: value for key, value in state.items() if key not in own}])

@@ -1,4 +1,5 @@
-"""What goes on where a state is loaded, or where the parameters have changed: one rule for the backend and the hook.
+"""What goes on where a state is loaded, or where the parameters have changed: one rule for the backend and the hook,
+each of which takes the other's state.
 
 Whatever is pending belongs to a parameter, by its name: residuals, velocities, PowerSGD's basis. It goes on with the
 parameter, whatever the order, the buckets, the collective, the ratio, the selector and the formats are now. What an
@@ -35,6 +36,8 @@ BY_NAME = (RESIDUALS, VELOCITIES, BASES)
 """Parts of a method's state that hold one tensor per parameter."""
 _OWN = frozenset({*BY_NAME, "rank", "world_size", "selection", "rounding", "sums", "shares"})
 """What the states of netsim's own methods consist of."""
+_HOOK = frozenset({"method", "overlap", "options", "parked", "rank", "world_size", "parts"})
+"""What the state of a hook consists of."""
 SPARSE = frozenset({"topk", "topk-allgather", "topk-dense"})
 """Methods that go on from each other's state: they select from gradient + residual alike."""
 
@@ -57,8 +60,11 @@ class Saved:
     world_size: int | None = None
 
     @classmethod
-    def of(cls, state: State, parts: Sequence[State]) -> Saved:
-        """``state``, whose methods' states are ``parts``."""
+    def of(cls, state: State) -> Saved:
+        """``state`` of a backend, which is its method's and more, or of a hook, which has ``parts``."""
+        own_keys = ("method", "options", "parked")
+        hook = "parts" in state and set(state) <= _HOOK
+        parts = state["parts"] if hook else [{k: v for k, v in state.items() if k not in own_keys}]
         parked = state.get("parked", {})
         names = [name for each in (*parts, parked) for kind in BY_NAME for name in (each.get(kind) or ())]
         unique = list(dict.fromkeys(names))

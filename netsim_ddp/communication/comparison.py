@@ -1,4 +1,4 @@
-"""Whether all ranks are about to do the same: asked once when something is built, not step by step.
+"""Whether all ranks are about to do the same: asked once when something is built or loaded, not step by step.
 
 Ranks that were given other options, another model or another version exchange messages that fit, and each makes
 something else of them. So whoever builds an exchange says what it is, as a digest of fixed size. The digests meet at
@@ -21,14 +21,16 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _get_default_store, _get_process_group_name
 
+from netsim_ddp.communication.failing import ALONE
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 
 Facts = dict[str, Any]
 """What a rank says about itself; plain values, as JSON carries them."""
 
-OPTIONS, PARAMETERS = "options", "parameters"
-"""Keys of :data:`Facts` that have words of their own: options by name, parameters as ``[name, shape, type]``."""
+OPTIONS, PARAMETERS, STATE = "options", "parameters", "state"
+"""Keys of :data:`Facts` that have words of their own: options by name, parameters as ``[name, shape, type]``, and where
+a state stands as :func:`standing` has it."""
 
 _SAME, _DIFFERENT, _ABSENT, _REFUSED = "same", "different", "absent", "refused"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5e-3, 20e-3
@@ -40,6 +42,11 @@ at all."""
 
 class RanksDisagree(UsageError, ValueError):
     """The ranks were not given the same; every rank raises it, and nothing has been exchanged."""
+
+
+def standing(*, loaded: bool, steps: Sequence[int]) -> Facts:
+    """Where a state stands: whether it was loaded, and the steps that its parts have been through, where they count."""
+    return {"loaded": loaded, "steps": list(steps)}
 
 
 @contextmanager
@@ -97,14 +104,29 @@ def difference(facts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _difference(key: str, ours: Any, rank: int, theirs: Any) -> str:
-    if key == OPTIONS:
+    if key.endswith(OPTIONS):
         ours, theirs = ours or {}, theirs or {}
         option = next(each for each in dict.fromkeys([*ours, *theirs]) if ours.get(each) != theirs.get(each))
         there, here = (_written(option, each) for each in (theirs, ours))
         return f"rank {rank} has {there}, rank 0 has {here}: give every rank the same options"
+    if key.endswith(" step"):
+        return (
+            f"rank {rank} is at {key} {theirs}, rank 0 at {ours}: load on every rank what that rank saved, all of the "
+            "same step, or nothing on any"
+        )
     if key == PARAMETERS:
         return _parameters(ours or [], rank, theirs or [])
+    if key == STATE and ours and theirs:
+        return (
+            f"rank {rank} {_stands(theirs)}, rank 0 {_stands(ours)}: load on every rank what that rank saved, all of "
+            "the same step, or nothing on any"
+        )
     return f"rank {rank} has {key} {_plain(theirs)}, rank 0 has {_plain(ours)}: give every rank the same"
+
+
+def _stands(state: Mapping[str, Any]) -> str:
+    what = "a state that was loaded" if state["loaded"] else "a state that was not loaded"
+    return f"has {what}, at step {max(state['steps'])}" if state["steps"] else f"has {what}"
 
 
 def _parameters(ours: list[Any], rank: int, theirs: list[Any]) -> str:
@@ -141,8 +163,9 @@ def _plain(value: Any) -> str:
 class _Table:
     """Where the ranks of a group lay something down for rank 0, and find its answer.
 
-    Every key is removed by who reads it, and an answer begins with the question's own random word: what a rank that
-    gave up has left behind is not taken for news.
+    Rank 0 says that it is there while it waits for the others: who finds it there waits for its answer, who does not
+    waits no longer than the timeout. Every key is removed by who reads it, and an answer begins with the question's own
+    random word: what a rank that gave up has left behind is not taken for news.
     """
 
     def __init__(self, group: Group, timeout_s: float | None = None) -> None:
@@ -175,11 +198,15 @@ class _Table:
         if self._rank:
             return self._ask(mine, deadline)
         questions, absent = [("", mine)], -1
-        for rank in range(1, self._ranks):
-            found = self._take(f"of/{rank}", deadline)
-            if found is None and absent < 0:
-                absent = rank
-            questions.append(("", "") if found is None else (found[:_WORD], found[_WORD:]))
+        self._store.set("of/0", "")
+        try:
+            for rank in range(1, self._ranks):
+                found = self._take(f"of/{rank}", deadline)
+                if found is None and absent < 0:
+                    absent = rank
+                questions.append(("", "") if found is None else (found[:_WORD], found[_WORD:]))
+        finally:
+            self._store.delete_key("of/0")
         told = f"{_ABSENT} {absent}" if absent > 0 else answer([text for _, text in questions])
         for rank, (word, _) in enumerate(questions):
             if word:
@@ -187,13 +214,17 @@ class _Table:
         return self._heard(told)
 
     def _ask(self, mine: str, deadline: float) -> str:
-        word = secrets.token_hex(_WORD // 2)
+        word, latest = secrets.token_hex(_WORD // 2), deadline + self._timeout_s
         self._store.set(f"of/{self._rank}", word + mine)
         try:
-            # Rank 0 may be waiting for another rank until its own deadline.
-            while (found := self._take(f"to/{self._rank}", deadline + self._timeout_s)) is not None:
-                if found.startswith(word):
+            while True:
+                found = self._take(f"to/{self._rank}", deadline)
+                if found is not None and found.startswith(word):
                     return self._heard(found.removeprefix(word))
+                if found is None:
+                    if time.monotonic() > latest or not self._store.check(["of/0"]):
+                        break
+                    deadline = latest  # rank 0 came, and waits for another rank until its own deadline
         finally:
             self._store.delete_key(f"of/{self._rank}")  # nothing, once rank 0 has read it
         return self._heard(f"{_ABSENT} 0")
@@ -206,7 +237,8 @@ class _Table:
             rank = int(told.split()[1])
             raise RankTimeout(
                 f"rank {rank} did not come to the exchange that the other ranks are about to begin, within "
-                f"{self._timeout_s:g} s: it has stopped, or does something else (another model, another hook)",
+                f"{self._timeout_s:g} s: it has stopped, or does something else (another model, another hook), or "
+                f"{ALONE}",
                 rank=rank,
             )
         return told

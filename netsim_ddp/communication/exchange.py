@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.segments import Group, Wire
 
 
@@ -37,7 +38,8 @@ class PeerExchange(Wire):
         self._number = next(group.tags)
         self.sizes = [expected] * group.world_size
         """Bytes of each rank's message; whoever writes the messages sets them before the exchange starts."""
-        self._works: list[dist.Work] = []
+        self._works: list[tuple[int | None, dist.Work]] = []
+        """With the peer of each, where it has only one."""
 
     @property
     def _tag(self) -> int:
@@ -46,9 +48,11 @@ class PeerExchange(Wire):
     def start(self) -> None:
         group = self.group.process_group
         for peer, room in self._receives():
-            self._note(dist.irecv(room, group=group, tag=self._tag, group_src=peer))
+            with named(self, peer):
+                self._note(peer, dist.irecv(room, group=group, tag=self._tag, group_src=peer))
         for peer, message in self._sends():
-            self._note(dist.isend(message, group=group, tag=self._tag, group_dst=peer))
+            with named(self, peer):
+                self._note(peer, dist.isend(message, group=group, tag=self._tag, group_dst=peer))
 
     def _receives(self) -> list[tuple[int, Tensor]]:
         me, ranks = self.group.rank, self.group.world_size
@@ -60,14 +64,15 @@ class PeerExchange(Wire):
         peers = [(me + step) % ranks for step in range(1, ranks)]
         return [(peer, self._outgoing[peer][: self.sizes[peer]]) for peer in peers]
 
-    def _note(self, work: dist.Work | None) -> None:
+    def _note(self, peer: int, work: dist.Work | None) -> None:
         assert work is not None
-        self._works.append(work)
+        self._works.append((peer, work))
 
     def finish(self) -> None:
-        for work in self._works:
-            work.wait()
-        self._works.clear()
+        works, self._works = self._works, []
+        for peer, work in works:
+            with named(self, peer):
+                work.wait()
 
     def messages(self) -> list[int]:
         return [size for rank, size in enumerate(self.sizes) if rank != self.group.rank]
@@ -85,14 +90,16 @@ class AnnouncedExchange(PeerExchange):
         group, device = self.group.process_group, self._incoming[0].device
         told = torch.tensor(self.sizes, dtype=torch.int64, device=device)
         heard = torch.empty_like(told)
-        dist.all_to_all_single(heard, told, group=group)
+        with named(self):
+            dist.all_to_all_single(heard, told, group=group)
         sizes = heard.tolist()
-        self._works = dist.batch_isend_irecv(
+        works = dist.batch_isend_irecv(
             [
                 *(self._operation(dist.irecv, room[: sizes[peer]], peer) for peer, room in self._receives()),
                 *(self._operation(dist.isend, message, peer) for peer, message in self._sends()),
             ]
         )
+        self._works = [(None, work) for work in works]
 
     def _operation(self, kind: Callable[..., dist.Work | None], message: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(kind, message, group=self.group.process_group, group_peer=peer, tag=self._tag)

@@ -38,7 +38,7 @@ from netsim_ddp.communication.carrying import (
     unless_refused,
     warn_of_absent,
 )
-from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.comparison import STATE, same_on_all_ranks, standing
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.membership import Membership
@@ -52,7 +52,7 @@ from netsim_ddp.communication.parameters import (
 )
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.scaling import LossScale, Scaler
-from netsim_ddp.communication.segments import LARGEST, Group, Method
+from netsim_ddp.communication.segments import LARGEST, Group, Method, segments_of
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 
@@ -108,6 +108,7 @@ class HookState:
         self.params.pop("overlap", None)
         self.scaler = scaler
         self._saved: dict[str, Any] | None = None
+        self._loaded = False
         self._unbound()
         self.bind(named_parameters, process_group)
 
@@ -116,6 +117,8 @@ class HookState:
         self._methods: list[Method] = []
         self._built_for: Group | None = None
         self._compared = False
+        self._unfrozen: set[str] = set()
+        """Parameters that are trained since the layout was made anew for it; a DDP made before does not know them."""
         self._waiting: ByName = {}
         """What one rank alone has not applied yet of what several had pending."""
         self._parked: dict[str, ByName] = {}
@@ -177,7 +180,7 @@ class HookState:
         self._keeps_units = not all(method.stateless for method in methods)
         self._scale = 1.0
         """That this step's gradients carry."""
-        self._stages = [stages(method.segments()) for method in methods]
+        self._stages = [stages(segments_of(method, self.method)) for method in methods]
         self._carrier = InOrder()
         self._begin()
 
@@ -203,10 +206,12 @@ class HookState:
             return
         with same_on_all_ranks(group) as facts:
             if not current:
+                before = set(self._flat.names) if self._methods else None
                 self._build(self._named, self._membership)
-            facts.update(
-                description(self.method, self.params, self._named, self._methods, overlap=self.overlap)
-            )
+                self._unfrozen = set() if before is None else set(self._flat.names) - before
+            steps = [method.steps for method in self._methods if method.steps is not None]
+            more = {"overlap": self.overlap, STATE: standing(loaded=self._loaded, steps=steps)}
+            facts.update(description(self.method, self.params, self._named, self._methods, **more))
         self._compared = True
 
     @property
@@ -300,17 +305,35 @@ class HookState:
         for parameter, gradient in zip(parameters, call.gradients, strict=True):
             place = self._place.get(id(parameter))
             if place is None:
-                shape = "x".join(map(str, parameter.shape))
-                raise ValueError(f"DDP sends a parameter of shape {shape} that this state was not made for")
+                raise ValueError(self._unknown(parameter))
             unscale(gradient.view_as(parameter), self._scale, self._flat.views[place])
             self._absent.discard(place)
             self._missing[self._part_of[place]] -= 1
             call.places.append(place)
         self._calls.append(call)
 
+    def _unknown(self, parameter: Tensor) -> str:
+        """Why DDP sends a parameter that has no place here."""
+        for name, known in self._named or ():
+            if known is parameter:
+                return (
+                    f"{name} was frozen after DDP was made, which still exchanges it: wrap the model in DDP anew and "
+                    "register a hook with state.bind(model.named_parameters()), or leave requires_grad as it is"
+                )
+        shape = "x".join(map(str, parameter.shape)) or "a number"
+        return (
+            f"DDP sends a parameter of shape {shape} that this state was not made for: it is another model's. Make the "
+            "state with the named_parameters() of the model that DDP wraps, or call state.bind() with them"
+        )
+
     def _complete(self) -> None:
         """Every gradient that will come is there; one that DDP was told to ignore counts as zero."""
         for place in self._absent:
+            if (name := self._flat.names[place]) in self._unfrozen:
+                raise ValueError(
+                    f"{name} was unfrozen after DDP was made, which does not exchange it: wrap the model in DDP anew "
+                    "and register a hook with state.bind(model.named_parameters())"
+                )
             self._flat.views[place].zero_()
         while self._wanted is not None:
             self._advance()
@@ -376,8 +399,9 @@ class HookState:
         return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved. What goes on, and what is refused, is the rule of
-        :mod:`netsim_ddp.communication.carrying`: other buckets, another order, ratio or collective go on.
+        """Take over what :meth:`state_dict` saved, here or of a :class:`DistributedBackend`. What goes on, and what is
+        refused, is the rule of :mod:`netsim_ddp.communication.carrying`: other buckets, another order, ratio or
+        collective go on. All ranks load, and the next exchange compares at which step they are.
 
         Raises:
             ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
@@ -389,10 +413,11 @@ class HookState:
             self._parked = carry(saved, self._methods)
         else:
             self._saved = dict(state)
+        self._loaded, self._compared = bool(saved.parts), False
 
     def _checked(self, state: Mapping[str, Any], group: Group | None, known: set[str] | None) -> Saved:
         """``state``, if it may go on here; ``known`` parameters are all that it may be of."""
-        saved = Saved.of(state, state["parts"])
+        saved = Saved.of(state)
         check_options(saved, self.method, resolved(self.method, self.params), group)
         if known is not None:
             check_names(saved, known)
@@ -409,6 +434,7 @@ class HookState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_loss_scale": LossScale("auto"), **state})  # version 0.1.0 pickled none
+        self._loaded = bool(Saved.of(self._saved).parts) if self._saved else False
         self._unbound()
 
 

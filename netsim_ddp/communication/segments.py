@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 
+from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.compression.statistics import Statistics
 
@@ -47,6 +48,8 @@ class Wire(ABC):
     """
 
     operation: str
+    method: str = ""
+    """Whose exchange it is, as a user knows the method."""
 
     @abstractmethod
     def start(self) -> None:
@@ -93,9 +96,10 @@ class Collective(Wire):
         self._work = self._begin()
 
     def finish(self) -> None:
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
+        work, self._work = self._work, None
+        if work is not None:
+            with named(self):
+                work.wait()
 
     def messages(self) -> tuple[int, ...]:
         return self._messages
@@ -106,6 +110,15 @@ class Collective(Wire):
 
 
 Segment = Local | Wire
+
+
+def segments_of(method: Method, name: str) -> list[Segment]:
+    """The segments of ``method``, whose exchanges know it as ``name``."""
+    segments = method.segments()
+    for each in segments:
+        if isinstance(each, Wire):
+            each.method = name
+    return segments
 
 
 LARGEST = torch.finfo(torch.float32).max * (1 - 1e-6)
@@ -189,6 +202,11 @@ class Method(ABC):
 
     skipped: bool = False
     """Whether the ranks agreed to leave the last step out: the average is 0 and the optimizer should not use it."""
+
+    @property
+    def steps(self) -> int | None:
+        """How many it has been through, the same on all ranks; None where it does not count them."""
+        return None
 
     stateless: ClassVar[bool] = False
     """Whether nothing is kept between steps, so that it does not matter which units a step's gradient is in."""

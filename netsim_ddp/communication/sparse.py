@@ -188,6 +188,10 @@ class SelectedEntries(Method):
         if self.residual is not None:
             self.residual[begin : begin + rest.numel()] += rest
 
+    @property
+    def steps(self) -> int:
+        return self.selection.budget.step
+
     def statistics(self, *, layers: bool = False) -> Statistics:
         return measure(self.values, self.indices, self.residual, self.flat.shapes, layers=layers)
 
