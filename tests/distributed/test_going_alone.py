@@ -226,7 +226,7 @@ def alone(rank: int, workers: int, folder: str, case: str) -> tuple[str, float]:
     return text, seconds
 
 
-@pytest.mark.parametrize(("case", "workers"), [("freezes", 2), ("ratio", 3), ("loads", 2)])
+@pytest.mark.parametrize(("case", "workers"), [("freezes", 2), ("ratio", 2), ("loads", 2)])
 def test_a_rank_that_changes_something_alone_is_told_so_in_time(
     case: str, workers: int, tmp_path: Any
 ) -> None:
