@@ -14,10 +14,14 @@ from typing import Any
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.measurement import Goodput, Measurement
 from netsim_ddp.reading import finite, no_number, one_line, positive
+from netsim_ddp.units import format_duration
 
 KNOWN_KEYS = frozenset({"start", "intervals", "end", "event", "error"})
 PACED = 0.95  # of what a sender was told to send: what it then reached is no link's rate
 MAX_RTT_S = 20.0
+SHORTEST_S = 0.5
+"""In less time what was counted is the start of a transfer and what fits into the sockets' buffers, not the line: 1 MiB
+(``-n 1M``) may be through after 2 ms. How many bytes there were says nothing: slow lines move few of them in 10 s."""
 _AGAIN = "repeat the test"
 
 
@@ -75,7 +79,7 @@ def from_iperf3(found: Sequence[Any], source: str) -> Measurement:
     start, end = _part(data, "start", source, {}), _part(data, "end", source)
     test = _part(start, "test_start", source, {})
     _is_tcp(test, end, source)
-    both = _directions(end, source)
+    both = _directions(test, end, source)
     rates = [_received(received, source) for received in both]
     _not_paced(start, test, rates, source)
     goodputs = [Goodput(rate, *spread) for rate, spread in zip(rates, _spreads(data, rates), strict=True)]
@@ -149,7 +153,7 @@ def _is_tcp(test: Mapping[str, Any], end: Mapping[str, Any], source: str) -> Non
         )
 
 
-def _directions(end: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]:
+def _directions(test: Mapping[str, Any], end: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]:
     """The receiver's total of the one direction, or of both: from the client first."""
     there, back = end.get("sum_received"), end.get("sum_received_bidir_reverse")
     if isinstance(there, Repeated):
@@ -158,6 +162,11 @@ def _directions(end: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]:
         senders = [each.get("sender") for each in there]
         return list(reversed(there)) if senders == [False, True] else list(there)
     found = [_part(end, "sum_received", source)]
+    if back is None and positive(test.get("bidir")):
+        raise UsageError(
+            f"{source} is no complete test of both directions (--bidir): 'sum_received_bidir_reverse' is missing",
+            hint=_AGAIN,
+        )
     return [*found, _part(end, "sum_received_bidir_reverse", source)] if back is not None else found
 
 
@@ -170,6 +179,14 @@ def _received(total: Mapping[str, Any], source: str) -> float:
         raise UsageError(
             f"{source}: the iperf3 test moved nothing, as far as its receiver's total tells",
             hint="repeat the test, and take the client's output",
+        )
+    counted = positive(total.get("bytes"))
+    seconds = positive(total.get("seconds")) or (counted * 8 / rate if counted else None)
+    if seconds is not None and seconds < SHORTEST_S:
+        raise UsageError(
+            f"{source}: the iperf3 test lasted {format_duration(seconds)}: that shows its start and the sockets' "
+            "buffers, not the line",
+            hint="repeat it for 10 s: iperf3 -t 10",
         )
     return rate
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.iperf3 import documents, from_iperf3
+from netsim_ddp.link.launcher_lines import without_prefixes
 from netsim_ddp.link.measurement import Goodput, Measurement
 from netsim_ddp.link.nccl_tests import from_report, from_table, is_report, looks_like
 from netsim_ddp.reading import one_line
@@ -57,7 +58,8 @@ def read_measurement(path: Path) -> Measurement:
     Raises:
         UsageError: unreadable, or of no known kind, or a failed test.
     """
-    text = reading.read_text(path, hint=_KNOWN)
+    written = reading.read_text(path, hint=_KNOWN)
+    text = without_prefixes(written)
     source = one_line(str(path))
     if not text.strip():
         raise UsageError(f"{source} is empty", hint=_KNOWN)
@@ -70,7 +72,7 @@ def read_measurement(path: Path) -> Measurement:
             f"{source} is not JSON: {one_line(str(error))}; is it cut off?", hint=_KNOWN
         ) from None
     if not found:
-        raise _no_measurement(text, source)
+        raise _no_measurement(written, text, source)
     first = found[0]
     if isinstance(first, dict) and first.get("kind") == "probe":
         return from_probe(_probe(first, source))
@@ -79,9 +81,10 @@ def read_measurement(path: Path) -> Measurement:
     return from_iperf3(found, source)
 
 
-def _no_measurement(text: str, source: str) -> UsageError:
+def _no_measurement(written: str, text: str, source: str) -> UsageError:
+    """What the file is instead: as it was ``written``, or ``text``, without a launcher's prefixes."""
     for pattern, (what, instead) in _OTHERS.items():
-        if re.search(pattern, text, re.MULTILINE):
+        if any(re.search(pattern, each, re.MULTILINE) for each in (written, text)):
             return UsageError(f"{source} is {what}", hint=instead)
     if text.lstrip()[:1] == "[":
         return UsageError(f"{source} is a list, not one test", hint=_KNOWN)

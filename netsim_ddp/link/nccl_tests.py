@@ -50,11 +50,21 @@ ENOUGH_BYTES, ENOUGH_S = 1 << 18, 1.0  # of a size that stands alone
 
 _HINT = "name the output of nccl-tests as it was printed"
 _TYPES = r"u?int(?:8|16|32|64)|half|float(?:16|32|64)?|double|bf(?:loat)?16|f(?:loat|p)?8\w*"
-_ROW = re.compile(rf"(?:^|[\s:>\])|])(\d+\s+\d+\s+(?:{_TYPES})(?:\s.*)?)$")
+_ROW = re.compile(rf"^\s*(\d+\s+\d+\s+(?:{_TYPES})(?:\s.*)?)$")
+_BEGUN = re.compile(r"\d+(?:\s+\d+(?:\s+[a-z]\w*)?)?")
 _RANK = re.compile(r"#\s+Rank\s+(\d+)(?:\s+Group\s+(\d+))?\s+Pid\b")
 _STARTING = re.compile(r"# Collective test starting:\s*(?:\S*/)?(\w+)")
 _PROGRAM = re.compile(rf"\b({'|'.join(FACTORS)}|hypercube)_perf(?:_mpi)?\b")
 _WRONG = re.compile(r"# Out of bounds values\s*:\s*(\d+)\s+FAILED")
+_SIZES = re.compile(r"# nThread .*\bmaxBytes\s+(\d+)\s+step:\s*(\d+)\((factor|bytes)\)")
+_FOOTER = re.compile(r"# (?:Out of bounds values|Avg bus bandwidth)\s*:")
+_ONCE = (
+    re.compile(r"# nThread\b"),
+    _STARTING,
+    re.compile(r"# Out of bounds"),
+    re.compile(r"# Avg bus bandwidth"),
+)
+"""Lines that every test prints once."""
 _FAILURE = re.compile(r"Test (?:NCCL|CUDA|MPI) failure.*|.*NCCL failure.*")
 
 
@@ -121,7 +131,7 @@ def from_table(text: str, source: str) -> Measurement:
     """The measurement in the table ``text`` of the file ``source``.
 
     Raises:
-        UsageError: no row, one that cannot be read, several collectives, a failed test, or one that shows no rate.
+        UsageError: no row, one that cannot be read, several tests, a failed or cut-off one, or one that shows no rate.
     """
     if wrong := _WRONG.search(text):
         raise UsageError(f"{source}: the test failed, {wrong[1]} values are wrong", hint="repeat the test")
@@ -137,7 +147,35 @@ def from_table(text: str, source: str) -> Measurement:
         raise UsageError(f"{source} holds no row of nccl-tests{why}", hint=_HINT)
     ranks = {(rank.lstrip("0"), group.lstrip("0")) for rank, group in _RANK.findall(text)}
     operations = _STARTING.findall(text) or _PROGRAM.findall(text)
-    return _measured(Test(samples, _operation(operations, source), _largest_group(ranks)), source)
+    test = Test(samples, _operation(operations, source), _largest_group(ranks))
+    tests = max(len(once.findall(text)) for once in _ONCE)
+    if tests > 1:
+        if test.ranks == 1:  # each process printed its own
+            raise _alone(source)
+        raise UsageError(f"{source} holds {tests} tests", hint="write each test into a file of its own")
+    _check_end(text, samples, source)
+    return _measured(test, source)
+
+
+def _check_end(text: str, samples: Sequence[Sample], source: str) -> None:
+    """Refuse a table that breaks off: a row that is only begun, or sizes that its first line announces and that are
+    not there. One that has its last lines came to its end, whatever somebody then took out of it; rows alone, without
+    the lines around them, announce nothing.
+    """
+    if _FOOTER.search(text):
+        return
+    hint = "name the whole output, or repeat the test"
+    last = text.rstrip().rpartition("\n")[2].strip()
+    if _BEGUN.fullmatch(last):
+        raise UsageError(f"{source} is cut off: its last row is {one_line(last, 60)!r}", hint=hint)
+    if announced := _SIZES.search(text):
+        largest, step = int(announced[1]), int(announced[2])
+        size = max(sample.size for sample in samples)
+        following = size * step if announced[3] == "factor" else size + step
+        if size < following <= largest:
+            raise UsageError(
+                f"{source} is cut off: it was to go on to {largest} bytes, and ends at {size}", hint=hint
+            )
 
 
 def _header(line: str) -> list[str] | None:
@@ -149,17 +187,29 @@ def _header(line: str) -> list[str] | None:
 def _row(words: list[str], header: list[str] | None, where: str) -> list[Sample]:
     size = int(words[0]) if len(words[0]) < 16 else 0
     layouts = [_named(words, header, where)] if header else _guessed(words)
+    counted = header is None or "#wrong" in header
     for layout in layouts:
         halves = [_sample(size, words, at) for at in layout]
         read = [half for half in halves if half is not None]
         if size == 0 and len(words[0]) < 16:
             return []  # fewer bytes than ranks: nothing was sent, and the time is that of a call
         if halves and len(read) == len(halves) and all(half.fits for half in read):
+            if counted and any(_is_count(words[at + 3 : at + 4]) for at in layout):
+                raise UsageError(
+                    f"{where}: the test failed, values of {size} bytes are wrong", hint="repeat the test"
+                )
             return read
     raise UsageError(
         f"{where}: size, time and bandwidth of the row {one_line(' '.join(words), 60)!r} do not fit its columns",
         hint="is it cut off, or did another line get into it? repeat the test",
     )
+
+
+def _is_count(words: Sequence[str]) -> bool:
+    """Whether the column after the bandwidths counts wrong values: 1 or more of them, as it is no count in the old
+    tables, which have the largest error there (``5e-07``), and N/A where nothing was checked."""
+    wrong = Figure.of(words[0]) if words else None
+    return wrong is not None and wrong.value >= 1
 
 
 def _named(words: list[str], header: list[str], where: str) -> list[int]:
@@ -272,6 +322,8 @@ def _reported(row: Any, where: str) -> Iterator[Sample]:
                 f"{where}: these are times of the processor (-C), not of the network",
                 hint="repeat without -C 1",
             )
+        if isinstance(half, dict) and positive(half.get("nwrong")):
+            raise UsageError(f"{where}: the test failed, values are wrong", hint="repeat the test")
         figures = [half.get(key) if isinstance(half, dict) else None for key in ("time", "alg_bw", "bus_bw")]
         time, algbw = positive(figures[0]), figures[1]
         numbers = [0.0 if value == 0 else positive(value) for value in figures]
@@ -290,10 +342,7 @@ def _reported(row: Any, where: str) -> Iterator[Sample]:
 def _measured(test: Test, source: str) -> Measurement:
     factor, ranks = _factor(test, source)
     if test.ranks == 1 and ranks is None:
-        raise UsageError(
-            f"{source}: every process tested alone, with one rank: no network was measured",
-            hint="build nccl-tests with MPI=1, or start it with -g",
-        )
+        raise _alone(source)
     largest = _largest(test.samples, source)
     rate = Goodput.of([sample.own * 8 * factor for sample in largest])
     if not math.isfinite(rate.bps) or rate.bps <= 0:
@@ -304,6 +353,13 @@ def _measured(test: Test, source: str) -> Measurement:
         rate,
         f"nccl-tests, {sizes} size{'s' * (sizes != 1)}, {who}",
         delay_s=_delay(test, factor, rate.bps, ranks),
+    )
+
+
+def _alone(source: str) -> UsageError:
+    return UsageError(
+        f"{source}: every process tested alone, with one rank: no network was measured",
+        hint="build nccl-tests with MPI=1, or start it with -g",
     )
 
 
