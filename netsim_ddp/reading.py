@@ -206,6 +206,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _without_sixties(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A number; but what has colons stays as it was written: YAML 1.1 counts ``1:30`` in sixties, as 90, and
+    ``10:20`` is two rates here."""
+    if ":" in node.value:
+        return node.value
+    whole = node.tag == "tag:yaml.org,2002:int"
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _without_sixties)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

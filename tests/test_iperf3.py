@@ -11,6 +11,7 @@ import pytest
 
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
 from tests.test_measured import profile_of, refusal
+from tests.test_nccl_tests import PREFIXES
 
 MBIT = 1e6
 
@@ -220,6 +221,37 @@ def test_what_a_shell_makes_of_it_is_read(tmp_path: Path, encoding: str, newline
     around = newline.join(["Warning: --bidir option is in use and is experimental", text, "iperf Done.", ""])
     for each in (text, around):
         assert profile(tmp_path, each.encode(encoding))["bandwidth"] == line(94 * MBIT)
+
+
+@pytest.mark.parametrize(
+    "prefix", [*PREFIXES.values(), "2026-01-01T10:30:00.123456789Z stdout F ", "host0: ", "\x1b[32m"]
+)
+def test_what_a_launcher_puts_before_a_line_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    for text in (json.dumps(a_test(), indent=1), json.dumps(a_test()), "\n".join(stream(a_test()))):
+        found = profile(tmp_path, "".join(f"{prefix}{each}\n" for each in text.splitlines()))
+        assert found["bandwidth"] == line(94 * MBIT)
+
+
+def test_text_with_prefixes_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    assert "is the text of iperf3" in refusal(tmp_path, "0: [ ID] Interval           Transfer     Bitrate\n")
+
+
+def test_a_test_too_short_to_show_the_line_is_refused(tmp_path: Path) -> None:
+    """1 MiB that is through after 2 ms was taken by buffers; 1 MiB in 10 s is a slow line."""
+    for total in (
+        {"bytes": 1 << 20, "seconds": 0.002, "bits_per_second": 4.19e9},
+        {"bytes": 1 << 20, "bits_per_second": 4.19e9},
+        {"bytes": 1 << 20, "seconds": 0.002},
+    ):
+        data = changed(a_test(), end={"sum_received": total})
+        assert "lasted 2 ms" in refusal(tmp_path, json.dumps(data))
+    slow = {"bytes": 1 << 20, "seconds": 10.0, "bits_per_second": 838_861.0}
+    assert profile(tmp_path, changed(a_test(), end={"sum_received": slow}))["bandwidth"] == line(838_861)
+
+
+def test_both_directions_without_the_second_ones_total_are_incomplete(tmp_path: Path) -> None:
+    data = changed(a_test(), test_start={"bidir": 1})
+    assert "'sum_received_bidir_reverse' is missing" in refusal(tmp_path, json.dumps(data))
 
 
 def test_one_test_printed_twice_is_one_and_two_are_none(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from netsim_ddp.link.choose import choose
 from netsim_ddp.link.plan import Shapes, needs_netem, plan
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
-from netsim_ddp.scenario import build_scenario
+from netsim_ddp.scenario import Scenario, build_scenario
+from netsim_ddp.scenario.matrix import expand, parse
 
 
 def written(folder: Path, text: str, name: str = "link.yaml") -> str:
@@ -81,6 +82,18 @@ def test_a_result_replays_without_the_profiles_file(tmp_path: Path) -> None:
     [
         ("bandwith: 1gbps", "unknown key 'bandwith'"),
         ("bandwidth: 100", "bandwidth '100' has no unit"),
+        ("bandwidth:", "bandwidth has no value"),
+        ("bandwidth: yes", "bandwidth is not a switch"),
+        ("bandwidth: {up: 1gbps}", "bandwidth is a mapping, not a value"),
+        ("delay: 1:30", "delay '1:30' is not a duration"),
+        ("bandwidth: 10:20", "bandwidth up '10' has no unit"),
+        ("loss: 0.1", "loss '0.1' has no unit"),
+        ("loss: 1", "loss '1' has no unit"),
+        ("bandwidth: 99999gbps", "no link has 100 Tbit/s"),
+        ("bandwidth: 1bps", "no link has 1 bit/s"),
+        ("slow_rank: 1=1bps", "no link has 1 bit/s"),
+        ("timeline: [{at: 1s, bandwidth: 9tbps}]", "no link has 9 Tbit/s"),
+        ("bandwidth: 1gbps\npeak: 2tbps\ncredit: 1GB", "no link has 2 Tbit/s"),
         ("workers: 3", "unknown key 'workers'"),
         ("delay: 1gbps", "delay '1gbps' is not a duration"),
         ("- 1", "holds no link"),
@@ -94,6 +107,44 @@ def test_a_result_replays_without_the_profiles_file(tmp_path: Path) -> None:
 )
 def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     assert said in complaint({"link_profile": written(tmp_path, text)})
+
+
+def test_each_kind_of_file_has_a_hint_of_its_own(tmp_path: Path) -> None:
+    hints = {}
+    for key in ("link_profile", "timeline"):
+        with pytest.raises(UsageError) as caught:
+            build_scenario({key: written(tmp_path, "a: [")})
+        hints[key] = str(caught.value.hint)
+    assert "'bandwidth: 1gbps'" in hints["link_profile"]
+    assert "list" not in hints["link_profile"]
+    assert "write a list" in hints["timeline"]
+
+
+def test_a_loss_needs_its_unit_wherever_a_person_writes_it(tmp_path: Path) -> None:
+    """A bare 0.1 would be 10%, and somebody who writes it may mean 0.1%."""
+    config = tmp_path / "scenario.yaml"
+    config.write_text("loss: 0.1\n", encoding="utf-8")
+    assert complaint({}, config).endswith("loss '0.1' has no unit")
+    assert complaint({"loss": "0.1"}) == "--loss '0.1' has no unit"
+    for text in ("0", "0.0", "0%"):
+        assert build_scenario({"loss": text}).loss == 0
+        config.write_text(f"loss: {text}\n", encoding="utf-8")
+        assert build_scenario({}, config).loss == 0
+    result = tmp_path / "result.json"  # which holds resolved numbers
+    before = build_scenario({"loss": "0.07%"}).resolved()
+    result.write_text(json.dumps({"schema_version": 1, "scenario": before.model_dump(mode="json")}))
+    assert build_scenario({}, result).resolved() == before
+
+
+def test_a_matrix_takes_a_loss_with_its_unit_only() -> None:
+    matrix = parse({"matrix": {"loss": ["0.1%", 0.1]}}, "sweep.yaml")
+    with pytest.raises(UsageError, match=r"loss '0\.1' has no unit"):
+        expand(matrix, Scenario)
+
+
+def test_the_queue_of_the_fastest_links_is_one_that_tc_takes() -> None:
+    for spec in (LinkSpec(2, 10**12), LinkSpec(2, 10**12, queue_s=5.0)):
+        assert {shape.limit for shape in Shapes.of(spec).up} == {2**32 - 1}
 
 
 def test_an_unknown_profile_is_answered_with_the_near_one() -> None:

@@ -289,6 +289,44 @@ def test_processes_that_each_tested_alone_measured_no_network(tmp_path: Path) ->
     assert "every process tested alone" in refusal(tmp_path, text * 2)
 
 
+def test_two_tests_of_one_collective_in_one_file_are_refused(tmp_path: Path) -> None:
+    text = Run(10e9).table() + Run(5e9).table()
+    assert "holds 2 tests" in refusal(tmp_path, text)
+    old = "".join(line for line in text.splitlines(keepends=True) if "starting" not in line)
+    assert "holds 2 tests" in refusal(tmp_path, old)
+    both = f"{json.dumps(Run(10e9).report())}\n{json.dumps(Run(5e9).report())}\n"
+    assert "holds 2 JSON documents" in refusal(tmp_path, both)
+
+
+def test_a_table_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    sizes = [1 << power for power in range(20, 28)]
+    lines = Run(9.4e9).table(sizes).splitlines()
+    rows = [number for number, line in enumerate(lines) if "float" in line]
+    assert "was to go on to 134217728 bytes, and ends at 67108864" in refusal(
+        tmp_path, "\n".join(lines[: rows[-1]])
+    )
+    for begun in ("  134", "134217728     335", "  134217728   33554432    float", "134217728 33554432 fl"):
+        said = refusal(tmp_path, "\n".join([*lines[: rows[-1]], begun]))
+        assert "is cut off" in said or "do not fit" in said
+    bytewise = "\n".join(lines[: rows[-1]]).replace("step: 2(factor)", "step: 1048576(bytes)")
+    assert "is cut off" in refusal(tmp_path, bytewise)
+    # The last size is there, or the end is, or nothing announces more.
+    for text in (lines[: rows[-1] + 1], lines[: rows[2]] + lines[rows[-1] + 1 :], lines[rows[0] : rows[4]]):
+        assert rate_of(profile_of(tmp_path, "\n".join(text))) == pytest.approx(9.4e9, rel=0.02)
+        (tmp_path / "mylink.yaml").unlink()
+
+
+@pytest.mark.parametrize("headed", [True, False])
+@pytest.mark.parametrize("wrong", ["5", "1e+06"])
+def test_a_row_with_wrong_values_is_a_failed_test(tmp_path: Path, wrong: str, headed: bool) -> None:
+    lines = Run(9.4e9).table().splitlines()
+    at = next(number for number, line in enumerate(lines) if "1048576" in line)
+    lines[at] = Run(9.4e9).row(1 << 20, wrong=wrong)
+    if not headed:
+        lines = [line for line in lines if "busbw" not in line]
+    assert "the test failed, values of 1048576 bytes are wrong" in refusal(tmp_path, "\n".join(lines))
+
+
 def test_a_table_that_broke_off_is_refused_with_the_reason(tmp_path: Path) -> None:
     text = "\n".join([*Run(1e9).top(), "h: Test NCCL failure common.cu:961 'unhandled system error'"])
     said = refusal(tmp_path, text)
@@ -325,6 +363,7 @@ def test_its_json_report_is_read(tmp_path: Path) -> None:
     ("half", "said"),
     [
         ({"cpu_time": 5.0}, "times of the processor"),
+        ({"nwrong": 3.0}, "the test failed, values are wrong"),
         ({"time": 0}, "has no time and bandwidth"),
         ({"time": "nan"}, "has no time and bandwidth"),
         ({"bus_bw": None}, "has no time and bandwidth"),

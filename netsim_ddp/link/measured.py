@@ -74,11 +74,20 @@ def read_measurement(path: Path) -> Measurement:
     if not found:
         raise _no_measurement(written, text, source)
     first = found[0]
-    if isinstance(first, dict) and first.get("kind") == "probe":
+    if (is_report(first) or _is_probe(first)) and any(each != first for each in found):
+        raise UsageError(
+            f"{source} holds {len(found)} JSON documents",
+            hint="write each measurement into a file of its own",
+        )
+    if _is_probe(first):
         return from_probe(_probe(first, source))
     if is_report(first):
         return from_report(first, source)
     return from_iperf3(found, source)
+
+
+def _is_probe(data: object) -> bool:
+    return isinstance(data, dict) and data.get("kind") == "probe"
 
 
 def _no_measurement(written: str, text: str, source: str) -> UsageError:

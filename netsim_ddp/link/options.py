@@ -80,7 +80,8 @@ class LinkOptions(BaseModel):
         """The link of ``workers`` ranks.
 
         Raises:
-            UsageError: a slow rank that is not among them, or jitter that would make a delay negative.
+            UsageError: a slow rank that is not among them, jitter that would make a delay negative, or a rate that no
+                link has.
         """
         if self.jitter_s > self.delay_s:
             jitter, delay = format_duration(self.jitter_s), format_duration(self.delay_s)
@@ -97,7 +98,7 @@ class LinkOptions(BaseModel):
                     hint="ranks count from 0",
                 )
         slow = tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks)
-        return LinkSpec(
+        spec = LinkSpec(
             workers,
             self.bandwidth_bps,
             self.bandwidth_down_bps,
@@ -112,6 +113,8 @@ class LinkOptions(BaseModel):
             peak_bps=self.peak_bps,
             credit_bytes=self.credit_bytes,
         )
+        spec.check_rates()
+        return spec
 
     def _check_changes(self) -> None:
         if (self.peak_bps is None) != (self.credit_bytes is None):
@@ -144,6 +147,12 @@ class Spelling(NamedTuple):
         Raises:
             UsageError: ``value`` does not read as one; a word is answered with what the flag is.
         """
+        if value is None:  # ``bandwidth:`` with nothing after it
+            raise UsageError(f"{what} has no value", hint=f"write for example {example}, or leave it away")
+        if isinstance(value, bool):  # YAML's word for yes and no, on and off
+            raise UsageError(f"{what} is not a switch", hint=f"write for example {example}")
+        if isinstance(value, Mapping) and self.parse is not timeline:
+            raise UsageError(f"{what} is a mapping, not a value", hint=f"write for example {example}")
         try:
             parsed: Iterable[Any] = self.parse(value, what=what)
         except UsageError as error:
@@ -187,10 +196,16 @@ def _size(value: Any, *, what: str) -> tuple[int]:
 
 
 def _loss(value: Any, *, what: str) -> tuple[float]:
-    if str(value).strip().rstrip("%") in ("0", "0.0"):
+    """The share that ``value`` says: a text with its unit, or the number of a result file, which needs none."""
+    text = str(value).strip()
+    if text.rstrip("%") in ("0", "0.0"):
         return (0.0,)
     try:
-        return (parse_ratio(value, what=what),)
+        share = parse_ratio(value, what=what)
+        if isinstance(value, str) and not text.endswith("%"):
+            hint = f"write {text}%, or {share * 100:.6g}% if it is a share of 1"
+            raise UsageError(f"{what} {text!r} has no unit", hint=hint)
+        return (share,)
     except UsageError as error:
         if "is not a fraction" not in error.message:
             raise
@@ -231,14 +246,25 @@ def with_profile(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """``values``, and what profile ``name`` says about everything that they leave open."""
     given = set(values) | {field for key in values if key in SPELLINGS for field in SPELLINGS[key].fields}
     found = dict(values) | {"link_profile": name}
-    for key, value in profile(name).items():
+    for key, value in as_typed(profile(name)).items():
         if key not in SPELLINGS:
             found.setdefault(key, value)
             continue
-        parsed = SPELLINGS[key].parse(value, what=f"link profile {name}: {key}")
+        what = f"link profile {name}: {key}"
+        parsed = SPELLINGS[key].values(value, what=what, example=EXAMPLES.get(key, "'name of a file'"))
         if given.isdisjoint(SPELLINGS[key].fields):
             found |= zip(SPELLINGS[key].fields, parsed, strict=True)
     return found
+
+
+def as_typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a file that somebody wrote, its numbers as texts: they need their units as on a command line."""
+    return {
+        key: str(value)
+        if key in SPELLINGS and isinstance(value, int | float) and not isinstance(value, bool)
+        else value
+        for key, value in values.items()
+    }
 
 
 def without_link(values: Mapping[str, Any]) -> dict[str, Any]:

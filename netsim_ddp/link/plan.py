@@ -12,6 +12,7 @@ SUBNET = "10.77"
 WAKE_UP_S = 75e-6
 CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.315e-3, 0.3e-3, 0.5e-3
 HOST_BPS = 4 * 10**9
+LONGEST_QUEUE = 2**32 - 1  # bytes; tc takes no more
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
 
 
@@ -44,7 +45,7 @@ def shape_for(rate_bps: int, workers: int) -> Shape:
     - The queue holds 200 ms so that no sender on a lossless link is dropped.
     """
     bytes_per_second = rate_bps / 8
-    limit = max(2_000_000, round(bytes_per_second * 0.2))
+    limit = min(max(2_000_000, round(bytes_per_second * 0.2)), LONGEST_QUEUE)
     least, pair = SEGMENT_WIRE + round(bytes_per_second * WAKE_UP_S), 2 * SEGMENT_WIRE
     if least < pair:
         burst = max(least, min(round(bytes_per_second * CREDIT_S), pair - ROUNDING))
@@ -76,7 +77,9 @@ class Shapes:
             ):  # netem drops whole packets, and a packet of many segments would lose them all at once
                 found = replace(found, gso=SEGMENT_WIRE)
             if spec.queue_s is not None:
-                found = replace(found, limit=max(found.burst, round(rate_bps / 8 * spec.queue_s)))
+                found = replace(
+                    found, limit=min(max(found.burst, round(rate_bps / 8 * spec.queue_s)), LONGEST_QUEUE)
+                )
             return found
 
         ranks = range(spec.workers)

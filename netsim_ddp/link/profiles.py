@@ -81,8 +81,8 @@ def profile(name: str) -> Mapping[str, Any]:
     path = Path(name)
     if not exists(name) and path.suffix.lower() not in (".yaml", ".yml", ".json") and path.name == name:
         raise UsageError(f"link profile {name!r} is not known", hint=suggest(name, PROFILES))
-    data = read_yaml(path, "link profile")
     hint = "write keys such as 'bandwidth: 1gbps', one on a line"
+    data = read_yaml(path, "link profile", hint)
     if not isinstance(data, dict) or not data:
         raise UsageError(f"link profile {path} holds no link", hint=hint)
     for key in data:

@@ -7,11 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
+from netsim_ddp.errors import UsageError
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 ETHERNET_MTU = 1500
 SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
 SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
+
+SLOWEST_BPS = 1000
+"""On which a full packet takes 12 s, longer than any timeout of a connection would bear for long."""
+FASTEST_BPS = 10**12
+"""More than any host's interface."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,23 @@ class LinkSpec:
         if self.timeline and self.timeline[0].at_s <= 0:  # no rate stands here that never holds
             object.__setattr__(self, "rate_bps", self.timeline[0].up_bps)
             object.__setattr__(self, "down_bps", self.timeline[0].down_bps)
+
+    def check_rates(self) -> None:
+        """Refuse rates that no link has, wherever they stand: its own, a rank's, a change's or the peak.
+
+        Raises:
+            UsageError: one is below :data:`SLOWEST_BPS` or above :data:`FASTEST_BPS`.
+        """
+        rates = [self.rate_bps, self.down_bps or self.rate_bps, self.peak_bps or self.rate_bps]
+        rates += [rate for each in self.slow_ranks for rate in (each.up_bps, each.down_bps)]
+        rates += [rate for each in self.timeline for rate in (each.up_bps, each.down_bps)]
+        for rate in (min(rates), max(rates)):
+            if not SLOWEST_BPS <= rate <= FASTEST_BPS:
+                low, high = format_rate(SLOWEST_BPS), format_rate(FASTEST_BPS)
+                raise UsageError(
+                    f"no link has {format_rate(rate)}",
+                    hint=f"write a rate from {low} to {high}, such as 100mbps",
+                )
 
     def up(self, rank: int) -> int:
         """What ``rank`` may send, bit/s."""

@@ -29,8 +29,9 @@ def read_text(path: Path, what: str) -> str:
         raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
 
 
-def read_yaml(path: Path, what: str) -> Any:
-    return reading.parse_yaml(read_text(path, what), source=f"{what} {path}", hint=_EXAMPLE)
+def read_yaml(path: Path, what: str, hint: str) -> Any:
+    """What a file of YAML that the user named as ``what`` holds; ``hint`` says how such a file is written."""
+    return reading.parse_yaml(read_text(path, what), source=f"{what} {path}", hint=hint)
 
 
 def timeline(value: Any, *, what: str) -> tuple[Changes, float | None]:
@@ -43,7 +44,7 @@ def timeline(value: Any, *, what: str) -> tuple[Changes, float | None]:
         UsageError: unreadable, an entry of another form, times that do not ascend.
     """
     if isinstance(value, str | Path):
-        what, value = f"{what} {value}", read_yaml(Path(value), what)
+        what, value = f"{what} {value}", read_yaml(Path(value), what, _EXAMPLE)
     period = None
     if isinstance(value, dict):
         if unknown := sorted(map(str, value.keys() - {"changes", "repeat"})):

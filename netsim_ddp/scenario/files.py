@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import SPELLINGS, with_profile, without_link
+from netsim_ddp.link.options import SPELLINGS, as_typed, with_profile, without_link
 from netsim_ddp.names import SMALL_SUFFIX
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.catalogue import find
@@ -126,8 +126,10 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} holds no scenario", hint="write keys such as 'bandwidth: 1gbps', one on a line"
         )
     values = {str(key): value for key, value in data.items() if key not in DESCRIPTION}
-    if not replayed and isinstance(name := values.get("link_profile"), str):
-        values = with_profile(values, name)
+    if not replayed:
+        values = as_typed(values)
+        if isinstance(name := values.get("link_profile"), str):
+            values = with_profile(values, name)
     return values
 
 

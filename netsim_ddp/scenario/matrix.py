@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.options import with_profile
+from netsim_ddp.link.options import as_typed, with_profile
 from netsim_ddp.names import suggest
 from netsim_ddp.scenario.files import DESCRIPTION, validate_as
 from netsim_ddp.scenario.settings import Settings
@@ -250,7 +250,7 @@ def expand(matrix: Matrix, kind: type[AnySettings]) -> list[Point[AnySettings]]:
 
 
 def _settings(matrix: Matrix, axes: Values, kind: type[AnySettings]) -> AnySettings:
-    values = {**matrix.base, **axes}
+    values = as_typed({**matrix.base, **axes})
     if "methods" in axes and isinstance(axes["methods"], Mapping):
         values["methods"] = [axes["methods"]]
     if isinstance(name := values.get("link_profile"), str):
