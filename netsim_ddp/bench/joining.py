@@ -24,9 +24,6 @@ from netsim_ddp.link.hosts import place_of
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
 PROBE_JITTERS = 50  # the probe takes this many times the jitter, so that jitter is 2% of it
-PIECES = 16
-"""Gloo holds a connection's lock while it sends a message, so that of two ranks with one message for each other one
-would wait for the other, and the line seem to carry half; between pieces they take turns, as in an all-reduce."""
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
 
@@ -126,7 +123,7 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
         channel.gather("probing")
         start = time.monotonic()
-        _exchange(sent, after, received, before, PIECES if real else 1)
+        _exchange(sent, after, received, before)
         best = max(best, size * 8 / max(1e-9, time.monotonic() - start - on_its_way))
         slowest = min(channel.gather("probed", best))
         if real:
@@ -140,16 +137,9 @@ def _probe_size(rate_bps: float, seconds: float) -> int:
     return min(max(int(rate_bps / 8 * seconds), PROBE_BYTES[0]), PROBE_BYTES[1])
 
 
-def _exchange(sent: torch.Tensor, to: int, received: torch.Tensor, of: int, pieces: int) -> None:
-    """Each way as many messages, posted together, as NCCL wants it."""
-    operations = [
-        operation
-        for tag, (out, room) in enumerate(zip(sent.chunk(pieces), received.chunk(pieces), strict=True))
-        for operation in (
-            dist.P2POp(dist.isend, out, to, tag=tag),
-            dist.P2POp(dist.irecv, room, of, tag=tag),
-        )
-    ]
+def _exchange(sent: torch.Tensor, to: int, received: torch.Tensor, of: int) -> None:
+    """One message each way, posted together, as NCCL wants it."""
+    operations = [dist.P2POp(dist.isend, sent, to), dist.P2POp(dist.irecv, received, of)]
     for work in dist.batch_isend_irecv(operations):
         work.wait()
     if sent.device.type == "cuda":
