@@ -15,7 +15,7 @@ from netsim_ddp.options import Options, above_zero, fraction, number, one_of, sw
 
 MAX_RANK = 1024  # of an approximation; far above where it pays
 
-_OVERLAP = switch(False, "exchange buckets while the backward pass goes on")
+_OVERLAP = switch(False, "exchange buckets while backward goes on; netsim run and HookState only")
 _FEEDBACK = switch(True, "keep what was not sent, and add it to the next gradient (error feedback)")
 _SPARSE: Options = {
     "ratio": fraction(0.01, "kept fraction k/N of each parameter's entries"),
@@ -209,6 +209,11 @@ def check_together(params: Mapping[str, Any]) -> None:
                 f"{option} is accumulated in the residual, which feedback=off switches off",
                 hint=f"leave {option} or feedback out",
             )
+    if params.get("masking") == "on" and not params.get("momentum"):
+        raise UsageError(
+            "masking=on is about the velocity of entries that are sent, and there is none without momentum",
+            hint="write momentum=0.9 too, or leave masking out",
+        )
     if "keep" in params and params.get("collective") == "allgather":
         raise UsageError(
             "keep is about the sums that split-reduce's owners hold, which collective=allgather has none of",

@@ -29,6 +29,7 @@ from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
+from netsim_ddp.communication.loops import ClearedBetweenSteps
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
@@ -38,7 +39,7 @@ from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment, segments_of
 from netsim_ddp.communication.sparse import SelectedEntries, TopKAllGather, TopKDense
 from netsim_ddp.communication.user import build_user_method
-from netsim_ddp.communication.wrapped import check_not_averaged, watch
+from netsim_ddp.communication.wrapped import check_not_averaged, note_exchange, watch
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
@@ -160,6 +161,7 @@ class DistributedBackend:
         """What a user knows this exchange as."""
         watch()
         self._known: set[str] = set()
+        self._cleared: ClearedBetweenSteps | None = None
         self._parked: dict[str, ByName] = {}
         """What is pending for parameters that are not trained now."""
         self.carrier: Carrier | None = None
@@ -272,6 +274,8 @@ class DistributedBackend:
                 flat.scatter(self.method.average, scale)
             else:
                 flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
+        if self._cleared is not None:
+            self._cleared.step_ended()
         return taken
 
     def _apply_alone(self, parameters: Named) -> None:
@@ -400,6 +404,16 @@ class DistributedBackend:
         self._flat, self._built_for, self.method = flat, group, method
         self._known, self._parked = known, parked
         self._segments, self._compared = segments_of(method, self._name), True
+        note_exchange(self, flat.parameters, self._name, self._params)
+        self._cleared = (
+            ClearedBetweenSteps(
+                flat.parameters,
+                "write optimizer.zero_grad() after every step; to accumulate, exchange once, when the last backward "
+                "pass of the step is over",
+            )
+            if self._params.get("momentum")
+            else None
+        )
         return flat
 
     def _build(self, flat: FlatGradients, group: Group) -> Method:

@@ -41,6 +41,7 @@ from netsim_ddp.communication.carrying import (
 from netsim_ddp.communication.comparison import STATE, same_on_all_ranks, standing
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
+from netsim_ddp.communication.loops import ClearedBetweenSteps, Given, when_backward_ends
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import (
@@ -53,8 +54,11 @@ from netsim_ddp.communication.parameters import (
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, segments_of
+from netsim_ddp.communication.wrapped import note_exchange
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import takes
 
 
 class HookState:
@@ -78,8 +82,10 @@ class HookState:
     those of buckets that had been exchanged already. With ``nonfinite="skip"`` and no scaler the gradients are 0.
     Methods that keep nothing, ``dense``, ``fp16`` and ``bf16``, let a NaN or inf through, at its own place.
 
-    A parameter that no rank used in a step (``find_unused_parameters``) is skipped by DDP itself, which then drops what
-    the ranks sent for it from their residuals.
+    A parameter that no rank used in a step (``find_unused_parameters``) gets no gradient from DDP. What the ranks sent
+    for it from their residuals goes back there when the backward pass is over.
+
+    It belongs to one DDP model: two models (a GAN's) want a state each.
 
     :meth:`state_dict` is for checkpoints, one per rank. A pickled state carries the same and comes back without
     parameters and process group, neither of which can be pickled usefully: :meth:`bind` gives it new ones.
@@ -171,6 +177,18 @@ class HookState:
         self._named, self._membership, self._built_for = named, membership, group
         self._flat, self._cuts, self._methods, self._saved = flat, cuts, methods, None
         self._compared = False
+        note_exchange(self, flat.parameters, self.method, self.params)
+        self._came: set[int] | None = None
+        """Places of the parameters that DDP's buckets hold, which are the same in every step."""
+        self._cleared = (
+            ClearedBetweenSteps(
+                flat.parameters,
+                "write optimizer.zero_grad() after every step; to accumulate, run all but the last backward pass "
+                "of a step within ddp.no_sync()",
+            )
+            if self.params.get("momentum")
+            else None
+        )
         self._place = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
         self._part_of = [0] * len(flat.parameters)
         for number, (first, last) in enumerate(cuts):
@@ -238,11 +256,14 @@ class HookState:
         """DDP's ``bucket`` is there. The future holds its average once the step's last bucket has been taken.
 
         Raises:
-            RuntimeError: the state was unpickled and not bound.
+            RuntimeError: the state was unpickled or deep-copied, and not bound.
             ValueError: the bucket holds a parameter that this state was not made for.
+            UsageError: the buckets are another DDP model's than those of the step before.
         """
         if self._named is None:
-            raise RuntimeError("this state was unpickled: call state.bind(model.named_parameters()) first")
+            raise RuntimeError(
+                "this state was unpickled or deep-copied: call state.bind(model.named_parameters()) first"
+            )
         group = self.group
         call = _Call(bucket)
         if group.world_size == 1:
@@ -307,6 +328,8 @@ class HookState:
             if place is None:
                 raise ValueError(self._unknown(parameter))
             unscale(gradient.view_as(parameter), self._scale, self._flat.views[place])
+            if self._came is not None and place not in self._came:
+                self._refuse_other_model(place, "now and not in the step before")
             self._absent.discard(place)
             self._missing[self._part_of[place]] -= 1
             call.places.append(place)
@@ -328,6 +351,10 @@ class HookState:
 
     def _complete(self) -> None:
         """Every gradient that will come is there; one that DDP was told to ignore counts as zero."""
+        came = set(range(len(self._flat.parameters))) - self._absent
+        if self._came is not None and came != self._came:
+            self._refuse_other_model(min(self._came - came), "in the step before and not now")
+        self._came = came
         for place in self._absent:
             if (name := self._flat.names[place]) in self._unfrozen:
                 raise ValueError(
@@ -348,9 +375,20 @@ class HookState:
             for method in self._methods:
                 method.commit()
             self._write()
+        if self._cleared is not None:
+            self._cleared.step_ended()
         for call in self._calls:
             call.answer()
         self._calls = []
+
+    def _refuse_other_model(self, place: int, when: str) -> None:
+        self._carrier.drain()
+        raise UsageError(
+            f"DDP exchanges {self._flat.names[place]} {when}: this state serves several DDP models, and what one of "
+            "them does not take would be lost",
+            hint="make one HookState for each DDP model; where the same model was wrapped anew, call "
+            "state.bind(model.named_parameters()) first",
+        )
 
     def _write(self) -> None:
         """Put the averages where DDP looks for them."""
@@ -360,6 +398,24 @@ class HookState:
         for call in self._calls:
             for place, gradient in zip(call.places, call.gradients, strict=True):
                 rescale(averages[place].view_as(gradient), self._scale, gradient)
+        parameters = self._flat.parameters
+        given = [
+            (place, Given(parameters[place], averages[place].view_as(parameters[place]), gradient))
+            for call in self._calls
+            for place, gradient in zip(call.places, call.gradients, strict=True)
+        ]
+        when_backward_ends(lambda: self._keep_unapplied(given, self._scale))
+
+    def _keep_unapplied(self, given: list[tuple[int, Given]], scale: float) -> None:
+        """The backward pass is over: what DDP did not take goes back to where it came from."""
+        with torch.no_grad():
+            for place, each in given:
+                rest = each.not_applied(scale)
+                if rest is not None and rest.numel():
+                    part = self._part_of[place]
+                    first = self._cuts[part][0]
+                    method = self._methods[part]
+                    method.keep_back(int(method.flat.offsets[place - first]), rest.reshape(-1))
 
     @property
     def skipped(self) -> bool:
@@ -459,7 +515,16 @@ def method_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[Te
 
 
 def topk_hook(state: TopKState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """Average ``bucket`` over ranks by Top-K with error feedback; for ``register_comm_hook``."""
+    """Average ``bucket`` over ranks by Top-K with error feedback; for ``register_comm_hook``.
+
+    Raises:
+        UsageError: the state is of a method that is none of Top-K.
+    """
+    if not takes(state.method, "ratio"):
+        raise UsageError(
+            f"topk_hook has got a state of the method {state.method!r}",
+            hint="write ddp.register_comm_hook(state, netsim_ddp.method_hook), or make a TopKState",
+        )
     return state.take(bucket)
 
 

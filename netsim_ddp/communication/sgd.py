@@ -46,12 +46,15 @@ class CorrectedSGD(torch.optim.Optimizer):
         watch()
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    takes_corrected = True
+    """Its momentum is that of the gradients, and not applied again."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's answers a closure's loss
         """One update from ``grad``; a parameter without one is left alone.
 
         Raises:
-            UsageError: DDP's gradients do not carry the momentum that this takes for granted.
+            UsageError: DDP's or the backend's gradients do not carry the momentum that this takes for granted.
         """
         if closure is not None:
             raise ValueError("a closure is not supported: the gradients must be there")

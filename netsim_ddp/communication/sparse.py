@@ -66,7 +66,9 @@ class SelectedEntries(Method):
         **selection: Any,
     ) -> None:
         super().__init__(flat, group)
-        check_together({**selection, "feedback": feedback, "momentum": momentum, "clip": clip})
+        check_together(
+            {**selection, "feedback": feedback, "momentum": momentum, "clip": clip, "masking": masking}
+        )
         options = SelectionOptions(**selection)
         if options.scope == "model" and flat.is_part:
             raise UsageError(

@@ -1,4 +1,5 @@
-"""Whether DistributedDataParallel has averaged these gradients already: then an exchange would be a second one.
+"""Who averages these gradients already: DistributedDataParallel, whose average an exchange would average again, or an
+exchange of netsim's, whose momentum an optimizer must fit.
 
 DDP leaves no mark on a gradient. So every DDP of this process is known: those that are there when it is first asked,
 and each one made later, by torch's hook for modules that get a part.
@@ -7,20 +8,28 @@ and each one made later, by torch's hook for modules that get a part.
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from netsim_ddp.communication.scaling import instances
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
+from netsim_ddp.names import is_reference
 
 _known: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+
+_exchanges: weakref.WeakKeyDictionary[object, tuple[frozenset[int], float]] = weakref.WeakKeyDictionary()
+"""Hook states and backends: the ids of the parameters that each one holds, and its momentum."""
 
 
 @functools.cache
@@ -39,6 +48,49 @@ def _find_older() -> None:
     """The ones that were made before."""
     watch()
     _known.update(instances(DistributedDataParallel))
+
+
+def note_exchange(
+    exchange: object, parameters: Iterable[Tensor], method: str, params: Mapping[str, Any]
+) -> None:
+    """``exchange`` averages gradients of ``parameters``, which it keeps alive, by ``method``."""
+    if is_reference(method):
+        _exchanges.pop(exchange, None)  # a method of the user's own may do anything
+        return
+    momentum = float(params.get("momentum") or 0.0)
+    _exchanges[exchange] = frozenset(map(id, parameters)), momentum
+    if momentum:
+        _warn_of_second_momentum()
+
+
+def _momenta_of(parameters: Iterable[Tensor]) -> set[float]:
+    """Of the exchanges that hold one of these parameters."""
+    ours = {id(parameter) for parameter in parameters}
+    return {momentum for ids, momentum in list(_exchanges.values()) if not ours.isdisjoint(ids)}
+
+
+@functools.cache
+def _warn_of_second_momentum() -> None:
+    """From now on, look at every optimizer's first steps for a momentum that the gradient carries already."""
+    seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+    def look(optimizer: Optimizer, *_: Any) -> None:
+        if optimizer in seen or getattr(optimizer, "takes_corrected", False):
+            return
+        for group in optimizer.param_groups:
+            twice = group.get("momentum") and any(_momenta_of(group["params"]))
+            if twice:
+                seen.add(optimizer)
+                warnings.warn(
+                    f"{type(optimizer).__name__} has momentum={group['momentum']:g} for gradients that carry a "
+                    "momentum already, which is then applied twice: use netsim_ddp.CorrectedSGD, or momentum=0 in "
+                    "one of them",
+                    UserWarning,
+                    stacklevel=4,
+                )
+                return
+
+    register_optimizer_step_pre_hook(look)
 
 
 def wrapper_of(parameters: Iterable[Tensor]) -> DistributedDataParallel | None:
@@ -77,13 +129,21 @@ def check_not_averaged(parameters: Iterable[Tensor], group: Group, what: str) ->
 
 
 def check_corrected(parameters: Iterable[Tensor], momentum: float) -> None:
-    """Refuse gradients of a DDP that do not carry this momentum.
+    """Refuse gradients of a DDP, or of a backend, that do not carry this momentum.
 
     Raises:
-        UsageError: DDP has averaged plain gradients, or its hook accumulates another momentum.
+        UsageError: DDP has averaged plain gradients, or its hook or the backend accumulates another momentum.
     """
+    parameters = list(parameters)
     ddp = wrapper_of(parameters)
     if ddp is None:
+        if (momenta := _momenta_of(parameters)) and momentum not in momenta:
+            found = f"a momentum of {max(momenta):g}" if any(momenta) else "no momentum"
+            raise UsageError(
+                f"CorrectedSGD has momentum={momentum:g} for gradients that carry it already, and the backend's here "
+                f"carry {found}",
+                hint=f"write momentum={momentum:g} in the backend's params, which topk takes, or use torch.optim.SGD",
+            )
         return
     hooks = getattr(ddp, "_comm_hooks", [])
     accumulated = [state.params.get("momentum", 0.0) for _, state in hooks if hasattr(state, "params")]

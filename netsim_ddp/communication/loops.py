@@ -1,0 +1,104 @@
+"""What the loop around a hook or backend did with its averages: what no rank's optimizer got, and what is added to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.errors import UsageError
+
+LOOKED_AT = 8
+"""Parameters, the smallest ones, that are looked at for what an earlier step left."""
+
+
+def when_backward_ends(then: Callable[[], None]) -> None:
+    """Call ``then`` when this backward pass is over and DDP has given gradients their averages; never outside of one
+    (``ddp.join()`` calls hooks for a rank that has run out of batches)."""
+    if torch._C._current_graph_task_id() == -1:
+        return
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    # DDP queues its own end when the last hook call has returned: what that end queues comes after it.
+    queue(lambda: queue(then))
+
+
+@dataclass
+class Given:
+    """An average that is in DDP's bucket, and the parameter that should get it."""
+
+    parameter: Tensor
+    average: Tensor
+    """Float32, of the parameter's shape, without the loss's scale."""
+    bucket: Tensor
+    """The same in DDP's memory, with it."""
+
+    def __post_init__(self) -> None:
+        self._before = self.parameter.grad
+        self._version = None if self._before is None else self._before._version
+
+    def not_applied(self, scale: float) -> Tensor | None:
+        """What the parameter's gradient lacks of its average, None where it has it: DDP leaves the gradient of a
+        parameter that no rank used in this step as it is."""
+        grad = self.parameter.grad
+        if grad is None:
+            return self.average
+        if grad is not self._before or grad._version != self._version:
+            return None  # DDP has written to it
+        if grad.data_ptr() == self.bucket.data_ptr():
+            return None  # gradient_as_bucket_view
+        return self.average - grad.to(self.average.dtype) / scale
+
+
+class ClearedBetweenSteps:
+    """Refuses a backward pass that adds to the average of the step before: a velocity would take it in once more, and
+    grow without end.
+
+    Args:
+        parameters: with gradients that one exchange averages.
+        what_to_do: for the one who reads the refusal.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], what_to_do: str) -> None:
+        self._what_to_do = what_to_do
+        self._waiting: set[int] = set()
+        """Which of the parameters have had no backward pass since the last step."""
+        smallest = sorted((p for p in parameters if p.numel()), key=lambda p: p.numel())[:LOOKED_AT]
+        self._count = len(smallest)
+        me = weakref.ref(self)
+        for number, parameter in enumerate(smallest):
+            handle = parameter.register_hook(_looks(me, number, weakref.ref(parameter)))  # type: ignore[no-untyped-call]
+            weakref.finalize(self, handle.remove)
+
+    def step_ended(self) -> None:
+        """Gradients hold averages from now on."""
+        self._waiting = set(range(self._count))
+
+    def look(self, number: int, parameter: Tensor) -> None:
+        """A gradient is about to be added to this parameter's.
+
+        Raises:
+            UsageError: to an average.
+        """
+        if number not in self._waiting:
+            return
+        if parameter.grad is not None and bool(parameter.grad.any()):
+            raise UsageError(
+                "this backward pass adds to the average of the step before, which momentum= would take in once more",
+                hint=self._what_to_do,
+            )
+        self._waiting.discard(number)
+
+
+def _looks(
+    cleared: weakref.ref[ClearedBetweenSteps], number: int, parameter: weakref.ref[Tensor]
+) -> Callable[[Tensor], None]:
+    def look(gradient: Tensor) -> None:
+        del gradient
+        who, whose = cleared(), parameter()
+        if who is not None and whose is not None:
+            who.look(number, whose)
+
+    return look
