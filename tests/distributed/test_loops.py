@@ -38,7 +38,7 @@ def gradients(rank: int, step: int) -> list[Tensor]:
 
 ALL = list(range(len(SHAPES)))
 ZEROS = [torch.zeros(shape) for shape in SHAPES]
-WAYS = [(False, True), (False, False), (True, True), (True, False)]
+WAYS = [(False, True), (False, False), (True, False)]
 """gradient_as_bucket_view, and zero_grad's set_to_none."""
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("topk", {"ratio": 0.05, "collective": "allgather"}),
@@ -57,7 +57,7 @@ def lost(rank: int, workers: int) -> dict[str, float]:
         )
         ddp.register_comm_hook(HookState(ddp, method, **options), method_hook)
         came, owed = [[torch.zeros(shape) for shape in SHAPES] for _ in range(2)]
-        for step in range(90):
+        for step in range(70):
             # Layers 0 and 3 are used by all or by nobody, layer 1 by one rank or by nobody.
             everybody = [2, 4] if step % 2 and step < 20 else [0, 2, 3, 4]
             used = [everybody + [1] * (step % 3 == 0 and each == 0) for each in range(workers)]
@@ -77,7 +77,7 @@ def lost(rank: int, workers: int) -> dict[str, float]:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_layer_that_no_rank_uses_loses_nothing(workers: int) -> None:
     for found in on_ranks(lost, workers):
-        assert len(found) == 4 * len(METHODS)
+        assert len(found) == len(WAYS) * len(METHODS)
         for way, error in found.items():
             assert error < 1e-4, way
 
