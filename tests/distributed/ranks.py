@@ -111,6 +111,8 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
             shaped.register(BucketSpec.uniform(workers, bucket_bps), arrivals)
             backend = shaped.NAME
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=workers, timeout=timeout)
+        # A rank that is done, or raises, before another is connected would look to that one like a closed connection.
+        dist.barrier()
         results.put((rank, getattr(module, name)(rank, workers, *args), None))
         dist.destroy_process_group()
     except BaseException:
