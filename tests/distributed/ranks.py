@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def on_ranks(

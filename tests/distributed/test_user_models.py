@@ -128,7 +128,7 @@ REFUSED = {
     "SparseEmbedded": "the gradient of table.weight is sparse",
     "Freezing": "extra.bias no longer needs a gradient",
     "other_shapes": "1.weight [",
-    "other_order": "left.weight [10, 64] float32 on rank 0 is right.weight",
+    "other_order": ".weight [10, 64] float32 on rank 0 is ",
     "double": "is float64, and gradients of float32, float16, bfloat16 parameters are exchanged: make the model",
     "exits": "failed while building: SystemExit: 7",
     "exits_in_forward": "cannot take the 1x8x8 images of digits: SystemExit: 7",
