@@ -56,7 +56,7 @@ _RANK = re.compile(r"#\s+Rank\s+(\d+)(?:\s+Group\s+(\d+))?\s+Pid\b")
 _STARTING = re.compile(r"# Collective test starting:\s*(?:\S*/)?(\w+)")
 _PROGRAM = re.compile(rf"\b({'|'.join(FACTORS)}|hypercube)_perf(?:_mpi)?\b")
 _WRONG = re.compile(r"# Out of bounds values\s*:\s*(\d+)\s+FAILED")
-_SIZES = re.compile(r"# nThread .*\bmaxBytes\s+(\d+)\s+step:\s*(\d+)\((factor|bytes)\)")
+_SIZES = re.compile(r"# nThread .*\bmaxBytes\s+(\d{1,18})\s+step:\s*(\d{1,18})\((factor|bytes)\)")
 _FOOTER = re.compile(r"# (?:Out of bounds values|Avg bus bandwidth)\s*:")
 _ONCE = (
     re.compile(r"# nThread\b"),
