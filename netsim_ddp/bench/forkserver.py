@@ -111,6 +111,7 @@ def _fork(
         send(control, {"kind": "refused", "start": request["start"], **refused})
         return
     own |= leftovers.below()
+    server = os.getpid()
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:
@@ -123,6 +124,9 @@ def _fork(
                     if other != number:
                         os.close(fd)
                 shared = Shared(meeting, arrivals, recordings[number])
+                die_with_parent()
+                if os.getppid() != server:
+                    os._exit(1)  # it died before Linux was asked to tell of it
                 lives.run(socket.socket(fileno=fds[number]), Job(**job), shared)
             except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
                 traceback.print_exc()
@@ -155,8 +159,11 @@ def _end_at_the_command_s_death(ranks: dict[int, tuple[int, int]], own: set[int]
     """From now on die of it by way of SIGTERM, which leaves time to end what the ranks have started."""
 
     def die(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        # Linux sends it once for each thread of the command that this process belonged to in turn: a second one must
+        # not cut the clearing short.
+        signal.signal(number, signal.SIG_IGN)
         _kill(ranks, own)
+        signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, die)
@@ -176,10 +183,19 @@ def _kill(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
     leftovers.end(own)
 
 
+def _hung_up(control: socket.socket) -> bool:
+    try:
+        return control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
 def main(fd: int, workload: dict[str, Any]) -> NoReturn:
     die_with_parent()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
+    if _hung_up(control):
+        sys.exit(1)  # the command died before Linux was asked to tell of it
     try:
         prepare(workload)
     except (UsageError, EnvironmentFault) as error:

@@ -21,7 +21,6 @@ from netsim_ddp.bench.worker import StepsTask
 from netsim_ddp.communication.failing import ExchangeFailed
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError
-from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.helper import enter_namespace
 
 TASKS: dict[str, type[Task]] = {
@@ -44,7 +43,6 @@ def task_of(name: str) -> type[Task]:
 
 def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     """Returns when the command has the rank's result; reports every failure."""
-    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
     channel = RankChannel(connection)
     task = task_of(job.task)(channel, job, shared)
