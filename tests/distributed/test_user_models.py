@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -218,6 +219,12 @@ def sleepers() -> set[str]:
     return found
 
 
+def servers_of(parent: int) -> list[int]:
+    """The process that forks the ranks of the command ``parent``."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(pid) for each in lists for pid in each.read_text().split()]
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_a_model_starts_ends_with_the_run(killed: bool, tmp_path: Path) -> None:
     before, steps = sleepers(), "100000" if killed else "2"
@@ -245,7 +252,12 @@ def test_what_a_model_starts_ends_with_the_run(killed: bool, tmp_path: Path) -> 
             time.sleep(0.05)
         if killed:
             assert sleepers() - before
+            server = servers_of(process.pid)
             process.kill()
+            for _ in range(3):  # as Linux may: once for each thread of the command
+                for pid in server:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
         out, err = process.communicate(timeout=DEADLINE_S)
     finally:
         process.kill()
