@@ -1,7 +1,8 @@
 """The result file: its schema, written atomically, read with checks.
 
 Version 1 had neither training nor sweeps; version 2 did not say of what commits it was, nor in a training's cells which
-collective ran, and its times to an accuracy were compared the other way round.
+collective ran, and its times to an accuracy were compared the other way round; version 3 took buckets to become full
+in proportion to their bytes under an emulated compute, and its bucket link delayed messages without TCP's window.
 
 SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
 be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
@@ -24,7 +25,7 @@ from netsim_ddp import reading
 from netsim_ddp.errors import UsageError, cannot_write
 from netsim_ddp.reading import one_line
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 MAX_FILE_BYTES = reading.MAX_FILE_BYTES
 
 Mechanism = Literal["tc", "bucket", "host", "none"]
@@ -319,7 +320,7 @@ class Cell(Strict):
 class Result(Strict):
     """A whole result file."""
 
-    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA_VERSION
     kind: Literal["steps", "training"] = "steps"
     tool: Tool
     created_utc: str
