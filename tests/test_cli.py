@@ -317,7 +317,7 @@ def test_json_on_stdout_is_one_document_and_nothing_else(measured: Any) -> None:
     folder, done = measured
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # trailing text would be an error
-    assert result["schema_version"] == 3
+    assert result["schema_version"] == 4
     assert result["status"] == "complete"
     assert result["command"].startswith("netsim run --link none")
     kept = [path for path in (folder / ".netsim").iterdir() if not path.is_symlink()]

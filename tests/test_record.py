@@ -173,7 +173,7 @@ def test_deep_nesting_ends_in_a_line_and_not_in_a_crash(result: Result, tmp_path
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-@pytest.mark.parametrize(("version", "model"), [(1, None), (2, "simple_cnn")])
+@pytest.mark.parametrize(("version", "model"), [(1, None), (2, "simple_cnn"), (3, "simple_cnn")])
 def test_files_of_every_version_are_read(version: int, model: str | None) -> None:
     found = load(FIXTURES / f"result-v{version}.json")
     assert found.schema_version == version
@@ -202,7 +202,7 @@ def test_another_json_document_is_no_result(data: Any) -> None:
         parse(data, source="x.json")
 
 
-@pytest.mark.parametrize("version", [4, 99, "1", 1.5])
+@pytest.mark.parametrize("version", [5, 99, "1", 1.5])
 def test_a_newer_schema_says_so(version: Any, result: Result) -> None:
     with pytest.raises(UsageError, match=f"schema version {version}") as caught:
         parse({**document(result), "schema_version": version}, source="x.json")
