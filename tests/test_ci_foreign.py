@@ -49,7 +49,7 @@ def gate(
         "base": "main",
         "scenario": "bench/network.yaml",
         "repeats": str(repeats),
-        "flags": f"--alpha 0.1 {flags}",
+        "flags": flags,
     }
     assert machine.step("links", checkout, inputs=inputs).returncode == 0
     assert machine.step("bytes", checkout, inputs=inputs).stdout == "no baseline given\n"
@@ -90,7 +90,7 @@ def test_nothing_changed_is_green(machine: Machine, upstream: Path, tmp_path: Pa
 
 def test_a_planted_slowdown_is_red(machine: Machine, upstream: Path, tmp_path: Path) -> None:
     clone = propose(upstream, {METHODS: METHOD.format(sleep=0.2, more=0)}, tmp_path / "clone")
-    code, said, root = gate(machine, clone, repeats=3)
+    code, said, root = gate(machine, clone, repeats=5)
     assert code == 5, said
     (failure,) = root.findall(".//failure")
     assert "slower" in failure.get("message", "")

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from netsim_ddp.errors import NothingComparable, UsageError
 from netsim_ddp.report.compare import markdown, render_comparison
-from netsim_ddp.results.compare import Comparison, Rules, compare
+from netsim_ddp.results.compare import Rules, compare
+from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.record import Cell, EpochRecord, RepeatRecord, Result, save
-from netsim_ddp.results.sides import side, side_of
-from netsim_ddp.results.verdicts import judge_times
+from netsim_ddp.results.sides import side, side_of, sides_of
+from netsim_ddp.results.verdicts import FLOOR, Judgement, Times, judge
 from tests.test_cli import command, complaint
 from tests.test_summary import make_cell, make_link, make_rank, make_result
 
@@ -59,6 +60,11 @@ def whole(cells: Sequence[Cell], **fields: Any) -> Result:
 
 def held(base: Result, new: Result, **rules: Any) -> Comparison:
     return compare(side(base, "base.json"), side(new, "new.json"), Rules(**rules))
+
+
+def judge_times(base: Sequence[float], new: Sequence[float], floor: float = FLOOR) -> Judgement:
+    (found,) = judge([Times(base, new, floor)])
+    return found
 
 
 def verdicts(comparison: Comparison) -> dict[str, str]:
@@ -121,7 +127,7 @@ def test_a_change_below_the_floor_is_none() -> None:
 def test_few_repeats_are_refused_with_what_would_do() -> None:
     found = judge_times([1.0, 1.01, 1.02], [1.5, 1.51, 1.52])
     assert found.verdict == "inconclusive"
-    assert found.why == "3 against 3 runs cannot reach p < 0.01 (at best 0.1); 5 against 5 can"
+    assert found.why == "3 against 3 repeats; a claim needs 5 against 5 (1 comparison)"
     assert found.repeats == 5
     assert found.detectable is None
     single = judge_times([1.0], [2.0])
@@ -273,6 +279,40 @@ def test_files_of_pytest_benchmark_are_compared_by_name(tmp_path: Path) -> None:
     assert (found.only_in_base, found.only_in_new) == (["t.py::one"], ["t.py::new"])
 
 
+def processes(folder: Path, name: str, medians: Sequence[float]) -> list[Path]:
+    draw = noisy(5, 40, 0.005)
+    return [
+        benchmark_file(folder / f"{name}{i}.json", {"one": value * draw()}) for i, value in enumerate(medians)
+    ]
+
+
+def test_what_differs_from_process_to_process_is_no_change(tmp_path: Path) -> None:
+    def of(base: Sequence[float], new: Sequence[float]) -> Comparison:
+        sides = (sides_of(processes(tmp_path, name, values)) for name, values in (("a", base), ("b", new)))
+        return compare(*sides, Rules())
+
+    one = of([1.0], [1.08])
+    assert one.pairs[0].times[0].verdict == "slower"
+    assert "cannot show how far processes of the same code differ" in one.notes[0]
+    two = of([1.0, 1.05], [1.08, 1.12])
+    assert two.pairs[0].times[0].verdict == "inconclusive"
+    assert "processes of one side differ" in two.pairs[0].times[0].why
+    assert "only where even the closest two" in two.notes[0]
+    assert of([1.0, 1.01], [1.08, 1.12]).pairs[0].times[0].verdict == "slower"
+    five = of([1.0, 1.05, 1.02, 1.01, 1.03], [1.12, 1.08, 1.1, 1.09, 1.11])
+    assert (five.pairs[0].times[0].verdict, five.pairs[0].times[0].base_runs) == ("slower", 5)
+    assert five.notes == []
+
+
+def test_files_of_one_side_are_more_repeats(tmp_path: Path) -> None:
+    bases = [written(tmp_path / f"base{i}.json", result(noisy(i, 3))) for i in (1, 2)]
+    heads = [written(tmp_path / f"head{i}.json", result(noisy(9 + i, 3), slower=1.3)) for i in (1, 2)]
+    words = [word for path in bases for word in ("--base", path)]
+    done = command(["compare", *words, *(word for path in heads for word in ("--head", path))], tmp_path)
+    assert done.returncode == 5
+    assert "topk | 1 Gbit/s: it is" in done.stderr
+
+
 def test_benchmarks_without_their_rounds_say_how_to_save_them(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(
@@ -298,7 +338,7 @@ def test_the_command_ends_with_the_code_that_says_it(tmp_path: Path) -> None:
     other = written(tmp_path / "other.json", whole([cell("topk", [100], workers=2)]))
     done = command(["compare", base, base], tmp_path, env={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("6 cells compared: 6 no change\n")
+    assert done.stdout.startswith("6 cells compared: 6 no change (6 comparisons, Holm at 5%)\n")
     assert max(map(len, done.stdout.splitlines())) <= 80
     done = command(["compare", base, slow, "--json", "-", "--markdown", "out.md"], tmp_path)
     assert done.returncode == 5
@@ -351,7 +391,9 @@ BAD = {
     "a b --junit no/x.xml": "cannot write no/x.xml: no folder no (name a file in a folder you can write to)",
     "a b --json no/x.json": "cannot write no/x.json: no folder no (name a file in a folder you can write to)",
     "a b": "cannot read a: No such file or directory",
-    "a": "missing argument 'NEW.json' (netsim compare --help lists what it takes)",
+    "a": "two sides are needed to compare (write netsim compare BASE.json NEW.json, or --base A.json",
+    "a b --base c": "files stand both with and without --base and --head (write netsim compare BASE.json",
+    "--base a --head b --head b": "b is given twice on one side (each file is one set of repeats)",
 }
 
 
@@ -369,7 +411,7 @@ def text_of(comparison: Comparison, width: int = 80) -> str:
 def test_the_text_says_what_would_decide() -> None:
     text = text_of(held(result(noisy(1, 3, 0.1)), result(noisy(2, 3, 0.1))))
     joined = " ".join(text.split())
-    assert "3 against 3 runs cannot reach p < 0.01 (at best 0.1); 5 against 5 can; about" in joined
+    assert "3 against 3 repeats; a claim needs 5 against 5 (6 comparisons); about" in joined
     assert "runs of each side would decide" in joined
     text = " ".join(text_of(held(result(noisy(1, 7, 0.1)), result(noisy(2, 7, 0.1)))).split())
     assert "noise hides it; a change of" in text
@@ -405,6 +447,12 @@ def test_measuring_on_another_machine_is_said() -> None:
     new = base.model_copy(update={"environment": {**ENVIRONMENT, "cpu": "another"}})
     assert "cpu a processor and another" in held(base, new).notes[0]
     assert held(base, base).notes == []
+    busy = base.model_copy(update={"environment": {**ENVIRONMENT, "load_1min": 3.0}})
+    idle = base.model_copy(update={"environment": {**ENVIRONMENT, "load_1min": 0.2}})
+    assert "different loads (load average 0.2 and 3.0" in held(idle, busy).notes[0]
+    assert held(idle, idle).notes == []
+    for text in (text_of(held(base, new)), markdown(held(base, new))):
+        assert text.index("different machines") < text.index("cells compared"), "before any verdict"
 
 
 def test_numbers_of_a_comparison_are_json() -> None:

@@ -15,11 +15,11 @@ from netsim_ddp.results.rank_test import (
     EXACT_UP_TO,
     POWER,
     detectable,
-    least_repeats,
     mann_whitney,
-    refusal,
     repeats_to_detect,
+    signed_rank,
     smallest_p,
+    smallest_paired_p,
     spread_of,
 )
 
@@ -105,14 +105,36 @@ def test_nothing_is_no_sample(base: list[float], new: list[float]) -> None:
         mann_whitney(base, new)
 
 
-def test_what_cannot_be_decided_is_refused() -> None:
-    assert refusal(7, 7, 0.01) is None
-    assert refusal(5, 5, 0.01) is None
-    assert refusal(5, 5, 0.005) == "5 against 5 runs cannot reach p < 0.005 (at best 0.0079); 6 against 6 can"
-    assert refusal(1, 1, 0.01) == "1 against 1 runs cannot reach p < 0.01 (at best 1); 5 against 5 can"
-    assert refusal(3, 20, 0.01) is None
-    assert least_repeats(0.05) == 4
-    assert smallest_p(7, 7) == pytest.approx(0.0006, abs=5e-5)
+def by_signs(differences: Sequence[float]) -> float:
+    """p over every choice of signs: slow and plain."""
+    sizes = [abs(value) for value in differences if value]
+    ranks = [sum(other < size for other in sizes) + (sizes.count(size) + 1) / 2 for size in sizes]
+    middle = sum(ranks) / 2
+    observed = abs(
+        sum(r for r, value in zip(ranks, filter(None, differences), strict=True) if value > 0) - middle
+    )
+    deals = list(itertools.product((0, 1), repeat=len(ranks)))
+    as_far = sum(
+        abs(sum(r for r, sign in zip(ranks, signs, strict=True) if sign) - middle) >= observed - 1e-9
+        for signs in deals
+    )
+    return as_far / len(deals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+def test_p_of_pairs_is_the_share_of_all_signs_ties_and_all(differences: list[int]) -> None:
+    base = [10.0 * i for i in range(len(differences))]
+    new = [a + b for a, b in zip(base, differences, strict=True)]
+    assert signed_rank(base, new) == pytest.approx(by_signs(differences), abs=1e-12)
+    assert signed_rank(new, base) == pytest.approx(signed_rank(base, new), abs=1e-12)
+
+
+def test_pairs_that_agree_in_sign() -> None:
+    assert signed_rank([0.0] * 7, [1.0 + i for i in range(7)]) == smallest_paired_p(7) == 2 / 2**7
+    assert signed_rank([1.0, 2.0], [1.0, 2.0]) == 1.0
+    with pytest.raises(ValueError, match="numbers"):
+        signed_rank([0.0], [math.nan])
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (7, 7), (5, 9)])
@@ -144,7 +166,7 @@ def test_repeats_that_would_decide() -> None:
     assert at is not None
     assert below is not None
     assert at <= 0.05 < below
-    assert repeats_to_detect(0.5, 0.01, 0.01) == least_repeats(0.01)
+    assert repeats_to_detect(0.5, 0.01, 0.01) == 5
     assert repeats_to_detect(0.001, 0.2, 0.01) is None
     assert detectable(3, 3, 0.05, 0.01) is None
 

@@ -71,7 +71,7 @@ def worktrees(top: Path) -> int:
 def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     (tmp_path / "kept").mkdir()
-    words = ["--base", "HEAD", "--package", str(repository / "src"), "--repeats", "3", "--alpha", "0.1"]
+    words = ["--base", "HEAD", "--package", str(repository / "src"), "--repeats", "5"]
     words += ["--method", "mine:Mine", "--link", "none", "--workers", "2", "--steps", "2", "--warmup", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "netsim_ddp", "regress", *words, "--save", "kept", "--json", "-"],
@@ -87,10 +87,10 @@ def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> No
     (row,) = pair["times"]
     assert row["verdict"] == "slower"
     assert row["new_s"] - row["base_s"] > 0.1
-    assert (row["base_runs"], row["new_runs"]) == (3, 3)
+    assert (row["base_runs"], row["new_runs"]) == (5, 5)
     assert not any(figure["changed"] for figure in pair["figures"]), "the same bits, only later"
     kept = [load(tmp_path / "kept" / f"{name}.json") for name in ("base", "head")]
-    assert [len(each.cells[0].repeats) for each in kept] == [3, 3]
+    assert [len(each.cells[0].repeats) for each in kept] == [5, 5]
     assert worktrees(repository) == 1
     assert not (tmp_path / "hooked").exists()
     assert not [name for name in os.listdir(tmp_path / "temporary") if name.startswith("netsim")]

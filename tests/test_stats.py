@@ -78,22 +78,6 @@ def interval(low: float, median: float, high: float) -> Interval:
     return Interval(median=median, ci_low=low, ci_high=high)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        (interval(9, 10, 11), interval(12, 13, 14), True),
-        (interval(9, 10, 12), interval(11, 13, 14), False),
-        (interval(10, 10, 10), interval(10.5, 10.5, 10.5), False),
-        (interval(10, 10, 10), interval(12, 12, 12), True),
-        (interval(10, 10, 10), interval(10, 10, 10), False),
-        (interval(0, 0, 0), interval(0, 0, 0), False),
-    ],
-)
-def test_resolved(one: Interval, other: Interval, expected: bool) -> None:
-    assert stats.resolved(one, other) is expected
-    assert stats.resolved(other, one) is expected
-
-
 def test_drift_is_seen_where_the_thirds_are_apart() -> None:
     assert stats.drift([2.0] * 3 + [1.5] * 3 + [1.0] * 3) == pytest.approx(-0.5)
     assert stats.drift([1.0] * 3 + [1.1] * 3 + [1.2] * 3) == pytest.approx(0.2)

@@ -76,8 +76,7 @@ def test_80_columns_show_the_table_of_the_design() -> None:
     assert lines[2] == "REPLAYED: 8 ranks on 2 cores | compute emulated 50 ms | codec on CPU, 2 threads"
     assert lines[4].startswith("ms per step, slowest rank, median of 3 runs")
     assert "1554±6" in text
-    assert "topk (fastest)" in text
-    assert re.search(r"topk .* 105±2 48% +2\.40 +14\.8 +14\.2", text)
+    assert re.search(r"topk .* 105±2 +315 48% +2\.40 +14\.8 +14\.2", text)
 
 
 def test_160_columns_show_everything() -> None:
@@ -167,9 +166,17 @@ def test_a_cell_that_gives_no_speedup_shows_a_dash() -> None:
     assert header[-1] == "dense"
 
 
-def test_only_a_resolved_winner_is_called_fastest() -> None:
-    assert "(fastest)" not in rendered(make_result([topk(), topk((102, 104, 106), params={"ratio": 0.02})]))
-    assert "(fastest)" not in rendered(make_result([topk()]))
+def five(middle: float, spread: float = 0.01) -> list[float]:
+    return [middle * (1 + spread * share) for share in (-1, -0.4, 0, 0.6, 1)]
+
+
+def test_only_a_winner_by_the_rule_is_called_fastest() -> None:
+    others = [dense(five(1554)), make_cell("fp16", five(703))]
+    assert "topk (fastest)" in rendered(make_result([*others, topk(five(105))]))
+    close = make_result([*others, topk(five(105)), topk(five(108), params={"ratio": 0.02})])
+    assert "(fastest)" not in rendered(close), "less than 5% from the next"
+    assert "(fastest)" not in rendered(make_result([dense(), topk()])), "three repeats"
+    assert "(fastest)" not in rendered(make_result([topk(five(105))]))
 
 
 def test_the_step_header_says_what_the_interval_is() -> None:
@@ -250,20 +257,39 @@ def test_labels_tell_cells_apart_and_say_no_more() -> None:
 # Verdict
 
 
-def test_a_win_is_stated_against_every_rival() -> None:
+def test_a_factor_of_few_repeats_is_no_claim() -> None:
     assert verdict(usual()) == [
-        "topk: 14.8x dense, 6.7x fp16, 14.2x dense overlapped with its backward.",
-        "fp16: 2.21x dense, 2.12x dense overlapped with its backward.",
+        "topk: 14.2x dense,overlap in these 3 repeats; a claim needs 5 repeats [6.7x fp16, 14.8x dense].",
+        "fp16: 2.12x dense,overlap in these 3 repeats; a claim needs 5 repeats [2.21x dense].",
         "topk: 78.1x fewer bytes than dense, +102 MB/rank residual. Says nothing on accuracy.",
+        "Rule: 2 comparisons, Holm at 5%, each with dense,overlap; a claim needs 5 repeats and a difference beyond "
+        "5%. Factors in brackets are measured and claim nothing.",
     ]
 
 
-def test_a_win_over_dense_alone_does_not_hide_a_faster_rival() -> None:
-    fp16 = make_cell("fp16", (50, 51, 52))
-    lines = verdict(make_result([dense(), dense((78, 79, 80), overlap=True), fp16, topk()]))
-    (line,) = [line for line in lines if line.startswith("topk: 14.8x")]
-    assert ", but only 0.49x fp16" in line
-    assert ", but only 0.75x dense overlapped with its backward." in line
+def test_the_named_rival_is_dense_in_16_bits_overlapped() -> None:
+    half = make_cell("fp16", five(698), overlap=True)
+    cells = [
+        dense(five(1554)),
+        dense(five(1491), overlap=True),
+        half,
+        topk(five(105)),
+        topk(five(720), id="slow"),
+    ]
+    lines = verdict(make_result(cells))
+    assert lines[0].startswith("topk is faster than fp16,overlap: 6.6x [14.8x dense, 14.2x dense,overlap].")
+    assert lines[1].startswith("topk: within 5% of fp16,overlap") or "no resolvable difference" in lines[1]
+    assert "2 comparisons, Holm at 5%, each with fp16,overlap" in lines[-1]
+
+
+def test_a_larger_family_needs_more_repeats() -> None:
+    methods = [topk(five(105 + 10 * n), params={"ratio": 0.01 + n / 100}) for n in range(7)]
+    lines = verdict(make_result([dense(five(1554)), *methods]))
+    assert "in these 5 repeats; a claim needs 6 repeats" in lines[0]
+    assert lines[-1].startswith("Rule: 7 comparisons, Holm at 5%, each with dense; a claim needs 6 repeats")
+    slow = [cell.model_copy(update={"bandwidth_bps": 10**8}) for cell in (dense(five(1554)), *methods)]
+    both = verdict(make_result([dense(five(1554)), *methods, *slow]))
+    assert both[-1].startswith("Rule: 14 comparisons"), "all that one command prints is one family"
 
 
 def test_charged_bytes_are_called_so() -> None:
@@ -276,7 +302,7 @@ def test_charged_bytes_are_called_so() -> None:
 
 def test_more_bytes_are_not_called_fewer() -> None:
     lines = verdict(make_result([dense(), topk(tx=374.8e6)]))
-    assert lines[-1].startswith("topk: 2.00x more bytes than dense")
+    assert lines[-2].startswith("topk: 2.00x more bytes than dense")
 
 
 def test_a_network_that_is_not_the_bottleneck_is_no_reason_to_celebrate() -> None:
@@ -303,18 +329,20 @@ def test_an_unshaped_link_shows_the_host() -> None:
 
 def test_a_loss_says_what_it_costs_and_what_it_saves() -> None:
     base = dense((199, 200, 201))
-    slower = topk((284, 286, 288), phases={"compress": 100, "decompress": 80, "communicate": 55})
-    lines = verdict(make_result([base, slower]))
-    assert lines[0] == (
-        "topk is 0.699x dense: 78.1x fewer bytes save 94 ms on the wire, but compress + decompress take 180 ms."
-    )
+    phases = {"compress": 100, "decompress": 80, "communicate": 55}
+    lines = verdict(make_result([base, topk((284, 286, 288), phases=phases)]))
+    why = "78.1x fewer bytes save 94 ms on the wire, but compress + decompress take 180 ms."
+    assert lines[0] == f"topk: 0.699x dense in these 3 repeats; a claim needs 5 repeats. {why}"
+    lines = verdict(make_result([dense(five(200)), topk(five(286), phases=phases)]))
+    assert lines[0] == f"topk is slower than dense: 0.70x. {why}"
 
 
 def test_a_loss_that_saves_nothing() -> None:
     lines = verdict(make_result([dense((199, 200, 201)), topk((399, 400, 401))]))
     # Fewer bytes are not less time: what else the time went into is computed from rate and delay.
     assert lines[0] == (
-        "topk is 0.500x dense: it sends 78.1x fewer bytes, yet communicates 170 ms longer: at this rate its bytes take "
+        "topk: 0.500x dense in these 3 repeats; a claim needs 5 repeats. It sends 78.1x fewer bytes, yet communicates "
+        "170 ms longer: at this rate its bytes take "
         "19 ms; the other 300 ms are not the link's: they are this host's, for starting messages and waiting for the "
         "other ranks; compress + decompress take 29 ms."
     )
@@ -323,7 +351,7 @@ def test_a_loss_that_saves_nothing() -> None:
     assert "the other 300 ms are rounds x delay, about 6 rounds of messages x 50 ms" in lines[0]
     more = topk((399, 400, 401), tx=200e6)
     assert (
-        "it saves neither bytes nor time on the wire (170 ms more)"
+        "It saves neither bytes nor time on the wire (170 ms more)"
         in verdict(make_result([dense((199, 200, 201)), more]))[0]
     )
 
@@ -334,16 +362,16 @@ def test_a_loss_that_is_neither_codec_nor_wire() -> None:
 
 
 def test_a_difference_within_noise_is_none() -> None:
-    lines = verdict(make_result([dense((190, 200, 210)), topk((185, 195, 205))]))
-    assert lines[0] == "topk: no resolvable difference from dense (200±10 against 200±10 ms)."
+    lines = verdict(make_result([dense(five(200, 0.05)), topk(five(195, 0.05))]))
+    assert lines[0] == "topk: no resolvable difference from dense (1.0x, 195±10 against 200±10 ms)."
+    same = verdict(make_result([dense(five(200)), topk(five(202))]))
+    assert same[0].startswith("topk: within 5% of dense (95% interval 0.9")
 
 
 def test_single_runs_admit_that_they_have_no_error_bars() -> None:
     lines = verdict(make_result([dense([1554]), topk([105])], scenario={"repeats": 1}))
-    assert lines[0] == "topk: 15x dense."
+    assert lines[0] == "topk: 15x dense in this one repeat; a claim needs 5 repeats."
     assert lines[-1] == "One run each: no error bars. --repeats 6 gives a 95% interval."
-    close = verdict(make_result([dense([200]), topk([190])], scenario={"repeats": 1}))
-    assert close[0].startswith("topk: no resolvable difference")
 
 
 def test_a_host_limited_baseline_gives_no_speedup_and_says_why() -> None:

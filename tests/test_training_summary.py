@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -85,22 +86,58 @@ def test_differences_are_paired_by_seed() -> None:
     assert found.accuracy.ci_high - found.accuracy.mean == pytest.approx(4.3027 * 0.05 / 3**0.5, rel=1e-4)
     assert found.resolution_points == 100 / SAMPLES
     assert found.resolvable_points == found.resolution_points  # no less than one sample
-    assert found.verdict == "within"
+    assert (found.verdict, found.comparisons, found.seeds_needed) == ("not resolvable", 2, 7)
+
+
+SEEDS = [0.0, 0.002, -0.002, 0.001, -0.001, 0.003, -0.003, 0.0005]
 
 
 @pytest.mark.parametrize(
-    ("ours", "verdict"),
+    ("shift", "verdict"),
     [
-        ([0.90, 0.902, 0.898], "within"),
-        ([0.893, 0.893, 0.893], "within"),  # lower, but by less than a point, and surely so
-        ([0.88, 0.879, 0.881], "worse"),
-        ([0.92, 0.921, 0.919], "better"),
-        ([0.90, 0.93, 0.86], "not resolvable"),
-        ([0.95], "not resolvable"),
+        (0.0003, "within"),
+        (-0.007, "worse"),  # by less than a point, and surely so: worse beats within
+        (-0.02, "worse"),
+        (0.02, "better"),
     ],
 )
-def test_verdicts(ours: list[float], verdict: str) -> None:
+def test_verdicts(shift: float, verdict: str) -> None:
+    ours = [0.90 + shift + noise / 4 for noise in SEEDS]
     assert summary([cell("dense", [0.90] * len(ours)), cell("topk", ours)]).verdict == verdict
+    few = summary([cell("dense", [0.90] * 6), cell("topk", ours[:6])])
+    assert few.verdict == "not resolvable", "two comparisons cannot be claimed with six seeds"
+
+
+def test_seeds_that_disagree_decide_nothing() -> None:
+    ours = [0.90 + 10 * noise for noise in SEEDS]
+    assert summary([cell("dense", [0.90] * len(ours)), cell("topk", ours)]).verdict == "not resolvable"
+
+
+def with_loss(made: Cell, losses: list[float]) -> Cell:
+    for repeat, loss in zip(made.repeats, losses, strict=True):
+        repeat.epochs[-1].validation_loss = loss
+    return made
+
+
+def test_a_loss_that_is_worse_is_worse_whatever_the_accuracy_says() -> None:
+    ours, dense = [0.90 + noise for noise in SEEDS], cell("dense", [0.90] * len(SEEDS))
+    lost = with_loss(cell("topk", ours), [0.31 + noise for noise in SEEDS])
+    found = summary([dense, lost])
+    assert (found.accuracy_verdict, found.loss_verdict, found.verdict) == ("not resolvable", "worse", "worse")
+    (said, *_) = sentences(summarise_training([dense, lost]))
+    assert said.startswith("topk: worse than dense in loss (+0.01")
+    assert "validation loss +55" in said
+    diverged = summary([dense, with_loss(cell("topk", ours), [math.nan, *[0.2] * 7])])
+    assert (diverged.loss_verdict, diverged.verdict) == ("worse", "worse")
+
+
+def test_more_methods_need_more_seeds() -> None:
+    ours = [0.88 + noise / 4 for noise in SEEDS[:7]]
+    dense = cell("dense", [0.90] * 7)
+    assert summary([dense, cell("topk", ours)]).verdict == "worse"
+    found = summarise_training([dense, *(cell(f"topk,{n}", ours) for n in range(4))])[1].training
+    assert found is not None
+    assert (found.comparisons, found.seeds_needed, found.verdict) == (8, 9, "not resolvable")
 
 
 def test_only_seeds_that_both_have_are_compared_and_unfinished_ones_do_not_count() -> None:
@@ -138,8 +175,8 @@ def test_cells_of_another_setting_are_no_baseline() -> None:
     dense, other = cell("dense", [0.9, 0.9], workers=8), cell("topk", [0.8, 0.8])
     assert summary([dense, other]).verdict is None
     along = [
-        cell("dense", [0.9, 0.9], axes={"batch_size": 16}),
-        cell("topk", [0.9, 0.9], axes={"batch_size": 16, "ratio": 0.1}),
+        cell("dense", [0.9] * 7, axes={"batch_size": 16}),
+        cell("topk", [0.9] * 7, axes={"batch_size": 16, "ratio": 0.1}),
     ]
     assert summary(along).verdict == "within"
     along[1].axes = {"batch_size": 32}
@@ -161,10 +198,13 @@ def result(cells: list[Cell]) -> Result:
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_table_fits_and_says_what_it_means(width: int) -> None:
+    seeds = [0.90 + noise for noise in SEEDS]
     cells = [
-        cell("dense", [0.90, 0.91], per_epoch_s=100, sent=4_512_000),
-        cell("topk", [0.901, 0.911], params={"ratio": 0.01}),
-        cell("topk,feedback=off", [0.6, 0.61], params={"ratio": 0.01, "feedback": False}),
+        cell("dense", seeds, per_epoch_s=100, sent=4_512_000),
+        cell("topk", [value + 0.001 for value in seeds], params={"ratio": 0.01}),
+        cell(
+            "topk,feedback=off", [value - 0.3 for value in seeds], params={"ratio": 0.01, "feedback": False}
+        ),
     ]
     console = Console(width=width, record=True, force_terminal=False)
     found = result(cells)
@@ -172,11 +212,14 @@ def test_the_table_fits_and_says_what_it_means(width: int) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "within 1 point of dense" in " ".join(text.split())
-    assert "worse than dense" in " ".join(text.split())
+    assert "worse than dense in accuracy and loss" in " ".join(text.split())
+    assert "4 comparisons, Holm at 5%" in " ".join(text.split())
     assert "400 validation samples" in " ".join(text.split())
     assert parse(found.model_dump(mode="json"), source="itself") == found
 
 
-def test_one_seed_is_said_to_resolve_nothing() -> None:
+def test_few_seeds_are_said_to_claim_nothing() -> None:
     found = summarise_training([cell("dense", [0.9]), cell("topk", [0.95])])
-    assert "resolves nothing" in sentences(found)[0]
+    assert sentences(found)[0].startswith(
+        "topk: +5.00 points, validation loss -25% over 1 seed; a claim needs 7 seeds"
+    )

@@ -96,7 +96,8 @@ def _restricted(words: Sequence[str], methods: Sequence[str] | None) -> list[str
 def side_of(result: Result | None, state: State, found: Present) -> Side:
     """One side of the comparison: a state that could not be asked for any method has measured nothing."""
     measured = Side(state.name, ()) if result is None else side(result, state.name)
-    return replace(measured, lacks=found.lacks)
+    # Measured in turns: the load that one state's run found is in part what the other's has left.
+    return replace(measured, lacks=found.lacks, load=None)
 
 
 def absolute(words: Sequence[str]) -> list[str]:

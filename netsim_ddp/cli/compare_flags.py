@@ -13,7 +13,8 @@ from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.errors import Regression, UsageError
 
 if TYPE_CHECKING:
-    from netsim_ddp.results.compare import Comparison, Rules
+    from netsim_ddp.results.compare import Rules
+    from netsim_ddp.results.comparison import Comparison
 
 FIGURES = (
     "median", "compute", "compress", "communicate", "wait", "decompress", "optimizer", "other", "accuracy", "loss",
@@ -52,7 +53,11 @@ Only = Annotated[
 Alpha = Annotated[
     float,
     typer.Option(
-        "--alpha", metavar="P", min=1e-6, max=0.2, help="How often chance may pass for a change, per cell."
+        "--alpha",
+        metavar="P",
+        min=1e-6,
+        max=0.2,
+        help="How often all comparisons together may claim a change between equal states (Holm's correction).",
     ),
 ]
 Json = Annotated[

@@ -40,7 +40,7 @@ def regress(
     fail_above: flags.FailAbove = None,
     fail_on: flags.FailOn = None,
     only: flags.Only = None,
-    alpha: flags.Alpha = 0.01,
+    alpha: flags.Alpha = 0.05,
     json: flags.Json = None,
     markdown: flags.Markdown = None,
     junit: flags.JUnit = None,

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from netsim_ddp.report.wording import clean
-from netsim_ddp.results.compare import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
+from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
+from netsim_ddp.results.verdicts import of_family
 from netsim_ddp.units import format_duration
 
 _STYLES = {"slower": "red", "worse": "red", "faster": "green", "better": "green", "inconclusive": "yellow"}
@@ -29,16 +30,16 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
         )
         console.print(Text(wrapped, style=style))
 
+    for note in comparison.notes:  # before any verdict, which they qualify
+        line(f"warning: {clean(note)}", "yellow")
     line(headline(comparison), "bold")
     line(f"base {clean(comparison.base)}", "dim")
     line(f"new  {clean(comparison.new)}", "dim")
-    for note in comparison.notes:
-        line(f"warning: {clean(note)}", "yellow")
     timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
     if timed:
         width = _name_width([_row_name(pair, row) for pair, row in timed], console.width)
         line("")
-        line(f"{'':{width}} {'base':>8} {'new':>8}  {'new / base':<17} {'p':>6}  verdict", "dim")
+        line(f"{'':{width}} {'base':>8} {'new':>8}  {'new / base':<17} {'Holm p':>6}  verdict", "dim")
         for pair, row in timed:
             name = _row_name(pair, row)
             if len(name) > width:  # cut, two names could read alike
@@ -72,13 +73,15 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def headline(comparison: Comparison) -> str:
-    """``6 cells compared: 1 slower, 5 no change``."""
+    """``6 cells compared: 1 slower, 5 no change (6 comparisons, Holm at 5%)``."""
     verdicts = [row.verdict for pair in comparison.pairs for row in pair.times]
     verdicts += [row.verdict for pair in comparison.pairs for row in pair.scores]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in _ORDER if verdict in verdicts]
     count = len(comparison.pairs)
     found = f"{count} cell{'s' * (count != 1)} compared"
-    return f"{found}: {', '.join(counts)}" if counts else found
+    if not counts:
+        return found
+    return f"{found}: {', '.join(counts)} ({of_family(len(verdicts), comparison.alpha)})"
 
 
 def undecided(row: TimeRow) -> str:
@@ -122,15 +125,16 @@ def _markdown(comparison: Comparison) -> Iterator[str]:
     state = "fails" if comparison.failures else "ok"
     yield f"### netsim compare: {state}"
     yield ""
+    for note in comparison.notes:  # before any verdict, which they qualify
+        yield f"warning: {_escape(note)}"
+        yield ""
     yield f"{headline(comparison)}. Base `{_code(comparison.base)}`, new `{_code(comparison.new)}`."
     for failure in comparison.failures:
         yield f"- **{_escape(failure)}**"
-    for note in comparison.notes:
-        yield f"- warning: {_escape(note)}"
     timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
     if timed:
         yield ""
-        yield "| | base | new | new / base (interval) | p | verdict |"
+        yield "| | base | new | new / base (interval) | Holm p | verdict |"
         yield "|---|---:|---:|---:|---:|---|"
         for pair, row in timed:
             cells = [
@@ -184,9 +188,11 @@ def _ratio(row: TimeRow) -> str:
 
 
 def _p(row: TimeRow) -> str:
-    if row.p is None:
+    """Holm's; in comparisons of version 1 the test's own."""
+    p = row.p if row.adjusted_p is None else row.adjusted_p
+    if p is None:
         return ""
-    return "<1e-4" if row.p < 1e-4 else f"{row.p:.2g}"
+    return "<1e-4" if p < 1e-4 else f"{p:.2g}"
 
 
 def _score(row: ScoreRow) -> str:

@@ -8,7 +8,7 @@ from netsim_ddp.errors import NetsimError
 from netsim_ddp.report.compare import cell_lines
 from netsim_ddp.report.junit import written
 from netsim_ddp.report.wording import clean
-from netsim_ddp.results.compare import Comparison
+from netsim_ddp.results.comparison import Comparison
 
 SUITE = "netsim: base and new"
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from netsim_ddp.report.collection import Block, Entry
+from netsim_ddp.report.training import RULE, too_few
 from netsim_ddp.report.wording import DASH, points
 from netsim_ddp.results.intervals import mean_interval
-from netsim_ddp.results.record import EpochRecord
+from netsim_ddp.results.record import EpochRecord, TrainingSummary
 from netsim_ddp.results.summary import ALONE
 from netsim_ddp.units import format_bytes, format_duration
 
@@ -19,9 +20,8 @@ HEADERS = (
 )  # fmt: skip
 NOTE = (
     "After the last epoch: means over seeds, ± half a 95% t-interval. Differences to dense are taken seed by seed. "
-    "Within: even the interval's worse end is at most 1 point below dense; worse, better: by more than the interval "
-    "and one validation sample; not resolvable: more seeds would tell. The last column is the clock at the end of the "
-    "first epoch that comes within a point of what dense ends with, the median of the seeds that do."
+    f"{RULE} The last column is the clock at the end of the first epoch that comes within a point of what dense ends "
+    "with, the median of the seeds that do."
 )
 
 
@@ -35,12 +35,15 @@ def sentences(block: Block) -> list[str]:
     found = []
     for entry in block.entries:
         if _last(entry):
-            label, _, epochs, accuracy, difference, verdict, loss, _, sent, _, took, _ = _row(entry)
+            label, _, epochs, accuracy, difference, verdict, loss, share, sent, _, took, _ = _row(entry)
             reached = f"loss {loss}" if accuracy == DASH else f"{accuracy}%"
             plural = "" if epochs == "1" else "s"
             beside = ""
             if difference != DASH:
-                beside = f", {difference} points to dense{'' if verdict == DASH else f': {verdict}'}"
+                loss_too = "" if share == DASH else f" and {share}% validation loss"
+                beside = (
+                    f", {difference} points{loss_too} to dense{'' if verdict == DASH else f': {verdict}'}"
+                )
             found.append(
                 f"{label}: {reached} after {epochs} epoch{plural}{beside}; {sent} sent per rank, {took}."
             )
@@ -75,7 +78,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         " to ".join(dict.fromkeys(str(number) for number in (epochs[0], epochs[-1]))),
         _mean([epoch.validation_accuracy for epoch in last], 100.0, 2),
         DASH if summary is None else points(summary.difference_points),
-        DASH if verdict in (None, "baseline") else f"{verdict} 1 point" if verdict == "within" else verdict,
+        _verdict(summary),
         _mean([epoch.validation_loss for epoch in last], 1.0, 4),
         DASH if summary is None else points(summary.loss_difference_percent),
         format_bytes(sent),
@@ -83,6 +86,16 @@ def _row(entry: Entry) -> tuple[str, ...]:
         format_duration(fmean(epoch.elapsed_s for epoch in last)),
         reached,
     )
+
+
+def _verdict(summary: TrainingSummary | None) -> str:
+    if summary is None or summary.verdict in (None, "baseline"):
+        return DASH
+    if too_few(summary):
+        return f"too few seeds, a claim needs {summary.seeds_needed}"
+    if summary.verdict == "within" and summary.difference_points is not None:
+        return "within 1 point"
+    return str(summary.verdict)
 
 
 def _mean(values: Sequence[float | None], scale: float, digits: int) -> str:

@@ -30,9 +30,10 @@ from netsim_ddp.report.wording import (
     step_header,
     times,
 )
-from netsim_ddp.results import stats
+from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.record import Cell, Interval, Result
 from netsim_ddp.results.summary import baseline, place_axes
+from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 
 DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent")
 """Dropped in this order until the table fits."""
@@ -65,10 +66,13 @@ def render_sweep(result: Result, console: Console) -> None:
     if measured:
         line("")
         line(basis(measured), "dim")
-        console.print(_table(measured, console))
-        if any(row.fastest for group in groups(measured) for row in _rows(group)):
-            single = any(len(cell.repeats) == 1 for cell in measured)
-            line("* the fastest there" + (", by 10% or more" if single else ", beyond noise"), "dim")
+        family = len(claims(measured))
+        rows = [row for group in groups(measured) for row in _rows(group, family)]
+        console.print(_table(measured, rows, console))
+        if any(row.fastest for row in rows):
+            line(f"* the fastest there, by {FLOOR:.0%} or more; {of_family(family)}", "dim")
+        elif family and (needed := repeats_needed(family)) > min(len(cell.repeats) for cell in measured):
+            line(f"none is called the fastest: a claim needs {needed} repeats ({of_family(family)})", "dim")
         render_break_evens(measured, console)
         if render_needs(measured, console):
             line(NOTE, "dim")
@@ -198,10 +202,9 @@ def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
     ]
 
 
-def _table(cells: Sequence[Cell], console: Console) -> Table:
+def _table(cells: Sequence[Cell], rows: Sequence[_Row], console: Console) -> Table:
     """The widest table that fits the console."""
     axes = _varying_axes(cells)
-    rows = [row for group in groups(cells) for row in _rows(group)]
     columns = _columns(axes, step_header(cells))
     texts = {column: [encodable(column.text(row), console) for row in rows] for column in columns}
     method = columns[len(axes)]
@@ -231,14 +234,9 @@ def _varying_axes(cells: Sequence[Cell]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def _rows(group: Sequence[Cell]) -> list[_Row]:
-    order = sorted(group, key=lambda cell: cell.summary.step_s.median if cell.summary else 0.0)
-    fastest = None
-    if len(order) > 1:
-        first, second = order[0].summary, order[1].summary
-        if first and second and stats.resolved(first.step_s, second.step_s):
-            fastest = order[0]
-    return [_Row(cell, group, cell is group[0], cell is fastest) for cell in group]
+def _rows(group: Sequence[Cell], family: int) -> list[_Row]:
+    winner = fastest(group, family)
+    return [_Row(cell, group, cell is group[0], cell is winner) for cell in group]
 
 
 def _build(

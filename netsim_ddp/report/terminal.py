@@ -26,7 +26,7 @@ from netsim_ddp.report.wording import (
     plain,
     step_header,
 )
-from netsim_ddp.results import stats
+from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -54,6 +54,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
 
     line(_header(result), "bold")
     parts = groups(result.cells)
+    family = len(claims(result.cells))
     for cells in parts:
         if len(parts) > 1:
             line("")
@@ -63,7 +64,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         if any(cell.summary for cell in cells):
             line("")
             line(basis(cells), "dim")
-            console.print(_table(cells, console))
+            console.print(_table(cells, fastest(cells, family), console))
     if warnings and result.warnings:
         line("")
         for warning in result.warnings:
@@ -152,20 +153,12 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
     return clean(" | ".join(parts))
 
 
-def _fastest(rows: Sequence[Row]) -> Row | None:
-    """The row that is faster than every other beyond noise, if there is one."""
-    order = sorted(rows, key=lambda row: row.summary.step_s.median)
-    if len(order) > 1 and stats.resolved(order[0].summary.step_s, order[1].summary.step_s):
-        return order[0]
-    return None
-
-
-def _table(cells: Sequence[Cell], console: Console) -> Table:
+def _table(cells: Sequence[Cell], fastest: Cell | None, console: Console) -> Table:
     """The widest table that fits the console."""
     rows = rows_of(cells)
     table = Table()
     for count in range(len(DROPS) + 1):
-        table = _build(rows, cells, frozenset(DROPS[:count]), console)
+        table = _build(rows, cells, fastest, frozenset(DROPS[:count]), console)
         # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
         free = console.options.update(max_width=10_000)
         if console.measure(table, options=free).maximum <= console.width:
@@ -173,7 +166,13 @@ def _table(cells: Sequence[Cell], console: Console) -> Table:
     return table
 
 
-def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], console: Console) -> Table:
+def _build(
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    fastest: Cell | None,
+    dropped: frozenset[str],
+    console: Console,
+) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
     for column in columns:
@@ -184,12 +183,11 @@ def _build(rows: Sequence[Row], cells: Sequence[Cell], dropped: frozenset[str], 
             overflow="ellipsis",
             vertical="bottom",
         )
-    fastest = _fastest(rows)
     for row in rows:
         texts = [encodable(column.text(row), console) for column in columns]
         if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
             texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
-        if row is fastest:
+        if row.cell is fastest:
             texts[0] += " (fastest)"
-        table.add_row(*(Text(text) for text in texts), style="bold" if row is fastest else "")
+        table.add_row(*(Text(text) for text in texts), style="bold" if row.cell is fastest else "")
     return table

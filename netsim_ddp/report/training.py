@@ -17,12 +17,18 @@ from netsim_ddp.report.wording import DASH, clean, count_of, encodable, groups, 
 from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
 from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
+from netsim_ddp.results.verdicts import FLOOR, of_family
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits; time is what a shaped link is for, and means little on the loopback.
 DROPS = ("residual", "rate", "total", "loss", "sent")
 DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
 DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
+RULE = (
+    "Worse, better: claimed in accuracy or in loss, and worse in either is worse; within: even the interval's worse "
+    f"end is at most {WITHIN_POINTS:g} point below dense, and there were seeds enough to find it worse; not "
+    "resolvable: more seeds would tell."
+)
 _LONGEST_LABEL = 36
 _TOLD_METHODS = 4
 """So many methods get a sentence each; of more the table tells."""
@@ -173,9 +179,14 @@ def _percent(value: MeanInterval | None) -> str:
 def _word(summary: TrainingSummary) -> str:
     if summary.verdict in (None, "baseline"):
         return DASH
-    if summary.resolvable_points is None:
-        return "one seed"
+    if too_few(summary):
+        return "too few seeds"
     return f"within {WITHIN_POINTS:g}" if summary.verdict == "within" else str(summary.verdict)
+
+
+def too_few(summary: TrainingSummary) -> bool:
+    """Whether nothing can be claimed of the method, whatever its differences are."""
+    return summary.verdict == "not resolvable" and len(summary.seeds) < summary.seeds_needed
 
 
 def _loss(summary: TrainingSummary) -> str:
@@ -216,10 +227,13 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     if len(compared) <= _TOLD_METHODS:
         found = [text for row in compared if (text := _verdict(row)) is not None]
     else:
-        found = [
-            f"within {WITHIN_POINTS:g}: even the interval's worse end is at most {WITHIN_POINTS:g} point below dense; "
-            "worse, better: by more than the interval and one sample; not resolvable: more seeds would tell."
-        ]
+        found = [RULE]
+    if compared:
+        first = compared[0].summary
+        found.append(
+            f"Rule: {of_family(first.comparisons)} (accuracy and loss of each method, seed by seed with dense); a "
+            f"claim needs {first.seeds_needed} seeds."
+        )
     resolutions = [r for row in rows if (r := row.summary.resolution_points) is not None]
     if resolutions and compared:
         samples = round(100 / max(resolutions))
@@ -228,27 +242,45 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
 
 
 def _verdict(row: _Row) -> str | None:
-    summary, difference = row.summary, row.summary.difference_points
-    if difference is None or summary.verdict in (None, "baseline"):
+    summary = row.summary
+    if summary.verdict in (None, "baseline"):
         return None
-    seeds = len(summary.seeds)
-    if summary.resolvable_points is None:
-        head = (
-            f"{row.label}: {difference.mean:+.2f} points to dense with one seed, "
-            "which resolves nothing: raise --seeds"
-        )
+    seeds = f"over {len(summary.seeds)} seed{'s' * (len(summary.seeds) != 1)}"
+    parts = []
+    if summary.difference_points is not None:
+        parts.append(f"{points(summary.difference_points)} points")
+    if summary.loss_difference_percent is not None:
+        parts.append(f"validation loss {_share(summary.loss_difference_percent)}")
+    facts = f"{', '.join(parts)} {seeds}"
+    if too_few(summary):
+        head = f"{row.label}: {facts}; a claim needs {summary.seeds_needed} seeds"
     else:
-        least = summary.resolvable_points
-        what = {
-            "within": f"within {WITHIN_POINTS:g} point of dense",
-            "worse": "worse than dense",
-            "better": "better than dense",
-            "not resolvable": "not resolvable",
-        }[str(summary.verdict)]
-        head = f"{row.label}: {what} ({difference.mean:+.2f} points over {seeds} seeds"
-        small = abs(difference.mean) <= least
-        head += f"; {'a difference must exceed' if small else 'resolvable from'} {least:.2f})"
+        head = f"{row.label}: {_claim(summary)} ({facts})"
     return f"{head}; {_time_sentence(row)}."
+
+
+def _claim(summary: TrainingSummary) -> str:
+    """``worse than dense in loss``."""
+    said = {"accuracy": summary.accuracy_verdict, "loss": summary.loss_verdict}
+    where = " and ".join(name for name, word in said.items() if word == summary.verdict)
+    if summary.verdict == "within":
+        reach = (
+            f"{WITHIN_POINTS:g} point"
+            if summary.difference_points is not None
+            else f"{FLOOR:.0%} of the loss"
+        )
+        return f"within {reach} of dense"
+    if summary.verdict == "not resolvable":
+        return "no resolvable difference from dense"
+    return f"{summary.verdict} than dense in {where}"
+
+
+def _share(value: MeanInterval) -> str:
+    """``+56±12%``."""
+    if not math.isfinite(value.mean):
+        return "diverged"
+    half = "" if value.ci_high is None else f"±{value.ci_high - value.mean:.2g}"
+    return f"{value.mean:+.2g}{half}%"
 
 
 def _time_sentence(row: _Row) -> str:

@@ -1,17 +1,20 @@
 """Does it pay, against what, and what is missing: the sentences below every table.
 
-Pure functions of a ``Result``; a sentence never claims a difference that the intervals do not separate.
+Pure functions of a ``Result``. Against its named rival a method is called faster or slower only by the one rule of
+:mod:`netsim_ddp.results.verdicts`; factors against other cells stand beside that, in brackets, and claim nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netsim_ddp.report.wording import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
+from netsim_ddp.results.claims import Claim, claims, named_rival
 from netsim_ddp.results.record import Cell, Result, Summary
-from netsim_ddp.results.summary import ALONE, baseline, is_dense
+from netsim_ddp.results.summary import ALONE, baseline, is_dense, is_dense16
+from netsim_ddp.results.verdicts import FLOOR, of_family
 from netsim_ddp.units import format_bytes, format_duration
 
 # Below this share of the dense step on the wire, the network is not what the user waits for.
@@ -25,22 +28,36 @@ def verdict(result: Result) -> list[str]:
     """
     lines: list[str] = []
     parts = groups(result.cells)
+    found = claims(result.cells)
     for cells in parts:
         prefix = f"{group_name(cells)}: " if len(parts) > 1 else ""
-        lines += [prefix + sentence for sentence in _group_verdict(cells)]
+        lines += [prefix + sentence for sentence in _group_verdict(cells, found)]
+    lines += _rule(found)
     measured = [cell for cell in result.cells if cell.summary]
     if measured and max(len(cell.repeats) for cell in measured) == 1:
         lines.append(f"One run each: no error bars. --repeats {stats.REPEATS_FOR_95} gives a 95% interval.")
     return lines + _missing(result, measured)
 
 
-def _group_verdict(cells: Sequence[Cell]) -> list[str]:
+def _rule(found: Mapping[int, Claim]) -> list[str]:
+    """By what rule the sentences above claim: ``Claims: 7 comparisons, Holm at 5%, beyond 5%.``"""
+    if all(claim.rival.link.host_limited for claim in found.values()):
+        return []
+    needed = next(iter(found.values())).judgement.needed
+    rivals = dict.fromkeys(label(claim.rival, [claim.rival]) for claim in found.values())
+    return [
+        f"Rule: {of_family(len(found))}, each with {' or '.join(rivals)}; a claim needs {needed} repeats and a "
+        f"difference beyond {FLOOR:.0%}. Factors in brackets are measured and claim nothing."
+    ]
+
+
+def _group_verdict(cells: Sequence[Cell], found: Mapping[int, Claim]) -> list[str]:
     measured = [cell for cell in cells if cell.summary]
     if not measured:
         return []
     if measured[0].workers == 1:
         return [ALONE]
-    rivals = [cell for cell in measured if not is_dense(cell)]
+    rivals = [cell for cell in measured if not is_dense(cell) and named_rival(cell, measured) is not cell]
     rivals.sort(key=lambda cell: _summary(cell).step_s.median)
     plain = baseline(measured[0], measured, overlap=False)
     overlapped = baseline(measured[0], measured, overlap=True)
@@ -56,7 +73,7 @@ def _group_verdict(cells: Sequence[Cell]) -> list[str]:
         )
     else:
         lines += _bottleneck(dense, overlapped, alone=not rivals)
-        lines += [_compare(rival, cells, dense, overlapped) for rival in rivals]
+        lines += [_against(found[id(rival)], cells) for rival in rivals if id(rival) in found]
     if rivals:
         lines += _cost(rivals[0], cells)
     return lines
@@ -98,31 +115,37 @@ def _wire_share(cell: Cell) -> float:
     return min(max(summary.communicate_s / step, 0.0), 0.999) if step > 0 else 0.0
 
 
-def _compare(rival: Cell, cells: Sequence[Cell], dense: Cell, overlapped: Cell | None) -> str:
-    """One method against dense, fp16 and overlapped dense."""
-    name, mine, base = label(rival, cells), _summary(rival), _summary(dense)
-    against = label(dense, [dense])
-    if not stats.resolved(mine.step_s, base.step_s):
-        return (
-            f"{name}: no resolvable difference from {against}"
-            f" ({milliseconds(mine.step_s)} against {milliseconds(base.step_s)} ms)."
-        )
-    if mine.step_s.median > base.step_s.median:
-        return _loss(name, against, rival, dense)
-    sentence = f"{name}: {_factor(base, mine)} {against}"
-    half = next((cell for cell in cells if cell.summary and cell is not rival and _is_fp16(cell)), None)
-    if half and not _is_fp16(rival):
-        sentence += _beside(_summary(half), mine, "fp16")
-    if overlapped and overlapped is not dense:
-        sentence += _beside(_summary(overlapped), mine, "dense overlapped with its backward")
-    return sentence + "."
+def _against(claim: Claim, cells: Sequence[Cell]) -> str:
+    """One method against its named rival, the factors against other baselines in brackets."""
+    cell, rival, found = claim.cell, claim.rival, claim.judgement
+    name, against = label(cell, cells), label(rival, cells)
+    mine, base = _summary(cell), _summary(rival)
+    factor = _factor(base, mine)
+    if found.claimed:
+        text = f"{name} is {found.verdict} than {against}: {factor}"
+    elif not found.enough:
+        count = min(len(cell.repeats), len(rival.repeats))
+        these = "this one repeat" if count == 1 else f"these {count} repeats"
+        text = f"{name}: {factor} {against} in {these}; a claim needs {found.needed} repeats"
+    elif found.verdict == "no change":
+        low, high = 1 / found.change.high, 1 / found.change.low
+        text = f"{name}: within {FLOOR:.0%} of {against} (95% interval {low:.3f}x to {high:.3f}x)"
+    else:
+        steps = f"{milliseconds(mine.step_s)} against {milliseconds(base.step_s)} ms"
+        text = f"{name}: no resolvable difference from {against} ({factor}, {steps})"
+    if beside := _beside(cell, rival, cells):
+        text += f" [{', '.join(beside)}]"
+    if mine.step_s.median > (1 + FLOOR) * base.step_s.median and (found.claimed or not found.enough):
+        text += f". {_why_slower(cell, rival)}"
+    return text + "."
 
 
-def _beside(other: Summary, mine: Summary, name: str) -> str:
-    """The next clause, against one more rival."""
-    if not stats.resolved(other.step_s, mine.step_s):
-        return f", no resolvable difference from {name}"
-    return f", {'but only ' if other.step_s.median < mine.step_s.median else ''}{_factor(other, mine)} {name}"
+def _beside(cell: Cell, rival: Cell, cells: Sequence[Cell]) -> list[str]:
+    """Factors against the baselines that are not the named rival: ``14.8x dense``."""
+    plain, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
+    half = next((each for each in cells if each.summary and is_dense16(each)), None)
+    others = [each for each in (half, plain, overlapped) if each and each is not rival and each is not cell]
+    return [f"{_factor(_summary(each), _summary(cell))} {label(each, cells)}" for each in others]
 
 
 def _factor(other: Summary, mine: Summary) -> str:
@@ -130,27 +153,23 @@ def _factor(other: Summary, mine: Summary) -> str:
     return times(other.step_s.median / step if step > 0 else 0.0, other.step_s, mine.step_s)
 
 
-def _is_fp16(cell: Cell) -> bool:
-    return cell.method == "fp16" or (cell.method == "dense" and cell.params.get("values") == "fp16")
-
-
-def _loss(name: str, against: str, rival: Cell, dense: Cell) -> str:
-    """Why it is slower: the codec against what it takes off the wire. Bytes saved are not yet time saved."""
-    mine, base = _summary(rival), _summary(dense)
+def _why_slower(cell: Cell, rival: Cell) -> str:
+    """The codec against what it takes off the wire. Bytes saved are not yet time saved."""
+    mine, base = _summary(cell), _summary(rival)
     codec = mine.compress_s + mine.decompress_s - base.compress_s - base.decompress_s
     saved = base.communicate_s + base.wait_s - mine.communicate_s - mine.wait_s
-    start = f"{name} is {_factor(base, mine)} {against}:"
+    reduction = base.tx_bytes_per_step / mine.tx_bytes_per_step if mine.tx_bytes_per_step else 0.0
     work = f"compress + decompress take {_short(codec)}" if codec > 0 else "its codec costs nothing"
-    fewer = mine.wire_reduction is not None and mine.wire_reduction > 1
-    bytes_ = f"{times(mine.wire_reduction or 0.0)} fewer bytes"
+    fewer = reduction > 1
+    bytes_ = f"{times(reduction)} fewer bytes"
     if saved <= 0 and fewer:
-        return f"{start} it sends {bytes_}, yet communicates {_short(-saved)} longer{_why_no_time(rival)}; {work}."
+        return f"It sends {bytes_}, yet communicates {_short(-saved)} longer{_why_no_time(cell)}; {work}"
     if saved <= 0:
-        return f"{start} it saves neither bytes nor time on the wire ({_short(-saved)} more), and {work}."
-    gain = f"{bytes_} save {_short(saved)} on the wire" if fewer else f"it saves {_short(saved)} on the wire"
+        return f"It saves neither bytes nor time on the wire ({_short(-saved)} more), and {work}"
+    gain = f"{bytes_} save {_short(saved)} on the wire" if fewer else f"It saves {_short(saved)} on the wire"
     if codec > saved:
-        return f"{start} {gain}, but {work}."
-    return f"{start} {gain} and {work}, but the rest of its step takes longer."
+        return f"{gain}, but {work}"
+    return f"{gain} and {work}, but the rest of its step takes longer"
 
 
 def _why_no_time(cell: Cell) -> str:

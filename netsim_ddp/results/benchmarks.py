@@ -2,7 +2,8 @@
 
 The rounds of a benchmark run one after the other in one process, so neighbours resemble each other: to count each as a
 sample would promise a precision that nobody has. They are taken in ``GROUPS`` consecutive groups, each with its median
-as one sample. What differs from process to process stays invisible to them.
+as one sample. What differs from process to process stays invisible to them: a subject says how many processes it comes
+from, and the comparison says what follows.
 """
 
 from __future__ import annotations
@@ -77,7 +78,12 @@ def _subject(item: Any, where: str) -> Subject:
     count = extra.get("bytes") if isinstance(extra, dict) else None
     counted = 0.0 if count == 0 else positive(count)
     figures = {} if counted is None else {"bytes": Figure(counted)}
-    return Subject(identity={"benchmark": name}, times={"median": grouped(rounds)}, figures=figures)
+    return Subject(
+        identity={"benchmark": name},
+        times={"median": grouped(rounds)},
+        figures=figures,
+        processes=[median(rounds)],
+    )
 
 
 def _is_time(value: Any) -> bool:

@@ -1,117 +1,40 @@
 """Two files held against each other: what changed, what did not, and what nobody can tell.
 
-Cells are matched by their whole identity, never across links or executions. Times are judged with their noise
-(:mod:`netsim_ddp.results.verdicts`), figures that do not vary exactly, or to the tolerance that
-:mod:`netsim_ddp.results.subjects` states.
+Cells are matched by their whole identity, never across links or executions. Times and scores are judged with their
+noise, all of a comparison as one family (:mod:`netsim_ddp.results.verdicts`), figures that do not vary exactly, or to
+the tolerance that :mod:`netsim_ddp.results.subjects` states.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
-
 from netsim_ddp import __version__
 from netsim_ddp.errors import NothingComparable
-from netsim_ddp.results.record import Seconds, Strict, Tool, now_utc
+from netsim_ddp.results.comparison import (
+    Comparison,
+    FigureRow,
+    Pair,
+    Ratio,
+    ScoreRow,
+    TimeRow,
+    plain,
+    time_name,
+)
+from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.results.stats import median
 from netsim_ddp.results.subjects import Figure, Subject, names
-from netsim_ddp.results.verdicts import ALPHA, FLOOR, Judgement, Verdict, judge_pairs, judge_times
+from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Judgement, Scores, Times, judge
 
 Kinds = Literal["times", "bytes", "scores"]
 FailOn = Literal["regression", "inconclusive", "missing"]
 SCORE_FLOORS = {"accuracy": 1.0, "loss": 0.02}
 """Points of accuracy, nats of loss, below which a difference does not matter."""
-
-
-class Ratio(Strict):
-    """new / base of two medians with its interval; ``level`` is how often such an interval holds the truth."""
-
-    value: float
-    low: float
-    high: float
-    level: float
-
-
-class TimeRow(Strict):
-    """One time of one cell. ``fails``: it is slower by more than the limit that was set."""
-
-    figure: str
-    verdict: Verdict
-    base_s: Seconds
-    new_s: Seconds
-    base_runs: int
-    new_runs: int
-    ratio: Ratio
-    p: float | None
-    fails: bool = False
-    why: str = ""
-    detectable: float | None = None
-    """The smallest change that these runs would have shown, as a fraction."""
-    repeats: int | None = None
-    """Repeats of each side that would decide."""
-
-
-class FigureRow(Strict):
-    """One figure that does not vary. ``tolerance`` is the share by which it may differ."""
-
-    figure: str
-    base: float | str
-    new: float | str
-    tolerance: float
-    changed: bool
-
-
-class ScoreRow(Strict):
-    """An accuracy (percent) or a loss at the end of training: means over the seeds of both sides, and the mean of the
-    differences seed by seed with its 95% interval, in points (of the loss: as it is). One seed alone has none."""
-
-    figure: str
-    verdict: Verdict
-    base: float
-    new: float
-    difference: float
-    low: float | None
-    high: float | None
-    seeds: int
-    fails: bool = False
-    why: str = ""
-    repeats: int | None = None
-
-
-class Pair(Strict):
-    """One cell on both sides."""
-
-    name: str
-    times: list[TimeRow] = Field(default_factory=list)
-    figures: list[FigureRow] = Field(default_factory=list)
-    scores: list[ScoreRow] = Field(default_factory=list)
-    missing: list[str] = Field(default_factory=list)
-    """Figures that the base has and the new side lacks."""
-    failures: list[str] = Field(default_factory=list)
-    """One sentence for each reason to fail, of those that were asked for."""
-
-
-class Comparison(Strict):
-    """A whole comparison."""
-
-    schema_version: Literal[1] = 1
-    kind: Literal["comparison"] = "comparison"
-    tool: Tool
-    created_utc: str
-    base: str
-    new: str
-    floor: float
-    alpha: float
-    pairs: list[Pair]
-    only_in_base: list[str]
-    only_in_new: list[str]
-    notes: list[str] = Field(default_factory=list)
-    failures: list[str] = Field(default_factory=list)
-    """One sentence for each reason to fail, of those that were asked for."""
+LOAD_APART = 1.0
+"""Load averages that differ by more are different loads: a core that only one side had."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +44,8 @@ class Side:
     name: str
     subjects: Sequence[Subject]
     machine: Mapping[str, object] = field(default_factory=dict)
+    load: float | None = None
+    """The load average of the minute before it was started: programs that were running."""
     work: Mapping[str, object] = field(default_factory=dict)
     """What both sides must share, or nothing of theirs is comparable: batch size, emulated compute."""
     lacks: Sequence[str] = ()
@@ -155,7 +80,10 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
     ours, theirs = _by_key(new.subjects), _by_key(base.subjects)
     shown = names([*base.subjects, *new.subjects])
     both = [key for key in theirs if key in ours]
-    pairs = [_pair(shown[key], theirs[key], ours[key], rules) for key in both]
+    opened = [_Open(Pair(name=shown[key]), theirs[key], ours[key], rules) for key in both]
+    questions = [question for each in opened for question in each.questions]
+    judged = iter(judge(questions, alpha=rules.alpha))
+    pairs = [each.closed(judged) for each in opened]
     comparison = Comparison(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
@@ -163,6 +91,7 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
         new=new.name,
         floor=rules.floor,
         alpha=rules.alpha,
+        family=len(questions),
         pairs=pairs,
         only_in_base=[shown[key] for key in theirs if key not in ours],
         only_in_new=[shown[key] for key in ours if key not in theirs],
@@ -187,52 +116,91 @@ def _by_key(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], Su
     return found
 
 
-def _pair(name: str, base: Subject, new: Subject, rules: Rules) -> Pair:
-    pair = Pair(name=name)
-    if "times" in rules.only:
-        wanted = [figure for figure in base.times if figure == "median" or figure in rules.limits]
-        pair.times = [
-            row
-            for figure in wanted
-            if figure in new.times
-            and (row := _time_row(figure, base.times[figure], new.times[figure], rules))
+class _Open:
+    """A pair whose times and scores wait for their verdicts, which depend on all the others'."""
+
+    def __init__(self, pair: Pair, base: Subject, new: Subject, rules: Rules) -> None:
+        self._pair, self._rules = pair, rules
+        self._times: dict[str, Times] = {}
+        self._scores: dict[str, Scores] = {}
+        if "times" in rules.only:
+            self._ask_times(base, new)
+        if "bytes" in rules.only:
+            same_bits = base.bits is not None and base.bits == new.bits
+            rows = (
+                _figure_row(figure, known, new.figures[figure], same_bits=same_bits)
+                for figure, known in base.figures.items()
+                if figure in new.figures
+            )
+            pair.figures = [row for row in rows if row is not None]
+            pair.missing += [figure for figure in base.figures if figure not in new.figures]
+        if "scores" in rules.only:
+            self._ask_scores(base, new)
+
+    @property
+    def questions(self) -> list[Times | Scores]:
+        return [*self._times.values(), *self._scores.values()]
+
+    def closed(self, judged: Iterator[Judgement]) -> Pair:
+        """The pair with its rows, of the next of ``judged``."""
+        self._pair.times = [
+            _time_row(figure, asked, next(judged), self._rules) for figure, asked in self._times.items()
         ]
-        pair.missing += [figure for figure in wanted if figure not in new.times]
-    if "bytes" in rules.only:
-        same_bits = base.bits is not None and base.bits == new.bits
-        rows = (
-            _figure_row(figure, known, new.figures[figure], same_bits=same_bits)
-            for figure, known in base.figures.items()
-            if figure in new.figures
-        )
-        pair.figures = [row for row in rows if row is not None]
-        pair.missing += [figure for figure in base.figures if figure not in new.figures]
-    if "scores" in rules.only:
+        self._pair.scores = [
+            _score_row(figure, asked, next(judged), self._rules) for figure, asked in self._scores.items()
+        ]
+        return self._pair
+
+    def _ask_times(self, base: Subject, new: Subject) -> None:
+        limits, floor = self._rules.limits, self._rules.floor
+        for figure, known in base.times.items():
+            if figure != "median" and figure not in limits:
+                continue
+            if figure not in new.times:
+                self._pair.missing.append(figure)
+            elif min(known) > 0 and min(new.times[figure]) > 0:  # else a phase that the method has not
+                least = min(floor, limits.get(figure, floor))
+                self._times[figure] = _question(known, new.times[figure], base, new, least)
+
+    def _ask_scores(self, base: Subject, new: Subject) -> None:
         for figure, known in base.scores.items():
-            if known.keys() & new.scores.get(figure, {}).keys():
-                pair.scores.append(_score_row(figure, known, new.scores[figure], rules))
+            other = new.scores.get(figure, {})
+            if seeds := sorted(known.keys() & other.keys()):
+                self._scores[figure] = Scores(
+                    [known[seed] for seed in seeds],
+                    [other[seed] for seed in seeds],
+                    floor=min(self._rules.limits.get(figure, math.inf), SCORE_FLOORS[figure]),
+                    more_is_better=figure == "accuracy",
+                )
             else:
-                pair.missing.append(figure)
-    return pair
+                self._pair.missing.append(figure)
 
 
-def _time_row(figure: str, base: Sequence[float], new: Sequence[float], rules: Rules) -> TimeRow | None:
-    """None for a phase that takes no time: it does not apply to the method."""
-    if min(base) <= 0 or min(new) <= 0:
-        return None
+def _question(
+    known: Sequence[float], other: Sequence[float], base: Subject, new: Subject, floor: float
+) -> Times:
+    """Samples that come several from one process are tested beside their processes; enough processes, by themselves."""
+    if not (base.processes and new.processes):
+        return Times(known, other, floor)
+    if min(len(base.processes), len(new.processes)) >= FEWEST:
+        return Times(base.processes, new.processes, floor)
+    return Times(known, other, floor, (base.processes, new.processes))
+
+
+def _time_row(figure: str, asked: Times, found: Judgement, rules: Rules) -> TimeRow:
     limit = rules.limits.get(figure, rules.floor)
-    found = judge_times(base, new, floor=min(rules.floor, limit), alpha=rules.alpha)
     return TimeRow(
         figure=figure,
         verdict=found.verdict,
-        base_s=median(base),
-        new_s=median(new),
-        base_runs=len(base),
-        new_runs=len(new),
+        base_s=median(asked.base),
+        new_s=median(asked.new),
+        base_runs=len(asked.base),
+        new_runs=len(asked.new),
         ratio=Ratio(
             value=found.change.value, low=found.change.low, high=found.change.high, level=found.change.level
         ),
         p=found.p,
+        adjusted_p=found.adjusted_p,
         fails=found.verdict == "slower" and found.change.value > 1 + limit,
         why=found.why,
         detectable=found.detectable,
@@ -252,22 +220,20 @@ def _figure_row(figure: str, base: Figure, new: Figure, *, same_bits: bool) -> F
     return FigureRow(figure=figure, base=base.value, new=new.value, tolerance=tolerance, changed=changed)
 
 
-def _score_row(figure: str, base: Mapping[int, float], new: Mapping[int, float], rules: Rules) -> ScoreRow:
+def _score_row(figure: str, asked: Scores, found: Judgement, rules: Rules) -> ScoreRow:
     limit = rules.limits.get(figure, SCORE_FLOORS[figure])
-    found: Judgement = judge_pairs(
-        base, new, floor=min(limit, SCORE_FLOORS[figure]), more_is_better=figure == "accuracy"
-    )
-    seeds = base.keys() & new.keys()
     change = found.change
     return ScoreRow(
         figure=figure,
         verdict=found.verdict,
-        base=math.fsum(base[seed] for seed in seeds) / len(seeds),
-        new=math.fsum(new[seed] for seed in seeds) / len(seeds),
+        base=math.fsum(asked.base) / len(asked.base),
+        new=math.fsum(asked.new) / len(asked.new),
         difference=change.value,
         low=change.low if math.isfinite(change.low) else None,
         high=change.high if math.isfinite(change.high) else None,
-        seeds=len(seeds),
+        seeds=len(asked.base),
+        p=found.p,
+        adjusted_p=found.adjusted_p,
         fails=found.verdict == "worse" and abs(change.value) > limit,
         why=found.why,
         repeats=found.repeats,
@@ -275,16 +241,41 @@ def _score_row(figure: str, base: Mapping[int, float], new: Mapping[int, float],
 
 
 def _notes(base: Side, new: Side) -> list[str]:
-    """What a reader must know before believing a ratio of times."""
+    """What a reader must know before a ratio of times."""
     differ = [
         f"{key} {base.machine[key]} and {new.machine[key]}"
         for key in base.machine
         if key in new.machine and base.machine[key] != new.machine[key]
     ]
-    left_out = list(dict.fromkeys([*base.notes, *new.notes]))
-    if not differ:
-        return left_out
-    return [*left_out, f"the two sides were not measured alike ({', '.join(differ)}): times compare that too"]
+    found = []
+    if differ:
+        found.append(
+            f"the two sides come from different machines or versions ({', '.join(differ)}): a ratio of times compares "
+            "these too, not the code alone"
+        )
+    if base.load is not None and new.load is not None and abs(base.load - new.load) > LOAD_APART:
+        found.append(
+            f"the two sides were measured at different loads (load average {base.load:.1f} and {new.load:.1f} at the "
+            "start): a ratio of times compares that too"
+        )
+    return [*found, *_of_processes(base, new), *dict.fromkeys([*base.notes, *new.notes])]
+
+
+def _of_processes(base: Side, new: Side) -> list[str]:
+    """What samples of few processes cannot show."""
+    counts = [len(one.processes) for side in (base, new) for one in side.subjects if one.processes]
+    if not counts or min(counts) >= FEWEST:
+        return []
+    if min(counts) == 1:
+        return [
+            "a side is one process, whose rounds cannot show how far processes of the same code differ: a verdict "
+            "holds for these processes alone. A second file per side shows it: netsim compare --base A.json "
+            "--base B.json --head C.json --head D.json"
+        ]
+    return [
+        f"{min(counts)} processes a side: a difference is claimed only where even the closest two of both sides lie "
+        f"beyond the floor; with {FEWEST} files a side the processes themselves are tested"
+    ]
 
 
 def _why_nothing(comparison: Comparison, base: Side, new: Side, rules: Rules) -> str:
@@ -343,15 +334,3 @@ def _regressions(pair: Pair) -> list[str]:
 def _undecided(pair: Pair) -> list[str]:
     times = [f"{time_name(row.figure)} is not decided" for row in pair.times if row.verdict == "inconclusive"]
     return times + [f"{row.figure} is not decided" for row in pair.scores if row.verdict == "inconclusive"]
-
-
-def time_name(figure: str) -> str:
-    """What a figure of times is called in a sentence."""
-    return "it" if figure == "median" else figure
-
-
-def plain(value: float | str) -> str:
-    """A figure as text: a digest by its first digits, a whole number whole."""
-    if isinstance(value, str):
-        return value[:12]
-    return f"{value:.0f}" if value == round(value) else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""Do two samples differ? The Mann-Whitney U test, exact, and what it can decide at all.
+"""Do two samples differ? The Mann-Whitney U test, and Wilcoxon's of pairs, exact, and what they can decide at all.
 
 It asks nothing of the shape of the noise. What few samples cannot decide is refused, not guessed: of 4 and 4 runs
 even complete separation happens once in 35 by chance.
@@ -105,21 +105,37 @@ def smallest_p(n: int, m: int) -> float:
     return min(1.0, 2 / math.comb(n + m, n))
 
 
-def least_repeats(alpha: float) -> int:
-    """Repeats of each side from which on ``p <= alpha`` is possible: 5 for 0.01, 4 for 0.05."""
-    n = 1
-    while smallest_p(n, n) > alpha:
-        n += 1
-    return n
+def signed_rank(base: Sequence[float], new: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test of ``new[i] - base[i]``, exact.
+
+    The null distribution is that of the rank sum of positive differences when each of 2^n choices of signs is equally
+    likely (Wilcoxon 1945): so it is where the two sides of a pair are exchangeable, whatever the noise. Differences of
+    zero say nothing and are left out; equal sizes share the mean of their ranks. A side that is infinite on one side
+    alone is the largest difference.
+
+    Raises:
+        ValueError: the sequences differ in length, or a value is no number.
+    """
+    if any(map(math.isnan, (*base, *new))):
+        raise ValueError("a rank test needs numbers")
+    pairs = zip(new, base, strict=True)
+    differences = np.asarray([a - b for a, b in pairs if a != b], dtype=np.float64)
+    if not len(differences):
+        return 1.0
+    ranks = _doubled_ranks(np.abs(differences))
+    total = int(ranks.sum())
+    ways = np.zeros(total + 1)
+    ways[0] = 1.0
+    for rank in ranks.tolist():
+        ways[rank:] += ways[:-rank].copy()
+    distance = np.abs(2 * np.arange(total + 1) - total)
+    observed = abs(2 * int(ranks[differences > 0].sum()) - total)
+    return float(ways[distance >= observed].sum() / 2.0 ** len(ranks))
 
 
-def refusal(n: int, m: int, alpha: float) -> str | None:
-    """Why ``n`` against ``m`` samples cannot decide at ``alpha``; None where they can."""
-    least = smallest_p(n, m)
-    if least <= alpha:
-        return None
-    need = least_repeats(alpha)
-    return f"{n} against {m} runs cannot reach p < {alpha:g} (at best {least:.2g}); {need} against {need} can"
+def smallest_paired_p(n: int) -> float:
+    """The least p of :func:`signed_rank` from ``n`` pairs: all differences of one sign, 2 / 2^n."""
+    return min(1.0, 2.0 ** (1 - n))
 
 
 def detectable(n: int, m: int, spread: float, alpha: float) -> float | None:
@@ -128,16 +144,18 @@ def detectable(n: int, m: int, spread: float, alpha: float) -> float | None:
     Args:
         spread: standard deviation of the logarithm of a repeat's time, see :func:`spread_of`.
 
-    None where no change would be shown: :func:`refusal`.
+    None where no change would be shown: ``n`` against ``m`` samples cannot reach ``alpha``.
     """
-    if refusal(n, m, alpha):
+    if smallest_p(n, m) > alpha:
         return None
     return math.expm1(_standard_effect(*sorted((n, m)), alpha) * spread)
 
 
 def repeats_to_detect(change: float, spread: float, alpha: float) -> int | None:
     """Repeats of each side that show ``change`` (0.1 is 10%) four times of five; None above ``MOST_REPEATS``."""
-    low = least_repeats(alpha)
+    low = 1
+    while smallest_p(low, low) > alpha:
+        low += 1
     if (found := detectable(MOST_REPEATS, MOST_REPEATS, spread, alpha)) is None or found > change:
         return None
     high = MOST_REPEATS

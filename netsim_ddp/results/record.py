@@ -221,6 +221,8 @@ class TrainingSummary(Strict):
     Accuracies are fractions, differences to the dense cell of the same setting in percentage points (accuracy) or in
     percent of its loss, paired by seed. ``resolution_points`` is what one validation sample weighs;
     ``resolvable_points`` what a difference must exceed to be told from none with these seeds.
+    ``verdict`` is of accuracy and loss together: *worse* where either is, whatever the other is. ``comparisons`` is
+    how many accuracies and losses of the result were judged together, ``seeds_needed`` how many seeds a claim needs.
     ``time_to_accuracy_s`` is the training clock at the end of the first epoch that comes within a point of the dense
     run's final accuracy of the same seed (or reaches the ``target`` that was given), the median over the seeds that do;
     ``time_speedup`` is the time that the dense cell takes to the same accuracy over that: above 1 is faster.
@@ -234,6 +236,10 @@ class TrainingSummary(Strict):
     resolution_points: Finite | None = None
     resolvable_points: Finite | None = None
     verdict: Literal["baseline", "within", "worse", "better", "not resolvable"] | None = None
+    accuracy_verdict: Literal["worse", "better", "not resolvable"] | None = None
+    loss_verdict: Literal["worse", "better", "not resolvable"] | None = None
+    comparisons: Count = 0
+    seeds_needed: Count = 0
     epochs_s: Seconds
     time_to_accuracy_s: Seconds | None = None
     reached: Count = 0

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from netsim_ddp.results.codec import CodecTimes
-from netsim_ddp.results.compare import Comparison
+from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.launch import Launch
 from netsim_ddp.results.probe import Probe
 from netsim_ddp.results.record import Result

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from netsim_ddp.errors import UsageError
 from netsim_ddp.results.benchmarks import is_benchmarks, machine, of_benchmarks
 from netsim_ddp.results.compare import Side
 from netsim_ddp.results.record import Result, decode, parse_json, read_bytes
-from netsim_ddp.results.subjects import MACHINE, of_result
+from netsim_ddp.results.subjects import MACHINE, Subject, joined, of_result
 
 WORK = ("batch_size", "compute_s")
 """Of a scenario, what two files must share: a cell does not say it."""
+
+
+def sides_of(paths: Sequence[Path]) -> Side:
+    """All files of one side as one: more repeats, more processes of the same benchmarks.
+
+    Raises:
+        UsageError: as :func:`side_of`, or the files measured different work.
+    """
+    sides = [side_of(path) for path in paths]
+    first = sides[0]
+    for other in sides[1:]:
+        for key in first.work.keys() & other.work.keys():
+            if first.work[key] != other.work[key]:
+                raise UsageError(
+                    f"{key} is {first.work[key]} in {first.name} and {other.work[key]} in {other.name}",
+                    hint="files of one side must have measured the same",
+                )
+    subjects: dict[object, list[Subject]] = {}
+    for each in sides:
+        for subject in {subject.key: subject for subject in reversed(each.subjects)}.values():
+            subjects.setdefault(subject.key, []).append(subject)
+    machine: dict[str, object] = {}
+    for key in dict.fromkeys(key for each in sides for key in each.machine):
+        values = dict.fromkeys(str(each.machine[key]) for each in sides if key in each.machine)
+        machine[key] = " and ".join(values) if len(values) > 1 else first.machine.get(key, next(iter(values)))
+    loads = [each.load for each in sides if each.load is not None]
+    return Side(
+        ", ".join(each.name for each in sides),
+        [joined(parts) for parts in subjects.values()],
+        machine=machine,
+        load=max(loads, default=None),
+        work=first.work,
+        notes=list(dict.fromkeys(note for each in sides for note in each.notes)),
+    )
 
 
 def side_of(path: Path) -> Side:
@@ -30,10 +66,11 @@ def side_of(path: Path) -> Side:
 
 def side(result: Result, name: str) -> Side:
     """``result`` as one side; ``name`` is what it is called."""
-    known = {key: result.environment.get(key) for key in (*MACHINE, "cores", "python")}
+    known = {key: result.environment.get(key) for key in ("platform", *MACHINE, "cores", "python")}
     return Side(
         name,
         of_result(result),
         machine={key: value for key, value in known.items() if value is not None},
+        load=load if isinstance(load := result.environment.get("load_1min"), int | float) else None,
         work={key: result.scenario[key] for key in WORK if key in result.scenario},
     )

@@ -20,8 +20,6 @@ from netsim_ddp.results.student import student_t
 
 # Below this many repeats even the whole range covers the true median less than 95% of the time.
 REPEATS_FOR_95 = 6
-# Two single runs differ by less than this for no reason at all on a desktop machine.
-SINGLE_RUN_FLOOR = 0.10
 DRIFT_FLOOR = 0.10
 NOISE_FLOOR = 0.10
 _RESAMPLES = 10_000
@@ -77,19 +75,6 @@ def coverage(repeats: int) -> float:
 def half_width(value: Interval) -> float:
     """The larger side of the interval: what stands behind the ±. Zero for a single repeat."""
     return max(value.ci_high - value.median, value.median - value.ci_low, 0.0)
-
-
-def resolved(one: Interval, other: Interval) -> bool:
-    """Whether two medians differ by more than their noise.
-
-    Intervals must not overlap; where either is a single run, which has none, the medians must also differ by
-    ``SINGLE_RUN_FLOOR`` of the larger.
-    """
-    if one.ci_low <= other.ci_high and other.ci_low <= one.ci_high:
-        return False
-    if half_width(one) > 0 and half_width(other) > 0:
-        return True
-    return abs(one.median - other.median) >= SINGLE_RUN_FLOOR * max(one.median, other.median)
 
 
 def drift(steps: Sequence[float]) -> float | None:

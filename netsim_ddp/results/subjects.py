@@ -6,8 +6,9 @@ the first of it; a name shows that, and what else tells the subjects of a compar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -64,6 +65,8 @@ class Subject:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     bits: Hashable = None
+    processes: Sequence[float] | None = None
+    """Where several samples come from one process: the median of each process."""
 
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
@@ -83,6 +86,23 @@ def names(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], str]
         )
         for key, subject in known.items()
     }
+
+
+def joined(parts: Sequence[Subject]) -> Subject:
+    """Subjects of one key, from several files of one side, as one: their samples side by side.
+
+    What does not vary is the first's; of a seed that several trained, the score is the first's.
+    """
+    first = parts[0]
+    times: dict[str, list[float]] = {}
+    scores: dict[str, dict[int, float]] = {}
+    for part in parts:
+        for figure, samples in part.times.items():
+            times.setdefault(figure, []).extend(samples)
+        for figure, by_seed in part.scores.items():
+            scores[figure] = {**by_seed, **scores.get(figure, {})}
+    processes = [value for part in parts for value in part.processes or ()]
+    return replace(first, times=times, scores=scores, processes=processes or None)
 
 
 def of_result(result: Result) -> list[Subject]:
@@ -152,15 +172,20 @@ def _training_times(cell: Cell) -> dict[str, list[float]]:
 
 
 def _scores(cell: Cell) -> dict[str, dict[int, float]]:
-    """Of every seed the last epoch's accuracy in percent; its loss where the model has no accuracy."""
+    """Of every seed the last epoch's accuracy in percent, where the model has one, and its loss."""
     last = {repeat.seed or 0: repeat.epochs[-1] for repeat in cell.repeats if repeat.epochs}
     accuracy = {
         seed: 100 * epoch.validation_accuracy
         for seed, epoch in last.items()
         if epoch.validation_accuracy is not None
     }
-    loss = {seed: epoch.validation_loss for seed, epoch in last.items() if epoch.validation_loss is not None}
-    return {"accuracy": accuracy} if accuracy else {"loss": loss} if loss else {}
+    loss = {
+        seed: epoch.validation_loss
+        for seed, epoch in last.items()
+        if epoch.validation_loss is not None and math.isfinite(epoch.validation_loss)
+    }
+    found = {"accuracy": accuracy, "loss": loss}
+    return {name: values for name, values in found.items() if values}
 
 
 def _figures(cell: Cell) -> dict[str, Figure]:

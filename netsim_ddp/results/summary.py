@@ -77,6 +77,13 @@ def is_dense(cell: Cell) -> bool:
     return cell.method == "dense" and str(cell.params.get("values", "fp32")) == "fp32"
 
 
+def is_dense16(cell: Cell) -> bool:
+    """An all-reduce of all gradients in 16 bits: what DDP's own fp16 or bf16 hook does."""
+    return cell.method in ("fp16", "bf16") or (
+        cell.method == "dense" and str(cell.params.get("values")) in ("fp16", "bf16")
+    )
+
+
 ALONE = (
     "One worker exchanges nothing: there is no network in these figures, and nothing to compare with dense."
 )

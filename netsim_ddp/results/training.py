@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
 from netsim_ddp.results.student import student_t
 from netsim_ddp.results.summary import is_dense, setting
+from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
 
 WITHIN_POINTS = 1.0
 """A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
@@ -26,9 +28,54 @@ METHOD_AXES = ("method", "methods", "ratio", "learning_rate", "tune_lr")
 Setting = tuple[Any, ...]
 
 
+Said = Literal["worse", "better", "not resolvable"]
+
+
+@dataclass
+class _Differences:
+    """To dense, over the seeds that both have: accuracy in points, loss in percent of dense's."""
+
+    points: list[float] = field(default_factory=list)
+    percents: list[float] = field(default_factory=list)
+    resolution: float = 0.0
+    diverged: bool = False
+    """A loss is no number where dense's is one: nothing that statistics need to decide."""
+
+    @property
+    def questions(self) -> dict[str, Scores]:
+        zeros = [0.0] * max(len(self.points), len(self.percents))
+        found = {}
+        if self.points:
+            found["accuracy"] = Scores(
+                zeros[: len(self.points)], self.points, floor=self.resolution, more_is_better=True
+            )
+        if self.percents and not self.diverged:
+            found["loss"] = Scores(
+                zeros[: len(self.percents)], self.percents, floor=100 * FLOOR, more_is_better=False
+            )
+        return found
+
+
 def summarise_training(cells: Sequence[Cell]) -> list[Cell]:
-    """New cells with ``training`` computed from their curves; one without a finished training gets None."""
-    return [cell.model_copy(update={"training": _summary(cell, baseline(cell, cells))}) for cell in cells]
+    """New cells with ``training`` computed from their curves; one without a finished training gets None.
+
+    The accuracies and losses of all ``cells`` are judged as one family.
+    """
+    bases = [baseline(cell, cells) for cell in cells]
+    found = [
+        _differences(cell, base) if base is not None and base is not cell else None
+        for cell, base in zip(cells, bases, strict=True)
+    ]
+    questions = [question for one in found if one for question in one.questions.values()]
+    judged = iter(judge(questions))
+    summaries = []
+    for cell, base, one in zip(cells, bases, found, strict=True):
+        summary = _summary(cell, base)
+        if one is not None and summary is not None:
+            said = {name: next(judged) for name in one.questions}
+            summary = summary.model_copy(update=_verdicts(one, said, len(questions)))
+        summaries.append(cell.model_copy(update={"training": summary}))
+    return summaries
 
 
 def finished(cell: Cell) -> dict[int, RepeatRecord]:
@@ -91,7 +138,7 @@ def _summary(cell: Cell, dense: Cell | None) -> TrainingSummary | None:
         found["wire_reduction"] = sent / summary.tx_bytes_per_step or None
     if dense is cell:
         return summary.model_copy(update={**found, "verdict": "baseline"})
-    return summary.model_copy(update={**found, **_differences(repeats, theirs, summary.resolution_points)})
+    return summary.model_copy(update=found)
 
 
 def _resolution(cell: Cell) -> float | None:
@@ -104,28 +151,60 @@ def _per_step(repeat: RepeatRecord) -> float:
     return sum(epoch.tx_bytes for epoch in repeat.epochs) / steps if steps else 0.0
 
 
-def _differences(
-    ours: dict[int, RepeatRecord], theirs: dict[int, RepeatRecord], resolution: float | None
-) -> dict[str, Any]:
-    """To dense, over the seeds that both have."""
-    points, percents = [], []
+def _differences(cell: Cell, dense: Cell) -> _Differences:
+    ours, theirs = finished(cell), finished(dense)
+    found = _Differences(resolution=_resolution(cell) or 0.0)
     for seed in sorted(ours.keys() & theirs.keys()):
-        mine, dense = ours[seed].epochs[-1], theirs[seed].epochs[-1]
-        if mine.validation_accuracy is not None and dense.validation_accuracy is not None:
-            points.append(100 * (mine.validation_accuracy - dense.validation_accuracy))
-        if mine.validation_loss is not None and dense.validation_loss:
-            percents.append(100 * (mine.validation_loss / dense.validation_loss - 1))
-    found: dict[str, Any] = {}
-    if percents:
-        found["loss_difference_percent"] = mean_interval(percents)
-    if points:
-        difference = mean_interval(points)
-        found |= {
-            "difference_points": difference,
-            "resolvable_points": resolvable(difference, resolution or 0.0),
-            "verdict": verdict_on(difference, resolution or 0.0),
-        }
+        mine, base = ours[seed].epochs[-1], theirs[seed].epochs[-1]
+        if mine.validation_accuracy is not None and base.validation_accuracy is not None:
+            found.points.append(100 * (mine.validation_accuracy - base.validation_accuracy))
+        if mine.validation_loss is not None and base.validation_loss and math.isfinite(base.validation_loss):
+            found.percents.append(100 * (mine.validation_loss / base.validation_loss - 1))
+    found.diverged = not all(map(math.isfinite, found.percents))
     return found
+
+
+def _verdicts(one: _Differences, said: dict[str, Judgement], family: int) -> dict[str, Any]:
+    """What the summary holds of a cell's differences to dense, and of how they were judged."""
+    accuracy, loss = (_word(said.get(name)) for name in ("accuracy", "loss"))
+    if one.diverged:
+        loss = "worse"
+    found: dict[str, Any] = {
+        "accuracy_verdict": accuracy,
+        "loss_verdict": loss,
+        "comparisons": family,
+        "seeds_needed": repeats_needed(family, paired=True),
+    }
+    if one.percents:
+        found["loss_difference_percent"] = mean_interval(one.percents)
+    if one.points:
+        difference = mean_interval(one.points)
+        found["difference_points"] = difference
+        found["resolvable_points"] = resolvable(difference, one.resolution)
+    if one.points or one.percents:
+        found["verdict"] = _verdict(accuracy, loss, said, one)
+    return found
+
+
+def _word(judgement: Judgement | None) -> Said | None:
+    if judgement is None:
+        return None
+    if judgement.verdict == "worse":
+        return "worse"
+    return "better" if judgement.verdict == "better" else "not resolvable"
+
+
+def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Differences) -> str:
+    """Of accuracy and loss together: *worse* where either is; *within* where there were seeds enough to find it worse
+    and even the worse end of the accuracy's interval (without accuracy, the loss's) is no more than
+    :data:`WITHIN_POINTS` (5% of the loss) from dense."""
+    if "worse" in (accuracy, loss):
+        return "worse"
+    if (accuracy or loss) == "better":
+        return "better"
+    first = said.get("accuracy") or said["loss"]
+    within = first.change.low >= -WITHIN_POINTS if one.points else first.change.high <= 100 * FLOOR
+    return "within" if within and first.enough else "not resolvable"
 
 
 def resolvable(difference: MeanInterval, resolution: float) -> float | None:
@@ -134,19 +213,6 @@ def resolvable(difference: MeanInterval, resolution: float) -> float | None:
     if difference.ci_high is None:
         return None
     return max(difference.ci_high - difference.mean, resolution)
-
-
-def verdict_on(difference: MeanInterval, resolution: float) -> str:
-    """``better`` or ``worse`` than dense where the difference is resolvable, ``within`` where even the interval's worse
-    end is no more than :data:`WITHIN_POINTS` below it, else ``not resolvable``: more seeds would tell."""
-    least = resolvable(difference, resolution)
-    if least is None or difference.ci_low is None:
-        return "not resolvable"
-    if difference.mean > least:
-        return "better"
-    if difference.ci_low >= -WITHIN_POINTS:
-        return "within"
-    return "worse" if difference.mean < -least else "not resolvable"
 
 
 def _times(

@@ -1,14 +1,20 @@
-"""Faster, slower, no change, or not decided: what two samples of one figure say, and why.
+"""The one rule by which every command claims a difference, and what it says where it claims none.
 
-``slower`` and ``faster`` need significance (the exact rank test) **and** a change above a floor. ``no change`` is a
-finding too, not the absence of one: the whole interval of the ratio lies within the floor. Everything else is
+A difference is claimed where all of these hold:
+
+- there are at least :data:`FEWEST` independent repeats on each side (fresh processes; of trainings: seeds);
+- an exact rank test separates the two sides after Holm's correction (Holm 1979) over all comparisons that are printed
+  together, the *family*: so that of methods that do not differ, at most 5% of all tables claim anything;
+- the difference is beyond a floor, 5% of a time.
+
+``no change`` is a finding too, not the absence of one: the whole 95% interval lies within the floor. Everything else is
 inconclusive, with what could have been detected and how many repeats would decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +23,10 @@ from netsim_ddp.results.rank_test import (
     MOST_REPEATS,
     detectable,
     mann_whitney,
-    refusal,
     repeats_to_detect,
+    signed_rank,
+    smallest_p,
+    smallest_paired_p,
     spread_of,
 )
 from netsim_ddp.results.student import student_t
@@ -26,84 +34,197 @@ from netsim_ddp.results.student import student_t
 Verdict = Literal["faster", "slower", "better", "worse", "no change", "inconclusive"]
 
 FLOOR = 0.05
-ALPHA = 0.01
+"""The share by which two times must differ before a difference is claimed."""
+ALPHA = 0.05
+"""How often a whole family of comparisons between equal methods may claim anything."""
+FEWEST = 5
+"""Repeats of each side below which nothing is claimed, whatever the test says."""
 ENOUGH = 0.95
 """The least level of an interval that may show that nothing changed."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """``change`` is new / base of times, the difference new - base of accuracies and losses. ``why`` says in a sentence
-    what an inconclusive verdict lacks. ``detectable`` is the smallest change that these repeats would have shown, as a
-    fraction, ``repeats`` how many of each side would decide; None where nothing can be said or no number would."""
+    """What one comparison of a family says.
+
+    ``change`` is new / base of times, the mean of new - base of scores. ``p`` is the test's own, ``adjusted_p`` Holm's:
+    the smallest family-wise level at which this comparison would be claimed. ``needed`` is how many repeats of each
+    side a claim needs in a family of ``family`` comparisons. ``why`` says in a sentence what an inconclusive verdict
+    lacks; ``detectable`` is the smallest change that these repeats would have shown, as a fraction (of scores in their
+    own unit), ``repeats`` how many of each side would decide; None where nothing can be said or no number would.
+    """
 
     verdict: Verdict
     change: Estimate
-    p: float | None = None
+    p: float
+    adjusted_p: float
+    family: int
+    needed: int
+    enough: bool
+    """Whether there were repeats enough for a claim at all."""
     why: str = ""
     detectable: float | None = None
     repeats: int | None = None
 
+    @property
+    def claimed(self) -> bool:
+        return self.verdict not in ("no change", "inconclusive")
 
-def judge_times(
-    base: Sequence[float], new: Sequence[float], *, floor: float = FLOOR, alpha: float = ALPHA
-) -> Judgement:
-    """What two samples of a time say, one sample per repeat.
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: the i-th smallest times (m - i + 1), never below the one before.
+
+    Claiming what is at most alpha errs in at most alpha of all families, however the comparisons depend on each other.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, so_far = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = so_far
+    return adjusted
+
+
+def repeats_needed(family: int, *, alpha: float = ALPHA, paired: bool = False) -> int:
+    """Repeats of each side (``paired``: seeds that both have) from which on a claim is possible in a family of so many
+    comparisons: the smallest n whose least attainable p is at most alpha / family, and at least ``FEWEST``."""
+    n = FEWEST
+    while (smallest_paired_p(n) if paired else smallest_p(n, n)) > alpha / max(family, 1):
+        n += 1
+    return n
+
+
+@dataclass(frozen=True)
+class Times:
+    """Two samples of a time, one per repeat; positive, at least one each.
+
+    ``floor``: a change of less than this share does not matter. ``processes``: the medians of the processes that each
+    side's samples come from, where several come from one. A claim then needs even the closest two to lie beyond the
+    floor: what differs from process to process is no change.
+    """
+
+    base: Sequence[float]
+    new: Sequence[float]
+    floor: float = FLOOR
+    processes: tuple[Sequence[float], Sequence[float]] | None = None
+
+    def test(self) -> float:
+        return mann_whitney(self.base, self.new).p
+
+    def judged(self, p: float, adjusted: float, family: int, alpha: float) -> Judgement:
+        needed = repeats_needed(family, alpha=alpha)
+        count, other = len(self.base), len(self.new)
+        enough = min(count, other) >= FEWEST and smallest_p(count, other) <= alpha / family
+        if sorted(self.base) == sorted(self.new):  # one measurement compared with itself
+            same = Estimate(1.0, 1.0, 1.0, 1.0, count)
+            return Judgement("no change", same, 1.0, 1.0, family, needed, enough)
+        ratio = ratio_interval(self.base, self.new)
+        significant = adjusted <= alpha and min(count, other) >= FEWEST
+        if significant and self._beyond(ratio.value) and self._processes_apart(ratio.value):
+            verdict: Verdict = "slower" if ratio.value > 1 else "faster"
+            return Judgement(verdict, ratio, p, adjusted, family, needed, enough=True)
+        if (
+            min(count, other) >= FEWEST
+            and ratio.level >= ENOUGH
+            and not (self._beyond(ratio.low) or self._beyond(ratio.high))
+        ):
+            return Judgement("no change", ratio, p, adjusted, family, needed, enough)
+        level = alpha / family
+        spread = spread_of(self.base, self.new)
+        change = max(self.floor, math.expm1(abs(math.log(ratio.value))))
+        shown = repeats = None
+        if spread is not None:
+            shown = detectable(count, other, spread, level) if min(count, other) >= FEWEST else None
+            repeats = repeats_to_detect(change, spread, level)
+            repeats = None if repeats is None else max(repeats, FEWEST)
+        if not enough and not significant:
+            why = too_few(count, other, family, needed)
+        elif significant and self._beyond(ratio.value):
+            why = "processes of one side differ by as much as the two sides"
+        elif significant:
+            why = f"the change is beyond noise, but its interval lies on both sides of the floor of {self.floor:.3g}"
+        else:
+            why = "noise hides it"
+        return Judgement("inconclusive", ratio, p, adjusted, family, needed, enough, why, shown, repeats)
+
+    def _beyond(self, ratio: float) -> bool:
+        return not 1 / (1 + self.floor) <= ratio <= 1 + self.floor
+
+    def _processes_apart(self, ratio: float) -> bool:
+        if self.processes is None:
+            return True
+        base, new = self.processes
+        if ratio > 1:
+            return min(new) / max(base) > 1 + self.floor
+        return max(new) / min(base) < 1 / (1 + self.floor)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A figure per seed of both sides, in the order of the seeds: an accuracy or a loss at the end of training.
+
+    ``floor``: a difference of less does not matter, in the figure's own unit.
+    """
+
+    base: Sequence[float]
+    new: Sequence[float]
+    floor: float
+    more_is_better: bool
+
+    def test(self) -> float:
+        return signed_rank(self.base, self.new)
+
+    def judged(self, p: float, adjusted: float, family: int, alpha: float) -> Judgement:
+        needed, seeds = repeats_needed(family, alpha=alpha, paired=True), len(self.base)
+        enough = seeds >= needed
+        if list(self.base) == list(self.new):
+            return Judgement(
+                "no change", Estimate(0.0, 0.0, 0.0, 1.0, seeds), 1.0, 1.0, family, needed, enough
+            )
+        difference = paired_interval(self.new, self.base)
+        if adjusted <= alpha and seeds >= FEWEST and abs(difference.value) > self.floor:
+            better = (difference.value > 0) == self.more_is_better
+            verdict: Verdict = "better" if better else "worse"
+            return Judgement(verdict, difference, p, adjusted, family, needed, enough=True)
+        if seeds >= FEWEST and -self.floor <= difference.low and difference.high <= self.floor:
+            return Judgement("no change", difference, p, adjusted, family, needed, enough)
+        if seeds == 1:
+            why, repeats = f"one seed on both sides shows no noise; a claim needs {needed}", None
+        elif not enough:
+            why, repeats = f"{seeds} seeds on both sides; a claim needs {needed}", None
+        else:
+            why = f"{seeds} seeds on both sides leave ±{difference.half_width:.2g}"
+            repeats = _seeds_for(difference, max(self.floor, abs(difference.value)))
+            repeats = None if repeats is None else max(repeats, needed)
+        shown = None if seeds == 1 else difference.half_width
+        return Judgement("inconclusive", difference, p, adjusted, family, needed, enough, why, shown, repeats)
+
+
+def judge(questions: Sequence[Times | Scores], *, alpha: float = ALPHA) -> list[Judgement]:
+    """Judge a family of comparisons, in the order given.
 
     Args:
-        base, new: positive, at least one each.
-        floor: a change of less than this share does not matter.
-        alpha: how often chance alone may pass for a change.
-
-    The same samples on both sides are one measurement compared with itself: no change, by a ratio of exactly 1.
+        questions: everything that is printed together.
+        alpha: how often the whole family may claim anything between equal sides.
     """
-    if sorted(base) == sorted(new):
-        return Judgement("no change", Estimate(1.0, 1.0, 1.0, 1.0, len(base)), p=1.0)
-    ratio = ratio_interval(base, new)
-    test = mann_whitney(base, new)
-    significant = test.p <= alpha
-    if significant and not 1 / (1 + floor) <= ratio.value <= 1 + floor:
-        return Judgement("slower" if ratio.value > 1 else "faster", ratio, p=test.p)
-    if ratio.level >= ENOUGH and 1 / (1 + floor) <= ratio.low and ratio.high <= 1 + floor:
-        return Judgement("no change", ratio, p=test.p)
-    spread = spread_of(base, new)
-    refused = refusal(len(base), len(new), alpha)
-    change = max(floor, math.expm1(abs(math.log(ratio.value))))
-    shown = detectable(len(base), len(new), spread, alpha) if spread is not None else None
-    repeats = repeats_to_detect(change, spread, alpha) if spread is not None else None
-    if refused:
-        why = refused
-    elif significant:
-        why = f"the change is beyond noise, but its interval lies on both sides of the floor of {floor:.3g}"
-    else:
-        why = "noise hides it"
-    return Judgement("inconclusive", ratio, test.p, why, shown, repeats)
+    tested = [question.test() for question in questions]
+    return [
+        question.judged(p, adjusted, len(questions), alpha)
+        for question, p, adjusted in zip(questions, tested, holm(tested), strict=True)
+    ]
 
 
-def judge_pairs(
-    base: Mapping[int, float], new: Mapping[int, float], *, floor: float, more_is_better: bool
-) -> Judgement:
-    """What one figure per seed says, compared seed by seed: an accuracy or a loss at the end of training.
+def too_few(base: int, new: int, family: int, needed: int) -> str:
+    """``3 against 3 repeats; a claim needs 6 (8 comparisons)``."""
+    return f"{base} against {new} repeats; a claim needs {needed} against {needed} ({comparisons(family)})"
 
-    Args:
-        base, new: by seed; only seeds of both count, and there is at least one.
-        floor: a difference of less does not matter, in the figure's own unit.
-    """
-    seeds = sorted(base.keys() & new.keys())
-    ours, theirs = [new[seed] for seed in seeds], [base[seed] for seed in seeds]
-    if ours == theirs:
-        return Judgement("no change", Estimate(0.0, 0.0, 0.0, 1.0, len(seeds)))
-    difference = paired_interval(ours, theirs)
-    if not difference.holds(0.0) and abs(difference.value) > floor:
-        better = (difference.value > 0) == more_is_better
-        return Judgement("better" if better else "worse", difference)
-    if -floor <= difference.low and difference.high <= floor:
-        return Judgement("no change", difference)
-    if len(seeds) == 1:
-        return Judgement("inconclusive", difference, why="one seed on both sides shows no noise")
-    why = f"{len(seeds)} seeds on both sides leave ±{difference.half_width:.2g}"
-    repeats = _seeds_for(difference, max(floor, abs(difference.value)))
-    return Judgement("inconclusive", difference, None, why, difference.half_width, repeats)
+
+def comparisons(family: int) -> str:
+    return f"{family} comparison{'s' * (family != 1)}"
+
+
+def of_family(family: int, alpha: float = ALPHA) -> str:
+    """What every table says of its claims: ``7 comparisons, Holm at 5%``."""
+    return f"{comparisons(family)}, Holm at {100 * alpha:.3g}%"
 
 
 def _seeds_for(difference: Estimate, half_width: float) -> int | None:

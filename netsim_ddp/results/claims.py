@@ -1,0 +1,74 @@
+"""What a result of step times claims: each method against the one named rival, all of them one family.
+
+The rival is what a reader would otherwise run: dense in 16 bits, overlapped with backward; where that was not measured
+overlapped dense, else dense. Against other cells a report gives factors and claims nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from netsim_ddp.results.record import Cell
+from netsim_ddp.results.summary import baseline, is_dense, is_dense16, repeat_medians, setting
+from netsim_ddp.results.verdicts import ALPHA, Judgement, Times, judge
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``cell`` against ``rival``: ``judgement.change`` is the cell's step over the rival's."""
+
+    cell: Cell
+    rival: Cell
+    judgement: Judgement
+
+
+def named_rival(cell: Cell, cells: Iterable[Cell]) -> Cell | None:
+    """The cell of ``cell``'s setting that it is held against; None with one worker, or where no dense was measured."""
+    if cell.workers == 1:
+        return None
+    halves = [
+        other
+        for other in cells
+        if other.summary and other.overlap and is_dense16(other) and setting(other) == setting(cell)
+    ]
+    half = min(halves, key=lambda other: other.threads != cell.threads, default=None)
+    return half or baseline(cell, cells, overlap=True) or baseline(cell, cells, overlap=False)
+
+
+def claims(cells: Sequence[Cell]) -> dict[int, Claim]:
+    """By ``id()`` of the cell: every measured method of ``cells`` against its named rival, judged as one family.
+
+    fp32 dense is a baseline, not a method; a rival is not held against itself.
+    """
+    found: list[tuple[Cell, Cell]] = []
+    for cell in cells:
+        if cell.summary is None or is_dense(cell):
+            continue
+        rival = named_rival(cell, cells)
+        if rival is not None and rival is not cell:
+            found.append((cell, rival))
+    judged = judge([Times(repeat_medians(rival), repeat_medians(cell)) for cell, rival in found])
+    return {
+        id(cell): Claim(cell, rival, judgement)
+        for (cell, rival), judgement in zip(found, judged, strict=True)
+    }
+
+
+def fastest(group: Sequence[Cell], family: int) -> Cell | None:
+    """The measured cell of ``group`` that is claimed to be faster than each of the others, if there is one.
+
+    Each of these comparisons is tested at the level that the first of a ``family`` has to reach: to be wrong, the mark
+    must be wrong against the cell that is truly the fastest.
+    """
+    measured = [cell for cell in group if cell.summary]
+    measured.sort(key=lambda cell: cell.summary.step_s.median if cell.summary else 0.0)
+    if len(measured) < 2:
+        return None
+    first, *others = measured
+    level = ALPHA / max(family, 1)
+    for other in others:
+        (judgement,) = judge([Times(repeat_medians(other), repeat_medians(first))], alpha=level)
+        if judgement.verdict != "faster":
+            return None
+    return first
