@@ -16,6 +16,7 @@ from netsim_ddp.results.rank_test import (
     POWER,
     detectable,
     mann_whitney,
+    paired_p,
     repeats_to_detect,
     signed_rank,
     smallest_p,
@@ -131,8 +132,13 @@ def test_p_of_pairs_is_the_share_of_all_signs_ties_and_all(differences: list[int
 
 
 def test_pairs_that_agree_in_sign() -> None:
-    assert signed_rank([0.0] * 7, [1.0 + i for i in range(7)]) == smallest_paired_p(7) == 2 / 2**7
+    assert signed_rank([0.0] * 7, [1.0 + i for i in range(7)]) == 2 / 2**7
     assert signed_rank([1.0, 2.0], [1.0, 2.0]) == 1.0
+    apart = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert paired_p(apart, [10 + value for value in apart]) == smallest_paired_p(5) == pytest.approx(4 / 252)
+    assert paired_p(apart, [0.5 + value for value in apart]) == 2 * 2 / 2**5, (
+        "the pairs see more than the ranks"
+    )
     with pytest.raises(ValueError, match="numbers"):
         signed_rank([0.0], [math.nan])
 

@@ -26,8 +26,8 @@ DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
 DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
 RULE = (
     "Worse, better: claimed in accuracy or in loss, and worse in either is worse; within: even the interval's worse "
-    f"end is at most {WITHIN_POINTS:g} point below dense, and there were seeds enough to find it worse; not "
-    "resolvable: more seeds would tell."
+    f"end is at most {WITHIN_POINTS:g} point below dense, there were seeds enough to find it worse, and its "
+    "loss is not, even before Holm's correction; not resolvable: more seeds would tell."
 )
 _LONGEST_LABEL = 36
 _TOLD_METHODS = 4

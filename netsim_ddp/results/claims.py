@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import baseline, is_dense, is_dense16, repeat_medians, setting
-from netsim_ddp.results.verdicts import ALPHA, Judgement, Times, judge
+from netsim_ddp.results.verdicts import Judgement, Times, fastest_of, judge
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,10 @@ def claims(cells: Sequence[Cell]) -> dict[int, Claim]:
 
 
 def fastest(group: Sequence[Cell], family: int) -> Cell | None:
-    """The measured cell of ``group`` that is claimed to be faster than each of the others, if there is one.
-
-    Each of these comparisons is tested at the level that the first of a ``family`` has to reach: to be wrong, the mark
-    must be wrong against the cell that is truly the fastest.
-    """
+    """The measured cell of ``group`` that is claimed to be faster than each of the others, if there is one; ``family``
+    counts the comparisons that are printed with it."""
     measured = [cell for cell in group if cell.summary]
-    measured.sort(key=lambda cell: cell.summary.step_s.median if cell.summary else 0.0)
-    if len(measured) < 2:
+    if not measured:
         return None
-    first, *others = measured
-    level = ALPHA / max(family, 1)
-    for other in others:
-        (judgement,) = judge([Times(repeat_medians(other), repeat_medians(first))], alpha=level)
-        if judgement.verdict != "faster":
-            return None
-    return first
+    first = fastest_of([repeat_medians(cell) for cell in measured], family)
+    return None if first is None else measured[first]

@@ -17,7 +17,7 @@ from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
 from netsim_ddp.results.student import student_t
 from netsim_ddp.results.summary import is_dense, setting
-from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
+from netsim_ddp.results.verdicts import ALPHA, FLOOR, Judgement, Scores, judge, repeats_needed
 
 WITHIN_POINTS = 1.0
 """A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
@@ -32,27 +32,36 @@ Said = Literal["worse", "better", "not resolvable"]
 
 
 @dataclass
-class _Differences:
-    """To dense, over the seeds that both have: accuracy in points, loss in percent of dense's."""
+class _Beside:
+    """A cell's last epochs beside dense's, over the seeds that both have: accuracies in percent, losses."""
 
-    points: list[float] = field(default_factory=list)
-    percents: list[float] = field(default_factory=list)
+    accuracies: list[tuple[float, float]] = field(default_factory=list)
+    """(dense's, the cell's), as the losses."""
+    losses: list[tuple[float, float]] = field(default_factory=list)
     resolution: float = 0.0
-    diverged: bool = False
-    """A loss is no number where dense's is one: nothing that statistics need to decide."""
+
+    @property
+    def points(self) -> list[float]:
+        return [mine - dense for dense, mine in self.accuracies]
+
+    @property
+    def percents(self) -> list[float]:
+        return [100 * (mine / dense - 1) for dense, mine in self.losses]
+
+    @property
+    def diverged(self) -> bool:
+        """A loss is no number where dense's is one: nothing that statistics need to decide."""
+        return not all(math.isfinite(mine) for _, mine in self.losses)
 
     @property
     def questions(self) -> dict[str, Scores]:
-        zeros = [0.0] * max(len(self.points), len(self.percents))
         found = {}
-        if self.points:
-            found["accuracy"] = Scores(
-                zeros[: len(self.points)], self.points, floor=self.resolution, more_is_better=True
-            )
-        if self.percents and not self.diverged:
-            found["loss"] = Scores(
-                zeros[: len(self.percents)], self.percents, floor=100 * FLOOR, more_is_better=False
-            )
+        if self.accuracies:
+            dense, mine = zip(*self.accuracies, strict=True)
+            found["accuracy"] = Scores(dense, mine, floor=self.resolution, more_is_better=True)
+        if self.losses and not self.diverged:
+            dense, mine = zip(*self.losses, strict=True)
+            found["loss"] = Scores(dense, mine, floor=FLOOR * fmean(dense), more_is_better=False)
         return found
 
 
@@ -63,7 +72,7 @@ def summarise_training(cells: Sequence[Cell]) -> list[Cell]:
     """
     bases = [baseline(cell, cells) for cell in cells]
     found = [
-        _differences(cell, base) if base is not None and base is not cell else None
+        _beside(cell, base) if base is not None and base is not cell else None
         for cell, base in zip(cells, bases, strict=True)
     ]
     questions = [question for one in found if one for question in one.questions.values()]
@@ -151,20 +160,19 @@ def _per_step(repeat: RepeatRecord) -> float:
     return sum(epoch.tx_bytes for epoch in repeat.epochs) / steps if steps else 0.0
 
 
-def _differences(cell: Cell, dense: Cell) -> _Differences:
+def _beside(cell: Cell, dense: Cell) -> _Beside:
     ours, theirs = finished(cell), finished(dense)
-    found = _Differences(resolution=_resolution(cell) or 0.0)
+    found = _Beside(resolution=_resolution(cell) or 0.0)
     for seed in sorted(ours.keys() & theirs.keys()):
         mine, base = ours[seed].epochs[-1], theirs[seed].epochs[-1]
         if mine.validation_accuracy is not None and base.validation_accuracy is not None:
-            found.points.append(100 * (mine.validation_accuracy - base.validation_accuracy))
+            found.accuracies.append((100 * base.validation_accuracy, 100 * mine.validation_accuracy))
         if mine.validation_loss is not None and base.validation_loss and math.isfinite(base.validation_loss):
-            found.percents.append(100 * (mine.validation_loss / base.validation_loss - 1))
-    found.diverged = not all(map(math.isfinite, found.percents))
+            found.losses.append((base.validation_loss, mine.validation_loss))
     return found
 
 
-def _verdicts(one: _Differences, said: dict[str, Judgement], family: int) -> dict[str, Any]:
+def _verdicts(one: _Beside, said: dict[str, Judgement], family: int) -> dict[str, Any]:
     """What the summary holds of a cell's differences to dense, and of how they were judged."""
     accuracy, loss = (_word(said.get(name)) for name in ("accuracy", "loss"))
     if one.diverged:
@@ -175,13 +183,13 @@ def _verdicts(one: _Differences, said: dict[str, Judgement], family: int) -> dic
         "comparisons": family,
         "seeds_needed": repeats_needed(family, paired=True),
     }
-    if one.percents:
+    if one.losses:
         found["loss_difference_percent"] = mean_interval(one.percents)
-    if one.points:
+    if one.accuracies:
         difference = mean_interval(one.points)
         found["difference_points"] = difference
         found["resolvable_points"] = resolvable(difference, one.resolution)
-    if one.points or one.percents:
+    if one.accuracies or one.losses:
         found["verdict"] = _verdict(accuracy, loss, said, one)
     return found
 
@@ -194,16 +202,23 @@ def _word(judgement: Judgement | None) -> Said | None:
     return "better" if judgement.verdict == "better" else "not resolvable"
 
 
-def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Differences) -> str:
+def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Beside) -> str:
     """Of accuracy and loss together: *worse* where either is; *within* where there were seeds enough to find it worse
     and even the worse end of the accuracy's interval (without accuracy, the loss's) is no more than
-    :data:`WITHIN_POINTS` (5% of the loss) from dense."""
+    :data:`WITHIN_POINTS` (5% of the loss) from dense. A loss that only Holm's correction keeps from being called worse
+    leaves the two not resolvable."""
     if "worse" in (accuracy, loss):
         return "worse"
     if (accuracy or loss) == "better":
         return "better"
     first = said.get("accuracy") or said["loss"]
-    within = first.change.low >= -WITHIN_POINTS if one.points else first.change.high <= 100 * FLOOR
+    floor = FLOOR * fmean(dense for dense, _ in one.losses) if one.losses else 0.0
+    if one.accuracies:
+        within = first.change.low >= -WITHIN_POINTS
+        if (other := said.get("loss")) and other.p <= ALPHA and other.change.value > floor:
+            within = False
+    else:
+        within = first.change.high <= floor
     return "within" if within and first.enough else "not resolvable"
 
 

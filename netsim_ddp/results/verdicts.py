@@ -23,12 +23,13 @@ from netsim_ddp.results.rank_test import (
     MOST_REPEATS,
     detectable,
     mann_whitney,
+    paired_p,
     repeats_to_detect,
-    signed_rank,
     smallest_p,
     smallest_paired_p,
     spread_of,
 )
+from netsim_ddp.results.stats import median
 from netsim_ddp.results.student import student_t
 
 Verdict = Literal["faster", "slower", "better", "worse", "no change", "inconclusive"]
@@ -171,7 +172,7 @@ class Scores:
     more_is_better: bool
 
     def test(self) -> float:
-        return signed_rank(self.base, self.new)
+        return paired_p(self.base, self.new)
 
     def judged(self, p: float, adjusted: float, family: int, alpha: float) -> Judgement:
         needed, seeds = repeats_needed(family, alpha=alpha, paired=True), len(self.base)
@@ -211,6 +212,20 @@ def judge(questions: Sequence[Times | Scores], *, alpha: float = ALPHA) -> list[
         question.judged(p, adjusted, len(questions), alpha)
         for question, p, adjusted in zip(questions, tested, holm(tested), strict=True)
     ]
+
+
+def fastest_of(samples: Sequence[Sequence[float]], family: int, *, alpha: float = ALPHA) -> int | None:
+    """Index of the sample that is claimed to be faster than each of the others, if there is one.
+
+    Each of these comparisons is tested at alpha / ``family``, the level that the first of the printed comparisons has
+    to reach. To be wrong, the mark must be wrong against the truly fastest: more methods make that rarer.
+    """
+    first, *others = sorted(range(len(samples)), key=lambda i: median(samples[i]))
+    for other in others:
+        (found,) = judge([Times(samples[other], samples[first])], alpha=alpha / max(family, 1))
+        if found.verdict != "faster":
+            return None
+    return first if others else None
 
 
 def too_few(base: int, new: int, family: int, needed: int) -> str:
