@@ -86,7 +86,7 @@ def sweep(
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.link.hosts import place_of
     from netsim_ddp.sweep.estimate import earlier as earlier_times
-    from netsim_ddp.sweep.kept import read_earlier, still_valid
+    from netsim_ddp.sweep.kept import measured_again, read_earlier, still_valid
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan
 
@@ -102,6 +102,8 @@ def sweep(
     kept: dict[str, Cell] = {}
     if before is not None and resume is not False and (resume or last_failed or before.status != "complete"):
         kept = still_valid(before, runs)
+        if path is not None and (again := measured_again(path, before, runs)):
+            say(again)
     known = earlier_times(before.cells) if before is not None else {}
     going = Sweep(
         name,

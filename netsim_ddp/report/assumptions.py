@@ -6,17 +6,25 @@ kernel's own. One list for a cell, and one for many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from netsim_ddp.report.wording import clean
+from netsim_ddp.results.identity import READY, TCP, compute_s, outdated, rules, settings_of
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.units import format_duration
 
 Assumed = dict[str, str]
 """What is assumed, by what it is about: ``{"execution": "replayed", "compute": "50 ms"}``."""
 UNSHAPED = {"none": "the host's own loopback", "host": "the hosts' own network"}
-_LEADS = {"execution": "", "compute": "compute emulated ", "codec": "codec SUBSTITUTED: ", "link": "link "}
+GIVEN_UP = "netsim before 0.2: not compared with newer results"
+_LEADS = {
+    "execution": "",
+    "compute": "compute emulated ",
+    "ready": "buckets become full ",
+    "codec": "codec SUBSTITUTED: ",
+    "link": "link ",
+    "tcp": "TCP on the bucket ",
+}
 
 
 def assumptions(cells: Sequence[Cell], result: Result, *, without: Sequence[str] = ()) -> list[str]:
@@ -27,19 +35,25 @@ def assumptions(cells: Sequence[Cell], result: Result, *, without: Sequence[str]
     for key, lead in _LEADS.items():
         values = dict.fromkeys(each[key] for each in all_of if key in each)
         if values and key not in without:
-            # The baseline has no codec to substitute; anything else that only some have is worth a word.
-            some = "" if key == "codec" or all(key in each for each in all_of) else " in some cells"
+            # The baseline has no codec to substitute, and what does not overlap has no buckets; anything else that only
+            # some have is worth a word.
+            some = (
+                "" if key in ("codec", "ready") or all(key in each for each in all_of) else " in some cells"
+            )
             found.append(f"{lead}{', '.join(values)}{some}")
     return found
 
 
 def assumed(cell: Cell, result: Result) -> Assumed:
     """What is assumed of one cell."""
-    settings = _settings(cell, result)
     found: Assumed = {"execution": cell.execution}
-    compute = settings.get("compute_s")
-    if isinstance(compute, int | float) and compute > 0:
-        found["compute"] = format_duration(float(compute))
+    held = rules(cell, result)
+    if (compute := compute_s(cell, result)) > 0:
+        found["compute"] = format_duration(compute)
+    given_up = f" ({GIVEN_UP})" if outdated(cell, result) else ""
+    for key, about in (("ready", READY), ("tcp", TCP)):
+        if about in held:
+            found[key] = held[about] + given_up
     if cell.substituted:
         found["codec"] = clean(cell.substituted)
     if cell.link.mechanism == "bucket":
@@ -53,19 +67,5 @@ def why_bucket(cell: Cell, result: Result) -> str:
     """Whether somebody wanted it, or there was nothing better: ``" as asked"``. Empty of any other link."""
     if cell.link.mechanism != "bucket":
         return ""
-    asked = str(_settings(cell, result).get("link"))
+    asked = str(settings_of(cell, result).get("link"))
     return {"bucket": " as asked", "auto": " because tc does not work there"}.get(asked, "")
-
-
-def _settings(cell: Cell, result: Result) -> Mapping[str, Any]:
-    """The resolved settings that the cell was run with: a sweep's stand with each of its places."""
-    scenario = result.scenario
-    sweep = scenario.get("sweep")
-    runs = sweep.get("runs") if isinstance(sweep, dict) else None
-    for run in runs if isinstance(runs, list) else ():
-        axes, settings = (run.get("axes"), run.get("settings")) if isinstance(run, dict) else (None, None)
-        if not isinstance(axes, dict) or not isinstance(settings, dict):
-            continue
-        if all(key in cell.axes and cell.axes[key] == value for key, value in axes.items()):
-            return settings
-    return scenario

@@ -24,6 +24,7 @@ from netsim_ddp.results.comparison import (
     plain,
     time_name,
 )
+from netsim_ddp.results.identity import RULES, differ
 from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.results.stats import median
 from netsim_ddp.results.subjects import Figure, Subject, names
@@ -95,7 +96,7 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
         pairs=pairs,
         only_in_base=[shown[key] for key in theirs if key not in ours],
         only_in_new=[shown[key] for key in ours if key not in theirs],
-        notes=_notes(base, new),
+        notes=[*_of_rules(base, new), *_notes(base, new)],
     )
     told = base.lacks or new.lacks  # a method that one side alone has is nothing to fail for
     if not told and not any(pair.times or pair.figures or pair.scores for pair in pairs):
@@ -240,6 +241,18 @@ def _score_row(figure: str, asked: Scores, found: Judgement, rules: Rules) -> Sc
     )
 
 
+def _of_rules(base: Side, new: Side) -> list[str]:
+    """Why cells that are on both sides are not compared: by one rule on the one, by another on the other."""
+    theirs = {_without_rules(subject): subject for subject in new.subjects}
+    both = ((known, other) for known in base.subjects if (other := theirs.get(_without_rules(known))))
+    found = (differ(known.identity, base.name, other.identity, new.name) for known, other in both)
+    return list(dict.fromkeys(said for said in found if said is not None))
+
+
+def _without_rules(subject: Subject) -> tuple[tuple[str, str], ...]:
+    return tuple(part for part in subject.key if part[0] not in RULES)
+
+
 def _notes(base: Side, new: Side) -> list[str]:
     """What a reader must know before a ratio of times."""
     differ = [
@@ -286,6 +299,8 @@ def _why_nothing(comparison: Comparison, base: Side, new: Side, rules: Rules) ->
         return f"no cell was measured in {empty.name}"
     if comparison.pairs:
         return f"no figure of {', '.join(sorted(rules.only))} is on both sides"
+    if said := _of_rules(base, new):
+        return said[0]
     parts = dict.fromkeys(part for subject in base.subjects for part in subject.identity)
     for part in parts:
         ours = {subject.identity.get(part, "") for subject in new.subjects}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.results.identity import differ, rules
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import notes, summarise
 
@@ -16,13 +17,18 @@ def merge(results: Sequence[Result]) -> Result:
         results: at least one, of the same code and scenario on the same machine: whoever calls sees to that.
 
     Raises:
-        UsageError: they do not have the same cells.
+        UsageError: they do not have the same cells, or were measured by different rules.
     """
     first = results[0]
     names = [cell.id for cell in first.cells]
     for other in results[1:]:
         if [cell.id for cell in other.cells] != names:
             raise UsageError("results of different cells cannot be merged")
+        for ours, theirs in zip(first.cells, other.cells, strict=True):
+            if (
+                said := differ(rules(ours, first), "the first result", rules(theirs, other), "another")
+            ) is not None:
+                raise UsageError(said)
     cells = [_merged([result.cells[i] for result in results]) for i in range(len(names))]
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     merged = first.model_copy(

@@ -66,7 +66,8 @@ class LinkRecord(Strict):
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
     words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
-    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue.
+    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue. ``tcp`` is what
+    the bucket charges for TCP's window: ``linux`` or ``ideal``, nothing; None on other links.
     """
 
     mechanism: Mechanism
@@ -77,6 +78,7 @@ class LinkRecord(Strict):
     drops: Count = 0
     retransmits: Count = 0
     congestion: str | None = None
+    tcp: Literal["linux", "ideal"] | None = None
     shape: str | None = None
     credit_bytes: Count | None = None
     queue_s: Finite | None = None

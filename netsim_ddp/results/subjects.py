@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from netsim_ddp.results.crossover import method_name
+from netsim_ddp.results.identity import rules
 from netsim_ddp.results.record import Cell, RankRecord, Result
 from netsim_ddp.results.summary import LINK_AXES, METHOD_AXES, PHASES, WAY_AXES, repeat_medians, slowest_steps
 from netsim_ddp.units import format_rate
@@ -147,6 +148,7 @@ def _identity(cell: Cell, result: Result) -> dict[str, str]:
         "device": cell.device,
         "backend": cell.backend,
         "substituted": cell.substituted or "",
+        **rules(cell, result),
         **axes,
     }
 

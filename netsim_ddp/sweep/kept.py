@@ -8,6 +8,7 @@ from typing import Any
 
 from netsim_ddp.bench.runner import environment
 from netsim_ddp.errors import UsageError
+from netsim_ddp.results.identity import outdated, rules
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.sweep.plan import Run, trains
 
@@ -38,7 +39,8 @@ def read_earlier(path: Path, *, unless: bool = False) -> Result | None:
 
 
 def still_valid(earlier: Result, runs: Sequence[Run]) -> dict[str, Cell]:
-    """The cells of ``earlier`` that measured what ``runs`` would, by id; those that failed are not among them."""
+    """The cells of ``earlier`` that measured what ``runs`` would, by the rules that hold now, by id; those that failed
+    are not among them."""
     now = environment()
     if any(earlier.environment.get(key) != now[key] for key in MACHINE):
         return {}
@@ -52,7 +54,21 @@ def still_valid(earlier: Result, runs: Sequence[Run]) -> dict[str, Cell]:
         and isinstance(identities, dict)
         and identities.get(cell.id) == cell.identity
         and measured[cell.id].error is None
+        and not outdated(measured[cell.id], earlier)
     }
+
+
+def measured_again(path: Path, earlier: Result, runs: Sequence[Run]) -> str:
+    """Why cells of ``earlier`` that ``runs`` ask for are measured again though they are there; empty if none is."""
+    wanted = {cell.id for run in runs for cell in run.cells}
+    old = [cell for cell in earlier.cells if cell.id in wanted and cell.repeats and outdated(cell, earlier)]
+    if not old:
+        return ""
+    why = " and ".join(
+        dict.fromkeys(f"{about} {rule}" for cell in old for about, rule in rules(cell, earlier).items())
+    )
+    cells = f"{len(old)} cell{'s' * (len(old) != 1)}"
+    return f"{cells} of {path} must be measured again: in those of netsim before 0.2, {why}"
 
 
 def missing_repeats(run: Run, kept: Cell | None) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from netsim_ddp.report.collection import Collection, Entry, model_name, place_key
 from netsim_ddp.report.wording import milliseconds
+from netsim_ddp.results.identity import place_rules
 from netsim_ddp.results.record import Interval
 from netsim_ddp.results.summary import PHASES
 from netsim_ddp.units import format_rate
@@ -173,7 +174,8 @@ def _panel_key(entry: Entry, without: str) -> object:
     shape = entry.cell.link.shape or ""
     if without == "bandwidth" and entry.cell.bandwidth_bps:
         shape = shape.removeprefix(format_rate(entry.cell.bandwidth_bps))
-    return (place_key(entry.cell, without=without), shape)
+    held = tuple(place_rules(entry.cell, entry.source.result).items())
+    return (place_key(entry.cell, without=without), shape, held)
 
 
 def _position(entry: Entry, without: str) -> object:
