@@ -8,6 +8,7 @@
         RankTimeout        3   a worker made no progress before its deadline
       EnvironmentFault     4   this machine cannot deliver what was asked
         LinkUnavailable    4   the link cannot be made here
+          LinkLost         4   it was made, and a process that it needs died
         LinkOffTarget      4   the link was made and measured, and is not what was asked
       Regression           5   a comparison found a regression
       NothingComparable    6   a comparison had nothing to compare
@@ -101,6 +102,10 @@ class LinkUnavailable(EnvironmentFault):
         super().__init__(message, hint=hint)
         self.remedy = remedy
         self.wanted = wanted
+
+
+class LinkLost(LinkUnavailable):
+    """The link was made, and is gone: a process that holds it or carries its packets died."""
 
 
 class LinkOffTarget(EnvironmentFault):

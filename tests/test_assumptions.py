@@ -194,12 +194,12 @@ def test_what_was_published_has_its_assumptions_on_the_page() -> None:
             LinkUnavailable(
                 "no netem", hint="use --link bucket, which has delay; or R", remedy="R", wanted=("--delay",)
             ),
-            "R; or leave --delay away: the rate needs no netem; netsim run and netsim train need no tc: --link bucket, "
+            "R; or leave --delay away: the rate needs neither; netsim run and netsim train need no tc: --link bucket, "
             "which has delay and jitter",
         ),
         (
             LinkUnavailable("no netem", hint="R", remedy="R", wanted=("--delay", "--loss")),
-            "R; or leave --delay and --loss away: the rate needs no netem; no other link has loss",
+            "R; or leave --delay and --loss away: the rate needs neither; no other link has loss",
         ),
         (
             LinkUnavailable("no tool", hint="install T, or use --link bucket", remedy="install T"),

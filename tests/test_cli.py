@@ -258,8 +258,10 @@ def test_the_named_links_are_listed_with_their_sources(tmp_path: Path) -> None:
 def test_only_a_tc_link_has_commands_to_show(tmp_path: Path) -> None:
     shown = command(["run", "--show-commands", "--workers", "2", "--delay", "5ms"], tmp_path)
     assert shown.returncode == 0
-    assert "tc -n netsim1 qdisc add dev eth0 parent 1:1 handle 10: netem" in shown.stdout
+    assert "tc -n netsim1 qdisc replace dev eth0 parent 1:1 handle 10: netem" in shown.stdout
     assert list(tmp_path.iterdir()) == []
+    said = complaint(["run", "--show-commands", "--delay", "5ms", "--delay-by", "tun"], tmp_path)
+    assert said.startswith("--delay-by tun is not made by commands")
     said = complaint(["run", "--show-commands", "--link", "bucket"], tmp_path)
     assert said == "--link bucket is not made by commands (use --link tc)"
 

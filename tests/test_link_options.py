@@ -15,7 +15,7 @@ from netsim_ddp.errors import LinkUnavailable, UsageError
 from netsim_ddp.link.base import HostLink
 from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.choose import choose
-from netsim_ddp.link.plan import Shapes, needs_netem, plan
+from netsim_ddp.link.plan import Shapes, needs_delay_by, plan
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
 from netsim_ddp.scenario import Scenario, build_scenario
@@ -315,13 +315,15 @@ def test_the_bucket_takes_delay_and_jitter() -> None:
 
 def test_netem_sits_inside_the_bucket_of_what_a_rank_sends() -> None:
     spec = LinkSpec(2, 10**8, delay_s=0.02, jitter_s=0.002, loss=0.001)
-    assert needs_netem(spec) == ["--delay", "--jitter", "--loss"]
-    found = [step for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic") if "netem" in step.argv]
+    assert needs_delay_by(spec) == ["--delay", "--jitter", "--loss"]
+    found = [
+        step for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic", "netem") if "netem" in step.argv
+    ]
     assert [step.rank for step in found] == [0, 1]
     words = " ".join(found[0].argv)
     assert "dev eth0 parent 1:1" in words
-    assert words.endswith("delay 20000us 2000us loss 0.1%")
-    assert not needs_netem(LinkSpec(2, 10**8, queue_s=0.1))
+    assert words.endswith("delay 20000us 2000us rate 1000000000000bit loss 0.1%")
+    assert not needs_delay_by(LinkSpec(2, 10**8, queue_s=0.1))
 
 
 def test_a_lossy_link_sends_packets_of_one_segment() -> None:
@@ -342,6 +344,8 @@ def test_netem_holds_what_is_on_its_way_when_the_link_is_fastest() -> None:
     changes = (Change(0, 10**5, 10**5), Change(1, 10**9, 10**9))
     spec = LinkSpec(2, 10**9, delay_s=0.5, timeline=changes)
     words = next(
-        step.argv for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic") if "netem" in step.argv
+        step.argv
+        for step in plan(spec, Shapes.of(spec), ["a", "b"], "cubic", "netem")
+        if "netem" in step.argv
     )
     assert int(words[words.index("limit") + 1]) * SEGMENT_WIRE > 10**9 / 8 * 0.5

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from netsim_ddp import __version__
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.runner import Event, Report, environment
-from netsim_ddp.errors import LinkUnavailable, UsageError
+from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.launch import LaunchedRank, Outcome, launch
 from netsim_ddp.link.probe import prove
@@ -51,6 +51,8 @@ def launch_program(
     try:
         with TcLink(spec) as link:
             return _on(link, program, out, err, one_per_node, timeout_s, command, report)
+    except LinkLost:
+        raise
     except LinkUnavailable as error:
         raise LinkUnavailable(f"netsim launch needs tc: {error.message}", hint=_hint(error)) from None
 
@@ -63,7 +65,7 @@ def _hint(error: LinkUnavailable) -> str:
         return f"{remedy or 'netsim doctor says more'}; {own}"
     flags = " and ".join(error.wanted)
     able = f"{own}, which has delay and jitter" if "--loss" not in error.wanted else "no other link has loss"
-    return f"{remedy}; or leave {flags} away: the rate needs no netem; {able}"
+    return f"{remedy}; or leave {flags} away: the rate needs neither; {able}"
 
 
 def _on(

@@ -135,7 +135,7 @@ class Launcher:
         except TimeoutError:
             raise EnvironmentFault(f"importing torch took more than {START_TIMEOUT_S:g} s") from None
         if messages is None:
-            raise EnvironmentFault(self._server_gone(), hint="netsim doctor says more")
+            raise self.lost() or EnvironmentFault(self._server_gone(), hint="netsim doctor says more")
         if messages[0]["kind"] == "refused":
             kind = UsageError if messages[0]["cause"] == "usage" else EnvironmentFault
             raise kind(messages[0]["message"], hint=messages[0]["hint"])
@@ -190,9 +190,13 @@ class Launcher:
                 [channel.fileno() for channel in channels],
             )
         except (BrokenPipeError, ConnectionResetError):
-            raise RankError(self._server_gone()) from None
+            raise self.lost() or RankError(self._server_gone()) from None
         except TimeoutError:
             raise RankError(f"{SERVER} takes no order for {START_TIMEOUT_S:g} s") from None
+
+    def lost(self) -> NetsimError | None:
+        """Why the link is gone, where it is."""
+        return self._link.lost()
 
     def _server_gone(self) -> str:
         """Which process is gone, and how it ended as far as that can still be told."""
@@ -274,7 +278,7 @@ class _Watch:
     def _from_server(self, server: Lines) -> None:
         messages = server.receive()
         if messages is None:
-            raise RankError(self._launcher.gone(server))
+            raise self._launcher.lost() or RankError(self._launcher.gone(server))
         for message in messages:
             if message["kind"] == "refused" and message["start"] == self._start:
                 raise EnvironmentFault(message["message"], hint=message["hint"])

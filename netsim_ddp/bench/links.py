@@ -24,5 +24,6 @@ def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
         credit_bytes=tc.credit_bytes if tc else None,
         queue_s=tc.shapes.longest_wait_s if tc else None,
         delay_s=spec.delay_s,
+        delay_by=tc.delay_by if tc else None,
         varies=link.spec.varies,
     )

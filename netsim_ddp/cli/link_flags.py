@@ -45,6 +45,18 @@ Jitter = Annotated[
     str | None,
     typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
 ]
+DelayBy = Annotated[
+    str | None,
+    typer.Option(
+        "--delay-by",
+        metavar="HOW",
+        help="Who delays and loses a tc link's packets: netem (kernel), tun (user space), auto: netem where it is. "
+        "[auto]",
+    ),
+]
+Reorder = Annotated[
+    bool | None, typer.Option("--reorder", help="Let packets overtake each other under --jitter; needs tc.")
+]
 Loss = Annotated[
     str | None, typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]")
 ]
@@ -99,6 +111,11 @@ def show_commands(spec: LinkSpec, mechanism: str) -> None:
     """
     if mechanism not in ("auto", "tc"):
         raise UsageError(f"--link {mechanism} is not made by commands", hint="use --link tc")
+    if spec.delay_by == "tun":
+        raise UsageError(
+            "--delay-by tun is not made by commands: a process of netsim's own carries the packets",
+            hint="use --delay-by netem",
+        )
     from netsim_ddp.link.script import script
 
     for line in script(spec):

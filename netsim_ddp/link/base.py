@@ -15,11 +15,12 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Literal, Self
 
-from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.errors import LinkLost, LinkUnavailable
 from netsim_ddp.link.descriptors import enough_descriptors
 from netsim_ddp.link.spec import LinkSpec
 
@@ -134,6 +135,14 @@ class Link(ABC):
         """Every rank's interface counters; None where the link has no interfaces of its own."""
         return None
 
+    def lost(self) -> LinkLost | None:
+        """Why the link is gone, where it is: its ranks' deaths are no fault of theirs."""
+        return None
+
+    def without_loss(self) -> AbstractContextManager[object]:
+        """Within it no packet is lost on purpose, so that TCP can fill the line."""
+        return nullcontext()
+
 
 class _HostProcess(Process):
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
@@ -190,6 +199,8 @@ class HostLink(Link):
             "loss": spec.loss,
             "queue": spec.queue_s,
             "congestion control": spec.congestion,
+            "reordering": spec.reorder,
+            f"delay by {spec.delay_by}": spec.delay_by != "auto",
         }
         if self.mechanism == "none":
             wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}

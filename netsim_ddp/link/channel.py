@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from netsim_ddp.errors import LinkUnavailable, NetsimError
+from netsim_ddp.errors import LinkLost, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Process
 from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
@@ -48,6 +48,7 @@ class Channel:
         self.control, self.process = control, process
         self.exits: dict[int, Exit] = {}
         self.broken = False
+        self.lost: LinkLost | None = None
         self._lines, self._arrived = Lines(control), deque[dict[str, Any]]()
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Channel:
         try:
             send(self.control, {"request": request, **arguments}, fds)
         except (BrokenPipeError, ConnectionResetError):
+            self.drain()  # its last words
             raise self._died() from None
         except TimeoutError:
             raise _silent() from None
@@ -97,14 +99,19 @@ class Channel:
         message = self._arrived.popleft()
         if message.get("event") == "exit":
             self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+        if message.get("event") == "lost":
+            ended = Exit(message["code"], message["signal"])
+            self.lost = LinkLost(f"{message['what']} died: {ended}", hint="run it again")
         return message
 
-    def _died(self) -> LinkUnavailable:
+    def _died(self) -> LinkLost:
+        if self.lost is not None:
+            return self.lost
         how = ""
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(timeout=1)
             how = f" ({Exit(code, None) if code >= 0 else Exit(None, -code)})"
-        return LinkUnavailable(f"the process that holds the link died{how}", hint="run it again")
+        return LinkLost(f"the process that holds the link died{how}", hint="run it again")
 
     def close(self) -> None:
         """Hang up: the helper exits, and with it all that runs in its namespaces."""

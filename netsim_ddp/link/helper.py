@@ -117,6 +117,9 @@ class Helper:
         self.home = self._own_namespace()
         self.ranks: list[int] = []
         self.children: set[int] = set()
+        self.vital: dict[int, str] = {}
+        """What the processes without which the link is none are called."""
+        self.lost = False
 
     @staticmethod
     def _own_namespace() -> int:
@@ -172,14 +175,18 @@ class Helper:
         cwd: str,
         share_namespaces: bool,
         names: list[list[str]],
+        vital: str | None,
         fds: list[int],
     ) -> dict[str, Any]:
         """Start a long-lived process; ``fds`` (attached) become its descriptors 0, 1, 2, 3, ... With ``names``, as
-        (address, host name) of all, its host has a name of its own: the first one's."""
+        (address, host name) of all, its host has a name of its own: the first one's. If one that is called ``vital``
+        fails, this process ends, and with it all that runs on the link."""
         where = self.home if rank is None else self.ranks[rank]
         pid = os.fork()
         if pid:
             self.children.add(pid)
+            if vital is not None:
+                self.vital[pid] = vital
             for fd in fds:
                 os.close(fd)
             return {"pid": pid}
@@ -226,18 +233,21 @@ class Helper:
                     "signal": os.WTERMSIG(status) if killed else None,
                 }
                 self.send({"event": "exit", "pid": pid, **ended})
+                if (name := self.vital.pop(pid, None)) is not None and status != 0:
+                    self.send({"event": "lost", "what": name, **ended})
+                    self.lost = True
 
     def send(self, message: dict[str, Any]) -> None:
         send(self.control, message)
 
     def serve(self) -> None:
-        """Say that the namespaces stand, then answer requests until the command hangs up."""
+        """Say that the namespaces stand, then answer requests until the command hangs up or the link is lost."""
         self.send({"answer": {}})
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         requests = Lines(self.control)
-        while True:
+        while not self.lost:
             readable = select.select([self.control.fileno(), wake_read], [], [])[0]
             if wake_read in readable:
                 os.read(wake_read, 4096)

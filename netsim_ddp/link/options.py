@@ -64,6 +64,8 @@ class LinkOptions(BaseModel):
     timeline_period_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     peak_bps: int | None = Field(default=None, ge=1)
     credit_bytes: int | None = Field(default=None, ge=1, le=10**15)
+    delay_by: Literal["auto", "netem", "tun"] = "auto"
+    reorder: bool = False
     link_profile: str | None = None
 
     @field_validator("link", mode="before")
@@ -87,6 +89,11 @@ class LinkOptions(BaseModel):
             jitter, delay = format_duration(self.jitter_s), format_duration(self.delay_s)
             hint = f"write for example --delay {self.jitter_s * 1e3:g}ms"
             raise UsageError(f"jitter {jitter} is more than the delay {delay}", hint=hint)
+        if self.reorder and not self.jitter_s:
+            raise UsageError(
+                "packets overtake each other only where their delays differ",
+                hint="write for example --jitter 2ms, or leave --reorder away",
+            )
         self._check_changes()
         for each in self.slow_ranks:
             if each.rank >= workers:
@@ -112,6 +119,8 @@ class LinkOptions(BaseModel):
             period_s=self.timeline_period_s,
             peak_bps=self.peak_bps,
             credit_bytes=self.credit_bytes,
+            delay_by=self.delay_by,
+            reorder=self.reorder,
         )
         spec.check_rates()
         return spec
@@ -236,6 +245,7 @@ EXAMPLES = {
     "loss": "0.1%",
     "queue": "100ms",
     "congestion": "cubic",
+    "delay_by": "tun",
     "peak": "10gbps",
     "credit": "5GB",
     "link_profile": "lan-1g",

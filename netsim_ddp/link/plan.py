@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.link.spec import FASTEST_BPS, SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
 WAKE_UP_S = 75e-6
 CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.315e-3, 0.3e-3, 0.5e-3
 HOST_BPS = 4 * 10**9
+TAP_QUEUE = 20_000  # packets that wait for a forwarder which the host lets wait
 LONGEST_QUEUE = 2**32 - 1  # bytes; tc takes no more
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
 
@@ -72,9 +74,8 @@ class Shapes:
                 found = replace(peak, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=peak)
             else:
                 found = shape_for(rate_bps, spec.workers)
-            if (
-                spec.loss
-            ):  # netem drops whole packets, and a packet of many segments would lose them all at once
+            # Packets are lost and delayed whole: one of many segments would lose or delay them all at once.
+            if spec.loss or spec.jitter_s:
                 found = replace(found, gso=SEGMENT_WIRE)
             if spec.queue_s is not None:
                 found = replace(
@@ -106,31 +107,47 @@ class Step:
     argv: tuple[str, ...]
 
 
-def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: str) -> list[Step]:
+def plan(
+    spec: LinkSpec,
+    shapes: Shapes,
+    namespaces: Sequence[str],
+    congestion: str,
+    delay_by: Literal["netem", "tun"] | None = None,
+) -> list[Step]:
     """The commands that make the link, in order.
 
     Delay, jitter and loss are netem's, inside the bucket of what a rank sends: every packet crosses one such
-    interface on its way, so that the delay is that of one way.
+    interface on its way, so that the delay is that of one way. Or they are a forwarder's, which stands between the
+    ranks' bridges, behind the bucket of what a rank sends and before that of what another receives. It has made its
+    devices already.
 
     Args:
         namespaces: how ``ip link add ... netns`` names each rank's namespace.
+        delay_by: who delays and loses packets, where somebody shall.
     """
     segments = ("gso_max_size", str(shapes.gso))
-    largest = Shapes.of(max((now for _, now in spec.stretches()), key=lambda now: now.rate_bps))
-    steps = [
-        Step(None, ("ip", "link", "set", "lo", "up")),
-        Step(None, ("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")),
-        Step(None, ("ip", "link", "set", "br0", "addrgenmode", "none", "up")),
-    ]
+    steps = [Step(None, ("ip", "link", "set", "lo", "up"))]
 
     def ip(rank: int | None, *words: str) -> None:
         steps.append(Step(rank, ("ip", *words)))
 
+    def bridge(name: str) -> None:
+        ip(None, "link", "add", name, "type", "bridge", "mcast_snooping", "0")
+        ip(None, "link", "set", name, "addrgenmode", "none", "up")
+
+    if delay_by != "tun":
+        bridge("br0")
     for rank, namespace in enumerate(namespaces):
+        name = "br0"
+        if delay_by == "tun":
+            name = f"br{rank}"
+            bridge(name)
+            tap = ("dev", f"t{rank}", "txqueuelen", str(TAP_QUEUE), "master", name)
+            ip(None, "link", "set", *tap, "addrgenmode", "none", "up")
         outer = f"v{rank}"
         peer = ("peer", "name", "eth0", "address", mac(rank), "netns", namespace)
         ip(None, "link", "add", outer, "type", "veth", *peer)
-        ip(None, "link", "set", outer, "master", "br0", *segments, "addrgenmode", "none", "up")
+        ip(None, "link", "set", outer, "master", name, *segments, "addrgenmode", "none", "up")
         steps.append(Step(None, ("tc", "qdisc", "add", "dev", outer, *_tbf(shapes.down[rank]))))
         ip(rank, "link", "set", "lo", "up")
         ip(rank, "address", "add", f"{address(rank)}/16", "dev", "eth0")
@@ -143,13 +160,20 @@ def plan(spec: LinkSpec, shapes: Shapes, namespaces: Sequence[str], congestion: 
         route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", address(rank), "congctl", congestion)
         ip(rank, "route", "replace", *route)
         steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_tbf(shapes.up[rank]))))
-        if needs_netem(spec):
-            steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_netem(spec, largest.up[rank]))))
+        if delay_by == "netem":
+            steps.append(netem(spec)[rank])
     return steps
 
 
-def needs_netem(spec: LinkSpec) -> list[str]:
-    """What ``spec`` asks for that only netem does, as flags."""
+def netem(spec: LinkSpec) -> list[Step]:
+    """The commands that have netem delay and lose the packets of each rank, from now on."""
+    largest = Shapes.of(max((now for _, now in spec.stretches()), key=lambda now: now.rate_bps))
+    words = ("tc", "qdisc", "replace", "dev", "eth0")
+    return [Step(rank, (*words, *_netem(spec, largest.up[rank]))) for rank in range(spec.workers)]
+
+
+def needs_delay_by(spec: LinkSpec) -> list[str]:
+    """What ``spec`` asks for that no bucket does, but netem or a forwarder, as flags."""
     wanted = {"--delay": spec.delay_s, "--jitter": spec.jitter_s, "--loss": spec.loss}
     return [flag for flag, value in wanted.items() if value]
 
@@ -168,6 +192,9 @@ def _netem(spec: LinkSpec, shape: Shape) -> list[str]:
     ]
     if spec.delay_s:
         words += ["delay", f"{spec.delay_s * 1e6:.0f}us", f"{spec.jitter_s * 1e6:.0f}us"]
+    if spec.jitter_s and not spec.reorder:
+        # netem with a rate counts each delay from when the packet before leaves, so that none overtakes it.
+        words += ["rate", f"{FASTEST_BPS}bit"]
     if spec.loss:
         words += ["loss", f"{spec.loss * 100:.6g}%"]
     return words

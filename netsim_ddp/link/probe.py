@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from netsim_ddp.errors import EnvironmentFault, LinkOffTarget
+from netsim_ddp.errors import EnvironmentFault, LinkOffTarget, NetsimError
 from netsim_ddp.link.base import Endpoint, Link, lifeline_pair
 from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.peer import DEADLINE_S
@@ -236,11 +236,14 @@ class Peers:
         endpoint: Endpoint = self._link.endpoints[rank]
         return endpoint.address
 
+    def _ended(self, rank: int) -> NetsimError:
+        return self._link.lost() or EnvironmentFault(f"the probe of rank {rank} ended early")
+
     def _tell(self, rank: int, **message: Any) -> None:
         try:
             self._controls[rank].sendall(json.dumps(message).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
-            raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
+            raise self._ended(rank) from None
 
     def _hear(self, rank: int) -> dict[str, Any]:
         line = b""
@@ -251,7 +254,7 @@ class Peers:
                     raise ConnectionResetError
                 line += byte
         except ConnectionResetError:
-            raise EnvironmentFault(f"the probe of rank {rank} ended early") from None
+            raise self._ended(rank) from None
         except TimeoutError:
             raise EnvironmentFault(f"the probe of rank {rank} is silent for {DEADLINE_S:g} s") from None
         message: dict[str, Any] = json.loads(line)

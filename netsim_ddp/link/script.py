@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Literal
 
-from netsim_ddp.link.plan import Shapes, address, change, plan
+from netsim_ddp.link.plan import Shapes, address, change, needs_delay_by, plan
 from netsim_ddp.link.spec import LinkSpec
 
 BRIDGE = "netsim"
@@ -18,12 +19,14 @@ def namespace(rank: int | None) -> str:
 def script(spec: LinkSpec) -> list[str]:
     """Lines for a root shell that make ``spec``'s link, play its timeline once, and say how to use and remove it.
 
-    netsim itself makes the same link with the same words, in namespaces without names.
+    netsim itself makes the same link with the same words, in namespaces without names. Delay, jitter and loss are
+    netem's here, since a forwarder is no command.
     """
     ranks = range(spec.workers)
     names = [namespace(None), *map(namespace, ranks)]
     lines = [f"ip netns add {name}" for name in names]
-    for step in plan(spec, Shapes.of(spec), names[1:], spec.congestion or "cubic"):
+    delay_by: Literal["netem"] | None = "netem" if needs_delay_by(spec) else None
+    for step in plan(spec, Shapes.of(spec), names[1:], spec.congestion or "cubic", delay_by):
         tool, *words = step.argv
         lines.append(shlex.join([tool, "-n", namespace(step.rank), *words]))
     last = 0.0

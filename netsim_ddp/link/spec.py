@@ -51,6 +51,10 @@ class LinkSpec:
     ``period_s``. Where it says what holds from the start on, ``rate_bps`` and ``down_bps`` are that. Or it has the
     token bucket of a cloud: each side works at ``peak_bps`` until it has sent ``credit_bytes`` beyond its rate,
     which comes back at that rate.
+
+    On a tc link ``delay_by`` says who delays and loses packets: the kernel's netem, netsim's forwarder (tun), or the
+    first of them that is there (auto). Packets whose delays differ keep their order unless ``reorder``. ``seed`` is
+    that of the forwarder's draws.
     """
 
     workers: int
@@ -66,6 +70,9 @@ class LinkSpec:
     period_s: float | None = None
     peak_bps: int | None = None
     credit_bytes: int | None = None
+    delay_by: str = "auto"
+    reorder: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.timeline and self.timeline[0].at_s <= 0:  # no rate stands here that never holds

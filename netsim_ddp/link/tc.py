@@ -9,6 +9,9 @@
 :mod:`netsim_ddp.link.plan` says which commands make the link; :class:`TcLink` has its helper run them. No name
 appears on the host: the namespaces are anonymous and end with the helper. Without root the helper enters a user
 namespace first, where making interfaces is allowed.
+
+Where a forwarder delays and loses packets (:mod:`netsim_ddp.link.forwarder`), every rank has a bridge of its own, whose
+only other port is a device of the forwarder: ``eth0 -- v0 -- br0 -- t0``. The buckets and their counters are the same.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.errors import LinkLost, LinkUnavailable
+from netsim_ddp.link import tun
 from netsim_ddp.link.base import Counters, Endpoint, Link, Process
 from netsim_ddp.link.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.descriptors import enough_descriptors
@@ -30,12 +35,14 @@ from netsim_ddp.link.driver import Driver
 from netsim_ddp.link.environment import host_name
 from netsim_ddp.link.helper import HOSTS
 from netsim_ddp.link.hosts import tcp_retransmits
-from netsim_ddp.link.plan import Shape, Shapes, Step, address, change, needs_netem, plan
+from netsim_ddp.link.plan import Shape, Shapes, Step, address, change, needs_delay_by, netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.link.tun import Forwarding
 from netsim_ddp.units import format_bytes
 
 MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
-_TRY_NETEM = "qdisc add dev lo root netem delay 1ms"
+_TRY_NETEM = "qdisc replace dev lo root netem delay 1ms"
+_MODULE = "sudo modprobe sch_netem, where the kernel has it as a module"
 
 
 class TcLink(Link):
@@ -56,6 +63,8 @@ class TcLink(Link):
         self.shapes = Shapes.of(spec)
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
+        self.delay_by: Literal["netem", "tun"] | None = None
+        self._forwarding: Forwarding | None = None
         self._channel: Channel | None = None
         self._pipes: dict[int | None, int] = {}
         self._driver: Driver | None = None
@@ -129,7 +138,12 @@ class TcLink(Link):
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
         self._check_congestion()
-        for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion)):
+        self.delay_by = self._find_delayer()
+        if self.delay_by is not None:
+            self.description = f"tc/tbf+{self.delay_by}"
+        if self.delay_by == "tun":
+            self._forwarding = Forwarding(self.spec, self._spawn_forwarder)
+        for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion, self.delay_by)):
             tool = steps[0].argv[0]
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
             done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
@@ -158,22 +172,52 @@ class TcLink(Link):
                 hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
             )
 
+    def _find_delayer(self) -> Literal["netem", "tun"] | None:
+        """Who delays and loses packets here, where somebody shall."""
+        how, wanted = self.spec.delay_by, needs_delay_by(self.spec)
+        if not wanted and how != "tun":
+            return None
+        if (
+            how != "tun"
+            and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=None)["code"] == 0
+        ):
+            return "netem"
+        needs = f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''}"
+        bucket = (
+            ""
+            if self.spec.loss or self.spec.reorder
+            else "use --link bucket, which has delay and jitter; or "
+        )
+        if how == "netem":
+            raise LinkUnavailable(
+                f"this kernel has no netem, which {needs} on tc with --delay-by netem",
+                hint=f"write --delay-by tun; or {_MODULE}",
+                remedy=f"write --delay-by tun; or {_MODULE}",
+                wanted=tuple(wanted),
+            )
+        if (reason := tun.obstacle()) is None:
+            return "tun"
+        if how == "tun":
+            raise LinkUnavailable(
+                f"{reason}, which --delay-by tun needs", hint=f"{bucket}{tun.REMEDY}", remedy=tun.REMEDY
+            )
+        instead = f"{tun.REMEDY}; or {_MODULE}"
+        raise LinkUnavailable(
+            f"{needs} netem on tc, which this kernel has not, or TAP devices, and {reason}",
+            hint=f"{bucket}{instead}",
+            remedy=instead,
+            wanted=tuple(wanted),
+        )
+
+    def _spawn_forwarder(self, words: list[str], fd: int) -> None:
+        self._spawn(words, None, fds=[fd], vital=tun.FORWARDER)
+
     def _refusal(self, tool: str, said: str) -> LinkUnavailable:
         """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
-        wanted = needs_netem(self.spec)
         if "kind is unknown" not in said:
             return LinkUnavailable(
                 f"{tool} could not make the link: {_first_line(said)}",
                 hint="use --link bucket, which needs no privileges; netsim doctor says more",
-            )
-        if wanted and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=0)["code"] != 0:
-            only_here = self.spec.loss > 0
-            instead = "sudo modprobe sch_netem, where the kernel has it as a module"
-            return LinkUnavailable(
-                f"this kernel has no netem, which {' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} on tc",
-                hint=instead if only_here else f"use --link bucket, which has delay and jitter; or {instead}",
-                remedy=instead,
-                wanted=tuple(wanted),
             )
         return LinkUnavailable(
             "this kernel has no tbf, which shapes the link",
@@ -207,6 +251,8 @@ class TcLink(Link):
         for pipe in self._pipes.values():
             os.close(pipe)
         self._pipes.clear()
+        if self._forwarding is not None:
+            self._forwarding.close()
         self._hang_up()
 
     def spawn(
@@ -224,6 +270,21 @@ class TcLink(Link):
         if named and rank is not None and os.path.exists(HOSTS):
             everyone = [*self.endpoints[rank:], *self.endpoints[:rank]]
             names = [(endpoint.address, host_name(endpoint.rank)) for endpoint in everyone]
+        return self._spawn(argv, rank, env, fds, output, share_namespaces=share_namespaces, names=names)
+
+    def _spawn(
+        self,
+        argv: Sequence[str],
+        rank: int | None,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+        output: tuple[int, int] = (2, 2),
+        *,
+        share_namespaces: bool = False,
+        names: Sequence[tuple[str, str]] = (),
+        vital: str | None = None,
+    ) -> Process:
+        """As :meth:`spawn`. A process that is called ``vital`` must not fail as long as the link shall be."""
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
@@ -234,7 +295,8 @@ class TcLink(Link):
                 env={**os.environ, **(env or {})},
                 cwd=os.getcwd(),
                 share_namespaces=share_namespaces,
-                names=names,
+                names=list(names),
+                vital=vital,
             )
         return RemoteProcess(channel, int(answer["pid"]))
 
@@ -244,18 +306,48 @@ class TcLink(Link):
                 f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
             )
         outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
+        ranks = range(self.spec.workers)
+        gone = [0 for _ in ranks]
+        if self._forwarding is not None:
+            carried = self._forwarding.counted()
+            gone = [carried.lost[rank] + carried.overrun[rank] for rank in ranks]
         return [
-            self._rank_counters(rank, outer[f"v{rank}"], inner=_only(self._qdiscs(rank), "eth0"))
-            for rank in range(self.spec.workers)
+            self._rank_counters(rank, outer[f"v{rank}"], _only(self._qdiscs(rank), "eth0"), gone[rank])
+            for rank in ranks
         ]
 
-    def _rank_counters(self, rank: int, outer: dict[str, Any], inner: dict[str, Any]) -> Counters:
+    def _rank_counters(self, rank: int, outer: dict[str, Any], inner: dict[str, Any], gone: int) -> Counters:
         return Counters(
             tx_bytes=int(inner["bytes"]),
             rx_bytes=int(outer["bytes"]),
-            drops=int(inner["drops"]) + int(outer["drops"]),
+            drops=int(inner["drops"]) + int(outer["drops"]) + gone,
             retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
         )
+
+    def lost(self) -> LinkLost | None:
+        channel = self._connected()
+        channel.drain()
+        return channel.lost
+
+    @contextmanager
+    def without_loss(self) -> Iterator[None]:
+        if self.spec.loss == 0:
+            yield
+            return
+        self._lose(0.0)
+        try:
+            yield
+        finally:
+            self._lose(self.spec.loss)
+
+    def _lose(self, share: float) -> None:
+        if self._forwarding is not None:
+            self._forwarding.counted(loss=share)
+            return
+        for step in netem(replace(self.spec, loss=share)):
+            done = self._ask("run", argv=[find_tool("tc"), *step.argv[1:]], rank=step.rank)
+            if done["code"] != 0:
+                raise LinkUnavailable(f"tc cannot change the loss: {_first_line(done['err'])}")
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
         done = self._ask("run", argv=[find_tool("tc"), "-s", "-j", "qdisc", "show"], rank=rank)

@@ -107,7 +107,7 @@ def link_row(block: Block) -> tuple[str, ...]:
 
 def _more(links: Sequence[LinkRecord], why: str) -> list[str]:
     first = links[0]
-    parts = [f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.mechanism]
+    parts = [f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.how]
     if first.mechanism == "bucket":
         parts[0] = f"bucket{why}: bytes are charged, not measured"
     if first.delay_s:

@@ -41,7 +41,7 @@ def render_probe(probe: Probe, console: Console) -> None:
 def _header(probe: Probe) -> str:
     link = probe.link
     asked = f"asked {link.shape}" if link.shape else "no rate asked"
-    parts = [f"link {link.mechanism}: {asked}", f"{probe.workers} workers"]
+    parts = [f"link {link.how}: {asked}", f"{probe.workers} workers"]
     if link.congestion:
         parts.append(link.congestion)
     return ", ".join(parts)

@@ -104,7 +104,7 @@ def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if what := UNSHAPED.get(first.mechanism):
         return f"link not shaped: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
-    text = f"link {first.mechanism}{why_bucket}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
+    text = f"link {first.how}{why_bucket}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
     text += f", got {got} Mbit/s" if got else " Mbit/s"
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"

@@ -88,7 +88,7 @@ def _link_line(cells: Sequence[Cell], why: str) -> str:
     how = cells[0].recipe.tx_are if cells[0].recipe else "predicted"
     if link.mechanism in ("none", "host"):
         return "link none: the host's loopback; bytes are predicted by each method's formula"
-    text = f"link {link.mechanism}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
+    text = f"link {link.how}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
     measured = [cell.link.measured_bps for cell in cells if cell.link.measured_bps is not None]
     if measured:
         text += f", got {format_rate(min(measured))}"

@@ -66,7 +66,8 @@ class LinkRecord(Strict):
 
     The rates are those of the slowest side of the slowest rank, which sets a collective's pace; ``shape`` says in
     words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
-    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue. ``tcp`` is what
+    idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue, ``delay_by``
+    who delays and loses the packets of a tc link: the kernel's netem or a forwarder with TUN devices. ``tcp`` is what
     the bucket charges for TCP's window: ``linux`` or ``ideal``, nothing; None on other links.
     """
 
@@ -83,8 +84,14 @@ class LinkRecord(Strict):
     credit_bytes: Count | None = None
     queue_s: Finite | None = None
     delay_s: Finite = 0.0
+    delay_by: Literal["netem", "tun"] | None = None
     varies: bool = False
     host_limited: bool = False
+
+    @property
+    def how(self) -> str:
+        """How it was made, in a word: ``tc``, ``tc/tbf+tun``, ``bucket``."""
+        return f"{self.mechanism}/tbf+{self.delay_by}" if self.delay_by else self.mechanism
 
 
 class StepRecord(Strict):

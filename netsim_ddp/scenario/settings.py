@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -168,7 +169,9 @@ class Settings(LinkOptions):
 
     def link_spec(self) -> LinkSpec:
         """The link that all of its cells run on."""
-        return self.spec_for(self.workers)
+        spec = self.spec_for(self.workers)
+        drawn = spec.loss > 0 or spec.jitter_s > 0  # else one link serves all seeds
+        return replace(spec, seed=self.seed) if drawn else spec
 
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell, with what they leave open filled in."""

@@ -84,10 +84,22 @@ def link(request: pytest.FixtureRequest) -> str:
 class Running:
     """A command in the middle of its measured steps."""
 
-    def __init__(self, folder: Path, link: str) -> None:
+    def __init__(self, folder: Path, link: str, *more: str) -> None:
         self.mark = uuid.uuid4().hex
         self.interfaces = interfaces()
-        words = ["--workers", "2", "--steps", "4", "--repeats", "500", "--method", "topk", "--link", link]
+        words = [
+            "--workers",
+            "2",
+            "--steps",
+            "4",
+            "--repeats",
+            "500",
+            "--method",
+            "topk",
+            "--link",
+            link,
+            *more,
+        ]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "netsim_ddp", "run", *words, "--json", "out.json"],
             cwd=folder,

@@ -13,7 +13,7 @@ from netsim_ddp.link.plan import Shapes
 from netsim_ddp.link.probe import check, probe
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc import TcLink, find_tool, usable
-from tests.distributed.streams import round_trip_s, stream
+from tests.distributed.streams import stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.privileged]
 MBIT = 10**6
@@ -77,21 +77,6 @@ def test_a_peak_lasts_as_long_as_its_credit_and_comes_back() -> None:
             law = 5_000_000 * 8 + 20 * MBIT  # bits in the first second: the credit and the base rate
             assert 0.8 * goodput(law) < found.goodput_bps(0.0, 1.0) < 1.02 * goodput(law)
             assert found.goodput_bps(0.9, 1.15) < 1.1 * goodput(20 * MBIT)
-
-
-@pytest.mark.parametrize("delay_s", [0.001, 0.02])
-def test_a_delay_is_half_a_round_trip_or_refused_by_name(delay_s: float) -> None:
-    with TcLink(LinkSpec(2, 100 * MBIT)) as link:
-        before = round_trip_s(link)
-    refused = None
-    try:
-        with TcLink(LinkSpec(2, 100 * MBIT, delay_s=delay_s)) as link:
-            assert round_trip_s(link) - before == pytest.approx(2 * delay_s, rel=0.03, abs=0.3e-3)
-    except LinkUnavailable as error:
-        refused = error
-    if refused is not None:
-        assert refused.message == "this kernel has no netem, which --delay needs on tc"
-        assert "--link bucket, which has delay" in str(refused.hint)
 
 
 def test_the_congestion_control_that_was_asked_for_is_the_one_in_use() -> None:
