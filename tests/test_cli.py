@@ -339,7 +339,11 @@ def test_familiar_spellings_mean_the_same(measured: Any) -> None:
     scenario = json.loads(measured[1].stdout)["scenario"]
     assert (scenario["workers"], scenario["repeats"], scenario["ratio"]) == (2, 1, 0.02)
     assert scenario["learning_rate"] == 0.05
-    assert [method["params"] for method in scenario["methods"]] == [{"overlap": False}, {"ratio": 0.02}]
+    assert [method["params"] for method in scenario["methods"]] == [
+        {"overlap": False},
+        {"overlap": True},
+        {"ratio": 0.02},
+    ]
 
 
 def test_a_result_file_replays_and_flags_win_over_it(measured: Any, tmp_path: Path) -> None:
@@ -350,7 +354,11 @@ def test_a_result_file_replays_and_flags_win_over_it(measured: Any, tmp_path: Pa
     replay = command(["run", "--config", last, "--json", "again.json", "--ratio", "5%"], tmp_path)
     assert replay.returncode == 0, replay.stderr
     after = json.loads((tmp_path / "again.json").read_text())
-    methods = [{"name": "dense", "params": {"overlap": False}}, {"name": "topk", "params": {"ratio": 0.05}}]
+    methods = [
+        {"name": "dense", "params": {"overlap": False}},
+        {"name": "fp16", "params": {"overlap": True}},
+        {"name": "topk", "params": {"ratio": 0.05}},
+    ]
     assert after["scenario"] == before["scenario"] | {"ratio": 0.05, "methods": methods}
     dense = [result["cells"][0]["repeats"][0]["ranks"][0] for result in (before, after)]
     assert dense[0]["parameters_sha256"] == dense[1]["parameters_sha256"]

@@ -57,7 +57,7 @@ def test_the_break_even_is_where_the_curve_crosses_one() -> None:
     assert mark.low < mark.x < mark.high
     (place,) = pays([chart])
     assert place.rows[0][1].startswith("200 (")
-    assert place.rows[0][2] == "–", "no overlapped dense ran"
+    assert place.headers == ("pays below", "than dense"), "no other rival ran"
 
 
 def test_a_method_that_always_or_never_pays_has_no_mark() -> None:

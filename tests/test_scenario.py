@@ -50,18 +50,47 @@ def test_dense_runs_both_ways_and_ratios_are_filled_in() -> None:
     assert [cell.id for cell in found] == [
         "dense,overlap=off",
         "dense,overlap=on",
+        "fp16,overlap=on",
         "topk,ratio=0.02",
         "topk,ratio=0.1",
     ]
-    chosen = build_scenario({"methods": ["dense,overlap=on"]}).cells()
+    chosen = build_scenario({"methods": ["dense,overlap=on"], "baseline": "none"}).cells()
     assert [cell.id for cell in chosen] == ["dense,overlap=on"]
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, ["fp16,overlap=on"]),
+        ({"backend": "nccl"}, ["bf16,overlap=on"]),
+        ({"device": "cuda"}, ["bf16,overlap=on"]),
+        ({"device": "cuda", "backend": "gloo"}, ["fp16,overlap=on"]),
+        ({"baseline": "bf16"}, ["bf16,overlap=on"]),
+        ({"baseline": "none"}, []),
+        ({"workers": 1}, []),
+        ({"methods": ["dense,overlap=off", "topk", "fp16,overlap=on"]}, []),
+        ({"methods": ["dense,overlap=off", "topk", "bf16,overlap=on"]}, []),
+        (
+            {"methods": ["dense,overlap=off", "topk", "bf16,overlap=on"], "baseline": "fp16"},
+            ["fp16,overlap=on"],
+        ),
+    ],
+)
+def test_dense_in_16_bits_is_a_baseline_of_every_run(given: dict[str, Any], added: list[str]) -> None:
+    scenario = build_scenario({"methods": ["dense,overlap=off", "topk"], **given})
+    without = build_scenario({"methods": ["dense,overlap=off", "topk"], **given, "baseline": "none"})
+    found = [cell.id for cell in scenario.cells()]
+    assert [name for name in found if name not in {cell.id for cell in without.cells()}] == added
+    assert found[0] == "dense,overlap=off"
+    assert found[1:][: len(added)] == added, "behind dense"
+    assert scenario.resolved().resolved().methods == scenario.resolved().methods
 
 
 @pytest.mark.parametrize("way", ["on", "off", True, False])
 def test_overlap_is_the_default_of_methods_that_do_not_say(way: str | bool) -> None:
     methods = ["dense", "fp16", "topk,overlap=on", "bf16,overlap=off", "my_module:factory"]
     for compute in ({}, {"compute": "50ms"}):
-        cells = build_scenario({"methods": methods, "overlap": way, **compute}).cells()
+        cells = build_scenario({"methods": methods, "overlap": way, "baseline": "none", **compute}).cells()
         found = [(cell.name, cell.params.get("overlap", False)) for cell in cells]
         default = way in ("on", True)
         assert found == [
@@ -75,7 +104,8 @@ def test_overlap_is_the_default_of_methods_that_do_not_say(way: str | bool) -> N
 
 
 def test_a_replay_follows_a_changed_overlap(tmp_path: Path) -> None:
-    first = build_scenario({"methods": ["fp16", "topk,overlap=off"], "compute": "50ms"}).resolved()
+    given = {"methods": ["fp16", "topk,overlap=off"], "compute": "50ms", "baseline": "none"}
+    first = build_scenario(given).resolved()
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"schema_version": 1, "scenario": first.model_dump(mode="json")}))
     assert build_scenario({}, path).cells() == first.cells()

@@ -50,6 +50,7 @@ threads: 1
 execution: concurrent
 repeats: 3
 methods: [dense, topk, fp16]
+baseline: none
 matrix:
   bandwidth: [100mbps, 1gbps]
 """
@@ -68,6 +69,7 @@ def test_combinations_that_differ_in_their_methods_alone_are_one_run() -> None:
     assert [cell.id for cell in run.cells] == [
         "dense,overlap=off",
         "dense,overlap=on",
+        "fp16,overlap=on",
         "topk,ratio=0.01",
         "fp16",
         "topk,ratio=0.1",
@@ -75,6 +77,7 @@ def test_combinations_that_differ_in_their_methods_alone_are_one_run() -> None:
     assert [dict(cell.axes) for cell in run.cells] == [
         {"methods": "dense"},
         {"methods": "dense"},
+        {},
         {"ratio": "1%", "methods": "topk"},
         {"methods": "fp16"},
         {"ratio": "10%", "methods": "topk"},
@@ -431,7 +434,7 @@ def test_the_live_table_fits_its_screen() -> None:
 
 MISTAKES = {
     "nosuch": "scenario 'nosuch' is not known (known: accuracy,",
-    "quick -k zzz": "-k 'zzz' matches none of 6 cells (--dry-run lists their ids)",
+    "quick -k zzz": "-k 'zzz' matches none of 7 cells (--dry-run lists their ids)",
 }
 
 
@@ -458,5 +461,5 @@ def test_run_says_who_runs_a_matrix(tmp_path: Path) -> None:
     assert said == "s.yaml is a matrix of runs (netsim sweep s.yaml)"
     done = command(["sweep", "s.yaml", "--dry-run", "-k", "topk"], tmp_path)
     assert done.stdout.split("\n")[:-1] == [f"workers={count}/topk,ratio=0.01 x 3" for count in (2, 4)]
-    assert "netsim: 2 of 6 cells in 2 places, 6 repeats to run: about " in done.stderr
+    assert "netsim: 2 of 8 cells in 2 places, 6 repeats to run: about " in done.stderr
     assert not (tmp_path / ".netsim").exists()

@@ -1,4 +1,4 @@
-"""Dense training under torch's own DistributedDataParallel: the baseline that people run."""
+"""Dense training under torch's own DistributedDataParallel, in 16 bits too: the baselines that people run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from netsim_ddp.workloads import Workload
 class OverlappedTraining(Program):
     """Each bucket is sent as soon as backward has filled it. Only for :class:`Concurrent` execution.
 
+    Args:
+        rounded: the type that gradients are sent in, as under torch's 16-bit hooks; None: their own.
+
     A parameter that took no part in a step has a gradient of zero, as with every other method. DDP itself waits for
     it for ever, or with ``find_unused_parameters`` exchanges one more message per step, which would not be the
     baseline of models that need none.
@@ -32,9 +35,10 @@ class OverlappedTraining(Program):
         group: Group,
         optimizer: torch.optim.Optimizer,
         say: Say,
+        rounded: torch.dtype | None = None,
     ) -> None:
         self.workload, self.flat, self.optimizer, self.say = workload, flat, optimizer, say
-        self._log = TransferLog(group)
+        self._log = TransferLog(group, rounded)
         self._model: nn.Module = workload.model
         self._loss = torch.zeros(())
         if group.world_size > 1:
@@ -49,7 +53,8 @@ class OverlappedTraining(Program):
             self._model = model
             sizes: dict[torch.dtype, int] = {}
             for parameter in flat.parameters:
-                sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+                kind = rounded or parameter.dtype
+                sizes[kind] = sizes.get(kind, 0) + parameter.numel()
             self.wires = [all_reduce(torch.empty(size, dtype=kind), group) for kind, size in sizes.items()]
 
     def step(self, execution: Execution) -> StepSample:

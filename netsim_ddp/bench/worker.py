@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from netsim_ddp.bench.channel import COMPUTING, RankChannel
 from netsim_ddp.bench.cuda_clock import CudaClock
@@ -203,8 +204,12 @@ class StepsTask(Task):
         momentum = 0.0 if params.get("momentum") else scenario["momentum"]
         optimizer = torch.optim.SGD(model.parameters(), lr=scenario["learning_rate"], momentum=momentum)
         flat = FlatGradients(model.named_parameters())
-        if overlap and self.job.method == "dense" and scenario["execution"] == "concurrent":
-            return OverlappedTraining(workload, flat, group, optimizer, self.say)
+        by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
+        if dist.get_backend(group.process_group) == "nccl":
+            by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
+        if overlap and self.job.method in by_ddp and scenario["execution"] == "concurrent":
+            rounded = by_ddp[self.job.method]
+            return OverlappedTraining(workload, flat, group, optimizer, self.say, rounded)
         if overlap:
             return BucketedTraining(workload, flat, group, build, optimizer, self.say)
         return Training(workload, build(flat), group, optimizer, self.say)

@@ -46,6 +46,14 @@ def run(
         ),
     ] = None,
     method: run_flags.Method = None,
+    baseline: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="Dense in 16 bits, overlapped as DDP's hook does it, that the methods are held against: fp16, bf16, "
+            "none. [fp16; bf16 on NCCL]",
+        ),
+    ] = None,
     workers: run_flags.Workers = None,
     model: run_flags.Model = None,
     dataset: run_flags.Dataset = None,
@@ -126,6 +134,7 @@ def run(
         "ratio": ratio,
         "overlap": overlap,
         "methods": method,
+        "baseline": baseline,
         "workers": workers,
         "model": model,
         "dataset": dataset,

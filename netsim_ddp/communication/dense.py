@@ -74,9 +74,9 @@ def baseline(flat: FlatGradients, group: Group) -> Method:
 
 
 class Float16AllReduce(Method):
-    """All-reduce in float16: half the bytes. Divided by P before the sum, as torch's ``fp16_compress_hook``
-    does, so that the sum of P gradients overflows no sooner than one of them. A gradient beyond 65504 P becomes inf, on
-    every rank, as under that hook."""
+    """All-reduce in float16: half the bytes. Rounded, then divided by P before the sum, as torch's
+    ``fp16_compress_hook`` does, with the same bits: the sum of P gradients overflows no sooner than one of them. A
+    gradient beyond 65504 becomes inf, on every rank, as under that hook."""
 
     name = "fp16"
     stateless = True
@@ -95,8 +95,8 @@ class Float16AllReduce(Method):
         ]
 
     def _compress(self) -> None:
-        torch.div(self.flat.data, self.group.world_size, out=self.flat.data)
         self._half.copy_(self.flat.data)
+        self._half.div_(self.group.world_size)
 
 
 def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:

@@ -1,4 +1,4 @@
-"""DDP's own all-reduce as a communication hook that reads the clock.
+"""DDP's own all-reduce, and its 16-bit hooks, as a communication hook that reads the clock.
 
 No ``from __future__ import annotations`` here: DDP compares a hook's annotations with the types themselves.
 """
@@ -18,18 +18,24 @@ from netsim_ddp.communication.segments import Group
 class TransferLog:
     """State of :func:`timed_all_reduce_hook`: when each bucket of the current step was sent and had arrived.
 
-    Times are seconds of ``time.monotonic``; ``last_bucket`` is called when the backward pass is through.
+    Times are seconds of ``time.monotonic``; ``last_bucket`` is called when the backward pass is through. ``rounded``
+    is the type that gradients are sent in, as torch's ``fp16_compress_hook`` and ``bf16_compress_hook`` do; None sends
+    them in their own.
     """
 
     group: Group
+    rounded: torch.dtype | None = None
     last_bucket: Callable[[], None] = lambda: None
     transfers: list[list[float]] = field(default_factory=list)
 
 
 def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """What DDP does without a hook, with the clock read: average the bucket over ranks, asynchronously."""
-    gradients = bucket.buffer().div_(state.group.world_size)
-    buffer = gradients.to(state.group.wire_device(gradients.device))
+    """What DDP does without a hook or with a 16-bit one, with the clock read: average the bucket over ranks,
+    asynchronously."""
+    gradients = bucket.buffer()
+    # torch's 16-bit hooks round first and divide what is rounded.
+    sent = gradients if state.rounded is None else gradients.to(state.rounded)
+    buffer = sent.div_(state.group.world_size).to(state.group.wire_device(gradients.device))
     if bucket.is_last():
         state.last_bucket()
     transfer = [time.monotonic(), float("inf")]
@@ -41,6 +47,7 @@ def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futur
     def done(finished: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
         transfer[1] = time.monotonic()
         reduced = finished.value()[0]
-        return reduced if reduced.device == gradients.device else gradients.copy_(reduced)
+        same = reduced.device == gradients.device and reduced.dtype == gradients.dtype
+        return reduced if same else gradients.copy_(reduced)
 
     return future.then(done)

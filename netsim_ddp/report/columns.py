@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from netsim_ddp.report.wording import DASH, label, milliseconds, resolution, rounded, times
 from netsim_ddp.results.record import Cell, Interval, Summary
-from netsim_ddp.results.summary import baseline, elapsed_step_s
+from netsim_ddp.results.summary import RIVALS, Rival, elapsed_step_s, held_against, speedup
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Row:
     cell: Cell
     summary: Summary
     label: str
-    dense: Interval | None
-    overlapped: Interval | None
+    rivals: Mapping[Rival, Interval]
+    """The steps of what the row is held against, as far as it was measured."""
 
     def phase(self, *names: str) -> str:
         """The sum of some phases, ms, with one digit more than the step's interval supports, three at most.
@@ -35,10 +35,13 @@ class Row:
         third = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
         return rounded(value, min(max(resolution(scaled) / 10, third, 1e-3), 1.0))
 
-    def versus(self, factor: float | None, other: Interval | None, *, itself: bool) -> str:
+    def versus(self, rival: Rival) -> str:
+        factor, other = speedup(self.summary, rival), self.rivals.get(rival)
         if factor is None or other is None:
             return DASH
-        return "1.00" if itself else times(factor, other, self.summary.step_s).rstrip("x")
+        return (
+            "1.00" if other is self.summary.step_s else times(factor, other, self.summary.step_s).rstrip("x")
+        )
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,14 @@ def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool
         other,
         Column("step", step_header, lambda row: milliseconds(row.summary.step_s)),
         phases("hidden", "hidden\ncomm", "hidden_s"),
-        Column("elapsed", "clock\nhere", _elapsed),
+        Column("elapsed", "serial\nhere", _elapsed),
         Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
         Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
         Column("payload", "payload\nMB", lambda row: _megabytes(row.summary.payload_bytes_per_step)),
         Column("reduction", "fewer\nbytes", lambda row: _reduction(row.summary)),
-        Column("speedup", "vs\ndense", _vs_dense),
-        Column("overlapped", "vs ovl\ndense", _vs_overlapped),
+        Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
+        Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
+        Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
         Column("loss", "loss\nfirst->last", lambda row: _loss(row.summary)),
     ]
     return [
@@ -92,16 +96,6 @@ def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool
 def _elapsed(row: Row) -> str:
     elapsed = elapsed_step_s(row.cell)
     return DASH if elapsed is None else f"{elapsed * 1e3:.0f}"
-
-
-def _vs_dense(row: Row) -> str:
-    return row.versus(row.summary.speedup, row.dense, itself=row.dense is row.summary.step_s)
-
-
-def _vs_overlapped(row: Row) -> str:
-    return row.versus(
-        row.summary.speedup_vs_overlapped, row.overlapped, itself=row.overlapped is row.summary.step_s
-    )
 
 
 def _megabytes(count: float) -> str:
@@ -127,14 +121,10 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
     for cell in cells:
         if cell.summary is None:
             continue
-        dense, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
-        rows.append(
-            Row(
-                cell,
-                cell.summary,
-                label(cell, cells),
-                dense.summary.step_s if dense and dense.summary else None,
-                overlapped.summary.step_s if overlapped and overlapped.summary else None,
-            )
-        )
+        rivals: dict[Rival, Interval] = {}
+        for rival in RIVALS:
+            other = held_against(cell, cells, rival)
+            if other and other.summary:
+                rivals[rival] = other.summary.step_s
+        rows.append(Row(cell, cell.summary, label(cell, cells), rivals))
     return rows

@@ -15,6 +15,7 @@ from netsim_ddp.report.wording import DASH, clean, encodable, label, two_digits
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell
+from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_rate
 
 _UNIT = re.compile(r" \S?bit/s$")
@@ -22,13 +23,15 @@ _CODEC_FACTORS = (0.25, 0.5, 2.0, 4.0)
 
 
 def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
-    """Below which bandwidth each method pays, against dense alone and overlapped; nothing without such an axis."""
-    plain, overlapped = (
-        {_who(one): one for one in break_evens(cells, overlapped=overlap)} for overlap in (False, True)
-    )
-    found = {**overlapped, **plain}
-    if not found:
+    """Below which bandwidth each method pays, against every rival that was measured; nothing without such an axis."""
+    by_rival = {
+        name: ends
+        for rival, name in RIVALS.items()
+        if (ends := {_who(one): one for one in break_evens(cells, rival)})
+    }
+    if not by_rival:
         return
+    found = {who: one for ends in by_rival.values() for who, one in ends.items()}
     places: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
     for who in found:
         places.setdefault(who[:3], []).append(who)
@@ -39,13 +42,15 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
             models = {other.model for other in found.values()}
             name = f"{one.model}, " if len(models) > 1 else ""
             console.print(_line(f"{name}{one.workers} workers, {one.place}", console))
-        rows = [(_name(found[who], cells), plain.get(who), overlapped.get(who)) for who in there]
-        console.print(_table(rows, console))
-        compared = [(name, one) for name, one, _ in rows if one is not None]
-        if (codec := _codec_table(compared, console)) is not None:
+        names = {who: _name(found[who], cells) for who in there}
+        rows = [(names[who], [ends.get(who) for ends in by_rival.values()]) for who in there]
+        console.print(_table(list(by_rival), rows, console))
+        first, ends = next(iter(by_rival.items()))
+        compared = [(names[who], ends[who]) for who in there if who in ends]
+        if (codec := _codec_table(first, compared, console)) is not None:
             console.print()
             console.print(codec)
-    every = [*plain.values(), *overlapped.values()]
+    every = [one for ends in by_rival.values() for one in ends.values()]
     lines = []
     spans = dict.fromkeys((one.lowest_bps, one.highest_bps) for one in every if one.model_bps is not None)
     if spans:
@@ -61,19 +66,21 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         console.print(_line(line, console))
 
 
-def _table(rows: Sequence[tuple[str, BreakEven | None, BreakEven | None]], console: Console) -> Table:
+def _table(
+    rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven | None]]], console: Console
+) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    ends = [(pays_below(plain), pays_below(overlapped)) for _, plain, overlapped in rows]
-    units = {_UNIT.search(text) for pair in ends for text in pair} - {None}
+    ends = [[pays_below(one) for one in found] for _, found in rows]
+    units = {_UNIT.search(text) for texts in ends for text in texts} - {None}
     shared = {found[0] for found in units if found}
     unit = shared.pop() if len(shared) == 1 else ""
     # One unit for all stands above them: with it in every cell, 80 columns would cut it off.
-    interval = " (95% interval)" if any("(" in text for pair in ends for text in pair) else ""
+    interval = "\n(95% interval)" if any("(" in text for texts in ends for text in texts) else ""
     first = f"pays below,{unit}{interval}" if unit else f"pays below{interval}"
-    for header in (first, "than dense", "than overlapped dense"):
-        table.add_column(header, no_wrap=True, overflow="ellipsis")
-    for (name, *_), pair in zip(rows, ends, strict=True):
-        texts = [name, *(text.removesuffix(unit) for text in pair)]
+    for header in (first, *(f"than {rival}" for rival in rivals)):
+        table.add_column(header, no_wrap=True, overflow="ellipsis", vertical="bottom")
+    for (name, _), found in zip(rows, ends, strict=True):
+        texts = [name, *(text.removesuffix(unit) for text in found)]
         table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
     return table
 
@@ -111,7 +118,7 @@ def pays_below(one: BreakEven | None) -> str:
     return "~" + _span(one.model_bps, None, None)
 
 
-def _codec_table(named: Sequence[tuple[str, BreakEven]], console: Console) -> Table | None:
+def _codec_table(rival: str, named: Sequence[tuple[str, BreakEven]], console: Console) -> Table | None:
     """The codec's time that each break-even rests on, and the break-even with a faster or a slower one: another
     machine's codec moves it further than any repeat does."""
     known = [
@@ -123,7 +130,7 @@ def _codec_table(named: Sequence[tuple[str, BreakEven]], console: Console) -> Ta
         return None
     unit, scale = ("Gbit/s", 1e9) if any(one.highest_bps >= 1e9 for _, one in known) else ("Mbit/s", 1e6)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column(f"than dense, by codec, {unit}", no_wrap=True, overflow="ellipsis")
+    table.add_column(f"than {rival}, by codec, {unit}", no_wrap=True, overflow="ellipsis")
     table.add_column("codec, ms", justify="right")
     for factor in _CODEC_FACTORS:
         table.add_column(f"x {factor:g}", justify="right")

@@ -13,6 +13,7 @@ from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import DASH, clean, plain
 from netsim_ddp.results.record import CodeRecord, LinkRecord
+from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
@@ -45,12 +46,19 @@ def pays(plots: Sequence[Plot]) -> list[Answer]:
             rows = places.setdefault(f"{plot.title}, {bounds}", {})
             for label, text in plot.ends:
                 rows.setdefault(label, {})[plot.y_label] = text
-    rivals = ("speedup over dense", "speedup over overlapped dense")
+    rivals = [
+        name
+        for name in RIVALS.values()
+        if any(f"speedup over {name}" in found for rows in places.values() for found in rows.values())
+    ]
     return [
         Answer(
             title,
-            ("pays below", "than dense", "than overlapped dense"),
-            tuple((label, *(found.get(rival, DASH) for rival in rivals)) for label, found in rows.items()),
+            ("pays below", *(f"than {name}" for name in rivals)),
+            tuple(
+                (label, *(found.get(f"speedup over {name}", DASH) for name in rivals))
+                for label, found in rows.items()
+            ),
         )
         for title, rows in places.items()
     ]

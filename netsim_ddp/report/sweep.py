@@ -32,10 +32,10 @@ from netsim_ddp.report.wording import (
 )
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.record import Cell, Interval, Result
-from netsim_ddp.results.summary import baseline, place_axes
+from netsim_ddp.results.summary import Rival, held_against, place_axes, speedup
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 
-DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent")
+DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
 """Dropped in this order until the table fits."""
 MOST_WARNINGS = 4
 _NARROW_LABEL = 24
@@ -152,10 +152,10 @@ class _Row:
             return DASH
         return rounded(value, 1.0 if value >= 100 else 0.1)
 
-    def versus(self, *, overlap: bool) -> str:
-        summary, dense = self.cell.summary, baseline(self.cell, self.group, overlap=overlap)
+    def versus(self, rival: Rival) -> str:
+        summary, dense = self.cell.summary, held_against(self.cell, self.group, rival)
         assert summary is not None
-        factor = summary.speedup_vs_overlapped if overlap else summary.speedup
+        factor = speedup(summary, rival)
         if factor is None or dense is None or dense.summary is None:
             return DASH
         return (
@@ -196,8 +196,9 @@ def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
         _Column("step", step_name, lambda row: milliseconds(step(row))),
         _Column("eff", "eff", lambda row: f"{row.cell.summary.efficiency if row.cell.summary else 0:.0%}"),
         _Column("sent", "sent\nMB", sent),
-        _Column("speedup", "vs\ndense", lambda row: row.versus(overlap=False)),
-        _Column("overlapped", "vs ovl\ndense", lambda row: row.versus(overlap=True)),
+        _Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
+        _Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
+        _Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
         _Column("runs", "runs", lambda row: str(len(row.cell.repeats))),
     ]
 

@@ -34,7 +34,7 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
 DROPS = (
     "payload", "loss", "hidden", "reduction", "wait", "opt", "elapsed",
-    "overlapped", "eff", "decmp", "sent", "other", "compr", "comm", "compute",
+    "overlapped", "eff", "decmp", "sent", "other", "speedup", "compr", "comm", "compute",
 )  # fmt: skip
 _NARROW_LABEL = 24
 

@@ -112,8 +112,10 @@ def milliseconds(value: Interval) -> str:
     half = stats.half_width(scaled)
     if half <= 0:
         return rounded(scaled.median, last)
-    # Rounded up, so that the printed interval is never the smaller one.
-    return f"{rounded(scaled.median, last)}±{rounded(math.ceil(round(half / last, 9)) * last, last)}"
+    # Rounded up from the middle that is printed, so that what is printed holds the whole interval.
+    middle = round(scaled.median / last) * last
+    half = max(scaled.ci_high - middle, middle - scaled.ci_low)
+    return f"{rounded(middle, last)}±{rounded(math.ceil(round(half / last, 9)) * last, last)}"
 
 
 def basis(cells: Sequence[Cell]) -> str:

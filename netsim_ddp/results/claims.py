@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import baseline, is_dense, is_dense16, repeat_medians, setting
+from netsim_ddp.results.summary import RIVALS, held_against, is_dense, repeat_medians
 from netsim_ddp.results.verdicts import Judgement, Times, fastest_of, judge
 
 
@@ -25,15 +25,8 @@ class Claim:
 
 def named_rival(cell: Cell, cells: Iterable[Cell]) -> Cell | None:
     """The cell of ``cell``'s setting that it is held against; None with one worker, or where no dense was measured."""
-    if cell.workers == 1:
-        return None
-    halves = [
-        other
-        for other in cells
-        if other.summary and other.overlap and is_dense16(other) and setting(other) == setting(cell)
-    ]
-    half = min(halves, key=lambda other: other.threads != cell.threads, default=None)
-    return half or baseline(cell, cells, overlap=True) or baseline(cell, cells, overlap=False)
+    found = (held_against(cell, cells, rival) for rival in RIVALS)
+    return next((other for other in found if other is not None), None)
 
 
 def claims(cells: Sequence[Cell]) -> dict[int, Claim]:

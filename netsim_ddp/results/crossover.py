@@ -19,7 +19,8 @@ from netsim_ddp.results.summary import (
     LINK_AXES,
     METHOD_AXES,
     WAY_AXES,
-    baseline,
+    Rival,
+    held_against,
     is_dense,
     place_axes,
     repeat_medians,
@@ -84,13 +85,13 @@ class BreakEven:
         return self.low_bps > self.lowest_bps or self.high_bps < self.highest_bps
 
 
-def break_evens(cells: Sequence[Cell], *, overlapped: bool) -> list[BreakEven]:
+def break_evens(cells: Sequence[Cell], rival: Rival) -> list[BreakEven]:
     """The break-even of every method, in the order in which they were run, within each group of cells that share
     everything but the bandwidth.
 
     Args:
         cells: with their summaries (``netsim_ddp.results.summary.summarise``).
-        overlapped: against dense that overlaps its communication with backward; else against dense that does not.
+        rival: the dense cells that they break even with.
 
     Methods measured at fewer than two bandwidths with a usable baseline have none.
     """
@@ -100,7 +101,7 @@ def break_evens(cells: Sequence[Cell], *, overlapped: bool) -> list[BreakEven]:
         for curve in curves:
             if is_dense(curve[0]):
                 continue
-            if (one := _break_even(curve, group, overlapped=overlapped)) is not None:
+            if (one := _break_even(curve, group, rival)) is not None:
                 found.append(one)
     return found
 
@@ -169,13 +170,13 @@ def _shape(cell: Cell) -> str:
     return (cell.link.shape or rate).removeprefix(rate).lstrip("; ")
 
 
-def _break_even(series: Sequence[Cell], group: Sequence[Cell], *, overlapped: bool) -> BreakEven | None:
+def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> BreakEven | None:
     pairs: dict[int, Pair] = {}
     codec: list[float] = []
     left_out: list[int] = []
     for cell in series:
-        dense = baseline(cell, group, overlap=overlapped)
-        if dense is None or not cell.bandwidth_bps:
+        dense = held_against(cell, group, rival)
+        if dense is None or dense is cell or not cell.bandwidth_bps:
             continue
         if dense.link.host_limited:
             left_out.append(cell.bandwidth_bps)

@@ -279,8 +279,9 @@ class Interval(Strict):
 class Summary(Strict):
     """What the table shows of one cell.
 
-    Phases are seconds per step: the slowest rank's, mean over steps and repeats, scaled by one factor so that
-    they add up to the median step. Sizes are the largest rank's.
+    Phases are seconds: those of the slowest rank in the median step (in the mean of the two in the middle, where there
+    are two), so they add up to it. Speedups are a dense step over this one: 16-bit dense overlapped with backward
+    (``speedup_vs_dense16``), fp32 dense overlapped, and fp32 dense (``speedup``). Sizes are the largest rank's.
     """
 
     step_s: Interval
@@ -293,6 +294,7 @@ class Summary(Strict):
     other_s: Seconds
     hidden_s: Seconds
     efficiency: Finite
+    speedup_vs_dense16: Finite | None = None
     speedup: Finite | None = None
     speedup_vs_overlapped: Finite | None = None
     tx_bytes_per_step: Finite

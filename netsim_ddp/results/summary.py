@@ -1,18 +1,21 @@
 """From raw step samples to what the tables show: ``summarise`` fills ``Cell.summary``, ``notes`` warns.
 
-A step lasts as long as its slowest rank, and that rank's phases explain it. Dense fp32 all-reduce, with and
-without overlap, is what every cell is compared with, on the same link, workers and execution only.
+A step lasts as long as its slowest rank, and that rank's phases explain it. Every cell is compared with a dense
+all-reduce in 16 bits, overlapped with backward, and in fp32 with and without overlap, on the same link, workers and
+execution only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Literal, TypeVar
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, RankRecord, RepeatRecord, StepRecord, Summary
 
+_T = TypeVar("_T")
 PHASES = (
     "compute_s",
     "compress_s",
@@ -35,6 +38,9 @@ WAY_AXES = frozenset({"execution", "link", "device", "backend"})
 """Those that fields of a cell tell, of how it was measured."""
 COMPUTE_AXES = frozenset({"compute", "compute_s"})
 Setting = tuple[object, ...]
+Rival = Literal["dense16", "overlapped", "plain"]
+RIVALS: Mapping[Rival, str] = {"dense16": "16-bit dense", "overlapped": "overlapped dense", "plain": "dense"}
+"""What every method is held against, and its name: first what a reader would otherwise run."""
 
 
 def summarise(cells: Sequence[Cell]) -> list[Cell]:
@@ -102,6 +108,40 @@ def baseline(cell: Cell, cells: Iterable[Cell], *, overlap: bool) -> Cell | None
     return min(found, key=lambda other: other.threads != cell.threads, default=None)
 
 
+def baseline16(cell: Cell, cells: Iterable[Cell]) -> Cell | None:
+    """The measured 16-bit dense cell of ``cell``'s setting that overlaps with backward: bf16 on NCCL and fp16 on Gloo
+    where both ran, as ``--baseline auto`` chooses; None with one worker, or where none ran."""
+    if cell.workers == 1:
+        return None
+    found = [
+        other
+        for other in cells
+        if other.summary and other.overlap and is_dense16(other) and setting(other) == setting(cell)
+    ]
+    usual = "bf16" if cell.backend == "nccl" else "fp16"
+    return min(
+        found,
+        key=lambda other: (usual not in other.id, other.threads != cell.threads),
+        default=None,
+    )
+
+
+def held_against(cell: Cell, cells: Iterable[Cell], rival: Rival) -> Cell | None:
+    """The cell that is ``rival`` to ``cell``, if it was measured."""
+    if rival == "dense16":
+        return baseline16(cell, cells)
+    return baseline(cell, cells, overlap=rival == "overlapped")
+
+
+def speedup(summary: Summary, rival: Rival) -> float | None:
+    """``rival``'s step / this step."""
+    return {
+        "dense16": summary.speedup_vs_dense16,
+        "overlapped": summary.speedup_vs_overlapped,
+        "plain": summary.speedup,
+    }[rival]
+
+
 def slowest_steps(repeat: RepeatRecord) -> list[StepRecord]:
     """For every step that all ranks completed, the record of the rank that took longest."""
     by_step = zip(*(rank.steps for rank in repeat.ranks), strict=False)
@@ -136,16 +176,13 @@ def _measure(cell: Cell) -> Summary | None:
     if not repeats:
         return None
     step = stats.interval(repeat_medians(cell))
+    median_steps = _median_steps([steps for _, steps in repeats])
 
-    def mean_phase(name: str) -> float:
-        return fmean(fmean(getattr(record, name) for record in steps) for _, steps in repeats)
+    def phase(name: str) -> float:
+        return fmean(getattr(record, name) for record in median_steps)
 
-    # Means add up, medians of phases do not; scaled, the row adds up to the median step it stands beside.
-    phases = {name: mean_phase(name) for name in PHASES}
-    total = math.fsum(phases.values())
-    scale = step.median / total if total > 0 else 0.0
-    phases = {name: value * scale for name, value in phases.items()}
-    if total <= 0:
+    phases = {name: phase(name) for name in PHASES}
+    if not math.fsum(phases.values()) > 0:
         phases["other_s"] = step.median
 
     def bytes_per_step(count: Callable[[RankRecord], int]) -> float:
@@ -155,7 +192,7 @@ def _measure(cell: Cell) -> Summary | None:
     return Summary(
         step_s=step,
         **phases,
-        hidden_s=mean_phase("hidden_s") * scale,
+        hidden_s=phase("hidden_s"),
         efficiency=_ratio(phases["compute_s"], step.median) or 0.0,
         tx_bytes_per_step=bytes_per_step(lambda rank: rank.tx_bytes),
         payload_bytes_per_step=bytes_per_step(lambda rank: rank.payload_bytes),
@@ -164,6 +201,24 @@ def _measure(cell: Cell) -> Summary | None:
         first_loss=_mean_loss(ranks, 0),
         last_loss=_mean_loss(ranks, -1),
     )
+
+
+def _median_steps(repeats: Sequence[Sequence[StepRecord]]) -> list[StepRecord]:
+    """The steps whose mean is the cell's step: of the repeat in the middle the step in the middle, or of two in the
+    middle both, so that the phases shown are those of real steps and add up to the step they stand beside."""
+    by_repeat = sorted(
+        (sorted(steps, key=lambda step: step.wall_s) for steps in repeats),
+        key=lambda steps: stats.median([step.wall_s for step in steps]),
+    )
+    # A mean of means: with 2 and 1 steps in the middle of two repeats the single one counts twice.
+    middles = [_middle(steps) for steps in _middle(by_repeat)]
+    return [step for steps in middles for step in steps * (2 // len(steps))]
+
+
+def _middle(ordered: Sequence[_T]) -> list[_T]:
+    """The one in the middle, or the two."""
+    count = len(ordered)
+    return list(ordered[(count - 1) // 2 : count // 2 + 1])
 
 
 def ideal_ratio(cell: Cell) -> float | None:
@@ -198,6 +253,7 @@ def _mark_host_limited(cells: Sequence[Cell]) -> list[Cell]:
 
 def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     """``summary`` with what needs the dense cells of the same setting."""
+    half = baseline16(cell, cells)
     dense = baseline(cell, cells, overlap=False)
     overlapped = baseline(cell, cells, overlap=True)
     sender = dense or overlapped  # both move the same bytes
@@ -207,6 +263,7 @@ def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     return summary.model_copy(
         update={
             "wire_reduction": reduction or None,
+            "speedup_vs_dense16": _speedup(half, summary),
             "speedup": _speedup(dense, summary),
             "speedup_vs_overlapped": _speedup(overlapped, summary),
         }

@@ -33,6 +33,8 @@ class Scenario(Settings):
     steps: int = Field(default=20, ge=1, le=10**6)
     warmup: int = Field(default=3, ge=0, le=10**6)
     statistics: Literal["none", "total", "layers"] = "none"
+    baseline: Literal["auto", "fp16", "bf16", "none"] = "auto"
+    """Dense in 16 bits, overlapped with backward, which every run measures beside its methods."""
     codec_from: Substitute | None = None
     """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
 
@@ -91,4 +93,19 @@ class Scenario(Settings):
                 cells += [MethodSpec(name="dense", params={"overlap": each}) for each in (False, True)]
             else:
                 cells.append(MethodSpec(name=method.name, params=params))
-        return tuple(cells)
+        return tuple(self._with_baseline(cells))
+
+    def _with_baseline(self, cells: list[MethodSpec]) -> list[MethodSpec]:
+        """``cells`` and, behind the dense ones, dense in 16 bits overlapped with backward as DDP's own hook does it:
+        float16 on Gloo, which has no sum of bfloat16, and bfloat16 on NCCL."""
+        there = {cell.name for cell in cells if cell.name in ("fp16", "bf16") and cell.params.get("overlap")}
+        wanted = self.baseline
+        if wanted == "auto":
+            on_nccl = self.backend == "nccl" or (self.backend == "auto" and self.device == "cuda")
+            wanted = "bf16" if on_nccl else "fp16"
+            if there:
+                return cells
+        if wanted == "none" or wanted in there or self.workers == 1:
+            return cells
+        place = max((number for number, cell in enumerate(cells, 1) if cell.name == "dense"), default=0)
+        return [*cells[:place], MethodSpec(name=wanted, params={"overlap": True}), *cells[place:]]

@@ -19,7 +19,7 @@ from netsim_ddp.scenario import Settings
 from netsim_ddp.scenario.matrix import Point
 
 METHOD_FIELDS = frozenset({"methods", "ratio", "overlap"})
-NOT_IDENTITY = METHOD_FIELDS | {"repeats", "time_budget_s", "timeout_s"}
+NOT_IDENTITY = METHOD_FIELDS | {"baseline", "repeats", "time_budget_s", "timeout_s"}
 """What may change without making another cell of it: the methods are the cell's own."""
 MAX_NAMESPACES = 128
 """Of the links that stand at the same time."""

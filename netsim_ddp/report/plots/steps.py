@@ -11,7 +11,7 @@ from netsim_ddp.report.plots.shapes import Bar, Bars, Chart, Mark, Point, by_lab
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.intervals import ratio_interval
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import PHASES, baseline, repeat_medians
+from netsim_ddp.results.summary import PHASES, RIVALS, Rival, held_against, repeat_medians, speedup
 from netsim_ddp.units import format_rate
 
 # Of each cell, by its identity: the median step of every repeat, in seconds.
@@ -39,31 +39,28 @@ def phase_bars(collection: Collection) -> list[Bars]:
 
 
 def speedups(collection: Collection) -> list[Chart]:
-    """Speedup against bandwidth, over dense and over overlapped dense, with the break-evens."""
+    """Speedup against bandwidth, over every rival that was measured, with the break-evens."""
     charts = []
     for panel in panels_of(collection, without="bandwidth"):
         if len({entry.cell.bandwidth_bps for entry in panel} - {None}) < 2:
             continue
         medians = {id(entry.cell): repeat_medians(entry.cell) for entry in panel}
-        for overlapped in (False, True):
-            chart = _speedup(panel, medians, overlapped=overlapped)
+        for rival in RIVALS:
+            chart = _speedup(panel, medians, rival)
             if chart is not None:
                 charts.append(chart)
     return charts
 
 
-def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> Chart | None:
-    rival = "overlapped dense" if overlapped else "dense"
+def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | None:
     cells = [entry.cell for entry in panel]
     drawn = []
     for entries in by_label(panel):
         first = entries[0]
-        if first.dense and first.cell.overlap == overlapped:
+        if all(held_against(entry.cell, cells, rival) is entry.cell for entry in entries):
             continue  # the reference line
         points = [
-            point
-            for entry in entries
-            if (point := _speedup_point(entry, cells, medians, overlapped)) is not None
+            point for entry in entries if (point := _speedup_point(entry, cells, medians, rival)) is not None
         ]
         if points:
             drawn.append(series(first, points))
@@ -71,7 +68,7 @@ def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> C
     if len(rates) < 2:
         return None
     colours = {method_name(entry.cell): entry for entry in panel}
-    found = break_evens(cells, overlapped=overlapped)
+    found = break_evens(cells, rival)
     marks = tuple(
         Mark(
             colours[one.method].colour,
@@ -84,11 +81,11 @@ def _speedup(panel: Sequence[Entry], medians: Medians, *, overlapped: bool) -> C
     )
     named = [(one, colours[one.method].label) for one in found if one.method in colours]
     return Chart(
-        key="speedup-over-overlapped" if overlapped else "speedup",
-        kind=f"speedup over {rival} against bandwidth",
+        key="speedup" if rival == "plain" else f"speedup-over-{rival}",
+        kind=f"speedup over {RIVALS[rival]} against bandwidth",
         title=place(panel[0], workers=True),
         x_label="bandwidth, Mbit/s",
-        y_label=f"speedup over {rival}",
+        y_label=f"speedup over {RIVALS[rival]}",
         series=tuple(drawn),
         x_log=True,
         y_log=True,
@@ -134,12 +131,12 @@ def utilisation_curves(collection: Collection) -> list[Chart]:
     return charts
 
 
-def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, overlapped: bool) -> Point | None:
+def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, rival: Rival) -> Point | None:
     summary, rate = entry.cell.summary, entry.cell.bandwidth_bps
     if summary is None or not rate:
         return None
-    value = summary.speedup_vs_overlapped if overlapped else summary.speedup
-    dense = baseline(entry.cell, cells, overlap=overlapped)
+    value = speedup(summary, rival)
+    dense = held_against(entry.cell, cells, rival)
     if value is None or value <= 0 or not math.isfinite(value):
         return None
     ours, theirs = medians[id(entry.cell)], medians[id(dense)] if dense else []
