@@ -27,7 +27,7 @@ DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
 RULE = (
     "Worse, better: claimed in accuracy or in loss, and worse in either is worse; within: even the interval's worse "
     f"end is at most {WITHIN_POINTS:g} point below dense, there were seeds enough to find it worse, and its "
-    "loss is not, even before Holm's correction; not resolvable: more seeds would tell."
+    "loss's interval does not lie above dense's loss; not resolvable: more seeds would tell."
 )
 _LONGEST_LABEL = 36
 _TOLD_METHODS = 4

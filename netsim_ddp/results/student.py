@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 _TINY = 1e-300
 
 
+@functools.cache
 def student_t(probability: float, freedom: int) -> float:
     """Quantile of Student's t with ``freedom`` degrees, to ten digits.
 

@@ -17,7 +17,7 @@ from netsim_ddp.results import stats
 from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
 from netsim_ddp.results.student import student_t
 from netsim_ddp.results.summary import is_dense, setting
-from netsim_ddp.results.verdicts import ALPHA, FLOOR, Judgement, Scores, judge, repeats_needed
+from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
 
 WITHIN_POINTS = 1.0
 """A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
@@ -205,20 +205,19 @@ def _word(judgement: Judgement | None) -> Said | None:
 def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Beside) -> str:
     """Of accuracy and loss together: *worse* where either is; *within* where there were seeds enough to find it worse
     and even the worse end of the accuracy's interval (without accuracy, the loss's) is no more than
-    :data:`WITHIN_POINTS` (5% of the loss) from dense. A loss that only Holm's correction keeps from being called worse
-    leaves the two not resolvable."""
+    :data:`WITHIN_POINTS` (5% of the loss) from dense. A loss whose own interval lies above dense's, by more than 5%
+    in the mean, leaves the two not resolvable."""
     if "worse" in (accuracy, loss):
         return "worse"
     if (accuracy or loss) == "better":
         return "better"
     first = said.get("accuracy") or said["loss"]
-    floor = FLOOR * fmean(dense for dense, _ in one.losses) if one.losses else 0.0
+    share = mean_interval(one.percents) if one.losses else MeanInterval(mean=0.0)
     if one.accuracies:
-        within = first.change.low >= -WITHIN_POINTS
-        if (other := said.get("loss")) and other.p <= ALPHA and other.change.value > floor:
-            within = False
+        higher = share.ci_low is not None and share.ci_low > 0 and share.mean > 100 * FLOOR
+        within = first.change.low >= -WITHIN_POINTS and not higher
     else:
-        within = first.change.high <= floor
+        within = share.ci_high is not None and share.ci_high <= 100 * FLOOR
     return "within" if within and first.enough else "not resolvable"
 
 
