@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def page(found: dict[str, Any]) -> str:
         ],
     )
     needs = ", ".join(f"{m}: {repeats_needed(m)}" for m in (1, 6, 7, 8, 23, 24, 70))
-    return f"""# Claims that are false, and differences that are missed
+    text = f"""# Claims that are false, and differences that are missed
 
 Made by `python reports/false_claims.py` from simulated samples and netsim's own rule
 ([verdicts.py](../netsim_ddp/results/verdicts.py)); {found["trials"]} families a figure from five repeats on,
@@ -255,11 +256,16 @@ Accuracy and loss of each method beside dense's of the same seeds, by the smalle
 {trained}
 ## Files of pytest-benchmark
 
-Equal code on both sides, 1% noise inside a process. Below five files a side the rule cannot hold its level, whatever it
-does: a claim there speaks of these processes, which `netsim compare` says first. Two files a side have to be apart by
-more than the floor even at their closest; from five on the processes themselves are tested.
+Equal code on both sides, 1% noise inside a process. With one file a side the rule
+cannot hold its level, whatever it does: a claim there speaks of these two processes, which `netsim compare` says first.
+Two to four files a side have to be apart by more than the floor even at their closest; from five on the processes
+themselves are tested.
 
 {benchmarks}"""
+    return "\n\n".join(
+        part if part.lstrip().startswith(("|", "#")) else textwrap.fill(part, 120)
+        for part in text.split("\n\n")
+    )
 
 
 if __name__ == "__main__":
