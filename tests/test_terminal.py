@@ -375,12 +375,40 @@ def test_single_runs_admit_that_they_have_no_error_bars() -> None:
     assert lines[-1] == "One run each: no error bars. --repeats 6 gives a 95% interval."
 
 
-def test_a_host_limited_baseline_gives_no_speedup_and_says_why() -> None:
-    result = make_result([dense(link=make_link(host_limited=True)), topk()])
+def test_with_a_host_limited_baseline_a_speedup_is_a_bound_and_no_claim() -> None:
+    limited = make_link(host_limited=True)
+    result = make_result([dense(five(1554), link=limited), topk(five(105))])
     lines = verdict(result)
-    assert lines[0].startswith("No speedup is given: with dense the host, not the link, sets the pace")
+    assert lines[0].startswith("Host-limited: dense: there the host, not the link, sets the pace")
+    assert lines[1].startswith("topk: <=14.8x dense, a bound since dense is host-limited, and no claim")
+    _, rows = table(rendered(result))
+    assert rows[0][:2] == ["dense", "(host-limited)"]
+    assert rows[1][-1] == "<=14.8"
+
+
+def test_a_limited_method_may_still_be_called_faster_and_never_slower() -> None:
+    limited = make_link(host_limited=True)
+    faster = verdict(make_result([dense(five(1554)), topk(five(105), link=limited)]))
+    assert "topk is faster than dense: >=14.8x." in faster
+    slower = verdict(make_result([dense(five(105)), topk(five(1554), link=limited)]))
+    assert "topk: >=0.068x dense, a bound since topk is host-limited, and no claim." in slower
+
+
+def test_with_both_limited_there_is_no_number() -> None:
+    limited = make_link(host_limited=True)
+    result = make_result([dense(five(1554), link=limited), topk(five(105), link=limited)])
+    lines = verdict(result)
+    assert "topk: no speedup over dense: both are host-limited." in lines
     assert not any(re.search(r"\dx dense", line) for line in lines)
-    assert lines[1].startswith("topk: 78.1x fewer bytes")
+    _, rows = table(rendered(result))
+    assert [row[-1] for row in rows] == ["–", "–"]
+
+
+def test_a_probe_that_fell_short_says_what_the_host_carries() -> None:
+    short = make_link(together_bps=500e6, ceiling_bps=956e6)
+    lines = verdict(make_result([dense(link=short), topk(link=short)]))
+    assert "with all ranks sending at once this host carries 500 Mbit/s of 956 Mbit/s" in lines[0]
+    assert "all ranks at once get 500" in rendered(make_result([dense(link=short)]), 160)
 
 
 def test_without_dense_there_is_nothing_to_compare_with() -> None:

@@ -59,9 +59,10 @@ class OverlappedTraining(Program):
 
     def step(self, execution: Execution) -> StepSample:
         assert isinstance(execution, Concurrent)
-        self._log.transfers = []
+        self._log.clear()
         sample = super().step(execution)
         sample.transfers = [(begin, end) for begin, end in self._log.transfers]
+        sample.sent = list(self._log.sent)
         return sample
 
     def prepare(self) -> None:

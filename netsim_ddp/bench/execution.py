@@ -80,6 +80,7 @@ class Concurrent(Execution):
     def start(self, wire: Wire) -> None:
         self._timer.started(wire)
         wire.start()
+        self._timer.sent(wire, wire.sent())
         self._timer.lap("send")
 
     def finish(self, wire: Wire) -> None:
@@ -176,6 +177,7 @@ class Replayed(Execution):
             return
         self._timer.started(wire)
         wire.start()
+        self._timer.sent(wire, wire.sent())
         self._timer.lap("send")
 
     def finish(self, wire: Wire) -> None:

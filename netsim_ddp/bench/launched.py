@@ -79,7 +79,7 @@ def _on(
     report: Report,
 ) -> tuple[Launch, Outcome]:
     measured = prove(link, lambda text: report(Event("warning", text)))
-    record = link_record(link, measured.alone_bps if measured else None)
+    record = link_record(link, measured)
     link.begin()
     before = link.counters()
     outcome = launch(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from netsim_ddp.link.base import Link
+from netsim_ddp.link.probe import ProbeReport
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.results.record import LinkRecord
 
 
-def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
-    """What ``link`` was asked for and configured to."""
+def link_record(link: Link, measured: ProbeReport | None) -> LinkRecord:
+    """What ``link`` was asked for, configured to and, where it was probed, measured at."""
     shaped = link.mechanism in ("tc", "bucket")
     spec = link.spec.at_start
     rate = spec.slowest_bps if shaped else None
@@ -17,7 +18,8 @@ def link_record(link: Link, measured_bps: float | None) -> LinkRecord:
         mechanism=link.mechanism,
         requested_bps=rate,
         configured_bps=rate,
-        measured_bps=measured_bps,
+        measured_bps=measured.alone_bps if measured else None,
+        together_bps=measured.together_bps if measured else None,
         ceiling_bps=spec.ceiling_bps if shaped else None,
         congestion=tc.congestion if tc else None,
         shape=link.spec.describe() if shaped else None,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from netsim_ddp.link.schedule import Sent
 from netsim_ddp.results.record import StepRecord
 
 Phase = Literal["compute", "compress", "send", "wire", "decompress", "optimizer", "other"]
@@ -45,6 +46,9 @@ class StepSample:
         laps: (phase, begin, end), contiguous. "wire" is waiting for an exchange, "send" is starting one that
             other work runs beside.
         starts: when the exchange of each "wire" lap was started, in the order of those laps.
+        sent: what each exchange was, in the order in which they were started; empty where nobody noted it.
+        waited: which of them each "wire" lap waited for.
+        until: (lap, moment): the lap was an emulated accelerator's, which computes until then.
         transfers: when exchanges ran that no lap of their own waits for.
         computing_until: until then an accelerator computed beside whatever the laps say.
         elapsed: how long the step took this host where it was not played in its own time.
@@ -52,6 +56,9 @@ class StepSample:
 
     laps: list[tuple[Phase, float, float]]
     starts: list[float] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+    waited: list[int] = field(default_factory=list)
+    until: list[tuple[int, float]] = field(default_factory=list)
     transfers: list[Interval] = field(default_factory=list)
     computing_until: float = float("-inf")
     elapsed: float | None = None
@@ -75,11 +82,16 @@ class StepTimer:
         self._phases: list[Phase] = []
         self._started: dict[int, float] = {}
         self._starts: list[float] = []
+        self._sent: list[Sent] = []
+        self._numbers: dict[int, int] = {}
+        self._waited: list[int] = []
+        self._until: list[tuple[int, float]] = []
         self._computing_until = float("-inf")
 
     def begin(self) -> None:
         self._marks = [self._clock.mark()]
         self._phases, self._starts, self._started = [], [], {}
+        self._sent, self._numbers, self._waited, self._until = [], {}, [], []
         self._computing_until = float("-inf")
 
     def lap(self, phase: Phase, wire: object = None) -> None:
@@ -88,14 +100,22 @@ class StepTimer:
         self._phases.append(phase)
         if phase == "wire":
             self._starts.append(self._started[id(wire)])
+            if id(wire) in self._numbers:
+                self._waited.append(self._numbers[id(wire)])
 
     def started(self, wire: object) -> None:
         """The exchange ``wire`` starts now."""
         self._started[id(wire)] = time.monotonic()
 
+    def sent(self, wire: object, what: Sent) -> None:
+        """``wire``, which has started, asks ``what`` of the link."""
+        self._numbers[id(wire)] = len(self._sent)
+        self._sent.append(what)
+
     def computing_until(self, moment: float) -> None:
-        """An accelerator computes until ``moment``."""
+        """An accelerator computes until ``moment``; the lap that ends next was its."""
         self._computing_until = moment
+        self._until.append((len(self._phases), moment))
 
     def last(self) -> float:
         """The end of the last lap, on a host clock."""
@@ -104,7 +124,14 @@ class StepTimer:
     def finish(self) -> StepSample:
         times = self._clock.seconds(self._marks)
         laps = list(zip(self._phases, times, times[1:], strict=False))
-        return StepSample(laps, self._starts, computing_until=self._computing_until)
+        return StepSample(
+            laps,
+            self._starts,
+            self._sent,
+            self._waited,
+            self._until,
+            computing_until=self._computing_until,
+        )
 
 
 def covered(intervals: Sequence[Interval]) -> float:

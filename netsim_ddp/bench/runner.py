@@ -20,6 +20,7 @@ from netsim_ddp.bench.code import code_of
 from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
+from netsim_ddp.bench.link_model import LinkModel
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.model_notes import model_notes
 from netsim_ddp.bench.settle import settle_repeat
@@ -175,7 +176,7 @@ class _Run:
         self.report(Event("note", text))
 
     def _cell(self, method: MethodSpec, link: Link, measured: ProbeReport | None) -> Cell:
-        record = link_record(link, measured.alone_bps if measured else None)
+        record = link_record(link, measured)
         params = dict(method.params)
         return Cell(
             id=method.id,
@@ -268,7 +269,11 @@ class _Run:
         aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         if self._trace is not None and repeat == 0:
             self._trace(traced_laps(cell.id, records, TRACED_STEPS))
-        settled = settle_repeat(records, counted, aggregate)
+        message_s: dict[str, float] = facts[0]["message_s"]
+        model = None
+        if LinkModel.knows(link.spec, link.mechanism) and message_s:
+            model = LinkModel(link.spec, message_s, aggregate)
+        settled = settle_repeat(records, counted, aggregate, model, message_s)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
         cell.link.retransmits += settled.retransmits
@@ -279,7 +284,7 @@ class _Run:
         """The bucket link proves itself within the workers' own group, before each repeat's first step."""
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
         if probed:
-            cell.link.measured_bps = min(probed)
+            cell.link.measured_bps = cell.link.together_bps = min(probed)
             if link.mechanism == "bucket":
                 check(link, ProbeReport(min(probed), min(probed)))
 

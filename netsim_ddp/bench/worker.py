@@ -18,6 +18,8 @@ from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.first_model import share_first_model
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
+from netsim_ddp.bench.link_model import LinkModel
+from netsim_ddp.bench.message_cost import message_costs
 from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.bench.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.bench.recordings import recorded
@@ -50,7 +52,7 @@ class StepsTask(Task):
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         super().__init__(channel, job, shared)
         self._measuring = self._counted = False
-        self._charges = [0.0, 0.0, 0.0]
+        self._charges = [0.0, 0.0, 0.0, 0.0]
         self._predicted_bytes = self._payload_bytes = 0
         self._statistics: list[Statistics | None] = []
 
@@ -81,6 +83,9 @@ class StepsTask(Task):
         job, probed = self.job, None
         if job.mechanism in ("bucket", "host") and group.world_size > 1:
             probed = ring_goodput(self.channel, group, job, device)
+        costs = {}
+        if LinkModel.knows(job.spec, job.mechanism) and device.type == "cpu":
+            costs = message_costs(self.channel, group, job.spec)
         messages = cost.messages(program.wires)
         ideal = cost.ideal_seconds(program.wires, job.spec.lowest_bps) + 2 * job.spec.delay_s * len(messages)
         facts = {
@@ -90,6 +95,7 @@ class StepsTask(Task):
             "device": device_name(device),
             "collective": program.collective,
             "probed_bps": probed,
+            "message_s": costs,
             "differed": differed,
             "unused": workload.unused,
         }
@@ -214,12 +220,12 @@ class StepsTask(Task):
             return BucketedTraining(workload, flat, group, build, optimizer, self.say)
         return Training(workload, build(flat), group, optimizer, self.say)
 
-    def _charged(self) -> tuple[int, int, float]:
-        """What the token bucket was charged so far: bytes sent, bytes received, seconds the host was late."""
+    def _charged(self) -> tuple[int, int, float, int]:
+        """The token bucket so far: bytes sent, bytes received, seconds that the host was late, and how often."""
         if self.shared.arrivals is None or self.job.world_size == 1:
-            return 0, 0, 0.0
+            return 0, 0, 0.0, 0
         group = shaped.shaped_group()
-        return (*group.charged(), group.host_late_s)
+        return (*group.charged(), group.host_late_s, group.host_late_count)
 
     def _report(self, program: Program, samples: list[StepSample]) -> dict[str, Any]:
         digest = hashlib.sha256(program.reduced().cpu().numpy().tobytes()).hexdigest()

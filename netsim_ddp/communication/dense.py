@@ -17,6 +17,7 @@ from netsim_ddp.communication.segments import (
     Wire,
     ring_all_reduce_messages,
 )
+from netsim_ddp.link.schedule import Sent
 
 
 class DenseAllReduce(Method):
@@ -106,7 +107,8 @@ def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:
     def begin() -> dist.Work | None:
         return dist.all_reduce(tensor, group=group.process_group, async_op=True)
 
-    return Collective("all_reduce", begin, size, ring_all_reduce_messages(size, group.world_size))
+    messages = ring_all_reduce_messages(size, group.world_size)
+    return Collective("all_reduce", begin, size, messages, Sent("allreduce", (size,), tensor.element_size()))
 
 
 def summed(tensor: torch.Tensor, group: Group) -> list[Segment]:

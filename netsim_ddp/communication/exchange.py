@@ -10,6 +10,7 @@ from torch import Tensor
 
 from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.segments import Group, Wire
+from netsim_ddp.link.schedule import Sent
 
 
 class PeerExchange(Wire):
@@ -76,6 +77,11 @@ class PeerExchange(Wire):
 
     def messages(self) -> list[int]:
         return [size for rank, size in enumerate(self.sizes) if rank != self.group.rank]
+
+    def sent(self) -> Sent:
+        return Sent(
+            "alltoall", tuple(0 if rank == self.group.rank else size for rank, size in enumerate(self.sizes))
+        )
 
     @property
     def payload_bytes(self) -> int:

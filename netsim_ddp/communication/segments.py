@@ -18,6 +18,7 @@ import torch.distributed as dist
 from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.link.schedule import Sent
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Wire(ABC):
     def payload_bytes(self) -> int:
         """What this rank handed over in the last exchange; before the first one, an estimate."""
 
+    def sent(self) -> Sent:
+        """What this exchange asks of the link; asked once it has started."""
+        return Sent("messages", tuple(self.messages()))
+
     def run(self) -> None:
         self.start()
         self.finish()
@@ -79,6 +84,7 @@ class Collective(Wire):
     Args:
         begin: starts it with ``async_op=True``; answers its Work.
         messages: the sizes of what its schedule makes this rank send, in order.
+        sent: what it asks of the link, where more is known of it than its messages.
     """
 
     def __init__(
@@ -87,9 +93,11 @@ class Collective(Wire):
         begin: Callable[[], dist.Work | None],
         payload_bytes: int,
         messages: tuple[int, ...],
+        sent: Sent | None = None,
     ) -> None:
         self.operation = operation
         self._begin, self._payload_bytes, self._messages = begin, payload_bytes, messages
+        self._sent = sent
         self._work: dist.Work | None = None
 
     def start(self) -> None:
@@ -103,6 +111,9 @@ class Collective(Wire):
 
     def messages(self) -> tuple[int, ...]:
         return self._messages
+
+    def sent(self) -> Sent:
+        return super().sent() if self._sent is None else self._sent
 
     @property
     def payload_bytes(self) -> int:

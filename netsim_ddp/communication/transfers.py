@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.link.schedule import Sent
 
 
 @dataclass
 class TransferLog:
-    """State of :func:`timed_all_reduce_hook`: when each bucket of the current step was sent and had arrived.
+    """State of :func:`timed_all_reduce_hook`: when each bucket of the current step was sent and had arrived, and what
+    that asked of the link.
 
     Times are seconds of ``time.monotonic``; ``last_bucket`` is called when the backward pass is through. ``rounded``
     is the type that gradients are sent in, as torch's ``fp16_compress_hook`` and ``bf16_compress_hook`` do; None sends
@@ -27,6 +29,11 @@ class TransferLog:
     rounded: torch.dtype | None = None
     last_bucket: Callable[[], None] = lambda: None
     transfers: list[list[float]] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """A step begins."""
+        self.transfers, self.sent = [], []
 
 
 def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -40,6 +47,7 @@ def timed_all_reduce_hook(state: TransferLog, bucket: GradBucket) -> torch.futur
         state.last_bucket()
     transfer = [time.monotonic(), float("inf")]
     state.transfers.append(transfer)
+    state.sent.append(Sent("allreduce", (buffer.nbytes,), buffer.element_size()))
     work = dist.all_reduce(buffer, group=state.group.process_group, async_op=True)
     assert work is not None
     future: torch.futures.Future[list[torch.Tensor]] = work.get_future()

@@ -18,7 +18,6 @@ from netsim_ddp.link.arrivals import Collect
 
 _NO_TIMEOUT = timedelta(0)
 COARSE_S = 0.2e-3  # a condition variable wakes up this late at worst; the rest is slept exactly
-_NOTICEABLE_S = 0.2e-3
 
 
 def sleep_until(deadline: float) -> None:
@@ -170,8 +169,7 @@ class WaitedWork(dist.Work):
             while (deadline := self._collect()) is None:
                 time.sleep(COARSE_S)
             # Whoever asks late cannot know when the data came; it was late only if it kept the asker waiting.
-            if moved - max(asked, deadline) > _NOTICEABLE_S:
-                self._late.note(moved, max(asked, deadline))
+            self._late.note(moved, max(asked, deadline))
             sleep_until(deadline)
             self._finished = True
         return True

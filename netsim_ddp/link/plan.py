@@ -10,10 +10,12 @@ from typing import Literal
 from netsim_ddp.link.spec import FASTEST_BPS, SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
-WAKE_UP_S = 75e-6
-CREDIT_S, FAST_CREDIT_S, BUSY_CREDIT_S = 0.315e-3, 0.3e-3, 0.5e-3
-HOST_BPS = 4 * 10**9
 TAP_QUEUE = 20_000  # packets that wait for a forwarder which the host lets wait
+WAKE_UP_S, BUSY_WAKE_UP_S = 65e-6, 75e-6
+CREDIT_S, BUSY_PACKET_S = 0.16e-3, 0.25e-3
+LONGEST_PAIR_S = 0.2e-3  # a pair of segments that lasts longer is cut
+HOST_BPS, PACKETS_PER_S = 4 * 10**9, 42_000  # of all ranks' links, on two cores
+LARGEST_PACKET = 65536  # bytes; TCP makes none that is larger
 LONGEST_QUEUE = 2**32 - 1  # bytes; tc takes no more
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
 
@@ -34,26 +36,33 @@ def shape_for(rate_bps: int, workers: int) -> Shape:
     """Burst, segment size and queue of one of ``workers`` links, chosen together. The reasons, each measured:
 
     - Tokens that a bucket saves while the link is idle carry the beginning of the next message for free, so a
-      message is early by burst / rate, less the tenth of a millisecond in which the host wakes up. The kernel
-      lets no packet wait for itself, so that one packet is the least: 1.2 ms at 10 Mbit/s. A third of a
-      millisecond keeps messages of any size within a quarter of a millisecond of the line.
+      message is early by burst / rate, less what its way through the host takes. :data:`CREDIT_S` keeps messages of
+      any size within max(3%, 0.1 ms) of the line. The kernel lets no packet wait for itself, so that one packet, and
+      from 120 Mbit/s on two segments, is the least: 1.2 ms at 10 Mbit/s.
     - The kernel refills late when it wakes up late. A bucket that is full by then has lost what would have come
       in, so it must hold a packet *and* the tokens of :data:`WAKE_UP_S`, or bulk falls short by up to 10%.
     - A packet is what TCP hands down, up to ``gso_max_size`` and two segments at least. Above the burst the
       bucket cuts it into segments itself; just below it there is no room for the refill. So slow links stay below
-      two segments and cut, and fast ones, where cutting costs too much, have packets of half the burst.
-    - Links of more than :data:`HOST_BPS` together are the host's limit unless packets are larger: eight ranks at
-      1 Gbit/s all-reduce at the line's pace with half a millisecond of burst, and slower with less.
+      two segments and cut, which faster ones cannot afford: four at 200 Mbit/s then carry 80%.
+    - A host forwards so many packets and no more: links that need more than :data:`PACKETS_PER_S` together have
+      larger ones. Beyond :data:`HOST_BPS` together packets last :data:`BUSY_PACKET_S`: eight ranks at 1 Gbit/s then
+      carry 99% of the line at once, with packets of 12 KB 40%. Their messages are a quarter of a millisecond early,
+      which the probe tells.
     - The queue holds 200 ms so that no sender on a lossless link is dropped.
     """
     bytes_per_second = rate_bps / 8
     limit = min(max(2_000_000, round(bytes_per_second * 0.2)), LONGEST_QUEUE)
-    least, pair = SEGMENT_WIRE + round(bytes_per_second * WAKE_UP_S), 2 * SEGMENT_WIRE
-    if least < pair:
-        burst = max(least, min(round(bytes_per_second * CREDIT_S), pair - ROUNDING))
-        return Shape(rate_bps, burst, limit, SEGMENT_WIRE)
-    burst = round(bytes_per_second * (FAST_CREDIT_S if rate_bps * workers <= HOST_BPS else BUSY_CREDIT_S))
-    return Shape(rate_bps, burst, limit, min(65536, max(pair, burst // 2)))
+    wake_up, credit, pair = bytes_per_second * WAKE_UP_S, bytes_per_second * CREDIT_S, 2 * SEGMENT_WIRE
+    if pair > bytes_per_second * LONGEST_PAIR_S:
+        return Shape(
+            rate_bps, round(min(max(SEGMENT_WIRE + wake_up, credit), pair - ROUNDING)), limit, SEGMENT_WIRE
+        )
+    if rate_bps * workers > HOST_BPS:
+        packet, wake_up = bytes_per_second * BUSY_PACKET_S, bytes_per_second * BUSY_WAKE_UP_S
+    else:
+        packet = max(credit - wake_up, bytes_per_second * workers / PACKETS_PER_S)
+    packet = min(max(packet, pair), LARGEST_PACKET)
+    return Shape(rate_bps, round(packet + wake_up), limit, round(packet))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,19 @@ class Operation:
     splits: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What one rank's part in one exchange was, for whoever computes how long the link needs for it.
+
+    ``kind`` is ``allreduce`` (``sizes``: the bytes of the tensor), ``alltoall`` (the bytes of the message to each rank,
+    0 to itself) or ``messages`` (the bytes of what it sent, one after another).
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    itemsize: int = 1
+
+
 class Message(NamedTuple):
     """``wire`` bytes from member ``src`` to member ``dst``."""
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from netsim_ddp.report.limits import bounded, named
 from netsim_ddp.report.wording import DASH, label, milliseconds, resolution, rounded, times
 from netsim_ddp.results.record import Cell, Interval, Summary
-from netsim_ddp.results.summary import RIVALS, Rival, elapsed_step_s, held_against, speedup
+from netsim_ddp.results.summary import RIVALS, Rival, elapsed_step_s, held_against, speedup, speedup_bound
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Row:
         factor, other = speedup(self.summary, rival), self.rivals.get(rival)
         if factor is None or other is None:
             return DASH
-        return (
-            "1.00" if other is self.summary.step_s else times(factor, other, self.summary.step_s).rstrip("x")
-        )
+        if other is self.summary.step_s:
+            return "1.00"
+        text = times(factor, other, self.summary.step_s).rstrip("x")
+        return bounded(text, speedup_bound(self.summary, rival))
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool
     if "decmp" in dropped:
         compress = phases("compr", "codec", "compress_s", "decompress_s")
     columns = [
-        Column("method", "method", lambda row: row.label, "left"),
+        Column("method", "method", lambda row: named(row.cell, row.label), "left"),
         phases("compute", "compute", "compute_s"),
         compress,
         communicate,

@@ -61,7 +61,7 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         )
     if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
-        lines.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
+        lines.append(f"Left out, since there this host and not the link sets a pace: {rates}.")
     for line in lines:
         console.print(_line(line, console))
 

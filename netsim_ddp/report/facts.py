@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from netsim_ddp.report import learned
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.collection import Block, Collection, Source
+from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.plots.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import verdict
@@ -109,15 +110,17 @@ def link_row(block: Block) -> tuple[str, ...]:
         _rate(first.ceiling_bps),
         str(sum(link.drops for link in links)) if counted else DASH,
         str(sum(link.retransmits for link in links)) if counted else DASH,
-        ", ".join(_more(links, why_bucket(block.cells[0], block.source.result))),
+        ", ".join(_more(links, why_bucket(block.cells[0], block.source.result), late_words(block.cells))),
     )
 
 
-def _more(links: Sequence[LinkRecord], why: str) -> list[str]:
+def _more(links: Sequence[LinkRecord], why: str, late: str) -> list[str]:
     first = links[0]
     parts = [f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.how]
     if first.mechanism == "bucket":
         parts[0] = f"bucket{why}: bytes are charged, not measured"
+    if late:
+        parts.append(late)
     if first.delay_s:
         parts.append(f"delay {format_duration(first.delay_s)}")
     if first.credit_bytes:
@@ -129,7 +132,7 @@ def _more(links: Sequence[LinkRecord], why: str) -> list[str]:
     if first.varies:
         parts.append("varies")
     if any(link.host_limited for link in links):
-        parts.append("HOST-LIMITED: no speedup is given")
+        parts.append("HOST-LIMITED: ratios with these cells are bounds")
     return parts
 
 

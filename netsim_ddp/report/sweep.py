@@ -17,6 +17,7 @@ from rich.text import Text
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.crossover import render_break_evens
+from netsim_ddp.report.limits import bounded, named
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.wording import (
     DASH,
@@ -32,7 +33,7 @@ from netsim_ddp.report.wording import (
 )
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.record import Cell, Interval, Result
-from netsim_ddp.results.summary import Rival, held_against, place_axes, speedup
+from netsim_ddp.results.summary import Rival, held_against, place_axes, speedup, speedup_bound
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 
 DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
@@ -143,7 +144,7 @@ class _Row:
 
     @property
     def method(self) -> str:
-        return label(self.cell, self.group)
+        return named(self.cell, label(self.cell, self.group))
 
     def milliseconds(self, *phases: str) -> str:
         assert self.cell.summary is not None
@@ -158,9 +159,10 @@ class _Row:
         factor = speedup(summary, rival)
         if factor is None or dense is None or dense.summary is None:
             return DASH
-        return (
-            "1.00" if dense is self.cell else times(factor, dense.summary.step_s, summary.step_s).rstrip("x")
-        )
+        if dense is self.cell:
+            return "1.00"
+        text = times(factor, dense.summary.step_s, summary.step_s).rstrip("x")
+        return bounded(text, speedup_bound(summary, rival))
 
 
 @dataclass(frozen=True)

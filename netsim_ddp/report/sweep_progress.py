@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from netsim_ddp.report.limits import bounded
 from netsim_ddp.report.wording import DASH, clean, label, milliseconds, times
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import is_dense
@@ -24,7 +25,7 @@ def cell_line(cell: Cell) -> str:
     if cell.summary is not None:
         text = f"{milliseconds(cell.summary.step_s)} ms"
         if cell.summary.speedup is not None and not is_dense(cell):
-            text += f", {times(cell.summary.speedup)} dense"
+            text += f", {bounded(times(cell.summary.speedup), cell.summary.speedup_bound)} dense"
         return text
     epochs = cell.repeats[-1].epochs if cell.repeats else []
     if epochs and epochs[-1].validation_accuracy is not None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.columns import Row, columns_without, rows_of
+from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.report.wording import (
     basis,
@@ -27,6 +28,7 @@ from netsim_ddp.report.wording import (
     step_header,
 )
 from netsim_ddp.results.claims import claims, fastest
+from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -59,7 +61,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         if len(parts) > 1:
             line("")
             line(group_name(cells), "bold")
-        line(_link_line([cell.link for cell in cells], why_bucket(cells[0], result)))
+        line(_link_line([cell.link for cell in cells], why_bucket(cells[0], result), late_words(cells)))
         line(_execution_line(result, cells))
         if any(cell.summary for cell in cells):
             line("")
@@ -96,12 +98,14 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
+def _link_line(links: Sequence[LinkRecord], why_bucket: str, late: str = "") -> str:
     """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
     first = links[0]
     measured = [link.measured_bps for link in links if link.measured_bps is not None]
     got = _range(measured)
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
+    if together := [link.together_bps for link in links if short_of_line(link) and link.together_bps]:
+        limited += f": all ranks at once get {_mbit(min(together))}"
     if what := UNSHAPED.get(first.mechanism):
         return f"link not shaped: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
     text = f"link {first.how}{why_bucket}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
@@ -109,7 +113,7 @@ def _link_line(links: Sequence[LinkRecord], why_bucket: str) -> str:
     if first.ceiling_bps is not None:
         text += f" (ceiling {_mbit(first.ceiling_bps)})"
     if first.mechanism == "bucket":
-        return f"{text}; bytes are charged, not measured{limited}"
+        return f"{text}; bytes are charged, not measured{f'; {late}' if late else ''}{limited}"
     drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
     text += f", {drops} drops, {retransmits} retransmits"
     if first.credit_bytes:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from netsim_ddp.report.limits import bounded, limit_sentences
 from netsim_ddp.report.wording import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.claims import Claim, claims, named_rival
+from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.summary import ALONE, baseline, is_dense, is_dense16
 from netsim_ddp.results.verdicts import FLOOR, of_family
@@ -19,6 +21,8 @@ from netsim_ddp.units import format_bytes, format_duration
 
 # Below this share of the dense step on the wire, the network is not what the user waits for.
 BOTTLENECK_SHARE = 0.15
+BEYOND_DOUBT = {">=": "faster", "<=": "slower"}
+"""What a bound can still show: a limited method that is faster all the same, and one slower than a limited rival."""
 
 
 def verdict(result: Result) -> list[str]:
@@ -41,7 +45,7 @@ def verdict(result: Result) -> list[str]:
 
 def _rule(found: Mapping[int, Claim]) -> list[str]:
     """By what rule the sentences above claim: ``Claims: 7 comparisons, Holm at 5%, beyond 5%.``"""
-    if all(claim.rival.link.host_limited for claim in found.values()):
+    if all(bound(claim.cell, claim.rival) == "none" for claim in found.values()):
         return []
     needed = next(iter(found.values())).judgement.needed
     rivals = dict.fromkeys(label(claim.rival, [claim.rival]) for claim in found.values())
@@ -65,15 +69,11 @@ def _group_verdict(cells: Sequence[Cell], found: Mapping[int, Claim]) -> list[st
     if dense is None:
         return ["No speedup is given: no dense baseline ran here."]
     lines: list[str] = []
-    limited = [cell for cell in (plain, overlapped) if cell and cell.link.host_limited]
-    if limited:
-        lines.append(
-            "No speedup is given: with dense the host, not the link, sets the pace (it communicates for"
-            " more than 1.05x the link's ideal). Lower the bandwidth or the workers."
-        )
-    else:
+    limits = limit_sentences(measured)
+    lines += limits
+    if not any(cell and cell.link.host_limited for cell in (plain, overlapped)):
         lines += _bottleneck(dense, overlapped, alone=not rivals)
-        lines += [_against(found[id(rival)], cells) for rival in rivals if id(rival) in found]
+    lines += [_against(found[id(rival)], cells) for rival in rivals if id(rival) in found]
     if rivals:
         lines += _cost(rivals[0], cells)
     return lines
@@ -120,8 +120,13 @@ def _against(claim: Claim, cells: Sequence[Cell]) -> str:
     cell, rival, found = claim.cell, claim.rival, claim.judgement
     name, against = label(cell, cells), label(rival, cells)
     mine, base = _summary(cell), _summary(rival)
-    factor = _factor(base, mine)
-    if found.claimed:
+    factor, limit = _factor(rival, cell), bound(cell, rival)
+    if limit == "none":
+        return f"{name}: no speedup over {against}: both are host-limited."
+    if limit and found.enough and found.verdict != BEYOND_DOUBT[limit]:
+        which = name if limit == ">=" else against
+        text = f"{name}: {factor} {against}, a bound since {which} is host-limited, and no claim"
+    elif found.claimed:
         text = f"{name} is {found.verdict} than {against}: {factor}"
     elif not found.enough:
         count = min(len(cell.repeats), len(rival.repeats))
@@ -135,7 +140,8 @@ def _against(claim: Claim, cells: Sequence[Cell]) -> str:
         text = f"{name}: no resolvable difference from {against} ({factor}, {steps})"
     if beside := _beside(cell, rival, cells):
         text += f" [{', '.join(beside)}]"
-    if mine.step_s.median > (1 + FLOOR) * base.step_s.median and (found.claimed or not found.enough):
+    slower = mine.step_s.median > (1 + FLOOR) * base.step_s.median
+    if slower and not limit and (found.claimed or not found.enough):
         text += f". {_why_slower(cell, rival)}"
     return text + "."
 
@@ -145,12 +151,15 @@ def _beside(cell: Cell, rival: Cell, cells: Sequence[Cell]) -> list[str]:
     plain, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
     half = next((each for each in cells if each.summary and is_dense16(each)), None)
     others = [each for each in (half, plain, overlapped) if each and each is not rival and each is not cell]
-    return [f"{_factor(_summary(each), _summary(cell))} {label(each, cells)}" for each in others]
+    shown = [each for each in others if bound(cell, each) != "none"]
+    return [f"{_factor(each, cell)} {label(each, cells)}" for each in shown]
 
 
-def _factor(other: Summary, mine: Summary) -> str:
-    step = mine.step_s.median
-    return times(other.step_s.median / step if step > 0 else 0.0, other.step_s, mine.step_s)
+def _factor(rival: Cell, cell: Cell) -> str:
+    """``14.8x``, or what bounds it."""
+    other, mine = _summary(rival).step_s, _summary(cell).step_s
+    ratio = other.median / mine.median if mine.median > 0 else 0.0
+    return bounded(times(ratio, other, mine), bound(cell, rival))
 
 
 def _why_slower(cell: Cell, rival: Cell) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.break_even import Pair, Steps, beyond, crossing, interval
+from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import (
     LINK_AXES,
@@ -59,7 +60,7 @@ class BreakEven:
     points: tuple[tuple[int, float], ...]
     """(bandwidth, speedup) as measured, ascending: what the break-even was read from."""
     left_out: tuple[int, ...]
-    """Bandwidths where the host, not the link, set dense's pace: there is no speedup."""
+    """Bandwidths where the host, not the link, set the pace of the method or of dense: a speedup there is a bound."""
     model_bps: float | None
     """Where a method that always pays in range would break even if its step and dense's stay a constant + bytes / rate:
     the model's word, without an interval. Infinite where it costs no more than dense on any link."""
@@ -178,7 +179,7 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> 
         dense = held_against(cell, group, rival)
         if dense is None or dense is cell or not cell.bandwidth_bps:
             continue
-        if dense.link.host_limited:
+        if bound(cell, dense):
             left_out.append(cell.bandwidth_bps)
             continue
         pairs[cell.bandwidth_bps] = (repeat_medians(dense), repeat_medians(cell))

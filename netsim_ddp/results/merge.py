@@ -51,7 +51,8 @@ def _merged(cells: Sequence[Cell]) -> Cell:
             "drops": sum(cell.link.drops for cell in cells),
             "retransmits": sum(cell.link.retransmits for cell in cells),
             "measured_bps": min((rate for cell in cells if (rate := cell.link.measured_bps)), default=None),
-            "host_limited": False,  # a summary's finding; it is made anew
+            "together_bps": min((rate for cell in cells if (rate := cell.link.together_bps)), default=None),
+            "host_limited": any(cell.link.host_limited for cell in cells),
         }
     )
     return cells[0].model_copy(

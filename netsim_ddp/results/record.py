@@ -28,6 +28,7 @@ from netsim_ddp.reading import one_line
 SCHEMA_VERSION: Literal[4] = 4
 MAX_FILE_BYTES = reading.MAX_FILE_BYTES
 
+Bound = Literal["", ">=", "<=", "none"]
 Mechanism = Literal["tc", "bucket", "host", "none"]
 Execution = Literal["concurrent", "replayed"]
 Status = Literal["complete", "partial", "failed"]
@@ -75,6 +76,8 @@ class LinkRecord(Strict):
     requested_bps: Rate | None
     configured_bps: Rate | None
     measured_bps: Positive | None
+    together_bps: Positive | None = None
+    """What the probe measured with all ranks sending at once: the slowest one's, scaled to the slowest rank's rate."""
     ceiling_bps: Annotated[Positive, Field(gt=0)] | None
     drops: Count = 0
     retransmits: Count = 0
@@ -87,6 +90,7 @@ class LinkRecord(Strict):
     delay_by: Literal["netem", "tun"] | None = None
     varies: bool = False
     host_limited: bool = False
+    """Whether this host and not the link set the cell's pace (:mod:`netsim_ddp.results.limits`)."""
 
     @property
     def how(self) -> str:
@@ -111,6 +115,11 @@ class StepRecord(Strict):
     other_s: Seconds
     hidden_s: Seconds = 0.0
     loss: float | None = None
+    exchange_s: Seconds | None = None
+    """From the last rank's start of the step's first exchange to the end of the last one on the slowest rank; the same
+    on every rank. None where the link has no model to hold it against."""
+    model_s: Seconds | None = None
+    """How long that takes by the link's own model, for the same local work (:mod:`netsim_ddp.results.limits`)."""
 
 
 class LayerRecord(Strict):
@@ -153,6 +162,10 @@ class RankRecord(Strict):
     predicted_tx_bytes: Finite | None = None
     peak_memory_bytes: Count
     residual_bytes: Count = 0
+    host_late_s: Seconds = 0.0
+    """On the bucket: seconds by which messages' data moved later than their deadlines, in the measured steps."""
+    host_late_count: Count = 0
+    """How many they were."""
     parameters_sha256: str | None = None
     selection: SelectionRecord | None = None
     steps: list[StepRecord]
@@ -184,6 +197,8 @@ class RepeatRecord(Strict):
     """One fresh set of processes. A training run is one repeat with a ``seed`` of its own; its ranks keep no steps."""
 
     ranks: list[RankRecord]
+    message_s: dict[str, Seconds] = Field(default_factory=dict)
+    """What one message costs this host beside the link, by the kind of exchange, measured with all ranks."""
     took_s: Seconds | None = None
     """Of a sweep: how long this took, its processes started and ended, but neither link nor imports."""
     seed: Count | None = None
@@ -295,8 +310,13 @@ class Summary(Strict):
     hidden_s: Seconds
     efficiency: Finite
     speedup_vs_dense16: Finite | None = None
+    speedup_vs_dense16_bound: Bound | None = None
     speedup: Finite | None = None
+    speedup_bound: Bound | None = None
+    """What the speedup is: exact (""), at least ">=" or at most "<=" that; "none" where the host limits both steps and
+    none is given. See :mod:`netsim_ddp.results.limits`."""
     speedup_vs_overlapped: Finite | None = None
+    speedup_vs_overlapped_bound: Bound | None = None
     tx_bytes_per_step: Finite
     payload_bytes_per_step: Finite
     wire_reduction: Finite | None = None

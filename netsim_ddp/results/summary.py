@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.record import Cell, RankRecord, RepeatRecord, StepRecord, Summary
+from netsim_ddp.results.limits import bound, is_limited
+from netsim_ddp.results.record import Bound, Cell, RankRecord, RepeatRecord, StepRecord, Summary
 
 _T = TypeVar("_T")
 PHASES = (
@@ -25,8 +26,6 @@ PHASES = (
     "optimizer_s",
     "other_s",
 )
-# A dense all-reduce slower than this times bytes / line rate shows the host, not the link.
-HOST_LIMIT = 1.05
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 
@@ -48,7 +47,7 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
     A cell without a single measured step gets ``summary=None``.
     """
-    measured = _mark_host_limited([cell.model_copy(update={"summary": _measure(cell)}) for cell in cells])
+    measured = [_mark_host_limited(cell.model_copy(update={"summary": _measure(cell)})) for cell in cells]
     return [
         cell.model_copy(update={"summary": _compare(cell, cell.summary, measured)}) if cell.summary else cell
         for cell in measured
@@ -133,6 +132,15 @@ def held_against(cell: Cell, cells: Iterable[Cell], rival: Rival) -> Cell | None
     return baseline(cell, cells, overlap=rival == "overlapped")
 
 
+def speedup_bound(summary: Summary, rival: Rival) -> Bound | None:
+    """What :func:`speedup` is: exact, or a bound; None without that rival."""
+    return {
+        "dense16": summary.speedup_vs_dense16_bound,
+        "overlapped": summary.speedup_vs_overlapped_bound,
+        "plain": summary.speedup_bound,
+    }[rival]
+
+
 def speedup(summary: Summary, rival: Rival) -> float | None:
     """``rival``'s step / this step."""
     return {
@@ -181,7 +189,7 @@ def _measure(cell: Cell) -> Summary | None:
     def phase(name: str) -> float:
         return fmean(getattr(record, name) for record in median_steps)
 
-    phases = {name: phase(name) for name in PHASES}
+    phases: dict[str, Any] = {name: phase(name) for name in PHASES}
     if not math.fsum(phases.values()) > 0:
         phases["other_s"] = step.median
 
@@ -221,34 +229,12 @@ def _middle(ordered: Sequence[_T]) -> list[_T]:
     return list(ordered[(count - 1) // 2 : count // 2 + 1])
 
 
-def ideal_ratio(cell: Cell) -> float | None:
-    """How long the cell's communication takes against bytes / line rate; None where that is no ideal: the rate
-    changes, or a delay adds its rounds.
-
-    The median over ranks and steps: a single rank that was scheduled late does not make a host slow.
-    """
-    ranks = [rank for repeat in cell.repeats for rank in repeat.ranks if rank.steps]
-    predicted = [rank.predicted_tx_bytes / len(rank.steps) for rank in ranks if rank.predicted_tx_bytes]
-    rate = cell.link.configured_bps or cell.bandwidth_bps
-    if not rate or not predicted or cell.link.varies or cell.link.delay_s:
-        return None
-    took = stats.median([step.communicate_s for rank in ranks for step in rank.steps])
-    return took * rate / 8 / stats.median(predicted)
-
-
-def _mark_host_limited(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the dense cells of every setting where dense without overlap communicates slower than it could."""
-    slow = {
-        setting(cell)
-        for cell in cells
-        if is_dense(cell) and not cell.overlap and (ideal_ratio(cell) or 0.0) > HOST_LIMIT
-    }
-    return [
-        cell.model_copy(update={"link": cell.link.model_copy(update={"host_limited": True})})
-        if is_dense(cell) and setting(cell) in slow
-        else cell
-        for cell in cells
-    ]
+def _mark_host_limited(cell: Cell) -> Cell:
+    """``cell`` with what the rule of :mod:`netsim_ddp.results.limits` says of it."""
+    limited = is_limited(cell)
+    if limited == cell.link.host_limited:
+        return cell
+    return cell.model_copy(update={"link": cell.link.model_copy(update={"host_limited": limited})})
 
 
 def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
@@ -263,16 +249,19 @@ def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     return summary.model_copy(
         update={
             "wire_reduction": reduction or None,
-            "speedup_vs_dense16": _speedup(half, summary),
-            "speedup": _speedup(dense, summary),
-            "speedup_vs_overlapped": _speedup(overlapped, summary),
+            "speedup_vs_dense16": _speedup(half, cell, summary),
+            "speedup_vs_dense16_bound": half and bound(cell, half),
+            "speedup": _speedup(dense, cell, summary),
+            "speedup_bound": dense and bound(cell, dense),
+            "speedup_vs_overlapped": _speedup(overlapped, cell, summary),
+            "speedup_vs_overlapped_bound": overlapped and bound(cell, overlapped),
         }
     )
 
 
-def _speedup(dense: Cell | None, summary: Summary) -> float | None:
-    """Dense step / this step. None without a baseline, or with one that shows the host and not the link."""
-    if dense is None or dense.summary is None or dense.link.host_limited:
+def _speedup(dense: Cell | None, cell: Cell, summary: Summary) -> float | None:
+    """Dense step / this step, perhaps a bound. None without a baseline, or where the host limits both."""
+    if dense is None or dense.summary is None or bound(cell, dense) == "none":
         return None
     return _ratio(dense.summary.step_s.median, summary.step_s.median)
 

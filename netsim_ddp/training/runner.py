@@ -187,7 +187,7 @@ class _Run:
         return found
 
     def _cell(self, method: MethodSpec, on: Ground) -> Cell:
-        record = link_record(on.link, on.measured.alone_bps if on.measured else None)
+        record = link_record(on.link, on.measured)
         cell = Cell(
             id=method.id,
             method=method.name,

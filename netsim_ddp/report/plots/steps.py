@@ -11,7 +11,15 @@ from netsim_ddp.report.plots.shapes import Bar, Bars, Chart, Mark, Point, by_lab
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.intervals import ratio_interval
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import PHASES, RIVALS, Rival, held_against, repeat_medians, speedup
+from netsim_ddp.results.summary import (
+    PHASES,
+    RIVALS,
+    Rival,
+    held_against,
+    repeat_medians,
+    speedup,
+    speedup_bound,
+)
 from netsim_ddp.units import format_rate
 
 # Of each cell, by its identity: the median step of every repeat, in seconds.
@@ -136,6 +144,8 @@ def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, rival:
     if summary is None or not rate:
         return None
     value = speedup(summary, rival)
+    if speedup_bound(summary, rival):
+        return None  # a bound is no point of a curve
     dense = held_against(entry.cell, cells, rival)
     if value is None or value <= 0 or not math.isfinite(value):
         return None
@@ -158,5 +168,5 @@ def _notes(found: Sequence[BreakEven], marks: Sequence[Mark]) -> tuple[str, ...]
         )
     if left_out := sorted({rate for one in found for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
-        notes.append(f"Left out, since this host and not the link sets dense's pace there: {rates}.")
+        notes.append(f"Left out, since there this host and not the link sets a pace: {rates}.")
     return tuple(notes)
