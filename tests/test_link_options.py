@@ -335,10 +335,9 @@ def test_a_lossy_link_sends_packets_of_one_segment() -> None:
 def test_a_burst_holds_a_packet_and_little_more(rate: int, workers: int) -> None:
     shape = Shapes.of(LinkSpec(workers, rate)).up[0]
     assert shape.burst >= min(shape.gso, SEGMENT_WIRE)
-    most = 0.282e-3 if rate * workers <= 4e9 else 0.326e-3
     packet = SEGMENT_WIRE * 8 / rate
-    assert shape.burst * 8 / rate <= max(most, packet + 1e-4) * 1.001
-    if rate > 121e6 and rate * workers <= 2e9:
+    assert shape.burst * 8 / rate <= max(0.326e-3, packet + 1e-4) * 1.001
+    if workers <= 4 and rate * workers <= 4e9:
         assert shape.burst * 8 / rate <= 0.166e-3 + packet, "a small message is early by as much"
     assert shape.gso <= 65536
 

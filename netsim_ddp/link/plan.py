@@ -60,7 +60,7 @@ def shape_for(rate_bps: int, workers: int) -> Shape:
     if rate_bps * workers > HOST_BPS:
         packet, wake_up = bytes_per_second * BUSY_PACKET_S, bytes_per_second * BUSY_WAKE_UP_S
     else:
-        packet = max(credit - wake_up, bytes_per_second * workers / PACKETS_PER_S)
+        packet = max(credit - wake_up, bytes_per_second * min(BUSY_PACKET_S, workers / PACKETS_PER_S))
     packet = min(max(packet, pair), LARGEST_PACKET)
     return Shape(rate_bps, round(packet + wake_up), limit, round(packet))
 
