@@ -16,7 +16,7 @@ import pytest
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.results import record
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.record import Result, load, parse, save, to_json
+from netsim_ddp.results.record import Result, Summary, load, parse, save, to_json
 from netsim_ddp.results.sides import side_of
 from netsim_ddp.results.summary import summarise
 from tests.test_summary import make_cell, make_result
