@@ -139,8 +139,8 @@ class Link(ABC):
         """Why the link is gone, where it is: its ranks' deaths are no fault of theirs."""
         return None
 
-    def without_loss(self) -> AbstractContextManager[object]:
-        """Within it no packet is lost on purpose, so that TCP can fill the line."""
+    def bare(self) -> AbstractContextManager[object]:
+        """Within it no packet is delayed or lost on purpose, so that TCP fills the line at once."""
         return nullcontext()
 
 

@@ -8,8 +8,8 @@ goes out by it, to the bucket of what the rank receives. A frame leaves ``delay_
 Frames carry a virtio_net_hdr, so that a packet of many segments passes as one and checksums are left out, as on veth.
 Where frames differ from each other, by loss or jitter, each holds one segment: the kernel cuts them before.
 
-Told over the socket FD, one JSON object a line, to change its loss and to count. End of file on FD means that the link
-is over, and the process exits.
+Told over the socket FD, one JSON object a line, to carry everything at once for a while, and to count. End of file on
+FD means that the link is over, and the process exits.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Forwarder:
     paths: dict[tuple[int, int], Path] = field(default_factory=dict)
     air: list[tuple[float, int, int, bytes]] = field(default_factory=list)
     """Frames on their way, a heap: when each leaves, its number, by which device, and itself."""
+    bare: bool = False
+    """Whether frames leave at once and none is lost, for now."""
     count: int = 0
     lost: list[int] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
@@ -131,6 +133,10 @@ class Forwarder:
         if path is None:
             dice = random.Random(f"{self.seed} {sender} {receiver}")
             path = self.paths[sender, receiver] = Path(self.taps[receiver], dice)
+        self.count += 1
+        if self.bare:
+            heapq.heappush(self.air, (time.monotonic(), self.count, path.out, frame))
+            return
         if self.loss and path.dice.random() < self.loss:
             self.lost[sender] += 1
             return
@@ -139,15 +145,13 @@ class Forwarder:
             due += path.dice.uniform(-self.jitter_s, self.jitter_s)
             if not self.reorder:
                 due = path.free_s = max(due, path.free_s)
-        self.count += 1
         heapq.heappush(self.air, (due, self.count, path.out, frame))
 
     def obey(self, requests: Lines) -> bool:
         """Carry out what was asked; False at the end of the link."""
         messages = requests.receive()
         for message in messages or ():
-            if "loss" in message:
-                self.loss = message["loss"]
+            self.bare = message.get("bare", self.bare)
             counted = {"taken": self.taken, "lost": self.lost, "largest": self.largest}
             send(requests.connection, {**counted, "overrun": self.overruns()})
         return messages is not None

@@ -57,7 +57,11 @@ class Measured:
 
 
 def probe(link: Link) -> ProbeReport | None:
-    """Measure ``link`` shortly; None with one rank, which has nobody to send to. Takes one to three seconds."""
+    """Measure ``link`` shortly; None with one rank, which has nobody to send to. Takes one to three seconds.
+
+    Its rate is measured without its delay, jitter and loss: with them one TCP connection may need minutes to fill the
+    line, or never fill it. The packets, and who carries them, are the same.
+    """
     if link.spec.workers < 2:
         return None
     spec = link.spec.at_start
@@ -65,7 +69,7 @@ def probe(link: Link) -> ProbeReport | None:
     pairs = list(spec.ring())
     if link.spec.credit_bytes is not None:  # what is left when half of it is spent is still all peak
         seconds = min(seconds, link.spec.credit_bytes * 8 / spec.fastest_bps / 2)
-    with Peers(link) as peers:
+    with Peers(link) as peers, link.bare():
         _refill(link)
         alone = peers.bulk([spec.slowest_pair], seconds)
         _refill(link)
@@ -137,10 +141,11 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
     first = spec.slowest_pair
     idle_s = max(IDLE_S, IDLE_DELAYS * spec.delay_s)
     with Peers(link) as peers:
-        tell("bulk, one pair alone")
-        alone = _bulk(peers, [first], aim)
-        tell("bulk, all ranks at once")
-        together = _bulk(peers, list(spec.ring()), aim)
+        with link.bare():
+            tell("bulk, one pair alone")
+            alone = _bulk(peers, [first], aim)
+            tell("bulk, all ranks at once")
+            together = _bulk(peers, list(spec.ring()), aim)
         messages = []
         for size in MESSAGE_SIZES:
             tell(f"messages of {size // 1000} KB after idle")
@@ -207,10 +212,14 @@ class Peers:
         for control in self._controls:
             control.close()  # its process reads the end of file and exits
 
-    def bulk(self, pairs: Sequence[tuple[int, int]], seconds: float) -> list[float]:
-        """Goodput of each ``(sender, receiver)``, all at once, in bit/s as the receivers saw it."""
-        self._start(pairs, transfer="bulk", seconds=seconds)
-        return [float(self._hear(receiver)["bps"]) for _, receiver in pairs]
+    def bulk(self, pairs: Sequence[tuple[int, int]], seconds: float, streams: int = 1) -> list[float]:
+        """Goodput of each ``(sender, receiver)``, all at once, in bit/s as the receivers saw it, by as many connections
+        each as there are ``streams``."""
+        self._start(list(pairs) * streams, transfer="bulk", seconds=seconds)
+        totals = dict.fromkeys(pairs, 0.0)
+        for pair in list(pairs) * streams:
+            totals[pair] += self._hear(pair[1])["bps"]
+        return [totals[pair] for pair in pairs]
 
     def messages(self, pair: tuple[int, int], size: int, count: int, idle_s: float = IDLE_S) -> list[float]:
         """Seconds that each of ``count`` messages of ``size`` bytes took, each after an idle pause."""
@@ -225,12 +234,12 @@ class Peers:
         return times
 
     def _start(self, pairs: Sequence[tuple[int, int]], **order: Any) -> None:
-        ports = {}
+        ports = []
         for _, receiver in pairs:
             self._tell(receiver, listen=self._address(receiver), **order)
-            ports[receiver] = self._hear(receiver)["port"]
-        for sender, receiver in pairs:
-            self._tell(sender, connect=[self._address(receiver), ports[receiver]], **order)
+            ports.append(self._hear(receiver)["port"])
+        for (sender, receiver), port in zip(pairs, ports, strict=True):
+            self._tell(sender, connect=[self._address(receiver), port], **order)
 
     def _address(self, rank: int) -> str:
         endpoint: Endpoint = self._link.endpoints[rank]

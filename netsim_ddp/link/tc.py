@@ -37,7 +37,7 @@ from netsim_ddp.link.helper import HOSTS
 from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.plan import Shape, Shapes, Step, address, change, needs_delay_by, netem, plan
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
-from netsim_ddp.link.tun import Forwarding
+from netsim_ddp.link.tun import Carried, Forwarding
 from netsim_ddp.units import format_bytes
 
 MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
@@ -324,30 +324,34 @@ class TcLink(Link):
             retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
         )
 
+    def carried(self) -> Carried:
+        """What the forwarder of a link that is delayed by tun counted so far."""
+        if self._forwarding is None:
+            raise RuntimeError("no forwarder carries this link's packets")
+        return self._forwarding.counted()
+
     def lost(self) -> LinkLost | None:
         channel = self._connected()
         channel.drain()
         return channel.lost
 
     @contextmanager
-    def without_loss(self) -> Iterator[None]:
-        if self.spec.loss == 0:
-            yield
-            return
-        self._lose(0.0)
+    def bare(self) -> Iterator[None]:
+        self._delay(False)
         try:
             yield
         finally:
-            self._lose(self.spec.loss)
+            self._delay(True)
 
-    def _lose(self, share: float) -> None:
+    def _delay(self, on: bool) -> None:
         if self._forwarding is not None:
-            self._forwarding.counted(loss=share)
+            self._forwarding.counted(bare=not on)
+        if self.delay_by != "netem":
             return
-        for step in netem(replace(self.spec, loss=share)):
+        for step in netem(self.spec if on else replace(self.spec, delay_s=0.0, jitter_s=0.0, loss=0.0)):
             done = self._ask("run", argv=[find_tool("tc"), *step.argv[1:]], rank=step.rank)
             if done["code"] != 0:
-                raise LinkUnavailable(f"tc cannot change the loss: {_first_line(done['err'])}")
+                raise LinkUnavailable(f"tc cannot change the delay: {_first_line(done['err'])}")
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
         done = self._ask("run", argv=[find_tool("tc"), "-s", "-j", "qdisc", "show"], rank=rank)

@@ -72,14 +72,15 @@ class Forwarding:
             self.close()
             raise
 
-    def counted(self, loss: float | None = None) -> Carried:
-        """What was carried so far. From now on the share ``loss`` is lost, where one is given.
+    def counted(self, bare: bool | None = None) -> Carried:
+        """What was carried so far. From now on frames are carried at once and none is lost, if ``bare``, or again as
+        ``spec`` says, if not.
 
         Raises:
             LinkLost: the forwarder is gone, or silent.
         """
         try:
-            send(self._control, {} if loss is None else {"loss": loss})
+            send(self._control, {} if bare is None else {"bare": bare})
         except (BrokenPipeError, ConnectionResetError):
             raise LinkLost(f"{FORWARDER} died", hint="run it again") from None
         return Carried(**self._hear())

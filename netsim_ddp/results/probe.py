@@ -6,6 +6,7 @@ holds the figures against the targets; it needs nothing but the record.
 
 from __future__ import annotations
 
+from math import log2
 from statistics import median
 from typing import Annotated, Any, Literal
 
@@ -152,7 +153,10 @@ def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list
             continue
         off_s = message.median_s - ideal
         early_s = packet_s if off_s < 0 and probe.link.mechanism == "tc" else 0.0
-        if abs(off_s) > max(share * ideal, MESSAGE_FLOOR_S + early_s) + jitter_s:
+        late_s = _slow_start_s(message.size_bytes, probe.link.delay_s) if off_s > 0 else 0.0
+        if off_s > 0 and not lossless:
+            continue  # what TCP sends again comes late
+        if abs(off_s) > max(share * ideal, MESSAGE_FLOOR_S + early_s) + jitter_s + late_s:
             found.append(
                 f"a message of {format_bytes(message.size_bytes)} after idle takes "
                 f"{format_duration(message.median_s)}, {_off(message.median_s, ideal)} the line's "
@@ -169,6 +173,12 @@ def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list
     if lossless and probe.link.drops:
         found.append(f"the link dropped {probe.link.drops} packets")
     return found
+
+
+def _slow_start_s(size_bytes: int, delay_s: float) -> float:
+    """How long TCP at most waits for acknowledgements, when it sends ``size_bytes`` from its first window (RFC 6928: 10
+    segments) and doubles that every round trip."""
+    return 2 * delay_s * int(log2(size_bytes / (10 * PACKET_PAYLOAD) + 1))
 
 
 def _off(value: float, target: float) -> str:
