@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from netsim_ddp.bench.meeting import MeetingPoint
 from netsim_ddp.bench.phases import Phase, StepSample, StepTimer
+from netsim_ddp.bench.spending import Spend
 from netsim_ddp.communication.segments import CodecWork, Wire
 from netsim_ddp.results.codec import Substitute
 from netsim_ddp.workloads.emulated import sleep_until
@@ -39,6 +40,10 @@ class Execution(ABC):
     @abstractmethod
     def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
         """A piece of this rank's own work; ``work`` where it is all the codec's."""
+
+    @abstractmethod
+    def compute(self, run: Callable[[], None]) -> None:
+        """Forward and backward."""
 
     @abstractmethod
     def until(self, offset: float) -> None:
@@ -72,6 +77,9 @@ class Concurrent(Execution):
         run()
         self._timer.lap(phase)
 
+    def compute(self, run: Callable[[], None]) -> None:
+        self.local("compute", run)
+
     def until(self, offset: float) -> None:
         sleep_until(self._begin + offset, clock=time.monotonic)
         self._timer.computing_until(self._begin + offset)
@@ -101,10 +109,18 @@ class Concurrent(Execution):
 
 
 class Replayed(Execution):
-    """Local pieces measured one rank at a time, then slept through while the wire is real.
+    """Local pieces measured with cores of their own, then played again in their own time while the wire is real.
 
     A step's messages cross the link twice, so ``count`` is called before and after the second pass: the counters
-    are read there. With ``substitute`` the codec's pieces last what it says, instead of what they took here.
+    are read there.
+
+    Args:
+        computed: how long forward and backward take, as :mod:`netsim_ddp.bench.compute_times` measured it for all
+            methods: for each of some passes the seconds until each bucket is full, one after the other. Steps take them
+            in rotation. Empty under an emulated accelerator.
+        at_once: how many ranks measure at a time.
+        spend: lets the measured time of a piece pass.
+        substitute: the codec's pieces last what it says, instead of what they took here.
     """
 
     def __init__(
@@ -114,29 +130,39 @@ class Replayed(Execution):
         rank: int,
         device: torch.device,
         count: Callable[[], None],
+        *,
+        computed: Sequence[Sequence[float]] = (),
+        at_once: int = 1,
+        spend: Spend,
         substitute: Substitute | None = None,
     ) -> None:
         super().__init__(timer)
-        self._count = count
-        self._substitute = substitute
-        self._meeting, self._rank = meeting, rank
+        self._count, self._substitute = count, substitute
+        self._meeting, self._rank, self._at_once = meeting, rank, at_once
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
-        self._measuring = True
+        self._computed, self._spend = computed, spend
+        self._steps = 0
+        self.measuring = True
+        """Whether this is the first pass, which does the work; the second one plays it."""
         self.warming_up = True
         """A warm-up step is played once: that warms caches, kernels and connections alike."""
         self._durations: list[float] = []
         self._next = 0
+        self._inside = self._backwards = False
+        self._held_back: list[Wire] = []
 
     def step(self, play: Play) -> StepSample:
-        self._measuring, self._durations = True, []
+        self.measuring, self._durations = True, []
+        self._backwards = not self._backwards
         self._meeting.meet()
         begin = time.monotonic()
         play(self)
+        self._leave()
         elapsed = time.monotonic() - begin
         if self.warming_up:
             now = time.monotonic()
             return StepSample([("other", begin, now)], elapsed=elapsed)
-        self._measuring, self._next = False, 0
+        self.measuring, self._next = False, 0
         self._count()
         self._begin = self._meeting.start_together(self._rank)
         sleep_until(self._begin, clock=time.monotonic)
@@ -144,36 +170,53 @@ class Replayed(Execution):
         play(self)
         sample = self._timer.finish()
         sample.elapsed = elapsed
+        self._steps += 1
         self._count()
         return sample
 
     def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
-        if self._measuring:
-            with self._meeting.turn():
-                self._synchronize()
-                begin = time.monotonic()
-                run()
-                self._synchronize()
-                took = time.monotonic() - begin
+        if self.measuring:
+            self._enter()
+            self._synchronize()
+            begin = time.monotonic()
+            run()
+            self._synchronize()
+            took = time.monotonic() - begin
             if work is not None and self._substitute is not None:
                 took = substituted_seconds(self._substitute, work)
             self._durations.append(took)
             return
-        # From the last lap's end, so that waking late once does not add up over the step.
-        sleep_until(self._timer.last() + self._durations[self._next], clock=time.monotonic)
+        self._play(self._durations[self._next], phase)
         self._next += 1
-        self._timer.lap(phase)
+
+    def compute(self, run: Callable[[], None]) -> None:
+        self.compute_once(run)
+        if not self.measuring:
+            self._play(sum(self._pass()), "compute")
+
+    def compute_once(self, run: Callable[[], None]) -> None:
+        """Forward and backward in the first pass; :meth:`filled` plays them bucket by bucket in the second."""
+        if self.measuring:
+            self._enter()
+            run()
+            self._synchronize()
+
+    def filled(self, bucket: int) -> None:
+        """Forward and backward go on until ``bucket`` is full."""
+        if not self.measuring:
+            self._play(self._pass()[bucket], "compute")
 
     def until(self, offset: float) -> None:
-        if self._measuring:
+        if self.measuring:
             return
         sleep_until(self._begin + offset, clock=time.monotonic)
         self._timer.computing_until(self._begin + offset)
         self._timer.lap("compute")
 
     def start(self, wire: Wire) -> None:
-        if self._measuring:
-            self._together(wire)
+        if self.measuring:
+            # Not before it is waited for: what comes until then belongs to the same turn.
+            self._held_back.append(wire)
             return
         self._timer.started(wire)
         wire.start()
@@ -181,26 +224,38 @@ class Replayed(Execution):
         self._timer.lap("send")
 
     def finish(self, wire: Wire) -> None:
-        if not self._measuring:
+        if not self.measuring:
             wire.finish()
             self._timer.lap("wire", wire)
+        elif wire in self._held_back:
+            self._exchange()
 
-    def measure(self, run: Callable[[], None]) -> None:
-        """Work that takes its own time in pieces, which :meth:`spent` plays later."""
-        if self._measuring:
-            with self._meeting.turn():
-                run()
+    def _pass(self) -> Sequence[float]:
+        return self._computed[self._steps % len(self._computed)]
 
-    def spent(self, seconds: float) -> None:
-        """A piece of forward or backward that took ``seconds``."""
-        if not self._measuring:
-            sleep_until(self._timer.last() + seconds, clock=time.monotonic)
-            self._timer.lap("compute")
+    def _play(self, seconds: float, phase: Phase) -> None:
+        """From the last lap's end, so that waking late once does not add up over the step."""
+        self._spend(self._timer.last(), seconds)
+        self._timer.lap(phase)
 
-    def _together(self, wire: Wire) -> None:
+    def _enter(self) -> None:
+        if not self._inside:
+            self._meeting.take_turn(self._rank, self._at_once, backwards=self._backwards)
+            self._inside = True
+
+    def _leave(self) -> None:
+        """Every rank has its turn between two exchanges, used or not."""
+        self._enter()
+        self._inside = False
+        self._meeting.pass_turn(self._rank, self._at_once, backwards=self._backwards)
+
+    def _exchange(self) -> None:
         """For real, while no rank measures anything."""
+        self._leave()
         self._meeting.meet()
-        wire.run()
+        for wire in self._held_back:
+            wire.run()
+        self._held_back.clear()
         self._meeting.meet()
 
 

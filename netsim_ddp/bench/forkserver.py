@@ -63,7 +63,7 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
-    recordings: list[int] = []
+    files: list[tuple[int, int]] = []
     own = leftovers.below()  # such as multiprocessing's resource tracker, which tidies up after us
     leftovers.adopt()
     _end_at_the_command_s_death(ranks, own)
@@ -83,7 +83,7 @@ def serve(control: socket.socket) -> None:
                 if request["kind"] == "fork":
                     # An "end" and the "fork" after it may arrive together: only a fork has descriptors.
                     descriptors, orders.fds = orders.fds, []
-                    _fork(control, request, descriptors, ranks, recordings, own)
+                    _fork(control, request, descriptors, ranks, files, own)
 
 
 def _fork(
@@ -91,7 +91,7 @@ def _fork(
     request: dict[str, Any],
     fds: list[int],
     ranks: dict[int, tuple[int, int]],
-    recordings: list[int],
+    files: list[tuple[int, int]],
     own: set[int],
 ) -> None:
     from netsim_ddp.bench import ranks as lives
@@ -104,7 +104,7 @@ def _fork(
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     try:
         meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
-        recordings += [anonymous_file() for _ in range(len(jobs) - len(recordings))]
+        files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
         arrivals = ArrivalTable(len(jobs)) if bucket else None
     except EnvironmentFault as error:
         refused = {"cause": "environment", "message": error.message, "hint": error.hint}
@@ -123,7 +123,7 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                shared = Shared(meeting, arrivals, recordings[number])
+                shared = Shared(meeting, arrivals, *files[number])
                 die_with_parent()
                 if os.getppid() != server:
                     os._exit(1)  # it died before Linux was asked to tell of it

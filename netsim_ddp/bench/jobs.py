@@ -44,6 +44,8 @@ class Shared:
     arrivals: ArrivalTable | None
     recording: int
     """A file for this rank's recorded gradients; the repeats that follow find them there."""
+    compute_times: int
+    """Likewise for how long its forward and backward take."""
 
 
 def jobs_for(

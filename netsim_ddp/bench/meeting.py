@@ -29,6 +29,7 @@ class MeetingPoint:
         self._memory = mmap.mmap(-1, 8)
         self._turn = shared(context.Lock)
         self._barrier = shared(lambda: context.Barrier(workers))
+        self._calls = [shared(lambda: context.Semaphore(0)) for _ in range(workers)]
         self._timeout_s = timeout_s
 
     def meet(self) -> None:
@@ -61,3 +62,27 @@ class MeetingPoint:
             yield
         finally:
             self._turn.release()
+
+    def take_turn(self, rank: int, at_once: int, *, backwards: bool) -> None:
+        """Begin this rank's part of a round: ranks enter by number (or backwards), ``at_once`` of them at a time.
+
+        A round begins after :meth:`meet` and ends with the next one. In between every rank takes exactly one turn, with
+        the same ``at_once`` and ``backwards``, and hands it on by :meth:`pass_turn`.
+
+        Raises:
+            TimeoutError: the ranks before did not come out in time.
+        """
+        if self._place(rank, backwards=backwards) >= at_once and not self._calls[rank].acquire(
+            timeout=self._timeout_s
+        ):
+            raise TimeoutError("the ranks before held the host for too long")
+
+    def pass_turn(self, rank: int, at_once: int, *, backwards: bool) -> None:
+        """End this rank's part of a round; the rank ``at_once`` places later may begin."""
+        follower = self._place(rank, backwards=backwards) + at_once
+        if follower < len(self._calls):
+            self._calls[self._place(follower, backwards=backwards)].release()
+
+    def _place(self, rank: int, *, backwards: bool) -> int:
+        """Where ``rank`` stands in the order; and, the other way round, who stands at a place."""
+        return len(self._calls) - 1 - rank if backwards else rank

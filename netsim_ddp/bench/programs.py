@@ -123,7 +123,7 @@ class Training(Program):
 
     def play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
-        execution.local("compute", self._compute)
+        execution.compute(self._compute)
         execution.local("other", lambda: self.say(COMMUNICATING))
         for _ in pipeline(execution, self._stages):
             pass  # there is one bucket, and it is there
@@ -200,32 +200,49 @@ class BucketedTraining(Program):
     def play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
         if isinstance(execution, Replayed):
-            execution.measure(self._take_times)
-            for bucket in pipeline(execution, self._stages):
-                execution.spent(self._chunks[bucket])
+            self._one_after_the_other(execution)
         else:
             assert isinstance(execution, Concurrent)
             self._as_it_comes(execution)
         execution.local("optimizer", self._update)
 
-    def _take_times(self) -> None:
-        """Forward and backward alone, noting how long each bucket took to fill after the one before."""
+    def _one_after_the_other(self, execution: Replayed) -> None:
+        execution.compute_once(self._whole_backward)
+        for bucket in pipeline(execution, self._stages):
+            execution.filled(bucket)
+
+    def _whole_backward(self) -> None:
+        self._filled = lambda _: None
+        self._compute()
+        self._end_of_backward()
+
+    def take(self) -> list[float]:
+        """One pass without any exchange; see :class:`netsim_ddp.bench.compute_times.Passes`."""
+        self.prepare()
+        self._clear()
         moments: dict[int, float] = {}
 
         def filled(number: int) -> None:
             moments[number] = time.monotonic()
 
         self._filled = filled
+        self._synchronize()
         begin = time.monotonic()
         self._compute()
         self._end_of_backward()
+        self._synchronize()
         end = time.monotonic()
+        self.optimizer.step()
         # A bucket that never filled is there when backward is through; the last one is the end of it.
         last = len(self._sizes) - 1
         times = [end if number == last else moments.get(number, end) for number in range(last + 1)]
         # A bucket that fills before an earlier one waits for its turn.
         reached = list(itertools.accumulate(times, max))
-        self._chunks = [now - then for then, now in zip([begin, *reached], reached, strict=False)]
+        return [now - then for then, now in zip([begin, *reached], reached, strict=False)]
+
+    def _synchronize(self) -> None:
+        if self.workload.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _as_it_comes(self, execution: Concurrent) -> None:
         buckets = pipeline(execution, self._stages)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from netsim_ddp.bench.channel import COMPUTING, RankChannel
+from netsim_ddp.bench.compute_times import ComputeTimes, measure, once
 from netsim_ddp.bench.cuda_clock import CudaClock
 from netsim_ddp.bench.ddp_program import OverlappedTraining
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
@@ -24,6 +25,7 @@ from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.bench.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.bench.recordings import recorded
 from netsim_ddp.bench.selected import selected
+from netsim_ddp.bench.spending import Busy, asleep
 from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
 from netsim_ddp.communication.backend import build_method
@@ -39,11 +41,14 @@ from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.codec import Substitute
+from netsim_ddp.scenario import ranks_at_once
 from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4
+COMPUTES = ("model", "dataset", "data_dir", "text", "batch_size", "seed", "workers", "threads", "device")
+"""What decides how long forward and backward take."""
 
 
 class StepsTask(Task):
@@ -58,20 +63,8 @@ class StepsTask(Task):
 
     def run(self) -> None:
         device = choose_device(self.scenario["device"], self.job.rank)
-        self.say("building the model")
-        workload = build_workload(
-            model=self.scenario["model"],
-            dataset=self.scenario["dataset"],
-            batch_size=self._batch_size(),
-            rank=self.job.rank,
-            world_size=self.job.world_size,
-            seed=self.scenario["seed"],
-            device=device,
-            data_dir=self.scenario["data_dir"],
-            text=self.scenario["text"],
-            try_training=self.job.rank == 0 and self.job.repeat == 0,
-            refuse=check_types,
-        )
+        times = self._compute_times(device)
+        workload = self._workload(device)
         gradients = self._record(workload)
         self.say("joining the process group")
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
@@ -102,7 +95,7 @@ class StepsTask(Task):
         if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
             shaped.shaped_group().begin()
         self.channel.gather("built", facts)
-        execution = self._execution(device)
+        execution = self._execution(device, times)
         for _ in range(self.scenario["warmup"]):
             self._step(program, execution)
         self._measuring = True
@@ -118,13 +111,70 @@ class StepsTask(Task):
         self.say("leaving")
         self.channel.gather("done")
 
-    def _execution(self, device: torch.device) -> Execution:
+    def _workload(self, device: torch.device) -> Workload:
+        self.say("building the model")
+        return build_workload(
+            model=self.scenario["model"],
+            dataset=self.scenario["dataset"],
+            batch_size=self._batch_size(),
+            rank=self.job.rank,
+            world_size=self.job.world_size,
+            seed=self.scenario["seed"],
+            device=device,
+            data_dir=self.scenario["data_dir"],
+            text=self.scenario["text"],
+            try_training=self.job.rank == 0 and self.job.repeat == 0,
+            refuse=check_types,
+        )
+
+    def _compute_times(self, device: torch.device) -> ComputeTimes | None:
+        """Of this repeat, for all of its methods; None where nothing is replayed, or computed."""
+        if self.scenario["execution"] != "replayed" or self.scenario["compute_s"] is not None:
+            return None
+        what = {key: self.scenario[key] for key in COMPUTES} | {"repeat": self.job.repeat}
+
+        def find() -> ComputeTimes:
+            # A model of its own, gone before the one is built that is trained: its peak of memory is not the method's.
+            workload = self._workload(device)
+            flat = FlatGradients(workload.model.named_parameters())
+            alone = Group(0, 1)
+            optimizer = self._optimizer(workload, self.scenario["momentum"])
+            program = BucketedTraining(
+                workload, flat, alone, lambda part: baseline(part, alone), optimizer, self.say
+            )
+            meeting, rank = self.shared.meeting, self.job.rank
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                return measure(program, workload.parameters_count, meeting, rank, self._at_once)
+
+        return once(
+            self.shared.compute_times, what, lambda yes: all(self.channel.gather("compute times", yes)), find
+        )
+
+    @property
+    def _at_once(self) -> int:
+        return ranks_at_once(self.job.world_size, self.scenario["threads"])
+
+    def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            workload.model.parameters(), lr=self.scenario["learning_rate"], momentum=momentum
+        )
+
+    def _execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
         meeting = self.shared.meeting
         if self.scenario["execution"] == "replayed":
-            timer = StepTimer(HostClock())
             given = self.scenario["codec_from"]
-            times = None if given is None else Substitute.model_validate(given)
-            return Replayed(timer, meeting, self.job.rank, device, self._count, times)
+            busy = self._at_once == self.job.world_size and device.type == "cpu"
+            return Replayed(
+                StepTimer(HostClock()),
+                meeting,
+                self.job.rank,
+                device,
+                self._count,
+                computed=[] if times is None else times.passes,
+                at_once=self._at_once,
+                spend=Busy(self.scenario["threads"]) if busy else asleep,
+                substitute=None if given is None else Substitute.model_validate(given),
+            )
         # Real training meets on the wire; only an emulated accelerator starts all ranks at once.
         emulated = self.scenario["compute_s"] is not None
         clock = CudaClock() if device.type == "cuda" else HostClock()
@@ -208,7 +258,7 @@ class StepsTask(Task):
             return Emulated(flat, group, build, gradients, compute, self.say, overlap=overlap)
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         momentum = 0.0 if params.get("momentum") else scenario["momentum"]
-        optimizer = torch.optim.SGD(model.parameters(), lr=scenario["learning_rate"], momentum=momentum)
+        optimizer = self._optimizer(workload, momentum)
         flat = FlatGradients(model.named_parameters())
         by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
         if dist.get_backend(group.process_group) == "nccl":

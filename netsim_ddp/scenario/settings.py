@@ -185,3 +185,8 @@ class Settings(LinkOptions):
 def available_cores() -> int:
     """Cores that this process may run on (a container's cpuset included)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ranks_at_once(workers: int, threads: int) -> int:
+    """How many of ``workers`` ranks of ``threads`` threads this machine has cores for; at least one."""
+    return max(1, min(workers, available_cores() // threads))
