@@ -19,11 +19,10 @@ import torch
 
 from netsim_ddp.bench.meeting import MeetingPoint
 
-WARM_PASSES = 2
-LEAST_PASSES = 5
-MOST_PASSES = 20
-LONG_S = 3.0
-"""After so many seconds no more than ``LEAST_PASSES`` are taken."""
+WARM_PASSES, WARM_S = 2, 0.3
+LEAST_PASSES, MEASURED_S = 5, 1.5
+"""Passes go on for so long, and until there are so many: what disturbs the host for a moment must not be the compute
+figure of a whole run."""
 
 
 class Passes(Protocol):
@@ -35,7 +34,7 @@ class Passes(Protocol):
 
 @dataclass
 class ComputeTimes:
-    """What one rank found.
+    """What one rank found, in the order of the passes.
 
     Attributes:
         passes: seconds until each bucket was full, ``at_once`` ranks computing at a time.
@@ -49,6 +48,10 @@ class ComputeTimes:
     memory: list[float] = field(default_factory=list)
     memory_alone: list[float] = field(default_factory=list)
 
+    def of_steps(self, steps: int) -> list[list[float]]:
+        """A pass for each of ``steps`` steps, from all over the time that was measured."""
+        return [self.passes[step * len(self.passes) // steps] for step in range(steps)]
+
 
 def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_once: int) -> ComputeTimes:
     """Take passes, every other one with the host to itself where ranks share it.
@@ -58,32 +61,27 @@ def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_onc
     """
     found = ComputeTimes()
     residual, gradient = torch.zeros(numel), torch.ones(numel)
-    began = None
-    count = 0
+    count, first, began = 0, 0.0, None
     while True:
         # All ranks read the same moment, so they agree on when it is enough.
         moment = meeting.start_together(rank)
-        if count == WARM_PASSES:
+        first = first or moment
+        if began is None and count >= WARM_PASSES and moment - first >= WARM_S:
             began = moment
-        if began is not None and _enough(count - WARM_PASSES, moment - began):
+        if began is not None and len(found.passes) >= LEAST_PASSES and moment - began >= MEASURED_S:
             return found
         for ranks in dict.fromkeys((at_once, 1)):
             with _turn(meeting, rank, ranks, backwards=count % 2 == 1):
                 chunks = passes.take()
                 took = _add(residual, gradient)
-            if began is not None:
-                if ranks == at_once:
-                    found.passes.append(chunks)
-                    found.memory.append(took)
-                else:
-                    found.alone.append(sum(chunks))
-                    found.memory_alone.append(took)
+            if began is not None and ranks == at_once:
+                found.passes.append(chunks)
+                found.memory.append(took)
+            elif began is not None:
+                found.alone.append(sum(chunks))
+                found.memory_alone.append(took)
             meeting.meet()
         count += 1
-
-
-def _enough(passes: int, seconds: float) -> bool:
-    return passes >= (LEAST_PASSES if seconds > LONG_S else MOST_PASSES)
 
 
 @contextmanager

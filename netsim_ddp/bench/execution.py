@@ -115,9 +115,9 @@ class Replayed(Execution):
     are read there.
 
     Args:
-        computed: how long forward and backward take, as :mod:`netsim_ddp.bench.compute_times` measured it for all
-            methods: for each of some passes the seconds until each bucket is full, one after the other. Steps take them
-            in rotation. Empty under an emulated accelerator.
+        computed: how long forward and backward of each measured step take, as
+            :mod:`netsim_ddp.bench.compute_times` measured it for all methods: the seconds until each bucket is full,
+            one after the other. Empty under an emulated accelerator.
         at_once: how many ranks measure at a time.
         spend: lets the measured time of a piece pass.
         substitute: the codec's pieces last what it says, instead of what they took here.
@@ -231,11 +231,11 @@ class Replayed(Execution):
             self._exchange()
 
     def _pass(self) -> Sequence[float]:
-        return self._computed[self._steps % len(self._computed)]
+        return self._computed[self._steps]
 
     def _play(self, seconds: float, phase: Phase) -> None:
         """From the last lap's end, so that waking late once does not add up over the step."""
-        self._spend(self._timer.last(), seconds)
+        self._spend(self._timer.last() + seconds)
         self._timer.lap(phase)
 
     def _enter(self) -> None:

@@ -170,7 +170,7 @@ class StepsTask(Task):
                 self.job.rank,
                 device,
                 self._count,
-                computed=[] if times is None else times.passes,
+                computed=[] if times is None else times.of_steps(self.scenario["steps"]),
                 at_once=self._at_once,
                 spend=Busy(self.scenario["threads"]) if busy else asleep,
                 substitute=None if given is None else Substitute.model_validate(given),
