@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from netsim_ddp.bench.runner import environment
+from netsim_ddp.bench.environment import environment
 
 HERE = Path(__file__).parent
 FILE, PAGE = HERE / "replay.json", HERE / "replay.md"
@@ -113,7 +113,7 @@ def page(kept: dict[str, Any]) -> str:
         "",
         f"`netsim {' '.join(WORDS)} --execution HOW`",
         "",
-        "Each round runs it replayed and twice concurrently, in another order each time. A difference is that of the two "
+        "Each round runs it replayed and twice concurrently, in another order each time. A difference is that of two "
         "runs' median steps (the slowest rank's) within a round; the median over rounds, and its "
         f"{LEVEL:.0%} interval. The bar is {BAR_PERCENT:g}%. The last column is the second concurrent run against the "
         "first one: how well a run agrees with itself here.",
@@ -130,10 +130,15 @@ def page(kept: dict[str, Any]) -> str:
         low, high = median_interval(ours, LEVEL)
         floor_low, floor_high = median_interval(floor, LEVEL)
         bar = "" if abs(statistics.median(ours)) <= BAR_PERCENT else " **missed**"
-        lines.append(
-            f"| {name} | {middles['concurrent']:.2f} | {middles['replayed']:.2f} | {statistics.median(ours):+.1f}%{bar} "
-            f"| {low:+.1f} to {high:+.1f}% | {statistics.median(floor):+.1f}% ({floor_low:+.1f} to {floor_high:+.1f}%) |"
-        )
+        row = [
+            name,
+            f"{middles['concurrent']:.2f}",
+            f"{middles['replayed']:.2f}",
+            f"{statistics.median(ours):+.1f}%{bar}",
+            f"{low:+.1f} to {high:+.1f}%",
+            f"{statistics.median(floor):+.1f}% ({floor_low:+.1f} to {floor_high:+.1f}%)",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
     lines += ["", "Where the difference is, in ms: medians over ranks, steps and rounds.", ""]
     lines += [f"| method | run | {' | '.join(PHASES)} |", f"|---|---|{'---|' * len(PHASES)}"]
     for name in METHODS:
@@ -153,8 +158,8 @@ def page(kept: dict[str, Any]) -> str:
             "",
             f"Ranks measure {played[0]['at_once']} at a time, as they run concurrently. That costs them "
             f"{slow['compute_slowdown']:.3f}x of what forward and backward take alone on this machine, and "
-            f"{slow['memory_slowdown']:.3f}x for adding one buffer of the gradient's size to another: what a machine of "
-            "its own would save each rank.",
+            f"{slow['memory_slowdown']:.3f}x for adding one buffer of the gradient's size to another: what a machine "
+            "of its own would save each rank.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +52,13 @@ class ComputeTimes:
     def of_steps(self, steps: int) -> list[list[float]]:
         """A pass for each of ``steps`` steps, from all over the time that was measured."""
         return [self.passes[step * len(self.passes) // steps] for step in range(steps)]
+
+    def slowdowns(self) -> tuple[float, float] | None:
+        """What ranks beside this one cost it, as a factor: in forward and backward, and in memory; None without any."""
+        if not self.alone:
+            return None
+        beside = median(sum(chunks) for chunks in self.passes)
+        return beside / median(self.alone), median(self.memory) / median(self.memory_alone)
 
 
 def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_once: int) -> ComputeTimes:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.environment import environment
 from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.runner import Event, Report, environment
+from netsim_ddp.bench.runner import Event, Report
 from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.launch import LaunchedRank, Outcome, launch

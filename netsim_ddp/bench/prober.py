@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any
 
 from netsim_ddp import __version__
+from netsim_ddp.bench.environment import environment
 from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.runner import Event, Report, environment
+from netsim_ddp.bench.runner import Event, Report
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.choose import choose

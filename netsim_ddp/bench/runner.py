@@ -6,17 +6,17 @@ Knows nothing of terminals: whoever calls passes ``report``, which receives :cla
 from __future__ import annotations
 
 import os
-import platform
 import shlex
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.bench.code import code_of
+from netsim_ddp.bench.environment import environment
 from netsim_ddp.bench.hosts import Hub
 from netsim_ddp.bench.jobs import jobs_for
 from netsim_ddp.bench.launcher import Launcher
@@ -30,11 +30,10 @@ from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.probe import ProbeReport, check
 from netsim_ddp.link.tc import TcLink
 from netsim_ddp.methods import WITH_CODEC, MethodSpec
-from netsim_ddp.results.record import Cell, Result, Tool, now_utc
+from netsim_ddp.results.record import Cell, ReplayRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.scenario import Scenario, Settings, available_cores
-from netsim_ddp.switches import compiled_kernels
 from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
 
@@ -260,6 +259,7 @@ class _Run:
         jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
         records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
+        note_replay(cell, [fact["replay"] for fact in facts])
         tell_collective(cell, facts[0]["collective"], self.report)
         self.result.model_parameters = facts[0]["parameters"]
         if len({record["sha256"] for record in records}) > 1:
@@ -299,38 +299,22 @@ def tell_collective(cell: Cell, collective: str | None, report: Report) -> None:
     report(Event("note", f"{cell.id}: {collective}, {why} at {cell.workers} workers"))
 
 
+def note_replay(cell: Cell, facts: Sequence[dict[str, Any] | None]) -> None:
+    """Keep how the ranks of one repeat measured and played their work."""
+    told = [fact for fact in facts if fact is not None]
+    if not told:
+        return
+    if cell.replay is None:
+        cell.replay = ReplayRecord(at_once=told[0]["at_once"], busy=told[0]["busy"])
+    if slowdowns := [fact["slowdowns"] for fact in told if fact["slowdowns"] is not None]:
+        compute, memory = (statistics.median(values) for values in zip(*slowdowns, strict=True))
+        cell.replay.compute_slowdown.append(compute)
+        cell.replay.memory_slowdown.append(memory)
+
+
 def busy_machine() -> str | None:
     """What to say of a machine that others use, before we do."""
     load, cores = os.getloadavg()[0], available_cores()
     if load <= max(1.0, 0.5 * cores):
         return None
     return f"{BUSY}: load {load:.1f} on {cores} cores"
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to know of the machine. Versions are read from metadata, nothing is imported."""
-    versions: dict[str, str | None] = {}
-    for package in ("torch", "torchvision", "numpy", "numba"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    if not compiled_kernels():
-        versions["numba"] = None  # it is not used
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "cores": available_cores(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        **versions,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return platform.processor()
-    return names[0] if names else platform.machine()

@@ -91,6 +91,7 @@ class StepsTask(Task):
             "message_s": costs,
             "differed": differed,
             "unused": workload.unused,
+            "replay": self._replay(device, times),
         }
         if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
             shaped.shaped_group().begin()
@@ -154,6 +155,16 @@ class StepsTask(Task):
     def _at_once(self) -> int:
         return ranks_at_once(self.job.world_size, self.scenario["threads"])
 
+    def _busy(self, device: torch.device) -> bool:
+        """Whether a replayed rank can keep the cores busy that its work took: all ranks do so at once."""
+        return self._at_once == self.job.world_size and device.type == "cpu"
+
+    def _replay(self, device: torch.device, times: ComputeTimes | None) -> dict[str, Any] | None:
+        if self.scenario["execution"] != "replayed":
+            return None
+        slowdowns = None if times is None else times.slowdowns()
+        return {"at_once": self._at_once, "busy": self._busy(device), "slowdowns": slowdowns}
+
     def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
         return torch.optim.SGD(
             workload.model.parameters(), lr=self.scenario["learning_rate"], momentum=momentum
@@ -163,7 +174,6 @@ class StepsTask(Task):
         meeting = self.shared.meeting
         if self.scenario["execution"] == "replayed":
             given = self.scenario["codec_from"]
-            busy = self._at_once == self.job.world_size and device.type == "cpu"
             return Replayed(
                 StepTimer(HostClock()),
                 meeting,
@@ -172,7 +182,7 @@ class StepsTask(Task):
                 self._count,
                 computed=[] if times is None else times.of_steps(self.scenario["steps"]),
                 at_once=self._at_once,
-                spend=Busy(self.scenario["threads"]) if busy else asleep,
+                spend=Busy(self.scenario["threads"]) if self._busy(device) else asleep,
                 substitute=None if given is None else Substitute.model_validate(given),
             )
         # Real training meets on the wire; only an emulated accelerator starts all ranks at once.

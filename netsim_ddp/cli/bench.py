@@ -67,7 +67,7 @@ def compress(
 
     from netsim_ddp import __version__
     from netsim_ddp.bench.compress import Plan, measure
-    from netsim_ddp.bench.runner import environment
+    from netsim_ddp.bench.environment import environment
     from netsim_ddp.cli.output import writable
     from netsim_ddp.cli.saving import Kept
     from netsim_ddp.compression.codec import Codec

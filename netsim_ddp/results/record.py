@@ -326,6 +326,22 @@ class Summary(Strict):
     last_loss: float | None = None
 
 
+class ReplayRecord(Strict):
+    """How the local work of a replayed cell was measured and played.
+
+    ``at_once`` ranks measured at a time, as many as the host has cores for; ``busy`` says whether ranks then kept their
+    cores busy while they played it, or slept. A slowdown is what the same work takes with ``at_once`` ranks at a time
+    over what it takes alone on the host, the median over ranks, one value per repeat: of forward and backward, and of
+    adding one buffer of the gradient's size to another, which only memory and caches limit. Empty where one rank
+    measures at a time, or where compute is emulated.
+    """
+
+    at_once: Count
+    busy: bool
+    compute_slowdown: list[Finite] = Field(default_factory=list)
+    memory_slowdown: list[Finite] = Field(default_factory=list)
+
+
 class Cell(Strict):
     """One configuration: its identity, its link, its repeats, its summary."""
 
@@ -346,6 +362,8 @@ class Cell(Strict):
     backend: str = "gloo"
     substituted: str | None = None
     """Where the codec's times come from, if they were not measured in this run."""
+    replay: ReplayRecord | None = None
+    """None where nothing was replayed, and in files before version 4."""
     link: LinkRecord
     repeats: list[RepeatRecord] = Field(default_factory=list)
     summary: Summary | None = None

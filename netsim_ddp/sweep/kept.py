@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netsim_ddp.bench.runner import environment
+from netsim_ddp.bench.environment import environment
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.identity import outdated, rules
 from netsim_ddp.results.record import Cell, Result, load

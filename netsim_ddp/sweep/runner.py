@@ -13,7 +13,8 @@ from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.bench.code import code_of
-from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine, environment
+from netsim_ddp.bench.environment import environment
+from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine
 from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import EnvironmentFault, NetsimError
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc

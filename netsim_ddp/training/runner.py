@@ -14,9 +14,10 @@ from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.bench.code import code_of
+from netsim_ddp.bench.environment import environment
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.model_notes import model_notes
-from netsim_ddp.bench.runner import Event, Report, Save, environment, tell_collective
+from netsim_ddp.bench.runner import Event, Report, Save, tell_collective
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import (
