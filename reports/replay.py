@@ -28,11 +28,24 @@ from netsim_ddp.bench.environment import environment
 
 HERE = Path(__file__).parent
 FILE, PAGE = HERE / "replay.json", HERE / "replay.md"
-METHODS = ["dense,overlap=off", "dense,overlap=on", "topk,overlap=off", "topk,overlap=on"]
+GROUPS = {
+    ("dense,overlap=off", "dense,overlap=on"): 10,
+    ("topk,overlap=off", "topk,overlap=on"): 60,
+}
+"""Methods that one command runs, and how many steps of each."""
+METHODS = [name for group in GROUPS for name in group]
 WORDS = [
-    *("run", "--workers", "2", "--threads", "1", "--bandwidth", "200mbps", "--steps", "20", "--warmup", "5"),
-    *("--repeats", "1"),
-    *(word for name in METHODS for word in ("--method", name)),
+    "run",
+    "--workers",
+    "2",
+    "--threads",
+    "1",
+    "--bandwidth",
+    "200mbps",
+    "--warmup",
+    "5",
+    "--repeats",
+    "1",
 ]
 RUNS = {"concurrent": "concurrent", "replayed": "replayed", "floor": "concurrent"}
 """What a round runs, and the ``--execution`` of each."""
@@ -43,8 +56,27 @@ BAR_PERCENT = 5.0
 
 
 def measure(execution: str) -> dict[str, Any]:
-    """One run: for each method the slowest rank's step and, over its ranks and steps, the median of each phase."""
-    words = [*WORDS, "--execution", execution]
+    """For each method the slowest rank's step and, over its ranks and steps, the median of each phase."""
+    found: dict[str, Any] = {"cells": {}}
+    for names, count in GROUPS.items():
+        document = netsim(*WORDS, *chosen(names, count), "--execution", execution)
+        found["link"] = document["cells"][0]["link"]["mechanism"]
+        for name, cell in zip(names, document["cells"], strict=True):
+            steps = [step for rank in cell["repeats"][0]["ranks"] for step in rank["steps"]]
+            found["cells"][name] = {
+                "step_s": cell["summary"]["step_s"]["median"],
+                **{f"{phase}_s": statistics.median(step[f"{phase}_s"] for step in steps) for phase in PHASES},
+            }
+            if cell["replay"] is not None:
+                found["cells"][name]["replay"] = cell["replay"]
+    return found
+
+
+def chosen(names: tuple[str, ...], count: int) -> list[str]:
+    return ["--steps", str(count), *(word for name in names for word in ("--method", name))]
+
+
+def netsim(*words: str) -> dict[str, Any]:
     print("netsim", *words, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:  # not to fill .netsim
         done = subprocess.run(
@@ -54,17 +86,8 @@ def measure(execution: str) -> dict[str, Any]:
             timeout=600,
             check=True,
         )
-    document = json.loads(done.stdout)
-    found: dict[str, Any] = {"link": document["cells"][0]["link"]["mechanism"], "cells": {}}
-    for name, cell in zip(METHODS, document["cells"], strict=True):
-        steps = [step for rank in cell["repeats"][0]["ranks"] for step in rank["steps"]]
-        found["cells"][name] = {
-            "step_s": cell["summary"]["step_s"]["median"],
-            **{f"{phase}_s": statistics.median(step[f"{phase}_s"] for step in steps) for phase in PHASES},
-        }
-        if cell.get("replay") is not None:
-            found["cells"][name]["replay"] = cell["replay"]
-    return found
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 def median_interval(samples: list[float], level: float) -> tuple[float, float]:
@@ -111,8 +134,11 @@ def page(kept: dict[str, Any]) -> str:
         * bool(cache)
         + f", link {rounds[0]['concurrent']['link']}:",
         "",
-        f"`netsim {' '.join(WORDS)} --execution HOW`",
-        "",
+        *(
+            line
+            for names, count in GROUPS.items()
+            for line in (f"`netsim {' '.join([*WORDS, *chosen(names, count)])} --execution HOW`", "")
+        ),
         "Each round runs it replayed and twice concurrently, in another order each time. A difference is that of two "
         "runs' median steps (the slowest rank's) within a round; the median over rounds, and its "
         f"{LEVEL:.0%} interval. The bar is {BAR_PERCENT:g}%. The last column is the second concurrent run against the "
@@ -170,10 +196,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no run that may end after it")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     given = parser.parse_args()
-    kept: dict[str, Any] = {"words": WORDS, "environment": environment(), "rounds": []}
+    commands = [[*WORDS, *chosen(names, count)] for names, count in GROUPS.items()]
+    kept: dict[str, Any] = {"words": commands, "environment": environment(), "rounds": []}
     if FILE.exists() and not given.again:
         before = json.loads(FILE.read_text())
-        if before["words"] == WORDS and before["environment"]["cpu"] == kept["environment"]["cpu"]:
+        if before["words"] == commands and before["environment"]["cpu"] == kept["environment"]["cpu"]:
             kept = before
     began, longest = time.monotonic(), 0.0
     for number in range(given.rounds):

@@ -185,16 +185,18 @@ class StepsTask(Task):
                 spend=Busy(self.scenario["threads"]) if self._busy(device) else asleep,
                 substitute=None if given is None else Substitute.model_validate(given),
             )
-        # Real training meets on the wire; only an emulated accelerator starts all ranks at once.
-        emulated = self.scenario["compute_s"] is not None
         clock = CudaClock() if device.type == "cuda" else HostClock()
-        return Concurrent(StepTimer(clock), self._meet if emulated else lambda: None)
+        return Concurrent(StepTimer(clock), self._meet)
 
     def _meet(self) -> None:
-        if self.job.mechanism == "host":
-            self.channel.gather("meet")  # the other ranks share no memory with this one
-        else:
+        """Start the step with all ranks, so that the slowest one's time is the step's. Otherwise a rank's delay at the
+        end of a step would count twice: in its own time, and in the next step as what the others wait for it."""
+        if self.job.mechanism != "host":
             self.shared.meeting.meet()
+        elif self.scenario["compute_s"] is not None:
+            self.channel.gather(
+                "meet"
+            )  # the other ranks share no memory with this one; real training meets on the wire
 
     def _count(self) -> None:
         """Have the counters of the link read, while no rank sends; called before and after what is measured."""
