@@ -1,7 +1,7 @@
 """What compressed gradients cost on the wire: measures, and prints the page beside this file.
 
 python reports/wire.py > reports/wire.md     (a quarter of an hour; close other programs)
-python reports/wire.py agreement instruments (those parts alone)
+python reports/wire.py growth instruments    (those parts alone)
 
 Draws reports/bytes.svg where matplotlib is installed (pip install 'netsim-ddp[report]').
 """
@@ -86,27 +86,6 @@ that of dense 1.10x bytes at P <= 4.
             cells = [f"{took * 1e3:.1f}", f"{least * 1e3:.1f}", f"{took / least:.3f}", f"{sparse * 1e3:.2f}"]
             cells += [f"{sent_s(topk) * 1e3:.2f}", f"{a_round * 1e3:.2f}", f"{sparse / bound:.2f}"]
             row(rate, workers, *cells)
-
-
-def agreement() -> None:
-    print("""
-## Replayed and concurrent agree
-
-`netsim run --workers 2 --threads 1 --bandwidth 200mbps --steps 20 --execution HOW`, real training of simple_cnn, six
-runs of each, in turn; medians of the runs' steps in ms. The bar is 10%.
-
-| method | concurrent | replayed | difference |
-|---|---|---|---|""")
-    names = ["dense,overlap=off", "dense,overlap=on", "topk,overlap=off", "topk,overlap=on"]
-    words = ["--workers", "2", "--threads", "1", "--bandwidth", "200mbps", "--steps", "20", "--repeats", "1"]
-    found: dict[str, list[list[float]]] = {"concurrent": [], "replayed": []}
-    for turn in range(6):
-        for how in sorted(found, reverse=turn % 2 == 1):
-            cells = netsim("run", *words, "--execution", how, *methods(*names))["cells"]
-            found[how].append([cell["summary"]["step_s"]["median"] for cell in cells])
-    for number, name in enumerate(names):
-        real, played = (statistics.median(run[number] for run in found[how]) for how in found)
-        row(name, f"{real * 1e3:.1f}", f"{played * 1e3:.1f}", f"{100 * (played / real - 1):+.1f}%")
 
 
 def growth() -> None:
@@ -281,7 +260,7 @@ def cost_of_calls(timer: Any, say: Any) -> float:
     return (time.perf_counter() - begin) / 2000
 
 
-PARTS = {"grid": grid, "agreement": agreement, "growth": growth, "instruments": instruments}
+PARTS = {"grid": grid, "growth": growth, "instruments": instruments}
 
 
 def main() -> None:

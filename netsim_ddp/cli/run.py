@@ -86,7 +86,7 @@ def run(
         Text,
         typer.Option(
             metavar="HOW",
-            help="concurrent, replayed (local work measured one worker at a time), auto: replayed with more "
+            help="concurrent, replayed (local work measured with cores of its own), auto: replayed with more "
             "workers than cores. [auto]",
         ),
     ] = None,

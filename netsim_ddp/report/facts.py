@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netsim_ddp.report import learned
-from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.plots.shapes import Chart, Plot, panels_of
@@ -149,6 +149,8 @@ def environment(source: Source) -> list[tuple[str, str]]:
         ("status", result.status),
         *((f"code of {clean(each.name)}", _code(each)) for each in result.code),
     ]
+    if how := played(result.cells):
+        pairs.append(("local work measured", how))
     return pairs + [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
 from netsim_ddp.report.columns import Row, columns_without, rows_of
 from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.verdict import verdict
@@ -154,6 +154,8 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
         threads = sorted({cell.threads for cell in cells})
         plural = "" if threads == [1] else "s"
         parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
+    if how := played(cells):
+        parts.append(f"local work measured {how}")
     return clean(" | ".join(parts))
 
 

@@ -65,7 +65,7 @@ class Scenario(Settings):
         if execution == "auto":
             replay = self.workers > cores or self.codec_from is not None
             execution = "replayed" if replay else "concurrent"
-        # Replayed, a rank has the host to itself while it is measured, as on a machine of its own.
+        # Replayed, a rank has by default the host to itself while it is measured, as on a machine of its own.
         threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
             update={

@@ -17,7 +17,7 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.names import DATASETS, TORCHVISION_PREFIX
 from netsim_ddp.results.record import Cell
-from netsim_ddp.scenario import available_cores
+from netsim_ddp.scenario import available_cores, ranks_at_once
 from netsim_ddp.sweep.plan import Run, Unit, trains
 
 IMPORT_S, LINK_S, LINK_RANK_S, PROBE_S = 5.0, 0.2, 0.04, 1.2
@@ -132,9 +132,17 @@ def repeat_seconds(unit: Unit) -> float:
     steps = _steps(settings)
     wire, messages = _wire_seconds(unit.cell.method, settings, steps)
     if replayed:
-        # Twice: for real, one rank after the other, then for the clock.
+        # Twice: for real, so many ranks at a time as there are cores for, then for the clock.
         real = codec + (compute if emulated is None else 0.0)
-        step = real * workers + wire + messages + compute + codec + wire + messages
+        step = (
+            real * math.ceil(workers / ranks_at_once(workers, settings.threads))
+            + wire
+            + messages
+            + compute
+            + codec
+            + wire
+            + messages
+        )
     else:
         # What sleeps for a clock's sake takes no processor from the others.
         work = compute * (crowded if emulated is None else 1.0) + codec * crowded
