@@ -59,8 +59,8 @@ DISTURBED = 0.15
 
 
 def measure(execution: str) -> dict[str, Any]:
-    """For each method the slowest rank's step and, over its ranks and steps, the median of each phase; and how much of a
-    core other programs took meanwhile."""
+    """For each method the slowest rank's step and, over its ranks and steps, the median of each phase; and the share of
+    a core that other programs took meanwhile."""
     found: dict[str, Any] = {"cells": {}}
     began, everybody, own = time.monotonic(), _used_by_all(), _used_by_children()
     for names, count in GROUPS.items():
