@@ -124,6 +124,8 @@ def test_the_named_rival_and_the_family() -> None:
         assert len(found) == 1, "baselines are no methods"
         assert found[id(measured[-1])].judgement.verdict == "faster"
         assert fastest(measured, 1) is measured[-1]
+        measured[0].link = measured[0].link.model_copy(update={"host_limited": True})
+        assert fastest(measured, 1) is None, "on the link alone the other might be faster"
     alone = summarise([plain.model_copy(update={"workers": 1}), method.model_copy(update={"workers": 1})])
     assert claims(alone) == {}
 

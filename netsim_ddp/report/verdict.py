@@ -44,7 +44,7 @@ def verdict(result: Result) -> list[str]:
 
 
 def _rule(found: Mapping[int, Claim]) -> list[str]:
-    """By what rule the sentences above claim: ``Claims: 7 comparisons, Holm at 5%, beyond 5%.``"""
+    """By what rule the sentences above claim: ``Rule: 7 comparisons, Holm at 5%, each with fp16,overlap ...``"""
     if all(bound(claim.cell, claim.rival) == "none" for claim in found.values()):
         return []
     needed = next(iter(found.values())).judgement.needed

@@ -49,10 +49,17 @@ def claims(cells: Sequence[Cell]) -> dict[int, Claim]:
 
 
 def fastest(group: Sequence[Cell], family: int) -> Cell | None:
-    """The measured cell of ``group`` that is claimed to be faster than each of the others, if there is one; ``family``
-    counts the comparisons that are printed with it."""
+    """The measured cell of ``group`` that is claimed to be faster than each of the others, if there is one.
+
+    Args:
+        family: how many comparisons are printed with it.
+
+    Where a slower cell is host-limited the link might have made it the faster one: then nothing is claimed.
+    """
     measured = [cell for cell in group if cell.summary]
     if not measured:
         return None
     first = fastest_of([repeat_medians(cell) for cell in measured], family)
-    return None if first is None else measured[first]
+    if first is None or any(cell.link.host_limited for i, cell in enumerate(measured) if i != first):
+        return None
+    return measured[first]
