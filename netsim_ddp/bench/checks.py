@@ -33,6 +33,7 @@ from netsim_ddp.link.probe import probe
 from netsim_ddp.link.semaphores import FOLDER, REMEDY
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc import TcLink, find_tool
+from netsim_ddp.link.tun import REMEDY as REMEDY_TUN
 from netsim_ddp.switches import KERNELS, compiled_kernels
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
@@ -220,6 +221,18 @@ def netem() -> Finding:
 _NETEM = "qdisc add dev lo root netem delay 1ms"
 
 
+def tun() -> Finding:
+    """Make a link whose packets netsim's own forwarder delays."""
+    try:
+        with TcLink(LinkSpec(1, TC_RATE_BPS, delay_s=1e-3, delay_by="tun")):
+            return Finding(
+                "PASS", "a forwarder has its device: tc links can delay and lose packets without netem"
+            )
+    except LinkUnavailable as error:
+        remedy = error.hint or CHECKS["tun"].remedy
+        return Finding("WARN", error.message, "see tc above" if "/dev/net/tun" not in remedy else remedy)
+
+
 def _command(link: Link, argv: Sequence[str]) -> tuple[int | None, str]:
     """Run ``argv`` where rank 0 lives; its exit code and the first line of what it said."""
     ours, theirs = lifeline_pair()
@@ -316,7 +329,7 @@ _CACHE = (
     "set NUMBA_CACHE_DIR to a folder you can write to; pip uninstall numba: the slower torch twin selects"
 )
 _MODULE = (
-    "tc links then have no delay, jitter or loss; sudo modprobe sch_netem brings them, "
+    "tc links then have delay, jitter and loss by tun (see below) or not at all; sudo modprobe sch_netem brings it, "
     "on Ubuntu after apt install linux-modules-extra-$(uname -r)"
 )
 _GPU = "install a torch that is built for this driver and GPU; --device cpu --backend gloo work without"
@@ -334,6 +347,7 @@ CHECKS: Mapping[str, _Plan] = {
     "gpu": _Plan(gpu, 120, _GPU),
     "tc": _Plan(tc, 90, "use --link bucket"),
     "netem": _Plan(netem, 90, _MODULE),
+    "tun": _Plan(tun, 90, REMEDY_TUN),
     "gloo": _Plan(gloo, 180, _REINSTALL),
     "step": _Plan(step, 240, _SHOW),
 }
