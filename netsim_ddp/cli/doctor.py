@@ -31,7 +31,7 @@ def doctor(
         typer.Option(metavar="PATH|-", help="Write the checks there too; - is stdout, and nothing else is."),
     ] = None,
 ) -> None:
-    """Check this machine: imports, kernel, tc, namespaces, netem, TUN, Gloo, NCCL, cores, /dev/shm, a compressed step."""
+    """Check this machine: imports, kernel, tc, namespaces, netem, TUN, Gloo, NCCL, cores, /dev/shm, a step."""
     from netsim_ddp.bench.checks import CHECKS, run_check
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import EnvironmentFault, UsageError

@@ -27,6 +27,8 @@ def render_launch(launch: Launch, console: Console) -> None:
         )
     console.print(table)
     text = f"{format_duration(launch.wall_s)} on {launch.workers} links of {launch.link.shape}"
+    if launch.link.delay_by is not None:
+        text += f" by {launch.link.how}"
     if launch.link.measured_bps is not None:
         text += f" (probed: {format_rate(launch.link.measured_bps)} goodput)"
     text += f", {launch.link.drops} drops, {launch.link.retransmits} retransmits"

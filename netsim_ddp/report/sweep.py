@@ -118,7 +118,11 @@ def _links(result: Result) -> list[str]:
     for mechanism in dict.fromkeys(cell.link.mechanism for cell in result.cells):
         cells = [cell for cell in result.cells if cell.link.mechanism == mechanism]
         links = [cell.link for cell in cells]
-        text = f"link not shaped: {UNSHAPED[mechanism]}" if mechanism in UNSHAPED else f"link {mechanism}"
+        text = (
+            f"link not shaped: {UNSHAPED[mechanism]}"
+            if mechanism in UNSHAPED
+            else f"link {'/'.join(dict.fromkeys(link.how for link in links))}"
+        )
         text += "/".join(dict.fromkeys(why_bucket(cell, result) for cell in cells))
         shares = [
             link.measured_bps / link.ceiling_bps for link in links if link.measured_bps and link.ceiling_bps
