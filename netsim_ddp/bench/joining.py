@@ -20,6 +20,7 @@ from netsim_ddp.link.base import Endpoint
 from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.environment import bound_to
 from netsim_ddp.link.hosts import place_of
+from netsim_ddp.link.schedule import message_bytes
 
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
@@ -111,10 +112,10 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
     network has no target: there the second try is as long as the first one says that it must be.
     """
     real = job.mechanism == "host"
+    # The receiver's readiness travels, then the message.
     spec = job.spec.at_start
     rate, tries = float(spec.slowest_bps), 2 if real else PROBE_TRIES
     seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
-    on_its_way = 2 * spec.delay_s  # the receiver's readiness, then the message
     size = PROBE_BYTES[0] if real else _probe_size(rate, seconds)
     best = 0.0
     for _ in range(tries):
@@ -122,6 +123,7 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
         sent, received = (make(size, dtype=torch.uint8, device=wire) for make in (torch.zeros, torch.empty))
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
         channel.gather("probing")
+        on_its_way = 2 * spec.delay_s + _windows_s(job, group, size)
         start = time.monotonic()
         _exchange(sent, after, received, before)
         best = max(best, size * 8 / max(1e-9, time.monotonic() - start - on_its_way))
@@ -131,6 +133,27 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
         elif slowest > PROBE_GOOD * rate:
             break
     return best
+
+
+def _windows_s(job: Job, group: Group, size: int) -> float:
+    """How much longer than the line alone TCP's window makes this rank's messages of ``size`` bytes to its successor
+    and from its predecessor, on a bucket link that has one."""
+    if job.mechanism != "bucket" or not BucketSpec.of(job.spec).windows:
+        return 0.0
+    me, world = group.rank, group.world_size
+    spec, longest = job.spec.at_start, 0.0
+    for a, b in ((me, (me + 1) % world), ((me - 1) % world, me)):
+        line_s = message_bytes(size) * 8 / spec.pair_bps(a, b) + spec.delay_s
+        longest = max(longest, shaped.shaped_group().expected_s([size], a, b)[0] - line_s)
+    return longest
+
+
+def lasting_bps(job: Job) -> float:
+    """The least line rate that one rank's messages to another get in the long run: TCP's send buffer may keep them
+    below the link's."""
+    lowest = float(job.spec.lowest_bps)
+    tcp = BucketSpec.of(job.spec).tcp if job.mechanism == "bucket" else None
+    return min(lowest, tcp.most_bps(2 * job.spec.delay_s)) if tcp else lowest
 
 
 def _probe_size(rate_bps: float, seconds: float) -> int:

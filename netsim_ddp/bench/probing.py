@@ -20,6 +20,8 @@ from netsim_ddp.bench.task import Task
 from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.communication.shaped import shaped_group
+from netsim_ddp.link.bucket import BucketSpec
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe import (
     BULK_RUNS,
@@ -58,6 +60,7 @@ class ProbeTask(Task):
         real = self.job.mechanism == "host"
         now = self.job.spec.at_start
         self.spec = targets(self.job.spec, self.job.mechanism)
+        self.windows = self.job.mechanism == "bucket" and BucketSpec.of(self.job.spec).windows
         self.rate = GUESS_BPS if self.job.mechanism in ("host", "none") else float(now.slowest_bps)
         self.idle_s = max(IDLE_S, IDLE_DELAYS * now.delay_s)
         found: dict[str, Any] = {}
@@ -91,9 +94,11 @@ class ProbeTask(Task):
         data, room = torch.zeros(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         me = self.group.rank
         samples: list[list[float]] = []
+        ceilings: list[list[float | None]] = []
         for _ in range(runs):
             works = [dist.irecv(room, a, tag=i) for a, b in pairs if b == me for i in range(CHUNKS)]
             self.channel.gather("bulk")
+            expected = [self._expected_bps(size, a, b) for a, b in pairs if a == me]
             sends = [dist.isend(data, b, tag=i) for a, b in pairs if a == me for i in range(CHUNKS)]
             first = 0.0
             for work in works:
@@ -103,17 +108,30 @@ class ProbeTask(Task):
             for work in sends:
                 _wait(work)
             bps = (CHUNKS - 1) * size * 8 / took if works else 0.0
-            samples.append([float(value) for value in self.channel.gather("bulk done", bps)])
+            told = self.channel.gather("bulk done", [bps, *expected])
+            samples.append([float(each[0]) for each in told])
+            ceilings.append([each[1] if each[1:] else None for each in told])
         spec = self.spec
         return [
             Bulk(
                 sender=a,
                 receiver=b,
-                ceiling_bps=goodput(spec.pair_bps(a, b)) if spec else None,
+                ceiling_bps=median(run[a] or 0.0 for run in ceilings) if spec else None,
                 samples_bps=[run[b] for run in samples],
             )
             for a, b in pairs
         ]
+
+    def _expected_bps(self, size: int, a: int, b: int) -> float | None:
+        """What a bulk transfer that begins now gets if the host keeps up: what the line leaves after headers, less what
+        TCP's window costs on a delayed bucket link."""
+        if self.spec is None:
+            return None
+        line = goodput(self.spec.pair_bps(a, b))
+        if not self.windows:
+            return line
+        there = shaped_group().expected_s([size] * CHUNKS, a, b)
+        return min(line, (CHUNKS - 1) * size * 8 / (there[-1] - there[0]))
 
     def _pings(self, pair: Pair) -> RoundTrip:
         self.say("measuring the round trip")
@@ -139,6 +157,7 @@ class ProbeTask(Task):
         self.say(f"sending messages of {size // 1000} KB after idle")
         spec, me = self.spec, self.group.rank
         ideal = ideal_seconds(spec, pair, size) if spec else None
+        expected: list[float] = []
         count = WARM_UP + message_count(ideal if spec else size * 8 / self.rate)
         data, byte = torch.zeros(size, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
         moments: list[float] = []
@@ -147,6 +166,8 @@ class ProbeTask(Task):
             if me == pair[0]:
                 time.sleep(self.idle_s)
                 answer = dist.irecv(byte, pair[1])
+                if self.windows:
+                    expected += shaped_group().expected_s([size], *pair)
                 begin = time.monotonic()
                 _wait(dist.isend(data, pair[1]))
                 _wait(answer)
@@ -156,6 +177,8 @@ class ProbeTask(Task):
                 moments.append(time.monotonic())
                 _wait(dist.isend(byte, pair[0]))
         told = self.channel.gather("messages done", moments)
+        if spec and self.windows:
+            ideal = median(self.channel.gather("messages expected", expected)[pair[0]][WARM_UP:])
         times = told[pair[0]]
         if late is None:
             times = [end - begin for begin, end in zip(told[pair[0]], told[pair[1]], strict=True)]

@@ -18,7 +18,7 @@ from netsim_ddp.bench.ddp_program import OverlappedTraining
 from netsim_ddp.bench.execution import Concurrent, Execution, Replayed
 from netsim_ddp.bench.first_model import share_first_model
 from netsim_ddp.bench.jobs import Job, Shared
-from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
+from netsim_ddp.bench.joining import choose_device, device_name, join, lasting_bps, ring_goodput
 from netsim_ddp.bench.link_model import LinkModel
 from netsim_ddp.bench.message_cost import message_costs
 from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
@@ -80,7 +80,7 @@ class StepsTask(Task):
         if LinkModel.knows(job.spec, job.mechanism) and device.type == "cpu":
             costs = message_costs(self.channel, group, job.spec)
         messages = cost.messages(program.wires)
-        ideal = cost.ideal_seconds(program.wires, job.spec.lowest_bps) + 2 * job.spec.delay_s * len(messages)
+        ideal = cost.ideal_seconds(program.wires, lasting_bps(job)) + 2 * job.spec.delay_s * len(messages)
         facts = {
             "ideal_s": ideal,
             "parameters": workload.parameters_count,

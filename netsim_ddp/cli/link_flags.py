@@ -54,6 +54,15 @@ DelayBy = Annotated[
         "[auto]",
     ),
 ]
+Tcp = Annotated[
+    str | None,
+    typer.Option(
+        "--tcp",
+        metavar="MODEL",
+        help="What a message takes on a bucket link with a delay: linux (TCP's window), ideal (bytes / rate + delay). "
+        "[linux]",
+    ),
+]
 Reorder = Annotated[
     bool | None, typer.Option("--reorder", help="Let packets overtake each other under --jitter; needs tc.")
 ]

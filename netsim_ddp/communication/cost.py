@@ -18,6 +18,6 @@ def messages(segments: Iterable[Segment]) -> list[int]:
     return [size for segment in segments if isinstance(segment, Wire) for size in segment.messages()]
 
 
-def ideal_seconds(segments: Iterable[Segment], rate_bps: int) -> float:
+def ideal_seconds(segments: Iterable[Segment], rate_bps: float) -> float:
     """Bytes / line rate: the least time that a step's messages take, one after another."""
     return wire_bytes(messages(segments)) * 8 / rate_bps

@@ -80,6 +80,10 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         """The time of a link that changes begins now, for all ranks; one of them says so while none sends."""
         self._meeting.begin()
 
+    def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
+        """How long from now messages of ``sizes`` bytes would take, one behind the other, if nobody else sent."""
+        return self._meeting.expected_s(sizes, sender, receiver)
+
     def charged(self) -> tuple[int, int]:
         """(sent, received) wire bytes of this rank since the last reset: charged, not measured."""
         return self._meeting.tx_bytes, self._meeting.rx_bytes

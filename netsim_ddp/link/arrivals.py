@@ -143,6 +143,12 @@ class Meeting:
         with self.table.locked():
             self.clock.begin(time.monotonic())
 
+    def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
+        """When messages between two members would be there, from now; see :meth:`LinkClock.expected_s`."""
+        with self.table.locked():
+            ranks = self.members[sender], self.members[receiver]
+            return self.clock.expected_s(sizes, *ranks, time.monotonic())
+
     def charge(self, tx: int, rx: int) -> None:
         with self._counting:
             self.tx_bytes += tx

@@ -193,7 +193,7 @@ class HostLink(Link):
 
     def beyond(self) -> list[str]:
         """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
-        sees no packets that could be lost or queued, and no TCP."""
+        sees no packets that could be lost or queued, and of TCP it has a model of cubic's."""
         spec = self.spec
         wanted: dict[str, object] = {
             "loss": spec.loss,

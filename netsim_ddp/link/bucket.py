@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from netsim_ddp.link.pace import SECONDS, Changing, OnCredit, Pace, Steady
 from netsim_ddp.link.schedule import Operation, Phase, charges, schedule
-from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
+from netsim_ddp.link.tcp import ACK_BYTES, Passage, Sender, TcpSettings
 
 _MEMO_ENTRIES = 256
 _SPANS = 32  # separate busy spans that a side remembers; more are joined, as if the gap were taken
@@ -46,6 +47,9 @@ class BucketSpec:
     ``period_s``. ``peak_bps``: what a side does instead of its rate while it has credit, ``credit_bytes`` of it.
     ``handshake``: a message leaves only when the receiver's readiness has travelled back to the sender, as
     Gloo does it; it costs one more hop where nothing else hides it.
+    ``tcp``: a message takes what kernel TCP with these settings needs (:mod:`netsim_ddp.link.tcp`), one connection
+    for each two ranks; where it is None, its bytes at the line's rate and the delay. Without a delay there is no
+    difference, and none is made.
     """
 
     up_bps: tuple[int, ...]
@@ -57,6 +61,7 @@ class BucketSpec:
     period_s: float | None = None
     peak_bps: int | None = None
     credit_bytes: int = 0
+    tcp: TcpSettings | None = None
 
     def __post_init__(self) -> None:
         if not len(self.up_bps) == len(self.down_bps) == len(self.delay_s) > 0:
@@ -73,7 +78,19 @@ class BucketSpec:
     @property
     def steady(self) -> bool:
         """Whether the same operation always takes as long on an idle link."""
-        return not (self.changes or self.peak_bps or self.jitter_s)
+        return not (self.changes or self.peak_bps or self.jitter_s or self.windows)
+
+    @property
+    def windows(self) -> bool:
+        """Whether a sender waits for acknowledgements, which takes a delay."""
+        return self.tcp is not None and max(self.delay_s) > 0
+
+    def most_bps(self, sender: int, receiver: int) -> float:
+        """The line rate that one message between two ranks can use in the long run, bit/s."""
+        rate = min(self.up_bps[sender], self.down_bps[receiver])
+        if self.tcp is None:
+            return rate
+        return min(rate, self.tcp.most_bps(2 * (self.delay_s[sender] + self.delay_s[receiver])))
 
     @classmethod
     def of(cls, link: LinkSpec) -> BucketSpec:
@@ -92,6 +109,7 @@ class BucketSpec:
             period_s=link.period_s,
             peak_bps=link.peak_bps,
             credit_bytes=link.credit_bytes or 0,
+            tcp=TcpSettings.of_host() if link.tcp == "linux" else None,
         )
 
     @classmethod
@@ -103,10 +121,11 @@ class BucketSpec:
         delay_s: float = 0.0,
         *,
         handshake: bool = True,
+        tcp: TcpSettings | None = None,
     ) -> BucketSpec:
         """The same link for every rank; ``down_bps`` defaults to ``rate_bps``."""
         down = rate_bps if down_bps is None else down_bps
-        return cls((rate_bps,) * workers, (down,) * workers, (delay_s,) * workers, handshake)
+        return cls((rate_bps,) * workers, (down,) * workers, (delay_s,) * workers, handshake, tcp=tcp)
 
 
 class Completion(NamedTuple):
@@ -170,14 +189,41 @@ def _noise(number: int) -> float:
     return (z ^ z >> 31) / (1 << 63) - 1
 
 
+class _Line(NamedTuple):
+    """The way from one rank to another: its two sides with what they are busy with, their paces, and the delay."""
+
+    sends: list[Span]
+    receives: list[Span]
+    send_pace: Pace
+    receive_pace: Pace
+    way: float
+
+    def whole(self, ready: float, bits: float) -> tuple[float, float]:
+        """When the last of ``bits`` has left, and when it has arrived."""
+        sent = _occupy(self.sends, ready, bits, self.send_pace)
+        # Concurrent messages share a sender's line, so the receiver's work begins before the
+        # sender's turn for this one; a slow sender leaves the receiver room for others.
+        received = _occupy(self.receives, ready + self.way, bits, self.receive_pace)
+        return sent, max(received, sent + self.way)
+
+    def piece(self, ready: float, bits: float) -> Passage:
+        """The same, and when its first segment has arrived."""
+        first = min(bits, SEGMENT_WIRE * 8)
+        left, landed = self.whole(ready, first)
+        if bits == first:
+            return Passage(left, landed, landed)
+        sent, arrived = self.whole(left, bits - first)
+        return Passage(sent, landed, arrived)
+
+
 class LinkClock:
     """Every rank's link in time; feed it operations in the order in which they become ready.
 
     ``memory`` holds ``cells(workers)`` floats, zero at first: the busy spans of every send side, then of
-    every receive side; the credit that each side has spent, and until when that was counted; how many random
-    numbers were drawn, and when time began (see :meth:`begin`). It may be shared, so that several processes
-    drive one clock (under a lock of theirs). Two clocks that are fed the same operations and arrivals give
-    the same deadlines, bit for bit.
+    every receive side; the credit that each side has spent, and until when that was counted; what TCP's sender
+    of each ordered pair keeps; how many random numbers were drawn, and when time began (see :meth:`begin`). It
+    may be shared, so that several processes drive one clock (under a lock of theirs). Two clocks that are fed
+    the same operations and arrivals give the same deadlines, bit for bit.
     """
 
     def __init__(self, spec: BucketSpec, memory: MutableSequence[float] | None = None) -> None:
@@ -190,14 +236,24 @@ class LinkClock:
     @staticmethod
     def cells(workers: int) -> int:
         """Floats of memory that a clock needs."""
-        return 2 * workers * (2 * _SPANS + 2) + 2
+        return 2 * workers * (2 * _SPANS + 2) + workers * workers * Sender.FLOATS + 2
 
     def begin(self, now: float) -> None:
-        """Time begins: the first rates hold until now, and credit is full."""
+        """Time begins: the first rates hold until now, credit is full, and connections are new."""
         first = 2 * self.spec.workers * 2 * _SPANS
-        for cell in range(first, first + 4 * self.spec.workers):
+        for cell in range(first, len(self.memory) - 2):
             self.memory[cell] = 0.0
         self.memory[-1] = now
+
+    def expected_s(self, sizes: Sequence[int], sender: int, receiver: int, now: float) -> list[float]:
+        """How long after ``now`` messages of ``sizes`` bytes, sent one behind the other, would be there, as the clock
+        stands: on an idle link, by a connection that has sent what it has sent. Nothing is taken."""
+        clock = LinkClock(self.spec, list(self.memory))
+        for side in range(2 * self.spec.workers):
+            clock.memory[side * 2 * _SPANS + 1] = 0.0
+        send = (Operation("send", size) for size in sizes)
+        ready = (now, -math.inf)  # the receiver has long been waiting
+        return [clock.complete(op, ready, (sender, receiver)).deadline - now for op in send]
 
     def complete(
         self, op: Operation, arrivals: Sequence[float], members: Sequence[int] | None = None
@@ -219,7 +275,8 @@ class LinkClock:
         walk = self._memo.get((op, ranks)) if idle else None
         if walk is None:
             paces = [self._pace(side, start) for side in numbers]
-            walk = self._walk(schedule(op, len(ranks)), ranks, sides, paces, handshake=op.kind != "send")
+            phases = schedule(op, len(ranks))
+            walk = self._walk(phases, ranks, sides, paces, start, handshake=op.kind != "send")
             for side, pace in zip(numbers, paces, strict=True):
                 self._keep(side, start, pace)
             if idle:
@@ -264,6 +321,25 @@ class LinkClock:
     def _credit_cell(self, side: int) -> int:
         return 2 * self.spec.workers * 2 * _SPANS + 2 * side
 
+    def _sender_cell(self, sender: int, receiver: int) -> int:
+        first = 2 * self.spec.workers * (2 * _SPANS + 2)
+        return first + (sender * self.spec.workers + receiver) * Sender.FLOATS
+
+    def _sender(self, sender: int, receiver: int, start: float) -> Sender:
+        """TCP of the connection between two ranks, as far as the first one sends, in times relative to ``start``."""
+        spec, cell = self.spec, self._sender_cell(sender, receiver)
+        assert spec.tcp is not None
+        hop = spec.delay_s[sender] + spec.delay_s[receiver]
+        way_back_bps = min(spec.up_bps[receiver], spec.down_bps[sender])
+        return Sender(
+            spec.tcp,
+            self.memory[cell : cell + Sender.FLOATS],
+            start,
+            back_s=hop,
+            trip_s=2 * hop,
+            ack_s=ACK_BYTES * 8 / way_back_bps,
+        )
+
     def _way(self, hop: float) -> float:
         """How long one message is on its way."""
         if not self.spec.jitter_s:
@@ -299,15 +375,18 @@ class LinkClock:
         ranks: Sequence[int],
         sides: list[list[Span]],
         paces: Sequence[Pace],
+        start: float,
         *,
         handshake: bool,
     ) -> _Walk:
-        """The schedule on sides (all send sides, then all receive sides) with busy spans; it starts at 0."""
+        """The schedule on sides (all send sides, then all receive sides) with busy spans; its times begin at 0, which
+        is ``start`` on the caller's clock."""
         spec, size = self.spec, len(ranks)
         delay = [spec.delay_s[r] for r in ranks]
         handshake = handshake and spec.handshake
         landed: dict[tuple[int, int], float] = {}
         done = [0.0] * size
+        senders: dict[tuple[int, int], Sender] = {}
         for phase in phases:
             issue = list(done)  # Gloo drains its pipeline between phases
             received: list[list[float]] = []
@@ -318,16 +397,23 @@ class LinkClock:
                 for a, b, wire in messages:
                     hop = delay[a] + delay[b]
                     ready = max(issue[a], issue[b] + hop) if handshake else issue[a]
-                    sent = _occupy(sides[a], ready, wire * 8, paces[a])
                     way = self._way(hop)
-                    # Concurrent messages share a sender's line, so the receiver's work begins before the
-                    # sender's turn for this one; a slow sender leaves the receiver room for others.
-                    received_all = _occupy(sides[size + b], ready + way, wire * 8, paces[size + b])
+                    line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], way)
+                    if hop > 0 and spec.tcp is not None:
+                        if (sender := senders.get((a, b))) is None:
+                            sender = senders[a, b] = self._sender(ranks[a], ranks[b], start)
+                        sent, _, arrived = sender.send(ready, wire, line.piece)
+                    else:
+                        sent, arrived = line.whole(ready, wire * 8)
                     # A stream delivers in order, whatever the jitter.
-                    arrived = max(received_all, sent + way, landed.get((a, b), 0.0))
+                    arrived = max(arrived, landed.get((a, b), 0.0))
                     landed[a, b] = arrived
                     got[b] = max(got[b], arrived)
                     done[a] = max(done[a], sent)
                     done[b] = max(done[b], arrived)
                 received.append(got)
+        for (a, b), sender in senders.items():
+            cell = self._sender_cell(ranks[a], ranks[b])
+            for place, value in enumerate(sender.state(start), cell):
+                self.memory[place] = value
         return _Walk(tuple(done), tuple(map(tuple, sides)))

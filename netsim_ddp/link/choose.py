@@ -24,6 +24,9 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None], *, beside: TcL
             "--link host needs ranks that were started on their hosts",
             hint="start netsim with torchrun or srun",
         )
+    if how == "auto" and spec.tcp != "linux":
+        note(f"link: bucket, because only it has --tcp {spec.tcp}")
+        return HostLink(spec, "bucket")
     if how in ("bucket", "none"):
         return HostLink(spec, "bucket" if how == "bucket" else "none")
     try:

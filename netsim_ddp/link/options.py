@@ -66,6 +66,7 @@ class LinkOptions(BaseModel):
     credit_bytes: int | None = Field(default=None, ge=1, le=10**15)
     delay_by: Literal["auto", "netem", "tun"] = "auto"
     reorder: bool = False
+    tcp: Literal["linux", "ideal"] = "linux"
     link_profile: str | None = None
 
     @field_validator("link", mode="before")
@@ -121,6 +122,7 @@ class LinkOptions(BaseModel):
             credit_bytes=self.credit_bytes,
             delay_by=self.delay_by,
             reorder=self.reorder,
+            tcp=self.tcp,
         )
         spec.check_rates()
         return spec
@@ -246,6 +248,7 @@ EXAMPLES = {
     "queue": "100ms",
     "congestion": "cubic",
     "delay_by": "tun",
+    "tcp": "ideal",
     "peak": "10gbps",
     "credit": "5GB",
     "link_profile": "lan-1g",

@@ -66,7 +66,7 @@ PROFILES: Mapping[str, Profile] = {
 }
 
 KEYS = ("bandwidth", "slow_rank", "delay", "jitter", "loss", "queue", "congestion",
-        "timeline", "trace", "peak", "credit", "delay_by", "reorder")  # fmt: skip
+        "timeline", "trace", "peak", "credit", "delay_by", "reorder", "tcp")  # fmt: skip
 _WORDS = ("name", "about", "source")
 
 

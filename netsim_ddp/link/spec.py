@@ -45,7 +45,9 @@ class LinkSpec:
     ``rate_bps`` is what a rank may send; ``down_bps`` what it may receive, the same where it is None.
     ``slow_ranks`` have rates of their own. ``delay_s`` is the way from one rank to another, half a round trip;
     every packet's differs from it by up to ``jitter_s``. ``loss`` is the share of packets that vanish,
-    ``queue_s`` how long a packet may wait in a full queue, ``congestion`` the senders' control.
+    ``queue_s`` how long a packet may wait in a full queue, ``congestion`` the senders' control. ``tcp`` is what a
+    message takes on a link that sees no packets: ``linux``, what kernel TCP would need, or ``ideal``, its bytes at
+    the line's rate and the delay.
 
     A link may change: ``timeline`` holds the rates that replace the first ones, and begins anew after
     ``period_s``. Where it says what holds from the start on, ``rate_bps`` and ``down_bps`` are that. Or it has the
@@ -73,6 +75,7 @@ class LinkSpec:
     delay_by: str = "auto"
     reorder: bool = False
     seed: int = 0
+    tcp: str = "linux"
 
     def __post_init__(self) -> None:
         if self.timeline and self.timeline[0].at_s <= 0:  # no rate stands here that never holds
@@ -189,6 +192,8 @@ class LinkSpec:
         if self.delay_s:
             jitter = f" ± {format_duration(self.jitter_s)}" if self.jitter_s else ""
             yield f"delay {format_duration(self.delay_s)}{jitter}"
+            if self.tcp == "ideal":
+                yield "ideal TCP"
         if self.loss:
             yield f"loss {self.loss:.3g}"
         if self.queue_s is not None:

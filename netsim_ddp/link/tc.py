@@ -26,7 +26,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from netsim_ddp.errors import LinkLost, LinkUnavailable
+from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
 from netsim_ddp.link import tun
 from netsim_ddp.link.base import Counters, Endpoint, Link, Process
 from netsim_ddp.link.channel import Channel, RemoteProcess, open_channel
@@ -58,6 +58,11 @@ class TcLink(Link):
 
     def __init__(self, spec: LinkSpec, beside: TcLink | None = None) -> None:
         super().__init__(spec)
+        if spec.tcp != "linux":
+            raise UsageError(
+                f"--tcp {spec.tcp} is the bucket link's: a tc link has the kernel's own TCP",
+                hint="use --link bucket",
+            )
         self._beside = beside
         self._places: dict[int | None, int | None] = {None: None}
         self.shapes = Shapes.of(spec)

@@ -62,6 +62,16 @@ class CodeRecord(Strict):
     dirty: bool | None = None
 
 
+class TcpRecord(Strict):
+    """What the bucket's model of TCP was made for: the host's kernel and settings, and the model's congestion control.
+    ``wmem_bytes``: least, first and largest send buffer of a socket (``tcp_wmem``)."""
+
+    kernel: str
+    congestion: Literal["cubic"] = "cubic"
+    wmem_bytes: tuple[Count, Count, Count]
+    slow_start_after_idle: bool
+
+
 class LinkRecord(Strict):
     """What the link was asked for, configured to and measured at; ``ceiling`` is rate x 1448/1514 for TCP.
 
@@ -69,7 +79,8 @@ class LinkRecord(Strict):
     words what every rank has, and where the link ``varies`` they are its first ones. ``credit_bytes`` is what an
     idle interface lets through at once, ``queue_s`` the longest that a packet may wait in a full queue, ``delay_by``
     who delays and loses the packets of a tc link: the kernel's netem or a forwarder with TUN devices. ``tcp`` is what
-    the bucket charges for TCP's window: ``linux`` or ``ideal``, nothing; None on other links.
+    the bucket charges for TCP's window: ``linux`` or ``ideal``, nothing; None on other links and where there is no
+    delay. ``tcp_host`` is what the former rests on.
     """
 
     mechanism: Mechanism
@@ -83,6 +94,7 @@ class LinkRecord(Strict):
     retransmits: Count = 0
     congestion: str | None = None
     tcp: Literal["linux", "ideal"] | None = None
+    tcp_host: TcpRecord | None = None
     shape: str | None = None
     credit_bytes: Count | None = None
     queue_s: Finite | None = None

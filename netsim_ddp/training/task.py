@@ -19,7 +19,7 @@ from netsim_ddp.bench.cuda_clock import CudaClock
 from netsim_ddp.bench.execution import Concurrent
 from netsim_ddp.bench.first_model import share_first_model
 from netsim_ddp.bench.jobs import Job, Shared
-from netsim_ddp.bench.joining import choose_device, device_name, join, ring_goodput
+from netsim_ddp.bench.joining import choose_device, device_name, join, lasting_bps, ring_goodput
 from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.bench.task import Task
 from netsim_ddp.communication import cost, shaped
@@ -137,8 +137,8 @@ class TrainTask(Task):
             probed = ring_goodput(self.channel, group, job, device)
             if job.rank == 0:
                 shaped.shaped_group().begin()
-        dense = 2 * 4 * self._workload.parameters_count * 8 / job.spec.lowest_bps
-        ideal = cost.ideal_seconds(exchange.wires, job.spec.lowest_bps) or dense
+        dense = 2 * 4 * self._workload.parameters_count * 8 / lasting_bps(job)
+        ideal = cost.ideal_seconds(exchange.wires, lasting_bps(job)) or dense
         if job.mechanism == "none":
             ideal = 0.0
         self.say("counting the validation set")
