@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tcp_line import trace
@@ -23,7 +25,6 @@ from netsim_ddp.link.bucket import BucketSpec, LinkClock
 from netsim_ddp.link.schedule import PREAMBLE_BYTES, Operation
 from netsim_ddp.link.tcp import TcpSettings
 
-HERE = Path(__file__).parent
 SIZES = (15_000, 164_000, 1_000_000, 10_000_000, 60_000_000)
 IDLES_S = (0.1, 1.0)
 RATES_BPS = (100_000_000, 1_000_000_000)
@@ -33,7 +34,11 @@ MESSAGES = 8
 DEADLINE_S = 120.0
 UNDELAYED = {"size": 60_000_000, "idle_s": 0.1, "round_trip_s": 0.0, "rate_bps": 10**12}
 
+TRIES = 3
+RAW = Path(__file__).with_suffix(".json")
+
 Setting = dict[str, Any]
+Row = dict[str, Any]
 
 
 def settings() -> list[Setting]:
@@ -69,34 +74,36 @@ def measured(setting: Setting) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(seconds: float, found: list[dict[str, Any]], path: Path) -> bool:
-    """Add the traces that are missing; whether all are there."""
+def measure(seconds: float, wanted: Sequence[Setting], found: list[Row]) -> None:
+    """Measure ``wanted``, as far as ``seconds`` allow; of a setting that is there already the quicker trace stays."""
     until = time.monotonic() + seconds
-    have = [row["setting"] for row in found]
-    missing = [setting for setting in settings() if setting not in have]
+    rows = {json.dumps(row["setting"]): row for row in found}
     for width in (1, 2, 3):
-        mine = [setting for setting in missing if together(setting) == width]
         with ThreadPoolExecutor(width) as pool:
 
             def one(setting: Setting) -> None:
                 if time.monotonic() < until:
-                    rows = measured(setting)
-                    print(
-                        setting, [round(row["seconds"] * 1e3, 1) for row in rows], file=sys.stderr, flush=True
+                    messages = measured(setting)
+                    print(setting, [round(each["seconds"] * 1e3, 1) for each in messages], file=sys.stderr)
+                    row = rows.setdefault(
+                        json.dumps(setting), {"setting": setting, "messages": messages, "tries": 0}
                     )
-                    found.append({"setting": setting, "messages": rows})
+                    row["tries"] += 1
+                    row["messages"] = min(row["messages"], messages, key=total)
 
-            try:
-                list(pool.map(one, mine))
-            finally:
-                path.write_text(json.dumps(found))
-    return len(found) == len(settings())
+            list(pool.map(one, [setting for setting in wanted if together(setting) == width]))
+    found[:] = rows.values()
 
 
-def emulated(setting: Setting, settings_of_host: TcpSettings | None) -> list[float]:
-    """Seconds of the same messages by the bucket link's own clock, the pauses between them as in the measurement."""
-    way = setting["round_trip_s"] / 2
-    spec = BucketSpec.uniform(2, setting["rate_bps"], delay_s=way / 2, handshake=False, tcp=settings_of_host)
+def total(messages: list[dict[str, Any]]) -> float:
+    return sum(float(each["seconds"]) for each in messages)
+
+
+def emulated(setting: Setting, host: TcpSettings, line: dict[tuple[float, int], float]) -> list[float]:
+    """Seconds of the same messages by the bucket link's own clock, the pauses between them as in the measurement and
+    its way from one end to the other as ``line`` was found to have it."""
+    way = line[setting["round_trip_s"], setting["rate_bps"]]
+    spec = BucketSpec.uniform(2, setting["rate_bps"], delay_s=way / 2, handshake=False, tcp=host)
     clock, now, times = LinkClock(spec), 1.0, []
     for _ in range(MESSAGES):
         now += setting["idle_s"]
@@ -106,8 +113,74 @@ def emulated(setting: Setting, settings_of_host: TcpSettings | None) -> list[flo
     return times
 
 
+def judge(found: list[Row], host: TcpSettings) -> None:
+    """Add to each row what the model says and whether it holds: the median within 15%, every message within 30% or one
+    round trip, whichever is more."""
+    line = {
+        (row["setting"]["round_trip_s"], row["setting"]["rate_bps"]): median(seconds(row))
+        for row in found
+        if row["setting"]["size"] == SMALLEST
+    }
+    for row in found:
+        setting = row["setting"]
+        if setting["size"] == SMALLEST or not setting["round_trip_s"]:
+            continue
+        kernel, model = seconds(row), emulated(setting, host, line)
+        trip = setting["round_trip_s"]
+        worst = max(abs(b - a) / max(0.3 * a, trip) for a, b in zip(kernel, model, strict=True))
+        off = median(model) / median(kernel) - 1
+        row |= {"emulated_s": model, "median_off": off, "worst_of_bound": worst}
+        row["holds"] = abs(off) <= 0.15 and worst <= 1
+
+
+def seconds(row: Row) -> list[float]:
+    return [float(each["seconds"]) for each in row["messages"]]
+
+
+def page(document: dict[str, Any]) -> str:
+    rows = [row for row in document["traces"] if "holds" in row]
+    rows.sort(key=lambda row: [row["setting"][key] for key in ("rate_bps", "size", "round_trip_s", "idle_s")])
+    undelayed = next(row for row in document["traces"] if not row["setting"]["round_trip_s"])
+    carried = undelayed["setting"]["size"] * 8 / median(seconds(undelayed)) / 1e9
+    host = document["host"]
+    lines = [
+        f"""# TCP on the bucket link, against the kernel's
+
+Made by `python reports/tcp.py` on {host["kernel"]}, cubic, tcp_wmem {host["wmem_bytes"]}, tcp_slow_start_after_idle
+{int(host["slow_start_after_idle"])}. Each row is {MESSAGES} messages from a fresh connection between two network
+namespaces, over TUN devices and a rate and a delay in user space; the next message is sent that long after the answer
+to the one before. Emulated is what the bucket link's own clock says of the same messages. Round trips are those asked
+for; the model is given the way that an 8-byte message was found to take on the same line (up to 0.2 ms more). Without
+rate and delay the line carried {carried:.1f} Gbit/s: it is not what limits. A trace that was off was measured up to
+{TRIES} times and the quickest kept (column tries), since other work on the host only ever delays.
+
+The bar: the median within 15%, every message within max(30%, one round trip). {sum(row["holds"] for row in rows)} of
+{len(rows)} traces hold it. "Worst" is the worst message's error as a share of its bound.
+
+| rate | size | round trip, ms | idle, s | kernel, first and median, ms | emulated | median off | worst | tries |
+|---|---|---|---|---|---|---|---|---|"""
+    ]
+    for row in rows:
+        setting, kernel, model = row["setting"], seconds(row), row["emulated_s"]
+        both = [f"{1e3 * each[0]:.1f}, {1e3 * median(each):.1f}" for each in (kernel, model)]
+        cells = [
+            f"{setting['rate_bps'] // 10**6} Mbit/s",
+            f"{setting['size'] / 1e3:g} kB",
+            f"{1e3 * setting['round_trip_s']:g}",
+            setting["idle_s"],
+            *both,
+            f"{row['median_off']:+.1%}",
+            f"{row['worst_of_bound']:.0%}" + ("" if row["holds"] else " **missed**"),
+            row["tries"],
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--emulate", action="store_true")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
@@ -119,9 +192,19 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         print(json.dumps(rows))
         return
-    path = Path("/tmp/tcpm/raw.json")
-    found = json.loads(path.read_text()) if path.exists() else []
-    print(measure(given.seconds, found, path))
+    host = TcpSettings.of_host()
+    found: list[Row] = json.loads(RAW.read_text())["traces"] if RAW.exists() else []
+    if not given.emulate:
+        begun = time.monotonic()
+        have = [row["setting"] for row in found]
+        measure(given.seconds, [setting for setting in settings() if setting not in have], found)
+        judge(found, host)
+        again = [row["setting"] for row in found if not row.get("holds", True) and row["tries"] < TRIES]
+        measure(given.seconds - (time.monotonic() - begun), again, found)
+    judge(found, host)
+    document = {"host": asdict(host), "congestion": "cubic", "traces": found}
+    RAW.write_text(json.dumps(document, indent=1) + "\n")
+    RAW.with_suffix(".md").write_text(page(document))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,6 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
     network has no target: there the second try is as long as the first one says that it must be.
     """
     real = job.mechanism == "host"
-    # The receiver's readiness travels, then the message.
     spec = job.spec.at_start
     rate, tries = float(spec.slowest_bps), 2 if real else PROBE_TRIES
     seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
@@ -123,6 +122,7 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
         sent, received = (make(size, dtype=torch.uint8, device=wire) for make in (torch.zeros, torch.empty))
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
         channel.gather("probing")
+        # The receiver's readiness travels, then the message.
         on_its_way = 2 * spec.delay_s + _windows_s(job, group, size)
         start = time.monotonic()
         _exchange(sent, after, received, before)
