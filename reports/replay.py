@@ -66,12 +66,7 @@ def measure(execution: str) -> dict[str, Any]:
     for names, count in GROUPS.items():
         document = netsim(*WORDS, *chosen(names, count), "--execution", execution)
         found["link"] = document["cells"][0]["link"]["mechanism"]
-        for name in names:
-            method, _, overlap = name.partition(",overlap=")
-            of_name = (
-                each for each in document["cells"] if each["method"] == method
-            )  # 16-bit dense runs with them
-            cell = next(each for each in of_name if each["overlap"] == (overlap == "on"))
+        for name, cell in zip(names, document["cells"], strict=True):
             steps = [step for rank in cell["repeats"][0]["ranks"] for step in rank["steps"]]
             found["cells"][name] = {
                 "step_s": cell["summary"]["step_s"]["median"],
