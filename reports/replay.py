@@ -30,11 +30,10 @@ from netsim_ddp.bench.environment import environment
 HERE = Path(__file__).parent
 FILE, PAGE = HERE / "replay.json", HERE / "replay.md"
 GROUPS = {
-    ("dense,overlap=off", "dense,overlap=on"): 10,
-    ("topk,overlap=off", "topk,overlap=on"): 60,
+    ("topk,overlap=off", "topk,overlap=on"): 40,
+    ("dense,overlap=off", "dense,overlap=on"): 8,
 }
 """Methods that one command runs, and how many steps of each."""
-METHODS = [name for group in GROUPS for name in group]
 WORDS = [
     "run",
     "--workers",
@@ -47,6 +46,8 @@ WORDS = [
     "5",
     "--repeats",
     "1",
+    "--baseline",
+    "none",
 ]
 RUNS = {"concurrent": "concurrent", "replayed": "replayed", "floor": "concurrent"}
 """What a round runs, and the ``--execution`` of each."""
@@ -54,29 +55,24 @@ ORDERS = list(itertools.permutations(RUNS))
 PHASES = ("compute", "compress", "communicate", "wait", "decompress", "optimizer", "other", "hidden")
 LEVEL = 0.90
 BAR_PERCENT = 5.0
-DISTURBED = 0.15
-"""Of a core: a run beside which other programs took more is thrown away, whatever it found."""
 
 
-def measure(execution: str) -> dict[str, Any]:
+def measure(names: tuple[str, ...], execution: str) -> dict[str, Any]:
     """For each method the slowest rank's step and, over its ranks and steps, the median of each phase; and the share of
     a core that other programs took meanwhile."""
-    found: dict[str, Any] = {"cells": {}}
     began, everybody, own = time.monotonic(), _used_by_all(), _used_by_children()
-    for names, count in GROUPS.items():
-        document = netsim(*WORDS, *chosen(names, count), "--execution", execution)
-        found["link"] = document["cells"][0]["link"]["mechanism"]
-        for name, cell in zip(names, document["cells"], strict=True):
-            steps = [step for rank in cell["repeats"][0]["ranks"] for step in rank["steps"]]
-            found["cells"][name] = {
-                "step_s": cell["summary"]["step_s"]["median"],
-                **{f"{phase}_s": statistics.median(step[f"{phase}_s"] for step in steps) for phase in PHASES},
-            }
-            if cell["replay"] is not None:
-                found["cells"][name]["replay"] = cell["replay"]
+    document = netsim(*command(names), "--execution", execution)
     others = (_used_by_all() - everybody) - (_used_by_children() - own)
-    found["others"] = max(others, 0.0) / (time.monotonic() - began)
-    return found
+    cells: dict[str, Any] = {}
+    for name, cell in zip(names, document["cells"], strict=True):
+        steps = [step for rank in cell["repeats"][0]["ranks"] for step in rank["steps"]]
+        cells[name] = {
+            "step_s": cell["summary"]["step_s"]["median"],
+            **{f"{phase}_s": statistics.median(step[f"{phase}_s"] for step in steps) for phase in PHASES},
+            "replay": cell["replay"],
+        }
+    link = document["cells"][0]["link"]["mechanism"]
+    return {"link": link, "others": max(others, 0.0) / (time.monotonic() - began), "cells": cells}
 
 
 def _used_by_all() -> float:
@@ -90,8 +86,8 @@ def _used_by_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def chosen(names: tuple[str, ...], count: int) -> list[str]:
-    return ["--steps", str(count), *(word for name in names for word in ("--method", name))]
+def command(names: tuple[str, ...]) -> list[str]:
+    return [*WORDS, "--steps", str(GROUPS[names]), *(word for name in names for word in ("--method", name))]
 
 
 def netsim(*words: str) -> dict[str, Any]:
@@ -141,33 +137,30 @@ def differences(rounds: list[dict[str, Any]], name: str, ours: str) -> list[floa
 
 
 def page(kept: dict[str, Any]) -> str:
-    rounds = kept["rounds"]
+    of_method = {name: kept["rounds"][",".join(names)] for names in GROUPS for name in names}
+    runs = [run for rounds in kept["rounds"].values() for each in rounds for run in each.values()]
     machine = kept["environment"]
     cache = machine.get("l3_bytes")
+    others = sorted(run["others"] for run in runs)
     lines = [
         "# Replayed and concurrent agree",
         "",
-        f"Made by `python reports/replay.py`, {len(rounds)} rounds on {machine['cpu']}, {machine['cores']} cores, "
-        f"last-level cache {cache / 2**20:.0f} MiB"
-        * bool(cache)
-        + f", link {rounds[0]['concurrent']['link']}:",
+        f"Made by `python reports/replay.py` on {machine['cpu']}, {machine['cores']} cores"
+        + (f", last-level cache {cache / 2**20:.0f} MiB" if cache else "")
+        + f", link {runs[0]['link']}:",
         "",
-        *(
-            line
-            for names, count in GROUPS.items()
-            for line in (f"`netsim {' '.join([*WORDS, *chosen(names, count)])} --execution HOW`", "")
-        ),
+        *(line for names in GROUPS for line in (f"`netsim {' '.join(command(names))} --execution HOW`", "")),
         "Each round runs it replayed and twice concurrently, in another order each time. A difference is that of two "
-        "runs' median steps (the slowest rank's) within a round; the median over rounds, and its "
+        "runs' median steps (the slowest rank's) within a round; the table has the median over rounds, and its "
         f"{LEVEL:.0%} interval. The bar is {BAR_PERCENT:g}%. The last column is the second concurrent run against the "
-        "first one: how well a run agrees with itself here. "
-        f"{kept['thrown_away']} runs beside which other programs took more than {DISTURBED:g} of a core were thrown "
-        "away and measured again.",
+        "first one: how well a run agrees with itself here. Other programs took "
+        f"{statistics.median(others):.2f} of a core meanwhile in the median run, at most {others[-1]:.2f}.",
         "",
-        "| method | concurrent, ms | replayed, ms | replayed - concurrent | 90% interval | concurrent - concurrent |",
-        "|---|---|---|---|---|---|",
+        "| method | rounds | concurrent, ms | replayed, ms | replayed - concurrent | 90% interval "
+        "| concurrent - concurrent |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in METHODS:
+    for name, rounds in of_method.items():
         middles = {
             run: 1e3 * statistics.median(each[run]["cells"][name]["step_s"] for each in rounds)
             for run in RUNS
@@ -178,23 +171,22 @@ def page(kept: dict[str, Any]) -> str:
         bar = "" if abs(statistics.median(ours)) <= BAR_PERCENT else " **missed**"
         row = [
             name,
+            len(rounds),
             f"{middles['concurrent']:.2f}",
             f"{middles['replayed']:.2f}",
             f"{statistics.median(ours):+.1f}%{bar}",
             f"{low:+.1f} to {high:+.1f}%",
             f"{statistics.median(floor):+.1f}% ({floor_low:+.1f} to {floor_high:+.1f}%)",
         ]
-        lines.append(f"| {' | '.join(row)} |")
+        lines.append(f"| {' | '.join(map(str, row))} |")
     lines += ["", "Where the difference is, in ms: medians over ranks, steps and rounds.", ""]
     lines += [f"| method | run | {' | '.join(PHASES)} |", f"|---|---|{'---|' * len(PHASES)}"]
-    for name in METHODS:
+    for name, rounds in of_method.items():
         for run in ("concurrent", "replayed"):
             cells = [each[run]["cells"][name] for each in rounds]
             figures = [1e3 * statistics.median(cell[f"{phase}_s"] for cell in cells) for phase in PHASES]
             lines.append(f"| {name} | {run} | {' | '.join(f'{value:.2f}' for value in figures)} |")
-    played = [
-        cell["replay"] for each in rounds for cell in each["replayed"]["cells"].values() if "replay" in cell
-    ]
+    played = [cell["replay"] for run in runs for cell in run["cells"].values() if cell["replay"] is not None]
     if played:
         slow = {
             key: statistics.median(value for one in played for value in one[key])
@@ -216,32 +208,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no run that may end after it")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     given = parser.parse_args()
-    commands = [[*WORDS, *chosen(names, count)] for names, count in GROUPS.items()]
-    kept: dict[str, Any] = {"words": commands, "environment": environment(), "rounds": [], "thrown_away": 0}
+    commands = [command(names) for names in GROUPS]
+    kept: dict[str, Any] = {"words": commands, "environment": environment(), "rounds": {}}
     if FILE.exists() and not given.again:
         before = json.loads(FILE.read_text())
         if before["words"] == commands and before["environment"]["cpu"] == kept["environment"]["cpu"]:
             kept = before
     began, longest = time.monotonic(), 0.0
-    for number in range(given.rounds):
-        if number == len(kept["rounds"]):
-            kept["rounds"].append({})
-        for run in ORDERS[number % len(ORDERS)]:
-            while run not in kept["rounds"][number]:
+    for names in GROUPS:
+        rounds = kept["rounds"].setdefault(",".join(names), [])
+        for number in range(given.rounds):
+            if number == len(rounds):
+                rounds.append({})
+            for run in ORDERS[number % len(ORDERS)]:
+                if run in rounds[number]:
+                    continue
                 started = time.monotonic()
                 if started - began + longest > given.seconds:
-                    sys.exit(
-                        f"stopped in round {number + 1} of {given.rounds}: the same command goes on from here"
-                    )
-                measured = measure(RUNS[run])
+                    sys.exit(f"stopped in round {number + 1} of {names}: the same command goes on from here")
+                rounds[number][run] = measure(names, RUNS[run])
                 longest = max(longest, 1.2 * (time.monotonic() - started))
-                if measured["others"] > DISTURBED:
-                    kept["thrown_away"] += 1
-                    print(
-                        f"other programs took {measured['others']:.2f} of a core: once more", file=sys.stderr
-                    )
-                else:
-                    kept["rounds"][number][run] = measured
                 partial = FILE.with_suffix(f".{os.getpid()}")
                 partial.write_text(json.dumps(kept, indent=1) + "\n")
                 partial.replace(FILE)
