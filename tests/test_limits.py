@@ -8,6 +8,7 @@ from netsim_ddp.bench.link_model import LinkModel
 from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.link.schedule import Sent, message_bytes
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.report.limits import credit_sentences
 from netsim_ddp.results.limits import bound, exchange, is_limited
 from netsim_ddp.results.record import Bound, Cell
 from netsim_ddp.results.summary import summarise
@@ -186,3 +187,21 @@ def test_a_file_from_before_the_rule_keeps_its_label() -> None:
     judged = held(100.0, 100.0)
     judged.link.host_limited = True
     assert not summarise([judged])[0].link.host_limited, "what was measured is judged anew"
+
+
+def test_a_step_that_saved_credit_made_too_short_says_by_how_much() -> None:
+    cell = held(9.0, 10.0, step_ms=50.0)
+    found = exchange(cell)
+    assert found is not None
+    assert found.early_s == pytest.approx(0.001)
+    lines = credit_sentences(summarise([cell]))
+    assert len(lines) == 1
+    assert "topk by 1 ms (2.0%) of the step" in lines[0]
+    assert not credit_sentences(summarise([held(9.95, 10.0, step_ms=50.0)])), "0.05 ms are within 0.1 ms"
+    assert not credit_sentences(summarise([held(98.0, 100.0)])), "2% are within 3%"
+
+
+def test_the_line_is_the_model_without_the_hosts_cost() -> None:
+    found = LinkModel(LinkSpec(2, RATE), {"alltoall": 0.003}).step(both(("send", 0.0), ("wire", 0.2)))
+    assert found is not None
+    assert found.model_s - found.line_s == pytest.approx(0.003)

@@ -22,10 +22,12 @@ from netsim_ddp.link.spec import LinkSpec
 @dataclass(frozen=True)
 class Exchanged:
     """From the moment when the last rank started the first exchange of a step to the end of the last exchange on the
-    slowest rank, seconds: as it was, and by the link's own model."""
+    slowest rank, seconds: as it was, by the link's own model, and by that without the host's cost of messages, which is
+    the least that the line allows."""
 
     took_s: float
     model_s: float
+    line_s: float
 
 
 class LinkModel:
@@ -50,6 +52,7 @@ class LinkModel:
             )
         self._clock = LinkClock(found)
         self._spec, self._message_s = spec, message_s
+        self._line = LinkModel(spec, {}, aggregate_bytes) if message_s else None
 
     @staticmethod
     def knows(spec: LinkSpec, mechanism: str) -> bool:
@@ -60,27 +63,30 @@ class LinkModel:
         """Of one step, from every rank's sample; None where it exchanged nothing, or nobody noted what."""
         if not samples[0].sent or len({len(sample.sent) for sample in samples}) > 1:
             return None
-        if not samples[0].waited:
-            return self._beside(samples)
-        if any(len(sample.waited) != len(sample.starts) for sample in samples):
+        if any(sample.waited and len(sample.waited) != len(sample.starts) for sample in samples):
             return None
-        return self._walked(samples)
+        took, model = self._held(samples)
+        return Exchanged(took, model, self._line._held(samples)[1] if self._line else model)
+
+    def _held(self, samples: Sequence[StepSample]) -> tuple[float, float]:
+        """What the exchanges took, and what they take on the model."""
+        return self._walked(samples) if samples[0].waited else self._beside(samples)
 
     def alone(self, sent: Sent, ranks: int) -> float:
         """Seconds of one exchange in which every rank sends as much, on an idle link."""
         begin = 1.0
         return max(LinkModel(self._spec, {})._complete([sent] * ranks, [begin] * ranks)) - begin
 
-    def _beside(self, samples: Sequence[StepSample]) -> Exchanged:
+    def _beside(self, samples: Sequence[StepSample]) -> tuple[float, float]:
         """Exchanges that somebody else (DDP) started along backward: none of them begins later for another's end."""
         rows = list(zip(*(sample.transfers for sample in samples), strict=True))
         first = done = max(begin for begin, _ in rows[0])
         for number, row in enumerate(rows):
             starts = [begin for begin, _ in row]
             done = max(done, *self._complete([sample.sent[number] for sample in samples], starts))
-        return Exchanged(max(end for row in rows for _, end in row) - first, done - first)
+        return max(end for row in rows for _, end in row) - first, done - first
 
-    def _walked(self, samples: Sequence[StepSample]) -> Exchanged:
+    def _walked(self, samples: Sequence[StepSample]) -> tuple[float, float]:
         walks = [_Walk(sample) for sample in samples]
         first = 0.0
         for number in range(len(samples[0].sent)):
@@ -92,7 +98,7 @@ class LinkModel:
         for walk in walks:
             walk.to_end()
         took = max(walk.last_end for walk in walks) - max(walk.first_start for walk in walks)
-        return Exchanged(took, max(walk.reached for walk in walks) - first)
+        return took, max(walk.reached for walk in walks) - first
 
     def _complete(self, sent: Sequence[Sent], starts: Sequence[float]) -> list[float]:
         """When each rank's part in one exchange is done, of exchanges in the order of their starts."""

@@ -80,7 +80,7 @@ def _settled(samples: Sequence[StepSample], model: LinkModel | None) -> list[Ste
     found = None if model is None else model.step(samples)
     if found is None:
         return records
-    update = {"exchange_s": found.took_s, "model_s": found.model_s}
+    update = {"exchange_s": found.took_s, "model_s": found.model_s, "line_s": found.line_s}
     return [record.model_copy(update=update) for record in records]
 
 

@@ -2,7 +2,7 @@
 
 One small process per rank inside the link (:mod:`netsim_ddp.link.peer`) sends and receives as it is told. One pair
 alone says whether the link is what was asked for; every rank to its successor at once, whether this host can carry
-all of its ranks' links at the same time; messages after idle, whether small ones get a free ride on saved credit.
+all of its ranks' links at the same time; messages after idle, how much of them an idle link's saved credit carries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netsim_ddp.units import format_rate
 SHORT_TOLERANCE = 0.05
 SHORT_TRIES = 3  # a host that is busy for a moment is not the link
 BULK_RUNS, BULK_S = 3, 2.0
-MESSAGE_SIZES = (20_000, 100_000, 400_000)
+MESSAGE_SIZES = (2_000, 20_000, 100_000, 400_000)
 MESSAGES, FEWEST_MESSAGES = 20, 5
 MESSAGE_BUDGET_S = 8.0  # per size: a slow link sends fewer of the large ones
 IDLE_S = 0.05  # every bucket that carries TCP at its rate is full again long before

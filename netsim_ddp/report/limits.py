@@ -55,6 +55,22 @@ def limit_sentences(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
+def credit_sentences(cells: Sequence[Cell]) -> list[str]:
+    """Whose steps are too short since an idle link's saved credit carried part of their messages, and by how much."""
+    parts = []
+    for cell in cells:
+        if cell.summary and (found := exchange(cell)) is not None and found.early_s:
+            parts.append(
+                f"{label(cell, cells)} by {format_duration(found.early_s)} ({found.early_s / found.step_s:.1%})"
+            )
+    if not parts:
+        return []
+    return [
+        "Too short, since what the idle link had saved up carried the beginning of messages beyond the line's rate: "
+        f"{', '.join(parts)} of the step."
+    ]
+
+
 def late_words(cells: Sequence[Cell]) -> str:
     """``12 messages moved 3.4 ms late in all``: what the bucket's host delivered after its deadlines; else empty."""
     ranks = [rank for cell in cells for repeat in cell.repeats for rank in repeat.ranks]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from netsim_ddp.report.limits import bounded, limit_sentences
+from netsim_ddp.report.limits import bounded, credit_sentences, limit_sentences
 from netsim_ddp.report.wording import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.claims import Claim, claims, named_rival
@@ -69,8 +69,7 @@ def _group_verdict(cells: Sequence[Cell], found: Mapping[int, Claim]) -> list[st
     if dense is None:
         return ["No speedup is given: no dense baseline ran here."]
     lines: list[str] = []
-    limits = limit_sentences(measured)
-    lines += limits
+    lines += limit_sentences(measured) + credit_sentences(measured)
     if not any(cell and cell.link.host_limited for cell in (plain, overlapped)):
         lines += _bottleneck(dense, overlapped, alone=not rivals)
     lines += [_against(found[id(rival)], cells) for rival in rivals if id(rival) in found]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.probe import HOST_TOLERANCE
+from netsim_ddp.results.probe import HOST_TOLERANCE, MESSAGE_FLOOR_S, MESSAGE_TOLERANCE
 from netsim_ddp.results.record import Bound, Cell, LinkRecord
 
 MODEL_SHARE, STEP_SHARE = 0.05, 0.02
@@ -27,11 +27,17 @@ MODEL_SHARE, STEP_SHARE = 0.05, 0.02
 
 @dataclass(frozen=True)
 class Exchange:
-    """A cell's exchange and step, seconds: as measured, and by the link's own model."""
+    """A cell's exchange and step, seconds: as measured, and by the link's own model.
+
+    What an idle link has saved up carries the beginning of the next message for free. ``early_s`` is what that took off
+    the step: an exchange shorter than the line allows, by more than max(3%, 0.1 ms).
+    """
 
     took_s: float
     model_s: float
     step_s: float
+    line_s: float
+    """By the model without the host's cost of messages."""
 
     @property
     def excess_s(self) -> float:
@@ -45,6 +51,11 @@ class Exchange:
     def limited(self) -> bool:
         return self.excess_s > self.allowed_s
 
+    @property
+    def early_s(self) -> float:
+        off = self.line_s - self.took_s
+        return off if off > max(MESSAGE_TOLERANCE * self.line_s, MESSAGE_FLOOR_S) else 0.0
+
 
 def exchange(cell: Cell) -> Exchange | None:
     """The median over steps, then over repeats; None where no step was held against a model.
@@ -54,17 +65,26 @@ def exchange(cell: Cell) -> Exchange | None:
     rows = []
     for repeat in cell.repeats:
         known = [
-            (steps[0].exchange_s, steps[0].model_s, max(step.wall_s for step in steps))
+            (
+                steps[0].exchange_s,
+                steps[0].model_s,
+                max(step.wall_s for step in steps),
+                steps[0].line_s or steps[0].model_s or 0.0,
+            )
             for steps in zip(*(rank.steps for rank in repeat.ranks), strict=False)
         ]
-        found = [(took, model, wall) for took, model, wall in known if took is not None and model is not None]
+        found = [
+            (took, model, wall, line)
+            for took, model, wall, line in known
+            if took is not None and model is not None
+        ]
         if found:
-            excess = stats.median([took - model for took, model, _ in found])
-            model = stats.median([model for _, model, _ in found])
-            rows.append((model + excess, model, stats.median([wall for _, _, wall in found])))
+            excess = stats.median([took - model for took, model, _, _ in found])
+            model, wall, line = (stats.median([row[column] for row in found]) for column in (1, 2, 3))
+            rows.append((model + excess, model, wall, line))
     if not rows:
         return None
-    return Exchange(*(stats.median([row[column] for row in rows]) for column in range(3)))
+    return Exchange(*(stats.median([row[column] for row in rows]) for column in range(4)))
 
 
 def short_of_line(link: LinkRecord) -> float | None:

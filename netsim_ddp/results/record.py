@@ -132,6 +132,8 @@ class StepRecord(Strict):
     on every rank. None where the link has no model to hold it against."""
     model_s: Seconds | None = None
     """How long that takes by the link's own model, for the same local work (:mod:`netsim_ddp.results.limits`)."""
+    line_s: Seconds | None = None
+    """The same without the host's cost of messages: the least that the line allows."""
 
 
 class LayerRecord(Strict):
