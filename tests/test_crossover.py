@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.crossover import render_break_evens
+from netsim_ddp.report.plots.steps import speedups
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
-from tests.test_summary import make_cell, make_link
+from tests.test_summary import make_cell, make_link, make_result
 
 RATES = [10**7, 3 * 10**7, 10**8, 3 * 10**8, 10**9]
 BITS, CODEC_MS, REDUCTION = 40e6, 90.0, 20.0
@@ -212,3 +214,31 @@ def test_two_bandwidths_are_needed() -> None:
     assert break_evens([], "plain") == []
     found = only(break_evens(curve(rates=[RATES[0], RATES[4]]), "plain"))
     assert math.isfinite(found.bps or math.nan)
+
+
+def test_the_chart_draws_the_curve_that_the_break_even_is_read_from() -> None:
+    """Through every point, and equal speed where the mark stands; in log-log, straight lines would cross elsewhere."""
+    crosses, always = curve(rates=[10**8, 10**9]), curve(rates=RATES[:3])
+    for cells, inside in ((crosses, True), (always, False)):
+        (chart,) = speedups(Collection([Source("sweep.json", make_result(cells))]))
+        (one,) = chart.series
+        drawn = dict(one.curve)
+        assert all(drawn[point.x] == pytest.approx(point.y) for point in one.points)
+        x, y = zip(*(one.curve if inside else one.model), strict=True)
+        found = only(break_evens(cells, "plain"))
+        at_par = float(np.interp(0, np.log(y)[::-1], np.log(x)[::-1]))
+        assert math.exp(at_par) * 1e6 == pytest.approx(found.bps or found.model_bps, rel=2e-3)
+        assert bool(one.model) is not inside
+        if not inside:
+            assert x[0] * 1e6 == pytest.approx(found.highest_bps)
+            assert any("nothing was measured" in note for note in chart.notes)
+
+
+def test_two_rates_of_a_step_that_overlaps_have_no_interval() -> None:
+    noise = np.random.default_rng(1)
+    for rates, known in ([RATES[2:4], False], [RATES[2:5], True]):
+        cells = [
+            cell.model_copy(update={"overlap": True})
+            for cell in curve(lambda: noise.normal(1, 0.01, 5), rates)
+        ]
+        assert (only(break_evens(summarise(cells), "overlapped")).low_bps is not None) is known

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, encodable, label, two_digits
+from netsim_ddp.report.wording import DASH, clean, encodable, label, outwards, two_digits
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell
@@ -159,11 +159,10 @@ def _span(bps: float, low: float | str | None, high: float | str | None) -> str:
     _, _, unit = format_rate(bps).partition(" ")
     scale = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(unit[0], 1.0)
 
-    def shown(rate: float | str) -> str:
-        if isinstance(rate, str) or math.isinf(rate):
-            return "..."
-        return two_digits(rate / scale)
-
     if low is None or high is None:
-        return f"{shown(bps)} {unit}"
-    return f"{shown(bps)} ({shown(low)} to {shown(high)}) {unit}"
+        return f"{two_digits(bps / scale)} {unit}"
+    ends = outwards(*(1.0 if isinstance(rate, str) else rate / scale for rate in (low, high)))
+    texts = [
+        rate if isinstance(rate, str) else f"{end:g}" for rate, end in zip((low, high), ends, strict=True)
+    ]
+    return f"{two_digits(bps / scale)} ({texts[0]} to {texts[1]}) {unit}"

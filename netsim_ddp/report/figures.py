@@ -153,13 +153,15 @@ def _draw_chart(axes: Axes, plot: Chart, looks: Looks) -> None:
         }
         if one.dashed:
             style |= {"linestyle": "--", "markerfacecolor": "white"}
-        axes.plot(x, y, label=one.label, **style)
+        if one.curve:
+            axes.plot(*zip(*one.curve, strict=True), **{**style, "marker": None})
+        axes.plot(x, y, label=one.label, **{**style, **({"linestyle": "none"} if one.curve else {})})
         below = [point.y - point.low for point in one.points]
         above = [point.high - point.y for point in one.points]
         if any(above) or any(below):
             axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=0.8)
-        if one.formula:
-            axes.plot(*zip(*one.formula, strict=True), color=colour, linestyle=":", linewidth=1.2)
+        for beyond in filter(None, (one.formula, one.model)):
+            axes.plot(*zip(*beyond, strict=True), color=colour, linestyle=":", linewidth=1.2)
     if plot.x_log:
         axes.set_xscale("log")
     if plot.y_log:

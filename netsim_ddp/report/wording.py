@@ -104,6 +104,18 @@ def two_digits(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
+def outwards(low: float, high: float) -> tuple[float, float]:
+    """An interval's ends at two digits, rounded so that it still holds what it held."""
+    ends = []
+    for value, way in ((low, math.floor), (high, math.ceil)):
+        last = 10.0 ** (math.floor(math.log10(value)) - 1) if value > 0 and math.isfinite(value) else 0.0
+        # A value that has two digits already stays, whatever its last bit says.
+        count = value / last if last else 0.0
+        whole = round(count) if abs(count - round(count)) < 1e-9 else way(count)
+        ends.append(float(f"{whole * last:.2g}") if last else value)
+    return ends[0], ends[1]
+
+
 def milliseconds(value: Interval) -> str:
     """``1554±6``; without an interval ``1550``. ``value`` is in seconds."""
     scaled = Interval(median=value.median * 1e3, ci_low=value.ci_low * 1e3, ci_high=value.ci_high * 1e3)

@@ -11,6 +11,7 @@ so it comes without an interval.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ WORST_FIT = 0.1
 FURTHEST = 10
 """So many times the highest rate measured the model is still asked; beyond, it only says that it is more."""
 _GRID = 65
-_HALVINGS = 30
+_DRAWN = 12
+_REFINEMENTS = 5
+"""Each cuts the distance to what is sought by 64."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,12 @@ def _lines_meet(steps: Steps, left: int) -> float | None:
 
 def _edge(steps: Steps, left: int, decided: float, undecided: float) -> float:
     """Where between two log rates the difference comes to be told from 0."""
-    for _ in range(_HALVINGS):
-        middle = (decided + undecided) / 2
-        if _undecided(steps, left, np.asarray([middle]))[0]:
-            undecided = middle
-        else:
-            decided = middle
+    for _ in range(_REFINEMENTS):
+        between = np.linspace(decided, undecided, _GRID)
+        first = int(np.argmax(_undecided(steps, left, between)))
+        if first == 0:  # by the last digit, at the end that was taken for decided
+            break
+        decided, undecided = float(between[first - 1]), float(between[first])
     return undecided
 
 
@@ -207,6 +210,26 @@ def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:
         return None
     found = saved / cost if cost > 0 else math.inf
     return found if found > steps.rates[-1] else None
+
+
+def curve(steps: Steps) -> list[tuple[float, float]]:
+    """(rate, base / method) along what :func:`crossing` reads between the rates measured: the quotient of two lines
+    over 1 / rate, through every quotient measured."""
+    base, ours = steps.medians
+    rates = np.asarray(steps.rates, dtype=np.float64)
+    between = [np.geomspace(a, b, _DRAWN, endpoint=False) for a, b in itertools.pairwise(rates)]
+    at = np.concatenate([*between, rates[-1:]])
+    # np.interp wants ascending abscissae, and 1 / rate descends.
+    lines = (np.interp(1 / at, steps.inverse[::-1], row[::-1]) for row in (base, ours))
+    return list(zip(at.tolist(), np.divide(*lines).tolist(), strict=True))
+
+
+def continued(steps: Steps, to: float) -> list[tuple[float, float]]:
+    """(rate, base / method) from the highest rate measured up to ``to``, by the lines that :func:`beyond` continues."""
+    fits = [fit(steps.inverse, row) for row in steps.medians]
+    at = np.geomspace(steps.rates[-1], to, _DRAWN)
+    lines = (constant + slope / at for constant, slope in fits)
+    return list(zip(at.tolist(), np.divide(*lines).tolist(), strict=True))
 
 
 def fit(inverse: F64, steps: F64) -> tuple[float, float]:

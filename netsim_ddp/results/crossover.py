@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.break_even import Pair, Steps, beyond, crossing, interval
+from netsim_ddp.results.break_even import FEWEST_RATES, Pair, Steps, beyond, crossing, interval
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import (
@@ -38,7 +38,8 @@ class BreakEven:
     ``bps`` is the bandwidth, bit/s, below which the method is faster; None where it is faster, or slower, over the
     whole range that was measured, as ``kind`` says. ``low_bps`` to ``high_bps`` is its 95% interval, cut off at the
     range: an end that equals ``lowest_bps`` means there or below, one that equals ``highest_bps`` there or above.
-    They are None where some cell has a single repeat, which shows no noise. The interval holds the noise of this
+    They are None where some cell has a single repeat, which shows no noise, or a step overlaps and two rates alone were
+    measured. The interval holds the noise of this
     machine's repeats and the error of the model between rates; another machine's codec takes another time, see
     :meth:`at_codec`.
     """
@@ -187,7 +188,9 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> 
     if len(pairs) < 2:
         return None
     steps = Steps(sorted(pairs), [pairs[rate] for rate in sorted(pairs)])
-    bps, ends = crossing(steps), interval(steps)
+    # Two rates cannot show that a step bends, as one that overlaps does (reports/coverage.md).
+    bends = series[0].overlap or rival != "plain"
+    bps, ends = crossing(steps), None if bends and len(pairs) < FEWEST_RATES else interval(steps)
     kind: Kind = "crosses"
     if not 0 < bps < math.inf:
         kind = "always pays in range" if bps else "never pays in range"

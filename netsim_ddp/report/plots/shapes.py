@@ -61,13 +61,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One method's points, ascending in x. ``formula``: what it would be beyond what was measured."""
+    """One method's points, ascending in x. ``formula``: what it would be beyond what was measured. ``curve``: what runs
+    through the points instead of straight lines; ``model``: its continuation where nothing was measured."""
 
     label: str
     colour: str
     dashed: bool
     points: tuple[Point, ...]
     formula: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()
+    model: tuple[tuple[float, float], ...] = ()
     line: bool = True
 
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.crossover import pays_below
-from netsim_ddp.report.plots.shapes import Bar, Bars, Chart, Mark, Point, by_label, panels_of, place, series
+from netsim_ddp.report.plots.shapes import (
+    Bar,
+    Bars,
+    Chart,
+    Mark,
+    Point,
+    Series,
+    by_label,
+    panels_of,
+    place,
+    series,
+)
+from netsim_ddp.report.wording import two_digits
+from netsim_ddp.results.break_even import FURTHEST, continued, curve
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.intervals import ratio_interval
 from netsim_ddp.results.record import Cell
@@ -62,6 +76,8 @@ def speedups(collection: Collection) -> list[Chart]:
 
 def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | None:
     cells = [entry.cell for entry in panel]
+    found = break_evens(cells, rival)
+    by_method = {one.method: one for one in found}
     drawn = []
     for entries in by_label(panel):
         first = entries[0]
@@ -71,12 +87,11 @@ def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | 
             point for entry in entries if (point := _speedup_point(entry, cells, medians, rival)) is not None
         ]
         if points:
-            drawn.append(series(first, points))
+            drawn.append(_curved(series(first, points), by_method.get(method_name(first.cell))))
     rates = {point.x for one in drawn for point in one.points}
     if len(rates) < 2:
         return None
     colours = {method_name(entry.cell): entry for entry in panel}
-    found = break_evens(cells, rival)
     marks = tuple(
         Mark(
             colours[one.method].colour,
@@ -100,9 +115,29 @@ def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | 
         reference=1.0,
         marks=marks,
         notes=_notes(found, marks),
-        x_ticks=tuple((rate, f"{rate:g}") for rate in sorted(rates)),
+        x_ticks=_rate_ticks(drawn, rates),
         ends=tuple((label, pays_below(one)) for one, label in named),
     )
+
+
+def _curved(one: Series, found: BreakEven | None) -> Series:
+    """The method's points with the curve that its break-even is read from."""
+    if found is None:
+        return one
+    model: list[tuple[float, float]] = []
+    if found.model_bps is not None:
+        model = continued(found.steps, min(1.2 * found.model_bps, FURTHEST * found.highest_bps))
+    inside, beyond = (
+        tuple((rate / 1e6, value) for rate, value in each if value > 0)
+        for each in (curve(found.steps), model)
+    )
+    return replace(one, curve=inside, model=beyond)
+
+
+def _rate_ticks(drawn: Sequence[Series], rates: set[float]) -> tuple[tuple[float, str], ...]:
+    """The rates measured, and how far the model's curves go."""
+    ends = {float(two_digits(max(x for x, _ in one.model))) for one in drawn if one.model}
+    return tuple((rate, f"{rate:g}") for rate in sorted({*rates, max(ends, default=max(rates))}))
 
 
 def utilisation_curves(collection: Collection) -> list[Chart]:
@@ -161,10 +196,14 @@ def _notes(found: Sequence[BreakEven], marks: Sequence[Mark]) -> tuple[str, ...]
     notes = []
     if marks:
         notes.append("Triangles: where a method and the baseline take equally long, with the 95% interval.")
+    if found:
+        notes.append(
+            "Curves: between two rates each step is a constant + bytes / rate, as the break-even is read."
+        )
     if any(one.model_bps is not None for one in found):
         notes.append(
-            "~ pays at every bandwidth measured; beyond, the model's figure, without an interval: a step stays"
-            " a constant + bytes / rate."
+            "~ and dotted: pays at every bandwidth measured; beyond, where nothing was measured, the model's figure,"
+            " without an interval: a step stays a constant + bytes / rate."
         )
     if left_out := sorted({rate for one in found for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)

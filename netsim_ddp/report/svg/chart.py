@@ -25,7 +25,7 @@ TOP, HEIGHT = 20.0, 190.0
 
 def draw_chart(plot: Chart, looks: Looks) -> Markup:
     points = [point for one in plot.series for point in one.points]
-    beyond = [place for one in plot.series for place in one.formula]
+    beyond = [place for one in plot.series for place in (*one.formula, *one.curve, *one.model)]
     ys = [value for point in points for value in (point.low, point.high)] + [y for _, y in beyond]
     ys += [plot.reference] if plot.reference is not None else []
     xs = [point.x for point in points] + [x for x, _ in beyond]
@@ -73,12 +73,13 @@ def _curve(one: Series, look: Look, across: Scale, up: Scale) -> Markup:
     dash = " dash" if one.dashed else ""
     drawn: list[Markup] = []
     if len(one.points) > 1 and one.line:
+        through = one.curve or [(point.x, point.y) for point in one.points]
         drawn.append(
-            tag("path", class_=f"line{dash}", d=path_through([(across(p.x), up(p.y)) for p in one.points]))
+            tag("path", class_=f"line{dash}", d=path_through([(across(x), up(y)) for x, y in through]))
         )
-    if one.formula:
+    for beyond in filter(None, (one.formula, one.model)):
         drawn.append(
-            tag("path", class_="line formula", d=path_through([(across(x), up(y)) for x, y in one.formula]))
+            tag("path", class_="line formula", d=path_through([(across(x), up(y)) for x, y in beyond]))
         )
     for point in one.points:
         drawn.append(_point(one, point, look, across(point.x), up))
