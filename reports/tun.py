@@ -17,6 +17,7 @@ from netsim_ddp.units import format_rate
 
 MBIT = 10**6
 SECONDS, PINGS = 2.0, 21
+SHARED = " Others used the cores all the while: the rates are lower bounds; measure them on your own machine."
 
 
 def spread_ms(samples: list[float]) -> str:
@@ -76,6 +77,7 @@ def jitters() -> None:
 
 
 def main() -> None:
+    load = os.getloadavg()[0]
     print("# Real packets delayed in user space: what `--delay-by tun` carries\n")
     print(
         f"Made by `python reports/tun.py` on {available_cores()} cores, Linux {platform.release()}, "
@@ -83,7 +85,7 @@ def main() -> None:
         "by as many connections as fill the line "
         "(reno, whose slow start is not cut short by a busy host's delays); "
         "ranks and forwarder share the cores, so that fewer of them carry less. "
-        f"Load average when it began: {os.getloadavg()[0]:.1f}.\n"
+        f"Load average when it began: {load:.1f}.{SHARED if load > available_cores() else ''}\n"
     )
     rates()
     print("\n## Loss\n")
