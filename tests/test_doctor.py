@@ -269,7 +269,7 @@ def test_a_busy_or_small_machine_is_warned_of(
 ) -> None:
     monkeypatch.setattr("netsim_ddp.scenario.available_cores", lambda: count)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(checks, "_available_memory", lambda: 16 * 10**9)
+    monkeypatch.setattr(checks, "available_bytes", lambda: 16 * 10**9)
     finding = checks.cores()
     assert finding.status == status
     assert advice in finding.remedy

@@ -24,6 +24,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.bench.meeting import MeetingPoint
+from netsim_ddp.bench.memory import available_bytes
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
 from netsim_ddp.link.channel import namespace_remedy
@@ -89,7 +90,7 @@ def cores() -> Finding:
     """Cores, free memory and load: what else on this machine the timings would show."""
     from netsim_ddp.scenario import available_cores
 
-    count, load, memory = available_cores(), os.getloadavg()[0], _available_memory()
+    count, load, memory = available_cores(), os.getloadavg()[0], available_bytes()
     found = f"{count} core{'s' * (count != 1)}, load {load:.2f}"
     if memory is not None:
         found += f", {format_bytes(memory)} of memory free"
@@ -101,15 +102,6 @@ def cores() -> Finding:
     if memory is not None and memory < LITTLE_MEMORY:
         remedies.append("free memory, or run fewer --workers")
     return Finding("WARN" if remedies else "PASS", found, "; ".join(remedies))
-
-
-def _available_memory() -> int | None:
-    """Bytes; None where /proc does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def _version(module: str) -> Finding:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from netsim_ddp.bench.memory import available_bytes
 from netsim_ddp.compression import kernels
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.shares import add_at
@@ -248,14 +249,9 @@ def _resident(name: str) -> int:
 
 def _check_memory(numel: int) -> None:
     """Fail before the machine swaps."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = re.search(r"^MemAvailable:\s+(\d+) kB$", file.read(), re.MULTILINE)
-    except OSError:
-        return  # not Linux: nobody says
-    needed = numel * BYTES_PER_FLOAT
-    if found is not None and needed > int(found[1]) * 1024:
+    needed, free = numel * BYTES_PER_FLOAT, available_bytes()
+    if free is not None and needed > free:
         raise EnvironmentFault(
-            f"{numel} floats take about {needed / 1e9:.0f} GB here, {int(found[1]) * 1024 / 1e9:.0f} GB are free",
+            f"{numel} floats take about {needed / 1e9:.0f} GB here, {free / 1e9:.0f} GB are free",
             hint="give smaller --sizes",
         )

@@ -120,7 +120,8 @@ class Hub(Launcher):
         (own,) = super().start(jobs[:1])
         channels = {0: own}
         try:
-            for rank, agent in self._agents.items():
+            for rank in range(1, len(jobs)):  # rank 0 may have a job of its own
+                agent = self._agents[rank]
                 send(agent.connection, {"kind": "fork", "job": jobs[rank], "start": self.starts})
             deadline = time.monotonic() + self._timeout_s
             while len(channels) < len(jobs):

@@ -21,6 +21,7 @@ from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTime
 from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
 from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
+from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.files import provide
 
@@ -108,6 +109,9 @@ class Launcher:
         self._control: socket.socket | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
+        self.ready: ReadyTimes | None = None
+        """When a backward pass of the model has its gradients ready, once its ranks have been asked: kept for the runs
+        that follow, as their recorded gradients are."""
         self.starts = 0
         """Repeats started so far; news of how a rank ended carries its repeat's number."""
 

@@ -25,8 +25,8 @@ from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.workloads import Workload
-from netsim_ddp.workloads.emulated import EmulatedCompute
 
 Say = Callable[[str], None]
 
@@ -282,8 +282,9 @@ class BucketedTraining(Program):
 
 
 class Emulated(Program):
-    """An accelerator that takes a given time for forward, backward and optimizer; real gradients, compression and
-    traffic. With ``overlap`` buckets become ready along the backward pass, as under DDP."""
+    """An accelerator that takes ``compute_s`` for forward, backward and optimizer; real gradients, compression and
+    traffic. With ``ready`` they are exchanged in DDP's buckets, each as soon as a real backward pass has it full;
+    without, as a whole at the end."""
 
     def __init__(
         self,
@@ -291,15 +292,16 @@ class Emulated(Program):
         group: Group,
         build: Callable[[FlatGradients], Method],
         gradients: list[list[Tensor]],
-        compute: EmulatedCompute,
+        compute_s: float,
+        ready: ReadyTimes | None,
         say: Say,
-        *,
-        overlap: bool,
     ) -> None:
-        self.flat, self.compute, self.say = flat, compute, say
+        self.flat, self.say = flat, say
         self._source = _Recorded(flat, gradients)
-        parts = [flat.part(begin, end) for begin, end in ddp_buckets(flat)] if overlap else [flat]
-        self._ready = compute.ready_times([part.numel * 4 for part in parts])
+        parts, self._full = [flat], [compute_s]
+        if ready is not None:
+            parts = [flat.part(begin, end) for begin, end in ddp_buckets(flat)]
+            self._full = ready.bucket_times(compute_s, [part.names for part in parts])
         self.methods = [build(part) for part in parts]
         self._stages = [_staged(method, group) for method in self.methods]
         self.wires = _wires(self._stages)
@@ -312,7 +314,7 @@ class Emulated(Program):
 
     def play(self, execution: Execution) -> None:
         for bucket in pipeline(execution, self._stages):
-            execution.until(self._ready[bucket])
+            execution.until(self._full[bucket])
 
     def reduced(self) -> Tensor:
         return torch.cat([method.average for method in self.methods])

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from netsim_ddp.bench.channel import RankChannel
 from netsim_ddp.bench.jobs import Job, Shared
 from netsim_ddp.bench.probing import ProbeTask
+from netsim_ddp.bench.ready_task import ReadyTask
 from netsim_ddp.bench.rendezvous import RendezvousTask
 from netsim_ddp.bench.task import Task
 from netsim_ddp.bench.trials.task import TrialTask
@@ -26,6 +27,7 @@ from netsim_ddp.link.helper import enter_namespace
 TASKS: dict[str, type[Task]] = {
     "steps": StepsTask,
     "probe": ProbeTask,
+    "ready": ReadyTask,
     "rendezvous": RendezvousTask,
     "trial": TrialTask,
 }

@@ -23,6 +23,7 @@ from netsim_ddp.bench.launcher import Launcher
 from netsim_ddp.bench.link_model import LinkModel
 from netsim_ddp.bench.links import link_record
 from netsim_ddp.bench.model_notes import model_notes
+from netsim_ddp.bench.ready import ready_times
 from netsim_ddp.bench.settle import settle_repeat
 from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import NetsimError, RankError
@@ -119,6 +120,8 @@ class _Run:
         stage: Stage | None,
     ) -> None:
         self.scenario, self.report, self._save = scenario, report, save
+        self._played = scenario
+        """What the ranks are told: with the ready times, if there are any."""
         self._hosts, self._trace, self._stage = hosts, trace, stage
         self.result = Result(
             tool=Tool(version=__version__),
@@ -147,6 +150,7 @@ class _Run:
             self._warn_of_contention()
             if self._hosts is None:
                 launcher = stage.launcher(link, self.scenario, self._note)
+            self._have_ready_times(launcher, link)
             self._repeat_cells(launcher, link)
         self.close("complete", None)
 
@@ -191,6 +195,18 @@ class _Run:
             substituted=self._substituted(method),
             link=record,
         )
+
+    def _have_ready_times(self, launcher: Launcher, link: Link) -> None:
+        """Once for all cells and ranks: every one of them plays the same backward pass."""
+        cpu = str(self.result.environment["cpu"])
+        ready = ready_times(self.scenario, launcher, link, cpu, self._note, self.warn)
+        if ready is None:
+            return
+        self._played = self.scenario.model_copy(update={"ready_from": ready})
+        for cell in self.result.cells:
+            if cell.overlap:
+                cell.ready = [ready.key]
+                self.result.ready = {ready.key: ready}
 
     def _substituted(self, method: MethodSpec) -> str | None:
         """Whose codec times the cells of ``method`` show; those of a method that has no such codec are its own."""
@@ -256,7 +272,7 @@ class _Run:
             elif point == "counted":
                 counted.append(link.counters() if self._hosts is None else self._hosts.counters(values))
 
-        jobs = jobs_for(link, self.scenario, "steps", method.params, method=method.name, repeat=repeat)
+        jobs = jobs_for(link, self._played, "steps", method.params, method=method.name, repeat=repeat)
         records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
         note_replay(cell, [fact["replay"] for fact in facts])

@@ -147,10 +147,11 @@ class Stage:
 
 
 def _recorded(settings: Settings) -> tuple[object, ...]:
-    """What a fork server's recorded gradients depend on: they are kept with it, for the repeats that follow."""
+    """What a fork server's recorded gradients and their moments depend on: they are kept with it, for the repeats that
+    follow."""
     if getattr(settings, "compute_s", None) is None:
         return ()
-    return settings.seed, settings.batch_size
+    return settings.seed, settings.batch_size, settings.device
 
 
 def launcher_for(settings: Settings, link: Link, task: str = "") -> Launcher:

@@ -41,9 +41,10 @@ from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.codec import Substitute
+from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.scenario import ranks_at_once
 from netsim_ddp.workloads import Workload, build_workload
-from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets
+from netsim_ddp.workloads.emulated import record_gradient_sets
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4
@@ -265,9 +266,12 @@ class StepsTask(Task):
             return build_method(self.job.method, flat, group, **params)
 
         if gradients:
-            compute = EmulatedCompute(scenario["compute_s"])
             flat = FlatGradients(model.named_parameters())
-            return Emulated(flat, group, build, gradients, compute, self.say, overlap=overlap)
+            ready = ReadyTimes.model_validate(scenario["ready_from"]) if scenario["ready_from"] else None
+            if ready is not None:
+                ready.check(flat.names, scenario["model"])
+            compute_s = scenario["compute_s"]
+            return Emulated(flat, group, build, gradients, compute_s, ready if overlap else None, self.say)
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         momentum = 0.0 if params.get("momentum") else scenario["momentum"]
         optimizer = self._optimizer(workload, momentum)

@@ -108,6 +108,14 @@ def run(
             help="Take codec times, a GPU's say, from this file of netsim bench compress --json.",
         ),
     ] = None,
+    ready_from: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="With --compute: buckets become full as in the backward pass of this result file, or file of ready "
+            "times; a GPU's, say. [measured here]",
+        ),
+    ] = None,
     timeout: run_flags.Timeout = None,
     time_budget: Annotated[
         Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")
@@ -158,6 +166,7 @@ def run(
         "threads": threads,
         "statistics": statistics,
         "codec_from": codec_from,
+        "ready_from": ready_from,
         "timeout": timeout,
         "time_budget": time_budget,
     }

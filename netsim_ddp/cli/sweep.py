@@ -112,6 +112,7 @@ def sweep(
         selected=selected,
         kept=kept,
         known=known,
+        ready=before.ready if before is not None else {},
         stop_at_failure=stop,
         time_budget_s=_budget(time_budget, runs),
     )

@@ -27,6 +27,10 @@ def rules(cell: Cell, result: Result) -> dict[str, str]:
     found = place_rules(cell, result)
     if not cell.overlap:
         found.pop(READY, None)
+    elif READY in found and (
+        sources := {result.ready[key].source for key in cell.ready if key in result.ready}
+    ):
+        found[READY] += "".join(f" of {source}" for source in sorted(filter(None, sources)))
     return found
 
 

@@ -38,6 +38,7 @@ def merge(results: Sequence[Result]) -> Result:
                 **first.scenario,
                 "repeats": max(len(cell.repeats) for cell in cells) if cells else 0,
             },
+            "ready": {key: each for result in results for key, each in result.ready.items()},
             "cells": summarise(cells),
         }
     )
@@ -58,6 +59,7 @@ def _merged(cells: Sequence[Cell]) -> Cell:
     return cells[0].model_copy(
         update={
             "link": link,
+            "ready": list(dict.fromkeys(key for cell in cells for key in cell.ready)),
             "repeats": [repeat for cell in cells for repeat in cell.repeats],
             "error": next((cell.error for cell in cells if cell.error), None),
         }

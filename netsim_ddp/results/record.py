@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError, cannot_write
 from netsim_ddp.reading import one_line
+from netsim_ddp.results.ready import ReadyTimes
 
 SCHEMA_VERSION: Literal[4] = 4
 MAX_FILE_BYTES = reading.MAX_FILE_BYTES
@@ -374,6 +375,9 @@ class Cell(Strict):
     threads: Count
     device: str = "cpu"
     backend: str = "gloo"
+    ready: list[str] = Field(default_factory=list)
+    """Of a cell with ``--compute`` that overlaps: by which of the result's ``ready`` its buckets became full; one, or
+    one for each run that was merged."""
     substituted: str | None = None
     """Where the codec's times come from, if they were not measured in this run."""
     replay: ReplayRecord | None = None
@@ -399,6 +403,9 @@ class Result(Strict):
     scenario: dict[str, Any]
     command: str
     model_parameters: int | None = None
+    ready: dict[str, ReadyTimes] = Field(default_factory=dict)
+    """When a backward pass has each gradient ready: cells with ``--compute`` that overlap name one of these by its key.
+    Shares of backward, and forward's of both."""
     warnings: list[str] = Field(default_factory=list)
     cells: list[Cell] = Field(default_factory=list)
 

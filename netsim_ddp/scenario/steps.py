@@ -14,6 +14,8 @@ from netsim_ddp.methods import MethodSpec, takes
 from netsim_ddp.origin import Origin
 from netsim_ddp.results.codec import Substitute, substitute
 from netsim_ddp.results.codec import load as load_times
+from netsim_ddp.results.ready import ReadyTimes
+from netsim_ddp.results.ready import load as load_ready
 from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores
 
 
@@ -38,6 +40,9 @@ class Scenario(Settings):
     codec_from: Substitute | None = None
     """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
 
+    ready_from: ReadyTimes | None = None
+    """When gradients are ready in a backward pass that was measured elsewhere: a file, or what was read of it."""
+
     @field_validator("codec_from", mode="before")
     @classmethod
     def _codec_times(cls, value: Any, info: ValidationInfo) -> Any:
@@ -47,6 +52,24 @@ class Scenario(Settings):
             path = Path(value)
             threads = info.data.get("threads") or available_cores()
             return substitute(load_times(path), path.name, threads)
+
+    @field_validator("ready_from", mode="before")
+    @classmethod
+    def _ready_times(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        with Origin.of(info).naming("ready_from"):
+            return load_ready(Path(value), str(info.data.get("model", "")))
+
+    @model_validator(mode="after")
+    def _ready_times_are_played(self, info: ValidationInfo) -> Self:
+        if self.ready_from is not None and self.compute_s is None:
+            with Origin.of(info).naming("ready_from"):
+                raise UsageError(
+                    "ready times are played under --compute only: else backward passes are real",
+                    hint="write --compute 50ms",
+                )
+        return self
 
     @model_validator(mode="after")
     def _substituted_times_are_replayed(self, info: ValidationInfo) -> Self:

@@ -54,6 +54,8 @@ TORCHVISION = _Model(20e6, 2e9, 224 * 224)
 UNKNOWN = _Model(10e6, 50e6, 32 * 32)
 RECORDED_SETS = 3
 """Real steps that a rank takes for the gradients of ``--compute``, once for all repeats of a fork server."""
+READY_PASSES = 6
+"""Of the real batch on one rank alone, likewise: when its gradients are ready, for methods that overlap."""
 IMAGES = 50_000
 """Of a data set whose files decide."""
 
@@ -113,6 +115,8 @@ def start_seconds(runs: Sequence[Run]) -> float:
         most = max(users, key=lambda each: each.workers)
         if getattr(most, "compute_s", None) is not None:
             recorded += RECORDED_SETS * _compute_seconds(most) * _crowded(most)
+            if any(method.params.get("overlap") for each in users for method in each.methods):
+                recorded += READY_PASSES * _compute_seconds(most)
     return made + (len(servers) * IMPORT_S + recorded) * _slowed(1)
 
 

@@ -17,6 +17,7 @@ from netsim_ddp.bench.environment import environment
 from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine
 from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import EnvironmentFault, NetsimError
+from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes
 from netsim_ddp.scenario.matrix import Matrix
@@ -48,6 +49,7 @@ class Sweep:
         selected: ids of the cells to run now; the others keep what they have.
         kept: cells of an earlier result that are still valid, by id.
         known: what repeats took earlier, seconds by cell.
+        ready: the ready times that ``kept`` cells name.
         stop_at_failure: end with the first cell that fails.
         time_budget_s: start nothing more after this.
     """
@@ -61,6 +63,7 @@ class Sweep:
         selected: frozenset[str],
         kept: Mapping[str, Cell],
         known: Mapping[str, list[float]],
+        ready: Mapping[str, ReadyTimes] | None = None,
         stop_at_failure: bool = False,
         time_budget_s: float | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Sweep:
         self._cells = {cell.id: cell for run in runs for cell in run.cells}
         self._matrix, self._selected = matrix, selected
         self._measured = dict(kept)
+        self._ready = dict(ready or {})
         self._estimate = Estimate({name: list(times) for name, times in known.items()})
         self._stop_at_failure, self._budget_s = stop_at_failure, time_budget_s
         self._missing = missing = {
@@ -171,8 +175,13 @@ class Sweep:
             elif event.kind == "note":
                 self._note(event.text)
 
+        settings = unit.settings
+        old = self._measured.get(unit.cell.id)
+        if old is not None and old.ready and getattr(settings, "ready_from", None) is None:
+            # All repeats of a cell play the same backward pass, also those of a sweep that goes on.
+            settings = settings.model_copy(update={"ready_from": self._ready.get(old.ready[0])})
         found = self._how.execute(
-            unit.settings, command=self._command, report=hear, save=lambda _: None, stage=stage
+            settings, command=self._command, report=hear, save=lambda _: None, stage=stage
         )
         statistics = notes(found.cells)
         for text in warnings:
@@ -203,6 +212,7 @@ class Sweep:
             repeats = [*old.repeats, *repeats]
         update = {"id": unit.cell.id, "axes": dict(unit.cell.axes), "repeats": repeats}
         self._measured[unit.cell.id] = new.model_copy(update=update)
+        self._ready |= found.ready
         if found.model_parameters is not None and "model" in self.result.scenario:
             self.result.model_parameters = found.model_parameters
         self._forget(unit)
@@ -245,6 +255,8 @@ class Sweep:
 
     def _keep(self) -> None:
         self.result.cells = [self._measured[name] for name in self._cells if name in self._measured]
+        named = dict.fromkeys(key for cell in self.result.cells for key in cell.ready)
+        self.result.ready = {key: self._ready[key] for key in named if key in self._ready}
         self._save(self.result)
 
     def _close(self) -> None:

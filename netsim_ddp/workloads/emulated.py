@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from netsim_ddp.errors import UsageError
-from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.workload import Workload
 
 # Linux wakes a sleeper 50 to 100 us late (timer slack); the rest of the wait is spent awake.
@@ -56,57 +51,6 @@ def record_gradient_sets(workload: Workload, count: int) -> list[list[Tensor]]:
         for buffer, before in buffers:
             buffer.copy_(before)
     return sets
-
-
-@dataclass(frozen=True)
-class EmulatedCompute:
-    """An accelerator that takes ``seconds`` for forward and backward together, one third and two thirds.
-
-    The backward pass does about twice the forward's arithmetic (gradients of the inputs and of the weights).
-
-    Raises:
-        UsageError: ``seconds`` is negative or not finite.
-    """
-
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.seconds) or self.seconds < 0:
-            raise UsageError(
-                f"compute time must be zero or more, got {self.seconds} s", hint="write for example 50ms"
-            )
-
-    def __str__(self) -> str:
-        return f"emulated {format_duration(self.seconds)}"
-
-    @property
-    def forward_seconds(self) -> float:
-        return self.seconds / 3
-
-    @property
-    def backward_seconds(self) -> float:
-        return self.seconds - self.forward_seconds
-
-    def ready_times(self, bucket_bytes: Sequence[int]) -> list[float]:
-        """When each bucket's gradient is complete, in seconds since the start of the step.
-
-        ``bucket_bytes`` come in the order in which they get ready. Backward time is shared in proportion to
-        bytes, so a bucket is ready when its own share has passed, and the last one exactly at ``seconds``.
-
-        Raises:
-            ValueError: a negative size.
-        """
-        if any(size < 0 for size in bucket_bytes):
-            raise ValueError(f"bucket sizes must not be negative, got {list(bucket_bytes)}")
-        if not bucket_bytes:
-            return []
-        total = max(sum(bucket_bytes), 1)
-        times = [
-            self.forward_seconds + self.backward_seconds * (done / total)
-            for done in itertools.accumulate(bucket_bytes)
-        ]
-        times[-1] = self.seconds  # not a rounding error beside it, and not the start if all are empty
-        return times
 
 
 def sleep_until(
