@@ -16,7 +16,7 @@ from netsim_ddp import names
 from netsim_ddp.errors import UsageError
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.workloads import Workload, build_workload, get_model
-from netsim_ddp.workloads.emulated import EmulatedCompute, record_gradient_sets, sleep_until
+from netsim_ddp.workloads.emulated import record_gradient_sets, sleep_until
 from netsim_ddp.workloads.models import model_names
 
 USER_MODULE = """
@@ -370,38 +370,6 @@ def test_recording_leaves_the_model_as_it_was(user_module: str) -> None:
     assert all(parameter.grad is None for parameter in workload.model.parameters())
     with pytest.raises(ValueError, match="at least 1"):
         record_gradient_sets(workload, 0)
-
-
-def test_ready_times_share_the_backward_by_bytes() -> None:
-    compute = EmulatedCompute(0.03)
-    assert compute.forward_seconds == pytest.approx(0.01)
-    assert compute.forward_seconds + compute.backward_seconds == 0.03
-    times = compute.ready_times([1, 2, 1])
-    assert times == pytest.approx([0.015, 0.025, 0.03])
-    assert times[-1] == 0.03
-    shares = [times[0] - compute.forward_seconds, times[1] - times[0], times[2] - times[1]]
-    assert sum(shares) == pytest.approx(compute.backward_seconds)
-
-
-@pytest.mark.parametrize("sizes", [[7], [3, 3, 3], [1] * 161, [0, 5], [0, 0]])
-def test_ready_times_rise_and_end_exactly_at_the_end(sizes: list[int]) -> None:
-    compute = EmulatedCompute(0.05)
-    times = compute.ready_times(sizes)
-    assert len(times) == len(sizes)
-    assert times == sorted(times)
-    assert times[-1] == 0.05
-    assert times[0] >= compute.forward_seconds
-
-
-def test_ready_times_edges() -> None:
-    assert EmulatedCompute(0.05).ready_times([]) == []
-    assert EmulatedCompute(0.0).ready_times([1, 2]) == [0.0, 0.0]
-    assert str(EmulatedCompute(0.05)) == "emulated 50 ms"
-    with pytest.raises(ValueError, match="negative"):
-        EmulatedCompute(0.05).ready_times([1, -1])
-    for seconds in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="zero or more"):
-            EmulatedCompute(seconds)
 
 
 def test_sleep_is_never_early() -> None:
