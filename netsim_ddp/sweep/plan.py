@@ -67,6 +67,8 @@ class Unit:
         changes: dict[str, Any] = {"methods": (self.cell.method,), "repeats": len(self.repeats)}
         if trains(settings):
             changes["seed"] = settings.seed + first
+        else:
+            changes["baseline"] = "none"  # it is a cell of the plan, with units of its own
         return settings.model_copy(update={**changes, "time_budget_s": None})
 
 
