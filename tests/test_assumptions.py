@@ -176,7 +176,7 @@ def test_what_an_interval_is_worth_stands_everywhere(runs: tuple[int, int], says
         assert f"ms per step, slowest rank, {says}" in shown_in[where], where
     assert says.replace("±", r"$\pm$").replace("%", r"\%") in shown_in["latex"]
     assert ("step±95%" in shown_in["sweep"]) == ("step±95%" in shown_in["run"]) == ("95%" in says)
-    assert ("beyond noise" in shown_in["sweep"]) == (min(runs) > 1)
+    assert ("by 5% or more" in shown_in["sweep"]) == (min(runs) > 4)
 
 
 def test_what_was_published_has_its_assumptions_on_the_page() -> None:
