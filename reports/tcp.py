@@ -153,11 +153,11 @@ Each row is {MESSAGES} messages from a fresh connection between two network name
 delay in user space; the next message is sent that long after the answer to the one before. Emulated is what the bucket
 link's own clock says of the same messages. Round trips are those asked for; the model is given the least that an 8-byte
 message took on the same line (up to 0.2 ms more than asked). Without rate and delay the line carried {carried:.1f}
-Gbit/s: it is not what limits. Settings whose trace looked disturbed were measured again, and the quicker trace is
-kept (column tries): other work on the host only delays, but this leans towards the model. The send buffer's usable share
-was fitted to the 10 and 60 MB rows at 1 Gbit/s; all other constants are the kernel's. Where rows are missed, single
-messages were late, or the kernel's HyStart ended slow start at a few segments (`ssthresh` in tcp.json): by a pause of the
-host perhaps, which is not shown.
+Gbit/s: it is not what limits. Settings whose trace looked disturbed were measured again, and the quicker trace
+is kept (column tries): other work on the host only delays, but this leans towards the model. The send buffer's usable
+share was fitted to the 10 and 60 MB rows at 1 Gbit/s; all other constants are the kernel's. Where rows are missed,
+single messages were late, or the kernel's HyStart ended slow start at a few segments (`ssthresh` in tcp.json): by a
+pause of the host perhaps, which is not shown.
 
 The bar: the median within 15%, every message within max(30%, one round trip). {sum(row["holds"] for row in rows)} of
 {len(rows)} traces hold it. "Worst" is the worst message's error as a share of its bound.
