@@ -252,6 +252,7 @@ def test_a_run_with_substituted_times_shows_them_and_says_so(method, tmp_path: P
     )
     (tmp_path / "gpu.json").write_text(to_json(times(times_there)))
     words = f"run --link none --workers {ranks} --steps 2 --warmup 1 --repeats 1 --ratio 0.00001 --codec-from gpu.json"
+    words += " --baseline none"
     done = command(
         [*words.split(), "--method", "dense,overlap=off", "--method", method, "--json", "r.json"], tmp_path
     )

@@ -16,6 +16,7 @@ TREE = {
     "EnvironmentFault": ("NetsimError", 4),
     "LinkUnavailable": ("EnvironmentFault", 4),
     "LinkOffTarget": ("EnvironmentFault", 4),
+    "LinkLost": ("LinkUnavailable", 4),
     "Regression": ("NetsimError", 5),
     "NothingComparable": ("NetsimError", 6),
 }

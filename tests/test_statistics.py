@@ -100,6 +100,8 @@ def test_a_run_records_them_and_shows_them(tmp_path: Path) -> None:
         "1",
         "--timeout",
         "60s",
+        "--baseline",
+        "none",
     ]
     methods = ["--method", "dense,overlap=off", "--method", "topk,overlap=on,values=fp16"]
     done = subprocess.run(

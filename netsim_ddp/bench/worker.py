@@ -277,7 +277,7 @@ class StepsTask(Task):
         optimizer = self._optimizer(workload, momentum)
         flat = FlatGradients(model.named_parameters())
         by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
-        if dist.get_backend(group.process_group) == "nccl":
+        if group.world_size > 1 and dist.get_backend(group.process_group) == "nccl":
             by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
         if overlap and self.job.method in by_ddp and scenario["execution"] == "concurrent":
             rounded = by_ddp[self.job.method]

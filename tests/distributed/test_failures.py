@@ -60,6 +60,8 @@ def run(
         "concurrent",
         "--link",
         "none",
+        "--baseline",
+        "none",
     ]
     begin = time.monotonic()
     done = subprocess.run(

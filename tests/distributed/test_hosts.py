@@ -46,6 +46,8 @@ def test_two_hosts_of_two_ranks_run_the_same_cells(tmp_path: Path) -> None:
         "1",
         "--repeats",
         "1",
+        "--baseline",
+        "none",
         "--method",
         "dense,overlap=off",
         "--method",

@@ -231,7 +231,7 @@ def test_the_command_ends_with_what_failed(tmp_path: Path) -> None:
 
 def test_a_run_takes_it_like_any_method(tmp_path: Path) -> None:
     words = ["--link", "none", "--workers", "2", "--steps", "2", "--warmup", "0", "--repeats", "1"]
-    words += ["--execution", "concurrent", "--json", "out.json"]
+    words += ["--execution", "concurrent", "--baseline", "none", "--json", "out.json"]
     methods = [
         "--method",
         "my_method:SharedRandom,ratio=0.2,seed=3",

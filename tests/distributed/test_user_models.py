@@ -20,7 +20,20 @@ MODELS = Path(__file__).parent.parent / "fixtures"
 ROOT = MODELS.parent.parent
 DEADLINE_S = 300
 SHORT = ["-n", "2", "--link", "none", "--threads", "1", "--timeout", "30s"]
-RUN = ["run", *SHORT, "--steps", "4", "--warmup", "1", "--repeats", "1", "--ratio", "0.1"]
+RUN = [
+    "run",
+    *SHORT,
+    "--baseline",
+    "none",
+    "--steps",
+    "4",
+    "--warmup",
+    "1",
+    "--repeats",
+    "1",
+    "--ratio",
+    "0.1",
+]
 METHODS = ["dense", "topk", "topk-allgather,overlap=on"]
 TRAIN = ["train", *SHORT, "--epochs", "1", "--steps-per-epoch", "4", "--ratio", "0.1"]
 
@@ -79,6 +92,8 @@ def sweep(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]
     """Every model in turn, in one command; a cell that fails does not end it."""
     matrix = {"model": [f"user_models:{model}" for model in models]}
     plan = {"workers": 2, "link": "none", "threads": 1, "timeout": "30s", "repeats": 1, **settings}
+    if plan.get("command") != "train":
+        plan["baseline"] = "none"
     (folder / "plan.json").write_text(json.dumps({"title": "Models", "matrix": matrix, **plan}))
     done = subprocess.run(
         [sys.executable, "-m", "netsim_ddp", "sweep", "plan.json", "--json", "out.json"],
