@@ -50,6 +50,15 @@ def test_the_model_is_bytes_over_rate_delay_and_the_cost_of_messages() -> None:
     far = LinkModel(LinkSpec(2, RATE, delay_s=0.02, tcp="ideal"), {"alltoall": 0.003}).step(samples)
     assert far is not None
     assert far.model_s == pytest.approx(LINE_S + 0.04 + 0.003), "Gloo's receiver says first that it is ready"
+    windowed = LinkModel(LinkSpec(2, RATE, delay_s=0.02), {"alltoall": 0.003}).step(samples)
+    assert windowed is not None
+    assert windowed.model_s > far.model_s, "a new connection's window is small"
+    assert windowed.line_s == pytest.approx(LINE_S + 0.04), "the least that the line allows knows no window"
+    warm = LinkModel(LinkSpec(2, RATE, delay_s=0.02), {"alltoall": 0.003})
+    warm.warm(samples, 3)
+    warmed = warm.step(samples)
+    assert warmed is not None
+    assert far.model_s <= warmed.model_s < windowed.model_s
     acknowledged = LinkModel(LinkSpec(2, RATE), {}, aggregate_bytes=3028).step(samples)
     assert acknowledged is not None
     assert acknowledged.model_s == pytest.approx(LINE_S * (1 + 66 / 3028), rel=1e-3)

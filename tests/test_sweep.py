@@ -414,11 +414,8 @@ def test_the_table_fits_and_names_the_break_even(width: int) -> None:
         assert word in text
     flat = " ".join(text.split())
     # 20 ms + 40 Mbit / rate against 20 + 100 ms: equal at 400 Mbit/s, give or take 3% of noise.
-    assert (
-        width < 80
-        or re.search(r"topk 4[01]0 \([34]\d0 to [45]\d0\)", flat)
-        or re.search(r"topk 4[01]0\b", flat)
-    )
+    # Overlapped dense, in the column before, is broken even with too; two rates of it have no interval.
+    assert width < 80 or re.search(r"topk 4[01]0 4[01]0 \(3\d0 to 4\d0\)", flat)
     assert "Failed: bandwidth=1gbps/fp16: rank 1 died." in flat
     assert ("comm" in text) == (width > 48)
 

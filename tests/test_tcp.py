@@ -109,6 +109,26 @@ def test_messages_at_once_share_their_senders_line():
     assert max(both) <= alone + 1.25 * message_bytes(size) * 8 / (100 * MBIT)
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_exchanges_at_once_take_turns_and_do_not_queue(workers):
+    """Their rounds wait for the delay, not for each other: kernel TCP carries two in little more than one needs."""
+    whole, way_s = 2 * 10**7, 0.04
+    link = LinkClock(BucketSpec.uniform(workers, GIGABIT, delay_s=way_s / 2, tcp=LINUX))
+    ideal = LinkClock(BucketSpec.uniform(workers, GIGABIT, delay_s=way_s / 2))
+
+    def took(link, now, parts):
+        ops = [Operation("allreduce", whole // parts, itemsize=4)] * parts
+        return max(link.complete(op, [now] * workers).deadline for op in ops) - now
+
+    now = 1.0
+    for _ in range(5):  # steps that follow one another, so that no window restarts
+        one = took(link, now, 1)
+        now += one + 0.05
+    two = took(link, now, 2)
+    assert took(ideal, 1.0, 2) <= two * (1 + 1e-9)
+    assert two < 0.75 * one
+
+
 def test_parts_of_a_message_sent_at_once_take_what_it_takes_whole():
     way_s = 0.02
     whole = trace(clock(GIGABIT, way_s), 4 * 10**6, 0.1, way_s, 1)[0]

@@ -18,6 +18,9 @@ from netsim_ddp.link.bucket import BucketSpec, LinkClock
 from netsim_ddp.link.schedule import Operation, Sent
 from netsim_ddp.link.spec import LinkSpec
 
+WARM_STEPS = 20
+"""After so many alike a connection's window is what it will be."""
+
 
 @dataclass(frozen=True)
 class Exchanged:
@@ -52,7 +55,10 @@ class LinkModel:
             )
         self._clock = LinkClock(found)
         self._spec, self._message_s = spec, message_s
-        self._line = LinkModel(spec, {}, aggregate_bytes) if message_s else None
+        self._behind_s = 0.0
+        # The least that the line allows: no TCP, and no host.
+        least = replace(spec, tcp="ideal")
+        self._line = LinkModel(least, {}, aggregate_bytes) if message_s or spec != least else None
 
     @staticmethod
     def knows(spec: LinkSpec, mechanism: str) -> bool:
@@ -65,8 +71,24 @@ class LinkModel:
             return None
         if any(sample.waited and len(sample.waited) != len(sample.starts) for sample in samples):
             return None
-        took, model = self._held(samples)
-        return Exchanged(took, model, self._line._held(samples)[1] if self._line else model)
+        took, model = self._next(samples)
+        return Exchanged(took, model, self._line._next(samples)[1] if self._line else model)
+
+    def warm(self, samples: Sequence[StepSample], count: int) -> None:
+        """Take ``count`` steps like this one before the first: what the connections carried in the warm-up."""
+        if not self._clock.spec.windows or not samples[0].sent:
+            return
+        lasts_s = max(sample.end for sample in samples) - min(sample.begin for sample in samples)
+        for _ in range(min(count, WARM_STEPS)):
+            self.step(samples)
+            self._behind_s += lasts_s
+
+    def _next(self, samples: Sequence[StepSample]) -> tuple[float, float]:
+        """As :meth:`_held`, of the step behind the last: where the model took longer, all that follows is later."""
+        moved = [_moved(sample, self._behind_s) for sample in samples]
+        took, model = self._held(moved)
+        self._behind_s += max(0.0, model - took)
+        return took, model
 
     def _held(self, samples: Sequence[StepSample]) -> tuple[float, float]:
         """What the exchanges took, and what they take on the model."""
@@ -120,6 +142,17 @@ class LinkModel:
             count = ranks - 1
         done = self._clock.complete(operation, [max(starts)] * ranks).deadlines
         return [end + count * cost for end in done]
+
+
+def _moved(sample: StepSample, by_s: float) -> StepSample:
+    """``sample``, that much later."""
+    return replace(
+        sample,
+        laps=[(phase, begin + by_s, end + by_s) for phase, begin, end in sample.laps],
+        starts=[start + by_s for start in sample.starts],
+        until=[(lap, moment + by_s) for lap, moment in sample.until],
+        transfers=[(begin + by_s, end + by_s) for begin, end in sample.transfers],
+    )
 
 
 class _Walk:

@@ -289,7 +289,7 @@ class _Run:
         model = None
         if LinkModel.knows(link.spec, link.mechanism) and message_s:
             model = LinkModel(link.spec, message_s, aggregate)
-        settled = settle_repeat(records, counted, aggregate, model, message_s)
+        settled = settle_repeat(records, counted, aggregate, model, message_s, self.scenario.warmup)
         cell.repeats.append(settled.repeat)
         cell.link.drops += settled.drops
         cell.link.retransmits += settled.retransmits

@@ -29,6 +29,7 @@ def settle_repeat(
     aggregate_bytes: int | None,
     model: LinkModel | None = None,
     message_s: Mapping[str, float] | None = None,
+    warmup: int = 0,
 ) -> Settled:
     """Join the ranks' samples and the counters around the measured steps.
 
@@ -38,9 +39,13 @@ def settle_repeat(
             charges by arithmetic and knows no acknowledgements.
         model: the link's own, to hold the exchanges against; None where it has none.
         message_s: what a message costs this host, by the kind of exchange.
+        warmup: the steps that the connections had carried before.
     """
     samples = [[_sample(raw) for raw in record["samples"]] for record in records]
-    steps = [_settled(row, model) for row in zip(*samples, strict=True)]
+    rows = list(zip(*samples, strict=True))
+    if model is not None and rows:
+        model.warm(rows[0], warmup)
+    steps = [_settled(row, model) for row in rows]
     known = [counters for counters in counted if counters is not None]
     stretches = list(zip(known[::2], known[1::2], strict=True))
     ranks = []

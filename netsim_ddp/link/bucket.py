@@ -221,7 +221,8 @@ class LinkClock:
 
     ``memory`` holds ``cells(workers)`` floats, zero at first: the busy spans of every send side, then of
     every receive side; the credit that each side has spent, and until when that was counted; what TCP's sender
-    of each ordered pair keeps; how many random numbers were drawn, and when time began (see :meth:`begin`). It
+    of each ordered pair keeps, and what it kept when it last had nothing to send; how many random numbers were
+    drawn, and when time began (see :meth:`begin`). It
     may be shared, so that several processes drive one clock (under a lock of theirs). Two clocks that are fed
     the same operations and arrivals give the same deadlines, bit for bit.
     """
@@ -236,7 +237,7 @@ class LinkClock:
     @staticmethod
     def cells(workers: int) -> int:
         """Floats of memory that a clock needs."""
-        return 2 * workers * (2 * _SPANS + 2) + workers * workers * Sender.FLOATS + 2
+        return 2 * workers * (2 * _SPANS + 2) + workers * workers * 2 * Sender.FLOATS + 2
 
     def begin(self, now: float) -> None:
         """Time begins: the first rates hold until now, credit is full, and connections are new."""
@@ -276,7 +277,7 @@ class LinkClock:
         if walk is None:
             paces = [self._pace(side, start) for side in numbers]
             phases = schedule(op, len(ranks))
-            walk = self._walk(phases, ranks, sides, paces, start, handshake=op.kind != "send")
+            walk = self._walk(phases, ranks, sides, paces, start, message=op.kind == "send")
             for side, pace in zip(numbers, paces, strict=True):
                 self._keep(side, start, pace)
             if idle:
@@ -323,12 +324,23 @@ class LinkClock:
 
     def _sender_cell(self, sender: int, receiver: int) -> int:
         first = 2 * self.spec.workers * (2 * _SPANS + 2)
-        return first + (sender * self.spec.workers + receiver) * Sender.FLOATS
+        return first + (sender * self.spec.workers + receiver) * 2 * Sender.FLOATS
 
-    def _sender(self, sender: int, receiver: int, start: float) -> Sender:
-        """TCP of the connection between two ranks, as far as the first one sends, in times relative to ``start``."""
+    def _sender(self, sender: int, receiver: int, start: float, *, beside: bool) -> Sender:
+        """TCP of the connection between two ranks, as far as the first one sends, in times relative to ``start``.
+
+        Args:
+            beside: what is sent does not queue behind what the connection still has to send at ``start``: the messages
+                of two exchanges take turns on it. Each of them then finds the window that was there before both.
+        """
         spec, cell = self.spec, self._sender_cell(sender, receiver)
         assert spec.tcp is not None
+        quiet = cell + Sender.FLOATS
+        if self.memory[cell + Sender.LAST] <= start:
+            for place in range(Sender.FLOATS):
+                self.memory[quiet + place] = self.memory[cell + place]
+        elif beside:
+            cell = quiet
         hop = spec.delay_s[sender] + spec.delay_s[receiver]
         way_back_bps = min(spec.up_bps[receiver], spec.down_bps[sender])
         return Sender(
@@ -377,13 +389,13 @@ class LinkClock:
         paces: Sequence[Pace],
         start: float,
         *,
-        handshake: bool,
+        message: bool,
     ) -> _Walk:
         """The schedule on sides (all send sides, then all receive sides) with busy spans; its times begin at 0, which
-        is ``start`` on the caller's clock."""
+        is ``start`` on the caller's clock. A ``message`` by itself knows that its receiver is ready."""
         spec, size = self.spec, len(ranks)
         delay = [spec.delay_s[r] for r in ranks]
-        handshake = handshake and spec.handshake
+        handshake = spec.handshake and not message
         landed: dict[tuple[int, int], float] = {}
         done = [0.0] * size
         senders: dict[tuple[int, int], Sender] = {}
@@ -401,7 +413,8 @@ class LinkClock:
                     line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], way)
                     if hop > 0 and spec.tcp is not None:
                         if (sender := senders.get((a, b))) is None:
-                            sender = senders[a, b] = self._sender(ranks[a], ranks[b], start)
+                            sender = self._sender(ranks[a], ranks[b], start, beside=not message)
+                            senders[a, b] = sender
                         sent, _, arrived = sender.send(ready, wire, line.piece)
                     else:
                         sent, arrived = line.whole(ready, wire * 8)
@@ -413,7 +426,8 @@ class LinkClock:
                     done[b] = max(done[b], arrived)
                 received.append(got)
         for (a, b), sender in senders.items():
-            cell = self._sender_cell(ranks[a], ranks[b])
-            for place, value in enumerate(sender.state(start), cell):
-                self.memory[place] = value
+            cell, state = self._sender_cell(ranks[a], ranks[b]), sender.state(start)
+            if state[Sender.LAST] >= self.memory[cell + Sender.LAST]:
+                for place, value in enumerate(state, cell):
+                    self.memory[place] = value
         return _Walk(tuple(done), tuple(map(tuple, sides)))

@@ -99,6 +99,8 @@ class Sender:
     """
 
     FLOATS = 9 + 3 * PIECES
+    LAST = 7
+    """Which of them is when it last sent; 0 for a new connection."""
 
     def __init__(
         self,
