@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget, NetsimError
@@ -23,6 +24,7 @@ from netsim_ddp.units import format_rate
 
 SHORT_TOLERANCE = 0.05
 SHORT_TRIES = 3  # a host that is busy for a moment is not the link
+LOOKS, AGAIN = 5, 2  # and so many times as long are those after the first
 BULK_RUNS, BULK_S = 3, 2.0
 MESSAGE_SIZES = (2_000, 20_000, 100_000, 400_000)
 MESSAGES, FEWEST_MESSAGES = 20, 5
@@ -73,10 +75,21 @@ def probe(link: Link) -> ProbeReport | None:
         _refill(link)
         alone = peers.bulk([spec.slowest_pair], seconds)
         _refill(link)
-        together = peers.bulk(pairs, seconds)
-    # Each against what its own two sides allow: the host's limit shows first where the link is fastest.
-    shares = [got / goodput(spec.pair_bps(*pair)) for got, pair in zip(together, pairs, strict=True)]
-    return ProbeReport(alone[0], min(shares) * spec.ceiling_bps)
+        tries = [_shares(peers.bulk(pairs, seconds), pairs, spec)]
+        while min(tries[0]) < 1 - HOST_TOLERANCE and len(tries) < LOOKS:
+            # One short look shows a moment of the host's; the median of several, what it carries.
+            _refill(link)
+            tries.append(
+                _shares(
+                    peers.bulk(pairs, seconds if link.spec.credit_bytes else AGAIN * seconds), pairs, spec
+                )
+            )
+    return ProbeReport(alone[0], min(map(median, zip(*tries, strict=True))) * spec.ceiling_bps)
+
+
+def _shares(got_bps: Sequence[float], pairs: Sequence[tuple[int, int]], spec: LinkSpec) -> list[float]:
+    """Each against what its own two sides allow: the host's limit shows first where the link is fastest."""
+    return [got / goodput(spec.pair_bps(*pair)) for got, pair in zip(got_bps, pairs, strict=True)]
 
 
 def _refill(link: Link) -> None:
