@@ -197,7 +197,7 @@ def test_runs_alternate_and_their_repeats_are_put_together(tmp_path: Path) -> No
     assert head is not None
     lines = log.read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["base", "head", "head", "base", "base", "head"]
-    assert lines[0] == "base run --workers 2 --repeats 1 --json -"
+    assert lines[0] == "base run --workers 2 --baseline none --repeats 1 --json -"
     assert saved == [(1, 1), (2, 2), (3, 3)]
     assert [len(each.cells[0].repeats) for each in (base, head)] == [3, 3]
     summary = head.cells[0].summary
@@ -304,7 +304,10 @@ def test_a_state_without_any_of_the_methods_is_not_run(tmp_path: Path) -> None:
     base, head = measure((state, state), words, repeats=2, timeout_s=30, report=silent, presents=found)
     assert base is None
     assert head is not None
-    assert log.read_text().splitlines() == ["head run --seed 1 --method new --repeats 1 --json -"] * 2
+    assert (
+        log.read_text().splitlines()
+        == ["head run --seed 1 --method new --baseline none --repeats 1 --json -"] * 2
+    )
     comparison = compare(side_of(base, state, found[0]), side_of(head, state, found[1]), Rules())
     assert comparison.only_in_new == ["new"]
     assert comparison.failures == []

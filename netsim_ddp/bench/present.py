@@ -83,6 +83,14 @@ def present(
     return _present(base, methods, model, own), _present(head, methods, model, own)
 
 
+def takes(state: State, words: Sequence[str], *, timeout_s: float) -> bool:
+    """Whether the ``netsim run`` of ``state`` knows the flags ``words``: its netsim may be of another version."""
+    if not state.is_netsim:
+        return True
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+        return _run(state, ["-c", _NETSIM, "run", *_VALIDATE, *words], folder, timeout_s)[0] == 0
+
+
 def _key(method: str) -> str:
     """What is looked for: of a method of one's own its factory, of netsim's own its options as well."""
     name = method.partition(",")[0].strip()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netsim_ddp.bench.present import Present
+from netsim_ddp.bench.present import Present, takes
 from netsim_ddp.bench.runner import Event, Report
 from netsim_ddp.bench.states import TEMPORARY, State, undisturbed
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
@@ -26,7 +26,16 @@ from netsim_ddp.scenario.catalogue import find
 
 UNWIND_S = 30.0
 """How long a run may take to clear away its link and workers when it is asked to stop."""
-_FILES = ("--config", "--codec-from", "--timeline", "--trace", "--link-profile", "--data-dir", "--text")
+_FILES = (
+    "--config",
+    "--codec-from",
+    "--ready-from",
+    "--timeline",
+    "--trace",
+    "--link-profile",
+    "--data-dir",
+    "--text",
+)
 _KINDS: dict[int, type[NetsimError]] = {2: UsageError, 3: RankError, 4: EnvironmentFault}
 # `python -m netsim_ddp`, killed when this process is (PR_SET_PDEATHSIG, SIGKILL): its own helpers then clear away.
 _START = """
@@ -35,6 +44,7 @@ if sys.platform.startswith("linux"):
     ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 runpy.run_module("netsim_ddp", run_name="__main__", alter_sys=True)
 """
+NO_BASELINE = ("--baseline", "none")
 
 
 def measure(
@@ -59,6 +69,11 @@ def measure(
     """
     words = absolute(words)
     asked = [_restricted(words, each.methods) for each in presents]
+    if not any(word.partition("=")[0] == "--baseline" for word in words):
+        # Each state is held against the other one: what every method is held against beside them would cost a run.
+        for state, theirs in zip(states, asked, strict=True):
+            if takes(state, NO_BASELINE, timeout_s=timeout_s):
+                theirs.extend(NO_BASELINE)
     each_runs = [each.methods != [] for each in presents]
     found: tuple[list[Result], list[Result]] = ([], [])
     total = repeats * sum(each_runs)

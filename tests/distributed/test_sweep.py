@@ -34,6 +34,7 @@ steps: 2
 warmup: 0
 repeats: 2
 methods: ["dense,overlap=off", "frail:build"]
+baseline: none
 matrix:
   bandwidth: [50mbps, 100mbps]
 """
