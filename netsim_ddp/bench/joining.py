@@ -24,6 +24,7 @@ from netsim_ddp.link.schedule import message_bytes
 
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
+PROBE_SHORT, PROBE_LONGER = 4, 4  # so many tries, then longer ones: a rank that wakes late is less of them
 PROBE_JITTERS = 50  # the probe takes this many times the jitter, so that jitter is 2% of it
 PROBE_BYTES = (64 * 1024, 64 * 1024**2)
 
@@ -117,7 +118,7 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
     seconds = max(PROBE_S, PROBE_JITTERS * spec.jitter_s)
     size = PROBE_BYTES[0] if real else _probe_size(rate, seconds)
     best = 0.0
-    for _ in range(tries):
+    for tried in range(1, tries + 1):
         wire = group.wire_device(device)
         sent, received = (make(size, dtype=torch.uint8, device=wire) for make in (torch.zeros, torch.empty))
         after, before = (group.rank + 1) % group.world_size, (group.rank - 1) % group.world_size
@@ -132,6 +133,8 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
             size = _probe_size(slowest, seconds)
         elif slowest > PROBE_GOOD * rate:
             break
+        elif tried == PROBE_SHORT and spec.credit_bytes is None:
+            size = _probe_size(rate, PROBE_LONGER * seconds)
     return best
 
 
