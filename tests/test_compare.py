@@ -196,6 +196,12 @@ def test_bytes_of_what_was_selected_may_vary_where_the_bits_may() -> None:
     base = whole([cell("topk", [100], tx=1e6)])
     new = whole([cell("topk", [100], tx=1.01e6, sha="b" * 64)])
     assert changed(base, new) == ["payload bytes", "parameters"]
+    plain = {"environment": {**ENVIRONMENT, "numba": None}}  # not used, which is known
+    assert changed(base.model_copy(update=plain), new.model_copy(update=plain)) == [
+        "payload bytes",
+        "parameters",
+    ]
+    assert changed(base, new.model_copy(update=plain)) == []
     elsewhere = new.model_copy(update={"environment": {**ENVIRONMENT, "cpu": "another"}})
     assert changed(base, elsewhere) == []
     reseeded = new.model_copy(update={"scenario": {**new.scenario, "seed": 1}})

@@ -120,8 +120,8 @@ def _subject(cell: Cell, result: Result) -> Subject:
     scenario, training = result.scenario, result.kind == "training"
     known = {key: scenario.get(key) for key in COMPUTATION}
     machine = [result.environment.get(key) for key in MACHINE]
-    # What a file does not say cannot be taken for equal.
-    certain = known["seed"] is not None and None not in machine
+    # What a file does not say cannot be taken for equal; that a package is not used (null) it does say.
+    certain = known["seed"] is not None and all(key in result.environment for key in MACHINE)
     return Subject(
         identity=_identity(cell, result),
         times=_training_times(cell) if training else _step_times(cell),
