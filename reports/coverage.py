@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from netsim_ddp.report.wording import outwards
+from netsim_ddp.report.labels import outwards
 from netsim_ddp.results.break_even import (
     Steps,
     _accepted,

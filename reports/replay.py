@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from netsim_ddp.bench.environment import environment
+from netsim_ddp.steps.environment import environment
 
 HERE = Path(__file__).parent
 FILE, PAGE = HERE / "replay.json", HERE / "replay.md"

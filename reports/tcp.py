@@ -21,9 +21,9 @@ from typing import Any
 
 from tcp_line import trace
 
-from netsim_ddp.link.bucket import BucketSpec, LinkClock
-from netsim_ddp.link.schedule import PREAMBLE_BYTES, Operation
-from netsim_ddp.link.tcp import TcpSettings
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.schedule import PREAMBLE_BYTES, Operation
+from netsim_ddp.link.bucket.tcp import TcpSettings
 
 SIZES = (15_000, 164_000, 1_000_000, 10_000_000, 60_000_000)
 IDLES_S = (0.1, 1.0)

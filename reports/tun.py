@@ -9,9 +9,9 @@ import os
 import platform
 from statistics import median, quantiles
 
-from netsim_ddp.link.probe import Peers
+from netsim_ddp.link.probe.probe import Peers
 from netsim_ddp.link.spec import LinkSpec, goodput
-from netsim_ddp.link.tc import TcLink
+from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.scenario import available_cores
 from netsim_ddp.units import format_rate
 

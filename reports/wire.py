@@ -181,14 +181,14 @@ def instrumented_rank(rank: int, store: str, answers: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    from netsim_ddp.bench.channel import RankChannel
-    from netsim_ddp.bench.execution import Concurrent
-    from netsim_ddp.bench.phases import HostClock, StepTimer
-    from netsim_ddp.bench.programs import Training
     from netsim_ddp.communication.backend import build_method
     from netsim_ddp.communication.flat import FlatGradients
-    from netsim_ddp.communication.gloo_threads import spare_senders
     from netsim_ddp.communication.segments import Group
+    from netsim_ddp.communication.shaped.gloo_threads import spare_senders
+    from netsim_ddp.ranks.channel import RankChannel
+    from netsim_ddp.steps.execution import Concurrent
+    from netsim_ddp.steps.phases import HostClock, StepTimer
+    from netsim_ddp.steps.programs import Training
     from netsim_ddp.workloads import build_workload
 
     class Bare(Concurrent):

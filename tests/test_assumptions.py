@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from netsim_ddp.bench import launched
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.tc import TcLink
-from netsim_ddp.report import ci, html, junit, latex, markdown, tidy
+from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.crossover import render_break_evens
-from netsim_ddp.report.sweep import render_sweep
-from netsim_ddp.report.terminal import render_result
-from netsim_ddp.report.training import render_training
+from netsim_ddp.report.export import ci, html, junit, latex, markdown, tidy
+from netsim_ddp.report.terminal.result import render_result
+from netsim_ddp.report.terminal.sweep import render_sweep
+from netsim_ddp.report.terminal.training import render_training
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.scenario import Scenario, build
+from netsim_ddp.tools import launch as launched
 from netsim_ddp.units import format_rate
 from tests.results_factory import sweep, training
 from tests.test_summary import make_cell, make_link, make_result

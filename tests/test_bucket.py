@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket import BucketSpec, LinkClock, _occupy
-from netsim_ddp.link.schedule import (
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock, _occupy
+from netsim_ddp.link.bucket.schedule import (
     KINDS,
     NOTICE_BYTES,
     Operation,

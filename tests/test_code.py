@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import netsim_ddp
-from netsim_ddp.bench.code import code_of
 from netsim_ddp.scenario import Scenario, build
+from netsim_ddp.steps.code_versions import code_of
 from tests.foreign import git, repository
 from tests.test_cli import ROOT
 

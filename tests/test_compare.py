@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.errors import NothingComparable, UsageError
-from netsim_ddp.report.compare import markdown, render_comparison
+from netsim_ddp.report.terminal.compare import markdown, render_comparison
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.record import Cell, EpochRecord, RepeatRecord, Result, save

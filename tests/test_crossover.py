@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.crossover import render_break_evens
-from netsim_ddp.report.plots.steps import speedups
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise

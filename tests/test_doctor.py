@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from netsim_ddp.bench import checks
 from netsim_ddp.compression import kernels
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable
-from netsim_ddp.link.tc import usable
+from netsim_ddp.link.tc.link import usable
+from netsim_ddp.tools import checks
 
 pytestmark = pytest.mark.alone
 

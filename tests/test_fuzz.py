@@ -18,15 +18,15 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.errors import NetsimError
-from netsim_ddp.link.bucket import BucketSpec
-from netsim_ddp.link.measured import read_measurement
-from netsim_ddp.link.plan import Shapes
-from netsim_ddp.link.script import script
+from netsim_ddp.link.bucket.clock import BucketSpec
+from netsim_ddp.link.measured.profile import read_measurement
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.link.tc.plan import Shapes
+from netsim_ddp.link.tc.script import script
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.report.collection import Collection, Source
-from netsim_ddp.report.markdown import document
-from netsim_ddp.report.terminal import render_result
+from netsim_ddp.report.export.markdown import document
+from netsim_ddp.report.terminal.result import render_result
 from netsim_ddp.results import codec
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.record import load, to_json

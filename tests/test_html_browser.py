@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.report.collection import Collection, Source
-from netsim_ddp.report.html import page
+from netsim_ddp.report.export.html import page
 from netsim_ddp.results.record import load
 from tests.results_factory import make, sweep, training
 from tests.test_report_cli import HEADLINE

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import NothingComparable, UsageError
+from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.collection import Collection, Source
-from netsim_ddp.report.plots.steps import speedups
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.identity import AS_MEASURED, BY_BYTES, READY, TCP, outdated, rules
 from netsim_ddp.results.merge import merge

@@ -286,7 +286,8 @@ def test_a_processor_without_avx512_gives_the_same(cpu):
         pytest.skip("names x86 processors")
     code = """
 import numpy as np, torch
-from netsim_ddp.compression import _vector, accumulate_select, segment_table
+from netsim_ddp.compression.native import vector as _vector
+from netsim_ddp.compression import accumulate_select, segment_table
 assert not _vector.HAS_COMPRESS
 n = 300_001
 for grad in (torch.randn(n), torch.full((n,), 0.5), torch.zeros(n), torch.randn(n).round()):
@@ -427,7 +428,7 @@ import numba.core.caching as caching
 for locator in caching.CacheImpl._locator_classes:
     locator.from_function = classmethod(lambda *_: None)
 from netsim_ddp.compression import warm
-from netsim_ddp.compression._numba_kernels import max_key
+from netsim_ddp.compression.native.numba_kernels import max_key
 import numpy as np
 assert max_key(np.array([-5, 3], np.int32) & 7) == 3
 """

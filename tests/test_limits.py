@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from netsim_ddp.bench.link_model import LinkModel
-from netsim_ddp.bench.phases import StepSample
-from netsim_ddp.link.schedule import Sent, message_bytes
+from netsim_ddp.link.bucket.schedule import Sent, message_bytes
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.report.limits import credit_sentences
 from netsim_ddp.results.limits import bound, exchange, is_limited
 from netsim_ddp.results.record import Bound, Cell
 from netsim_ddp.results.summary import summarise
+from netsim_ddp.steps.link_model import LinkModel
+from netsim_ddp.steps.phases import StepSample
 from tests.test_summary import make_cell, make_link
 
 RATE = 10**8

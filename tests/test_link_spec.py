@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.bucket import BucketSpec
-from netsim_ddp.link.plan import Shapes, plan
-from netsim_ddp.link.script import script
+from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
+from netsim_ddp.link.tc.plan import Shapes, plan
+from netsim_ddp.link.tc.script import script
 from netsim_ddp.scenario import build_scenario
 
 RATES = st.integers(10**6, 10**10)

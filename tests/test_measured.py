@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.measured import from_probe, read_measurement, write_profile
-from netsim_ddp.link.measurement import Goodput, Measurement
+from netsim_ddp.link.measured.measurement import Goodput, Measurement
+from netsim_ddp.link.measured.profile import from_probe, read_measurement, write_profile
 from netsim_ddp.results.probe import Bulk, RoundTrip
 from netsim_ddp.results.record import to_json
 from netsim_ddp.scenario import build_scenario

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket import BucketSpec, LinkClock, _noise
-from netsim_ddp.link.pace import Changing, OnCredit
-from netsim_ddp.link.schedule import Operation, message_bytes
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock, _noise
+from netsim_ddp.link.bucket.pace import Changing, OnCredit
+from netsim_ddp.link.bucket.schedule import Operation, message_bytes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
 
 pytestmark = pytest.mark.alone

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer, covered, settle
 from netsim_ddp.results.record import StepRecord
 from netsim_ddp.results.summary import PHASES
+from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer, covered, settle
 
 LOCAL = ["compute", "compress", "decompress", "optimizer", "other", "send"]
 durations = st.floats(min_value=0, max_value=10, allow_nan=False)

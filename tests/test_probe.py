@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.link.base import HostLink
-from netsim_ddp.link.peer import serve
-from netsim_ddp.link.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
+from netsim_ddp.link.probe.peer import serve
+from netsim_ddp.link.probe.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
 from netsim_ddp.link.spec import LinkSpec, goodput
-from netsim_ddp.report.probe import render_probe
+from netsim_ddp.report.terminal.probe import render_probe
 from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord, Tool
 from tests.test_cli import command, complaint

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.bench.present import Present, present
-from netsim_ddp.bench.regress import absolute, measure, side_of
-from netsim_ddp.bench.runner import Event
-from netsim_ddp.bench.states import State, two_states
 from netsim_ddp.errors import EnvironmentFault, RankError, RankTimeout, UsageError
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.record import Result, load, to_json
+from netsim_ddp.steps.runner import Event
+from netsim_ddp.tools.methods_present import Present, present
+from netsim_ddp.tools.regress import absolute, measure, side_of
+from netsim_ddp.tools.states import State, two_states
 from tests.distributed.test_cleanup import marked
 from tests.test_cli import ROOT, complaint
 from tests.test_summary import make_cell, make_result
@@ -130,7 +130,7 @@ def test_the_next_one_clears_away_after_one_that_was_killed(repository: Path, tm
     temporary.mkdir()
     code = """
 import pathlib, sys, time
-from netsim_ddp.bench.states import two_states
+from netsim_ddp.tools.states import two_states
 with two_states("HEAD", pathlib.Path(sys.argv[1])):
     print("there", flush=True)
     time.sleep(600)

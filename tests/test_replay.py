@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from netsim_ddp.bench import spending
-from netsim_ddp.bench.compute_times import LEAST_PASSES, ComputeTimes, measure, once
-from netsim_ddp.bench.execution import Execution, Replayed
-from netsim_ddp.bench.meeting import MeetingPoint
-from netsim_ddp.bench.phases import HostClock, StepTimer
-from netsim_ddp.bench.recordings import anonymous_file
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
+from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.recorded_gradients import anonymous_file
 from netsim_ddp.scenario import available_cores, ranks_at_once
+from netsim_ddp.steps import spending
+from netsim_ddp.steps.compute_times import LEAST_PASSES, ComputeTimes, measure, once
+from netsim_ddp.steps.execution import Execution, Replayed
+from netsim_ddp.steps.phases import HostClock, StepTimer
 from reports.replay import median_interval
 
 RANKS = 4
@@ -213,8 +213,8 @@ class Counted:
 def test_all_ranks_take_the_same_passes_and_alone_ones_where_they_share_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("netsim_ddp.bench.compute_times.WARM_S", 0.0)
-    monkeypatch.setattr("netsim_ddp.bench.compute_times.MEASURED_S", 0.05)
+    monkeypatch.setattr("netsim_ddp.steps.compute_times.WARM_S", 0.0)
+    monkeypatch.setattr("netsim_ddp.steps.compute_times.MEASURED_S", 0.05)
     for at_once in (1, 2):
         meeting = MeetingPoint(RANKS, 30)
         found = on_all_ranks(

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.report import figures, svg
+from netsim_ddp.report.charts import Bars, Chart, all_plots, svg
+from netsim_ddp.report.charts.scales import Scale, around, ticks
+from netsim_ddp.report.charts.steps import speedups
+from netsim_ddp.report.charts.style import DARK, LIGHT, Looks, Theme
+from netsim_ddp.report.charts.training import differences, training_curves
+from netsim_ddp.report.charts.wire import bytes_over_workers
 from netsim_ddp.report.collection import Collection, Source
+from netsim_ddp.report.export import figures
 from netsim_ddp.report.facts import pays
-from netsim_ddp.report.plots import Bars, Chart, all_plots
-from netsim_ddp.report.plots.steps import speedups
-from netsim_ddp.report.plots.training import differences, training_curves
-from netsim_ddp.report.plots.wire import bytes_over_workers
-from netsim_ddp.report.scales import Scale, around, ticks
-from netsim_ddp.report.style import DARK, LIGHT, Looks, Theme
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.training import WITHIN_POINTS

@@ -16,7 +16,7 @@ from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.statistics import Statistics, measure
-from netsim_ddp.report.selections import render_selections
+from netsim_ddp.report.terminal.selections import render_selections
 from netsim_ddp.results.record import load
 
 SHAPES = {

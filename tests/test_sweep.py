@@ -14,8 +14,8 @@ import yaml
 from rich.console import Console
 
 from netsim_ddp.errors import LinkUnavailable, NetsimError, RankError, UsageError
-from netsim_ddp.report.sweep import render_sweep
-from netsim_ddp.report.sweep_progress import SweepTable
+from netsim_ddp.report.terminal.sweep import render_sweep
+from netsim_ddp.report.terminal.sweep_progress import SweepTable
 from netsim_ddp.results.record import (
     Cell,
     LinkRecord,
@@ -33,7 +33,7 @@ from netsim_ddp.scenario import Scenario, TrainScenario
 from netsim_ddp.scenario.matrix import expand
 from netsim_ddp.scenario.matrix import parse as parse_matrix
 from netsim_ddp.sweep.commands import Command
-from netsim_ddp.sweep.kept import read_earlier, still_valid
+from netsim_ddp.sweep.earlier import read_earlier, still_valid
 from netsim_ddp.sweep.plan import MAX_NAMESPACES, Run, batches, order, plan
 from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression

@@ -8,15 +8,15 @@ from statistics import median
 
 import pytest
 
-from netsim_ddp.bench.links import link_record
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import HostLink
-from netsim_ddp.link.bucket import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.schedule import PREAMBLE_BYTES, Operation, message_bytes
+from netsim_ddp.link.bucket.tcp import TcpSettings
 from netsim_ddp.link.choose import choose
-from netsim_ddp.link.schedule import PREAMBLE_BYTES, Operation, message_bytes
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tcp import TcpSettings
 from netsim_ddp.scenario import build_scenario
+from netsim_ddp.steps.link_record import link_record
 
 LINUX = TcpSettings("Linux")
 GIGABIT, MBIT = 10**9, 10**6

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from netsim_ddp.report.training import render_training, sentences
+from netsim_ddp.report.terminal.training import render_training, sentences
 from netsim_ddp.results.record import (
     Cell,
     EpochRecord,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from netsim_ddp.report.charts import all_plots
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.facts import answers
-from netsim_ddp.report.plots import all_plots
-from netsim_ddp.report.sweep import render_sweep
+from netsim_ddp.report.terminal.sweep import render_sweep
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.utilisation import LEVELS, Utilisation, utilisations

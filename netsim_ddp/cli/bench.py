@@ -66,14 +66,14 @@ def compress(
             raise UsageError(f"{flag} {name!r} is not known", hint=f"choose from {', '.join(known)}")
 
     from netsim_ddp import __version__
-    from netsim_ddp.bench.compress import Plan, measure
-    from netsim_ddp.bench.environment import environment
     from netsim_ddp.cli.output import writable
     from netsim_ddp.cli.saving import Kept
     from netsim_ddp.compression.codec import Codec
-    from netsim_ddp.report.codec import render_codec_times
+    from netsim_ddp.report.terminal.codec import render_codec_times
     from netsim_ddp.results.codec import CodecTimes, to_json
     from netsim_ddp.results.record import Tool, now_utc
+    from netsim_ddp.steps.environment import environment
+    from netsim_ddp.tools.compress import Plan, measure
 
     path = None if json in (None, "-") else writable(Path(str(json)))
     times = CodecTimes(

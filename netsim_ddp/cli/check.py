@@ -46,11 +46,11 @@ def check(
 ) -> None:
     """Test a method on real ranks: same bits, nothing lost or doubled, NaN and inf, state, honest bytes and memory."""
     from netsim_ddp import __version__
-    from netsim_ddp.bench.method_check import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.methods import parse_method, takes
     from netsim_ddp.results.record import write_whole
+    from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.units import parse_duration
 
     spec = parse_method(method)

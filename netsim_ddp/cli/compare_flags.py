@@ -129,9 +129,9 @@ def show(comparison: Comparison, *, json: str | None, markdown: str | None, juni
     Raises:
         Regression: it fails.
     """
-    from netsim_ddp.report import compare as report
-    from netsim_ddp.report import gate
-    from netsim_ddp.report.wording import clean
+    from netsim_ddp.report.export import gate
+    from netsim_ddp.report.labels import clean
+    from netsim_ddp.report.terminal import compare as report
     from netsim_ddp.results.record import to_json, write_whole
 
     documents = (
@@ -162,7 +162,7 @@ def red_where_it_fails(junit: str | None) -> Iterator[None]:
     except Regression:
         raise  # its comparison has been written
     except BaseException as error:
-        from netsim_ddp.report import gate
+        from netsim_ddp.report.export import gate
         from netsim_ddp.results.record import write_whole
 
         if junit == "-":

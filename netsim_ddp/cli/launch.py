@@ -90,10 +90,10 @@ def launch(
         raise UsageError("--json - would mix with the program's own output", hint="name a file")
     copy = None if json is None else writable(json)
 
-    from netsim_ddp.bench.launched import launch_program
     from netsim_ddp.link.launch import timeout_error
-    from netsim_ddp.report.launch import render_launch
+    from netsim_ddp.report.terminal.launch import render_launch
     from netsim_ddp.results.record import save
+    from netsim_ddp.tools.launch import launch_program
 
     with progress(bar=False) as report:
         record, outcome = launch_program(

@@ -70,7 +70,7 @@ def probe(
     Exits with 4 when a figure is off its target, and names it.
     """
     from netsim_ddp.errors import UsageError
-    from netsim_ddp.link.measured import from_probe, read_measurement, write_profile
+    from netsim_ddp.link.measured.profile import from_probe, read_measurement, write_profile
 
     profile = None if output is None else writable(output)
     if measurement is not None:
@@ -108,7 +108,7 @@ def probe(
         given["workers"] = given["workers"] or str(place.world_size)
     scenario = build_scenario({key: value for key, value in given.items() if value is not None})
     if place is not None:
-        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+        from netsim_ddp.ranks.hosts import Hub, on_hosts, serve_rank
 
         scenario = on_hosts(scenario, place)
         if place.rank > 0:
@@ -116,10 +116,10 @@ def probe(
     hosts = None if place is None else Hub(place, scenario)
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
-    from netsim_ddp.bench.prober import probe_link
     from netsim_ddp.errors import LinkOffTarget
-    from netsim_ddp.report.probe import render_probe
+    from netsim_ddp.report.terminal.probe import render_probe
     from netsim_ddp.results.record import save, to_json
+    from netsim_ddp.tools.probe import probe_link
 
     with progress(bar=False) as report:
         found = probe_link(

@@ -53,14 +53,14 @@ def regress(
 ) -> None:
     """Measure two states of the code in turns and compare them: REF in a temporary worktree, and the folder as it is.
     All other flags are netsim run's and say what is measured: --config, --method, --workers, --bandwidth ..."""
-    from netsim_ddp.bench import regress as bench
-    from netsim_ddp.bench.present import present
-    from netsim_ddp.bench.runner import Event
-    from netsim_ddp.bench.states import two_states
     from netsim_ddp.names import is_reference
     from netsim_ddp.results.compare import compare
     from netsim_ddp.results.record import to_json as text_of
     from netsim_ddp.results.record import write_whole
+    from netsim_ddp.steps.runner import Event
+    from netsim_ddp.tools import regress as bench
+    from netsim_ddp.tools.methods_present import present
+    from netsim_ddp.tools.states import two_states
     from netsim_ddp.units import parse_duration
 
     rules = flags.rules_of(fail_above, fail_on, only, alpha)

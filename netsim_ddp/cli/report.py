@@ -75,14 +75,14 @@ def report(
             "--format says how figures are written, and none are asked for", hint="add --figures DIR"
         )
     if figures is not None:
-        from netsim_ddp.report.figures import needs
+        from netsim_ddp.report.export.figures import needs
 
         needs(formats)
     collection = _collect(results or ["last"])
     for flag, target in wanted.items():
         _write(target, _builder(flag)(collection))
     if figures is not None:
-        from netsim_ddp.report.figures import write
+        from netsim_ddp.report.export.figures import write
 
         written = write(collection, figures, formats)
         say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
@@ -127,21 +127,21 @@ def _collect(names: list[str]) -> Collection:
 def _builder(flag: str) -> Callable[[Collection], str]:
     """What ``flag`` is made by; each exporter is loaded when it is asked for."""
     if flag == "--html":
-        from netsim_ddp.report.html import page as build
+        from netsim_ddp.report.export.html import page as build
     elif flag == "--markdown":
-        from netsim_ddp.report.markdown import document as build
+        from netsim_ddp.report.export.markdown import document as build
     elif flag == "--csv":
-        from netsim_ddp.report.tidy import table as build
+        from netsim_ddp.report.export.tidy import table as build
     elif flag == "--junit":
-        from netsim_ddp.report.junit import document as build
+        from netsim_ddp.report.export.junit import document as build
     elif flag == "--latex":
-        from netsim_ddp.report.latex import document as build
+        from netsim_ddp.report.export.latex import document as build
     elif flag == "--bibtex":
-        from netsim_ddp.report.citations import bibliography as build
+        from netsim_ddp.report.export.citations import bibliography as build
     elif flag == "--github-benchmark":
-        from netsim_ddp.report.ci import github_benchmark as build
+        from netsim_ddp.report.export.ci import github_benchmark as build
     else:
-        from netsim_ddp.report.ci import bencher as build
+        from netsim_ddp.report.export.ci import bencher as build
     return build
 
 
@@ -159,11 +159,11 @@ def _write(target: str, text: str) -> None:
 def _show(collection: Collection) -> None:
     from rich.text import Text
 
-    from netsim_ddp.report.selections import render_selections
-    from netsim_ddp.report.sweep import render_sweep
-    from netsim_ddp.report.terminal import render_result
-    from netsim_ddp.report.training import render_training
-    from netsim_ddp.report.wording import clean
+    from netsim_ddp.report.labels import clean
+    from netsim_ddp.report.terminal.result import render_result
+    from netsim_ddp.report.terminal.selections import render_selections
+    from netsim_ddp.report.terminal.sweep import render_sweep
+    from netsim_ddp.report.terminal.training import render_training
 
     console = open_console(highlight=False)
     for number, source in enumerate(collection.sources):

@@ -183,7 +183,7 @@ def run(
         link_flags.show_commands(scenario.link_spec(), scenario.link)
         return
     if place is not None:
-        from netsim_ddp.bench.hosts import Hub, on_hosts, serve_rank
+        from netsim_ddp.ranks.hosts import Hub, on_hosts, serve_rank
 
         scenario = on_hosts(scenario, place)
         if place.rank > 0:
@@ -192,10 +192,10 @@ def run(
     copy = None if json in (None, "-") else writable(Path(str(json)))
     trace_file = None if trace_steps is None else writable(trace_steps)
 
-    from netsim_ddp.bench import runner
-    from netsim_ddp.report.selections import render_selections
-    from netsim_ddp.report.terminal import render_result
+    from netsim_ddp.report.terminal.result import render_result
+    from netsim_ddp.report.terminal.selections import render_selections
     from netsim_ddp.results.record import to_json
+    from netsim_ddp.steps import runner
 
     def show(result: Result) -> None:
         if json == "-":

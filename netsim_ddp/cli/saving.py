@@ -107,7 +107,7 @@ def saving(
 
 def write_steps(laps: Sequence[TracedLap], path: Path) -> None:
     """Write a trace and say so on stderr."""
-    from netsim_ddp.report.trace import write_trace
+    from netsim_ddp.report.export.trace import write_trace
 
     write_trace(laps, path)
     say(f"trace in {path}, for https://ui.perfetto.dev")

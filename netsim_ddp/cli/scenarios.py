@@ -22,7 +22,7 @@ def _group(context: typer.Context) -> None:
 @scenarios.command("list")
 def list_() -> None:
     """The built-in scenarios: what each asks, and how long its answer takes."""
-    from netsim_ddp.report.sweep_progress import rough
+    from netsim_ddp.report.terminal.sweep_progress import rough
     from netsim_ddp.scenario.catalogue import built_in
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan

@@ -85,8 +85,8 @@ def sweep(
     """
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.sweep.earlier import measured_again, read_earlier, still_valid
     from netsim_ddp.sweep.estimate import earlier as earlier_times
-    from netsim_ddp.sweep.kept import measured_again, read_earlier, still_valid
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan
 
@@ -181,7 +181,7 @@ def _put_aside(path: Path, before: Result, kept: dict[str, Cell]) -> None:
 def _tell_plan(
     going: Sweep, kept: dict[str, Cell], path: Path | None, selected: int, *, from_before: bool
 ) -> None:
-    from netsim_ddp.report.sweep_progress import rough
+    from netsim_ddp.report.terminal.sweep_progress import rough
 
     cells = sum(len(run.cells) for run in going.runs)
     some = f"{selected} of " if selected != cells else ""
@@ -239,7 +239,7 @@ def _show(result: Result, json: str | None) -> None:
 
         write_document(to_json(result))
         return
-    from netsim_ddp.report.sweep import render_sweep
+    from netsim_ddp.report.terminal.sweep import render_sweep
 
     render_sweep(result, open_console())
 
@@ -249,7 +249,7 @@ def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
     """The table on a terminal's stderr, lines elsewhere."""
     from rich.live import Live
 
-    from netsim_ddp.report.sweep_progress import SweepTable, cell_line, remaining
+    from netsim_ddp.report.terminal.sweep_progress import SweepTable, cell_line, remaining
 
     console = open_console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -217,7 +217,7 @@ def train(
     copy = None if json in (None, "-") else writable(Path(str(json)))
     trace_file = None if trace_steps is None else writable(trace_steps)
 
-    from netsim_ddp.report.training import render_training
+    from netsim_ddp.report.terminal.training import render_training
     from netsim_ddp.results.record import to_json
     from netsim_ddp.training import runner
 

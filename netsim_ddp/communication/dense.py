@@ -17,7 +17,7 @@ from netsim_ddp.communication.segments import (
     Wire,
     ring_all_reduce_messages,
 )
-from netsim_ddp.link.schedule import Sent
+from netsim_ddp.link.bucket.schedule import Sent
 
 
 class DenseAllReduce(Method):

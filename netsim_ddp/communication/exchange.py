@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.segments import Group, Wire
-from netsim_ddp.link.schedule import Sent
+from netsim_ddp.link.bucket.schedule import Sent
 
 
 class PeerExchange(Wire):

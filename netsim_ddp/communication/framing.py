@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from netsim_ddp.link.schedule import HEADER_BYTES, NOTICE_BYTES, message_bytes
+from netsim_ddp.link.bucket.schedule import HEADER_BYTES, NOTICE_BYTES, message_bytes
 from netsim_ddp.link.spec import SEGMENT_WIRE
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from netsim_ddp.communication.failing import named
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.compression.statistics import Statistics
-from netsim_ddp.link.schedule import Sent
+from netsim_ddp.link.bucket.schedule import Sent
 
 
 @dataclass(frozen=True)

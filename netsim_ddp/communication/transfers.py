@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.segments import Group
-from netsim_ddp.link.schedule import Sent
+from netsim_ddp.link.bucket.schedule import Sent
 
 
 @dataclass

@@ -17,8 +17,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression import _torch_kernels as twin
-from netsim_ddp.compression.native import compiled_module
+from netsim_ddp.compression.native import torch_kernels as twin
+from netsim_ddp.compression.native.available import compiled_module
 from netsim_ddp.switches import compiled_kernels
 
 fused = compiled_module("_fused")
@@ -69,7 +69,9 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    from netsim_ddp.compression import _numba_codec, _numba_shares, _numba_thresholds
+    from netsim_ddp.compression.native import numba_codec as _numba_codec
+    from netsim_ddp.compression.native import numba_shares as _numba_shares
+    from netsim_ddp.compression.native import numba_thresholds as _numba_thresholds
 
     fused.call_every_kernel()
     _numba_shares.warm()

@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netsim_ddp.compression import _torch_codec as twin
-from netsim_ddp.compression.native import compiled_module
+from netsim_ddp.compression.native import torch_codec as twin
+from netsim_ddp.compression.native.available import compiled_module
 
 compiled = compiled_module("_numba_codec")
 
@@ -156,7 +156,7 @@ def _share_out(work: Callable[[int, int], None], shares: list[tuple[int, int]]) 
     if len(shares) == 1:
         work(*shares[0])
     else:
-        from netsim_ddp.compression._fused import together  # which imports numba
+        from netsim_ddp.compression.native.fused import together  # which imports numba
 
         together(len(shares), [functools.partial(work, *share) for share in shares])
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression import _torch_codec as twin
+from netsim_ddp.compression.native import torch_codec as twin
 from netsim_ddp.compression.packing import compiled
 
 GROUP = 256

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression import _torch_kernels as twin
 from netsim_ddp.compression import kernels
+from netsim_ddp.compression.native import torch_kernels as twin
 from netsim_ddp.compression.shares import clear_at
 
 BLOCK = 64  # entries: a cache line of float16 gradients twice over, so that a block's energy is cheap to read

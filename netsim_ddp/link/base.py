@@ -1,7 +1,7 @@
 """What a link is: enter it and it exists, with one endpoint per rank; leave it and nothing is left.
 
-Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc`), ``bucket`` (a
-user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket`) and ``none``
+Three mechanisms implement it: ``tc`` (namespaces and qdiscs, :mod:`netsim_ddp.link.tc.link`), ``bucket`` (a
+user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.link.bucket.clock`) and ``none``
 (the host's loopback, unshaped). ``host`` is the real network of several hosts, taken as it is.
 """
 

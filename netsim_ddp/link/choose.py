@@ -8,7 +8,7 @@ from dataclasses import replace
 from netsim_ddp.errors import LinkUnavailable, UsageError
 from netsim_ddp.link.base import HostLink, Link
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc import TcLink
+from netsim_ddp.link.tc.link import TcLink
 
 
 def choose(spec: LinkSpec, how: str, note: Callable[[str], None], *, beside: TcLink | None = None) -> Link:

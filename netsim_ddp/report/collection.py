@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from netsim_ddp.report.assumptions import assumed, assumptions
-from netsim_ddp.report.wording import clean, plain, same_momentum
+from netsim_ddp.report.labels import clean, plain, same_momentum
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import (
     COMPUTE_AXES,

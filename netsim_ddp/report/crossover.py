@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, encodable, label, outwards, two_digits
+from netsim_ddp.report.labels import DASH, clean, encodable, label, outwards, two_digits
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
 from netsim_ddp.results.record import Cell

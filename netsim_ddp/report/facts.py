@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from netsim_ddp.report import learned
+from netsim_ddp.report import outcomes
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
+from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.collection import Block, Collection, Source
+from netsim_ddp.report.labels import DASH, clean, plain
 from netsim_ddp.report.limits import late_words
-from netsim_ddp.report.plots.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import verdict
-from netsim_ddp.report.wording import DASH, clean, plain
 from netsim_ddp.results.record import CodeRecord, LinkRecord
 from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -73,7 +73,7 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
     found = [
         f"{block.title}: {line}" if len(mine) > 1 else line
         for block in mine
-        for line in learned.sentences(block)
+        for line in outcomes.sentences(block)
     ]
     for cell in source.result.cells:
         if cell.error or not any(repeat.epochs for repeat in cell.repeats):

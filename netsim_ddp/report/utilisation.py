@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.wording import DASH, clean, encodable, label, two_digits
+from netsim_ddp.report.labels import DASH, clean, encodable, label, two_digits
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.utilisation import LEVELS, Needed, Utilisation, utilisations

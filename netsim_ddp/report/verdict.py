@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from netsim_ddp.report.labels import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.report.limits import bounded, credit_sentences, limit_sentences
-from netsim_ddp.report.wording import clean, group_name, groups, label, milliseconds, rounded, times
 from netsim_ddp.results import stats
 from netsim_ddp.results.claims import Claim, claims, named_rival
 from netsim_ddp.results.limits import bound

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from netsim_ddp.bench import runner
-from netsim_ddp.bench.runner import Event, Report, Save
-from netsim_ddp.bench.stage import Stage
+from netsim_ddp.ranks.pool import Stage
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario import Scenario, Settings
+from netsim_ddp.steps import runner
+from netsim_ddp.steps.runner import Event, Report, Save
 
 
 class Execute(Protocol):
-    """Carries out resolved ``settings`` on ``stage``; see :func:`netsim_ddp.bench.runner.run`."""
+    """Carries out resolved ``settings`` on ``stage``; see :func:`netsim_ddp.steps.runner.run`."""
 
     def __call__(
         self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, stage: Stage
@@ -41,8 +41,7 @@ def command_of(name: str) -> Command:
 
 
 def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save, stage: Stage) -> Result:
-    from netsim_ddp.training.ground import Ground
-    from netsim_ddp.training.one import TASK
+    from netsim_ddp.training.place import Ground
     from netsim_ddp.training.runner import train
 
     def note(text: str) -> None:
@@ -53,7 +52,7 @@ def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save,
 
     runner.have_data(settings, note)
     link, measured = stage.link(settings.link_spec(), settings.link, note, warn)
-    launcher = stage.launcher(link, settings, note, task=TASK)
+    launcher = stage.launcher(link, settings, note)
     on = Ground(link, launcher, measured)
     result: Result = train(settings, command=command, report=report, save=save, on=on)
     return result

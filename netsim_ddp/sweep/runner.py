@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp import __version__
-from netsim_ddp.bench.code import code_of
-from netsim_ddp.bench.environment import environment
-from netsim_ddp.bench.runner import BUSY, Event, Save, busy_machine
-from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import EnvironmentFault, NetsimError
+from netsim_ddp.ranks.pool import Stage
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes
 from netsim_ddp.scenario.matrix import Matrix
+from netsim_ddp.steps.code_versions import code_of
+from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.runner import BUSY, Event, Save, busy_machine
 from netsim_ddp.sweep.commands import Command
+from netsim_ddp.sweep.earlier import missing_repeats
 from netsim_ddp.sweep.estimate import Estimate, start_seconds
-from netsim_ddp.sweep.kept import missing_repeats
 from netsim_ddp.sweep.plan import Run, Unit, batches, order, trains
 
 

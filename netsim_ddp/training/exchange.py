@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from netsim_ddp.bench.execution import Execution
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.adam import CompressedAdam
 from netsim_ddp.communication.backend import build_method
@@ -22,6 +21,7 @@ from netsim_ddp.communication.segments import Group, Method, Segment, Wire
 from netsim_ddp.communication.sgd import CorrectedSGD
 from netsim_ddp.compression.kernels import all_finite
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.steps.execution import Execution
 
 
 class Exchange(ABC):

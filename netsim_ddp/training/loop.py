@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.bench.channel import COMMUNICATING, COMPUTING
-from netsim_ddp.bench.execution import Execution
-from netsim_ddp.bench.phases import StepSample
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Segment
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import NetsimError
+from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
+from netsim_ddp.steps.execution import Execution
+from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.training.exchange import Exchange
 from netsim_ddp.training.faults import activation_fault, gradient_fault
 from netsim_ddp.training.precision import LossScaler, autocast

@@ -1,6 +1,6 @@
 """The order of it all: link, learning rates, one training per seed and method, saved after each.
 
-Torch-free like :mod:`netsim_ddp.bench.runner`, whose events and signature it shares.
+Torch-free like :mod:`netsim_ddp.steps.runner`, whose events and signature it shares.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from netsim_ddp import __version__
-from netsim_ddp.bench.code import code_of
-from netsim_ddp.bench.environment import environment
-from netsim_ddp.bench.links import link_record
-from netsim_ddp.bench.model_notes import model_notes
-from netsim_ddp.bench.runner import Event, Report, Save, tell_collective
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import (
@@ -33,10 +28,15 @@ from netsim_ddp.results.record import (
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.training import advice
+from netsim_ddp.steps.code_versions import code_of
+from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.link_record import link_record
+from netsim_ddp.steps.model_notes import model_notes
+from netsim_ddp.steps.runner import Event, Report, Save, tell_collective
+from netsim_ddp.training import notes as advice
 from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, check_settings, run_file, settings_of
-from netsim_ddp.training.ground import Ground, ground
-from netsim_ddp.training.one import Training
+from netsim_ddp.training.place import Ground, ground
+from netsim_ddp.training.single import Training
 from netsim_ddp.training.tuning import tune
 
 __all__ = ["Ground", "ground", "train", "trained"]

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
-from netsim_ddp.bench.channel import RankChannel
-from netsim_ddp.bench.cuda_clock import CudaClock
-from netsim_ddp.bench.execution import Concurrent
-from netsim_ddp.bench.first_model import share_first_model
-from netsim_ddp.bench.jobs import Job, Shared
-from netsim_ddp.bench.joining import choose_device, device_name, join, lasting_bps, ring_goodput
-from netsim_ddp.bench.phases import HostClock, StepSample, StepTimer
-from netsim_ddp.bench.task import Task
-from netsim_ddp.communication import cost, shaped
+from netsim_ddp.communication import cost
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.errors import UsageError
+from netsim_ddp.ranks.channel import RankChannel
+from netsim_ddp.ranks.jobs import Job, Shared
+from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
+from netsim_ddp.ranks.task import Task
+from netsim_ddp.steps.cuda_clock import CudaClock
+from netsim_ddp.steps.execution import Concurrent
+from netsim_ddp.steps.first_model import share_first_model
+from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.training import determinism
 from netsim_ddp.training.exchange import build_exchange
 from netsim_ddp.training.loop import Totals, Trainer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from netsim_ddp.bench.runner import Event, Report
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import Cell, TunedRate
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.training.ground import Ground
-from netsim_ddp.training.one import Training
+from netsim_ddp.steps.runner import Event, Report
+from netsim_ddp.training.place import Ground
+from netsim_ddp.training.single import Training
 
 
 def tune(

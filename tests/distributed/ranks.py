@@ -105,8 +105,8 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
         timeout = timedelta(seconds=60)
         backend = "gloo"
         if bucket_bps is not None:
-            from netsim_ddp.communication import shaped
-            from netsim_ddp.link.bucket import BucketSpec
+            from netsim_ddp.communication.shaped import group as shaped
+            from netsim_ddp.link.bucket.clock import BucketSpec
 
             shaped.register(BucketSpec.uniform(workers, bucket_bps), arrivals)
             backend = shaped.NAME
@@ -121,7 +121,7 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
 
 
 def _serve(request: Any) -> str:
-    from netsim_ddp.link.arrivals import ArrivalTable
+    from netsim_ddp.link.bucket.arrivals import ArrivalTable
 
     workers, folder = request[2], request[4]
     context = multiprocessing.get_context("fork")

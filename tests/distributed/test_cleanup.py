@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.tc import usable
+from netsim_ddp.link.tc.link import usable
 from netsim_ddp.results.record import load
 
 START_S, LEFT_S = 90.0, 1.0
@@ -120,10 +120,10 @@ class Running:
 
     def ranks(self) -> list[int]:
         """The fork server, first, and its ranks."""
-        return sorted(pid for pid, line in marked(self.mark).items() if "forkserver" in line)
+        return sorted(pid for pid, line in marked(self.mark).items() if "fork_server" in line)
 
     def helper(self) -> int:
-        return next(pid for pid, line in marked(self.mark).items() if "link.helper" in line)
+        return next(pid for pid, line in marked(self.mark).items() if "link.tc.helper" in line)
 
     def left(self) -> Left:
         return left_of(self.mark, self.namespaces, self.interfaces)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.errors import LinkLost, LinkUnavailable
-from netsim_ddp.link import tun
 from netsim_ddp.link.choose import choose
-from netsim_ddp.link.forwarder import Forwarder
-from netsim_ddp.link.probe import Peers
+from netsim_ddp.link.probe.probe import Peers
 from netsim_ddp.link.spec import ETHERNET_MTU, SEGMENT_WIRE, Change, LinkSpec, RankRate
-from netsim_ddp.link.tc import TcLink
+from netsim_ddp.link.tc import tun
+from netsim_ddp.link.tc.forwarder import Forwarder
+from netsim_ddp.link.tc.link import TcLink
 from tests.distributed.streams import round_trip_s, stream
 from tests.distributed.test_cleanup import MARK, Running, marked
 
@@ -123,7 +123,7 @@ class TestPackets:
         os.environ[MARK] = mark = f"forwarder {os.getpid()}"
         try:
             with link() as made:
-                (victim,) = (pid for pid, line in marked(mark).items() if "link.forwarder" in line)
+                (victim,) = (pid for pid, line in marked(mark).items() if "link.tc.forwarder" in line)
                 os.kill(victim, signal.SIGKILL)
                 deadline = time.monotonic() + 20
                 while made.lost() is None and time.monotonic() < deadline:
@@ -133,7 +133,7 @@ class TestPackets:
         finally:
             del os.environ[MARK]
 
-    @pytest.mark.parametrize("victim", ["command", "link.forwarder"])
+    @pytest.mark.parametrize("victim", ["command", "link.tc.forwarder"])
     def test_whoever_is_killed_leaves_nothing(self, tmp_path: Path, victim: str) -> None:
         words = ("--bandwidth", "100mbps", "--delay", "2ms", "--delay-by", "tun")
         running = Running(tmp_path, "tc", *words)
@@ -145,7 +145,7 @@ class TestPackets:
                 os.kill(pid, signal.SIGKILL)
             _, errors = running.process.communicate(timeout=60)
             assert "Traceback" not in errors
-            if victim == "link.forwarder":
+            if victim == "link.tc.forwarder":
                 assert running.process.returncode == 4
                 assert "the forwarder, which carries the link's packets" in errors
             running.nothing_is_left()
@@ -164,7 +164,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 """
 _DELAYED = """
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc import TcLink
+from netsim_ddp.link.tc.link import TcLink
 from tests.distributed.streams import round_trip_s
 with TcLink(LinkSpec(2, 10**8, delay_s=0.01, delay_by="tun")) as link:
     print(round_trip_s(link))

@@ -240,7 +240,7 @@ def test_ctrl_c_reaches_the_ranks_and_is_130(running: Running) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.3])
-@pytest.mark.parametrize(("whom", "code"), [("command", None), ("link.helper", 4), ("sh -c", 137)])
+@pytest.mark.parametrize(("whom", "code"), [("command", None), ("link.tc.helper", 4), ("sh -c", 137)])
 def test_sigkill_leaves_nothing(running: Running, whom: str, code: int | None, delay: float) -> None:
     time.sleep(delay)
     if code is None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-from netsim_ddp.bench.method_check import CHECKS, NOT_SEEN, Trials
 from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
@@ -24,6 +23,7 @@ from netsim_ddp.link.choose import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, parse_method
 from netsim_ddp.results.record import load
+from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, Trials
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / folder) for folder in ("examples", "tests", "."))

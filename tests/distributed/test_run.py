@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.tc import usable
+from netsim_ddp.link.tc.link import usable
 from netsim_ddp.results.limits import exchange
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.results.summary import PHASES
@@ -200,7 +200,7 @@ def ordinary_user() -> tuple[int, str, dict[str, str]]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        words = [python, "-c", "import torch, netsim_ddp.bench.worker"]
+        words = [python, "-c", "import torch, netsim_ddp.steps.worker"]
         try:
             done = subprocess.run(
                 words,

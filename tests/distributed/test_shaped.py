@@ -25,12 +25,12 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.communication.shaped import ShapedProcessGroup, register, shaped_group
-from netsim_ddp.communication.works import DeadlineTimer
+from netsim_ddp.communication.shaped.futures import DeadlineTimer
+from netsim_ddp.communication.shaped.group import ShapedProcessGroup, register, shaped_group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
-from netsim_ddp.link.arrivals import ArrivalTable, Meeting
-from netsim_ddp.link.bucket import BucketSpec, LinkClock
-from netsim_ddp.link.schedule import Operation, charges
+from netsim_ddp.link.bucket.arrivals import ArrivalTable, Meeting
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.schedule import Operation, charges
 
 pytestmark = pytest.mark.alone
 

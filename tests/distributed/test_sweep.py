@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import netsim_ddp
-from netsim_ddp.bench.runner import run
-from netsim_ddp.bench.stage import Stage
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc import usable
+from netsim_ddp.link.tc.link import usable
+from netsim_ddp.ranks.pool import Stage
 from netsim_ddp.results.record import Result, load
 from netsim_ddp.scenario import Scenario
+from netsim_ddp.steps.runner import run
 
 pytestmark = pytest.mark.alone
 

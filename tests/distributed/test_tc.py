@@ -7,12 +7,12 @@ import select
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.channel import open_channel
 from netsim_ddp.link.messages import send
-from netsim_ddp.link.plan import Shapes
-from netsim_ddp.link.probe import check, probe
+from netsim_ddp.link.probe.probe import check, probe
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
-from netsim_ddp.link.tc import TcLink, find_tool, usable
+from netsim_ddp.link.tc.channel import open_channel
+from netsim_ddp.link.tc.link import TcLink, find_tool, usable
+from netsim_ddp.link.tc.plan import Shapes
 from tests.distributed.streams import stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.privileged]

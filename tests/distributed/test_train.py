@@ -18,18 +18,17 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.bench.launcher import Launcher
-from netsim_ddp.bench.runner import Event
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.link.base import HostLink
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.report.trace import ROWS, trace_json
+from netsim_ddp.ranks.launcher import Launcher
+from netsim_ddp.report.export.trace import ROWS, trace_json
 from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.scenario import TrainScenario, build
+from netsim_ddp.steps.runner import Event
 from netsim_ddp.training.checkpoint import Manifest, Slot
-from netsim_ddp.training.ground import Ground
-from netsim_ddp.training.one import TASK
+from netsim_ddp.training.place import Ground
 from netsim_ddp.training.runner import train
 
 DEADLINE_S = 120
@@ -42,7 +41,7 @@ def launcher() -> Iterator[Launcher]:
     with ExitStack() as stack:
         link = stack.enter_context(HostLink(build(TrainScenario, {}).link_spec(), "none"))
         yield stack.enter_context(
-            Launcher(link, model="simple_cnn", dataset="digits", task=TASK, threads=1, timeout_s=60)
+            Launcher(link, model="simple_cnn", dataset="digits", threads=1, timeout_s=60)
         )
 
 

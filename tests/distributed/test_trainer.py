@@ -65,10 +65,10 @@ class Rank:
     def __init__(
         self, rank: int, workers: int, method: str, params: dict[str, Any], workload: str, **changes: Any
     ) -> None:
-        from netsim_ddp.bench.execution import Concurrent
-        from netsim_ddp.bench.phases import HostClock, StepTimer
         from netsim_ddp.communication.flat import FlatGradients
         from netsim_ddp.communication.segments import Group
+        from netsim_ddp.steps.execution import Concurrent
+        from netsim_ddp.steps.phases import HostClock, StepTimer
         from netsim_ddp.training.exchange import build_exchange
         from netsim_ddp.training.loop import Trainer
         from netsim_ddp.training.precision import LossScaler

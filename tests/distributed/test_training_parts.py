@@ -43,10 +43,10 @@ class Linear:
 
 def overflowing(rank: int, workers: int) -> dict[str, Any]:
     """Three steps, in the second of which rank 1's scaled loss overflows."""
-    from netsim_ddp.bench.execution import Concurrent
-    from netsim_ddp.bench.phases import HostClock, StepTimer
     from netsim_ddp.communication.flat import FlatGradients
     from netsim_ddp.communication.segments import Group
+    from netsim_ddp.steps.execution import Concurrent
+    from netsim_ddp.steps.phases import HostClock, StepTimer
     from netsim_ddp.training.exchange import build_exchange
     from netsim_ddp.training.loop import Trainer
     from netsim_ddp.training.precision import LossScaler

@@ -1,1 +1,0 @@
-"""Running cells: timing, one rank's loop, starting ranks, and the order of it all."""

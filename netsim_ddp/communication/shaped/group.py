@@ -1,0 +1,314 @@
+"""The process group ``netsim``: Gloo moves the data, the token bucket says when it is there.
+
+Every operation is really carried out by a wrapped ``ProcessGroupGloo``. Its Work and its future are held
+back until the emulated links would have delivered, and never complete earlier. Where Gloo itself was later,
+the host is the limit: that time is counted (``host_late_s``), since then the link was not what was measured.
+
+::
+
+    table = ArrivalTable(workers)                  # before the fork
+    register(BucketSpec.uniform(workers, 10**9), table)      # in each worker
+    dist.init_process_group("netsim", init_method=..., rank=rank, world_size=workers)
+    ...
+    shaped_group().charged()
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from netsim_ddp.communication.shaped.futures import COARSE_S, Lateness, ShapedWork, WaitedWork, timer
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.bucket.arrivals import ArrivalTable, Collect, Meeting
+from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.schedule import Operation
+
+NAME = "netsim"
+# Its stub lists overloads that nobody calls on a subclass; only the forms that are called stand here.
+_ProcessGroup: Any = dist.ProcessGroup
+
+
+def _nbytes(tensors: Any) -> int:
+    """Payload bytes of dense CPU tensors.
+
+    Raises:
+        NotImplementedError: a sparse tensor, one on another device, or ProcessGroup's single-tensor form.
+    """
+    if isinstance(tensors, torch.Tensor):
+        _refuse("an operation on a bare tensor instead of a list")
+    for tensor in tensors:
+        if tensor.layout != torch.strided:
+            _refuse(f"operations on {tensor.layout} tensors")
+        if tensor.device.type != "cpu":
+            _refuse(f"operations on {tensor.device.type} tensors")
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise NotImplementedError(f"the netsim process group does not emulate {what}; use --link tc")
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def method(self: object, *args: object, **kwargs: object) -> NoReturn:  # noqa: ARG001 - any call is refused
+        _refuse(name)
+
+    method.__name__ = name
+    return method
+
+
+class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
+    """Gloo under an emulated link; see the module. Made by ``init_process_group("netsim")``.
+
+    The operations have the arguments of the ``ProcessGroup`` methods of the same name, in the form that
+    ``torch.distributed`` and DDP use (lists of tensors, one options object), which pass through to Gloo.
+    What is not emulated raises ``NotImplementedError`` and names the operation.
+    """
+
+    def __init__(self, gloo: Any, meeting: Meeting, timeout: timedelta) -> None:
+        super().__init__(meeting.rank, len(meeting.members))
+        self._gloo, self._meeting, self._timeout = gloo, meeting, timeout
+        self._late = Lateness()
+
+    def begin(self) -> None:
+        """The time of a link that changes begins now, for all ranks; one of them says so while none sends."""
+        self._meeting.begin()
+
+    def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
+        """How long from now messages of ``sizes`` bytes would take, one behind the other, if nobody else sent."""
+        return self._meeting.expected_s(sizes, sender, receiver)
+
+    def charged(self) -> tuple[int, int]:
+        """(sent, received) wire bytes of this rank since the last reset: charged, not measured."""
+        return self._meeting.tx_bytes, self._meeting.rx_bytes
+
+    @property
+    def host_late_s(self) -> float:
+        """Seconds by which this rank's data moved later than its deadlines, summed since the last reset."""
+        return self._late.host_late_s
+
+    @property
+    def host_late_count(self) -> int:
+        """Operations whose data moved later than their deadline since the last reset."""
+        return self._late.host_late_count
+
+    def reset_counters(self) -> None:
+        self._meeting.charge(-self._meeting.tx_bytes, -self._meeting.rx_bytes)
+        self._late.reset()
+
+    def _run(self, op: Operation, gloo_name: str, *args: Any, sends: Sequence[int] = ()) -> dist.Work:
+        """Arrive, start Gloo's ``gloo_name`` on ``args``, complete it when the emulated link would have.
+
+        A last argument of None is Gloo's own default and is left away.
+        """
+        start = getattr(self._gloo, gloo_name, None) or getattr(self._gloo, _OLD_NAMES[gloo_name])
+        if args and args[-1] is None:
+            args = args[:-1]
+        collect = self._meeting.arrive(op, sends, self._timeout.total_seconds())
+        real = start(*args)
+        try:
+            moving = real.get_future()
+        except (RuntimeError, NotImplementedError):
+            return WaitedWork(real, collect, self._late, args[0] if args else None)
+        return ShapedWork(self._held_back(moving, collect))
+
+    def _held_back(self, moving: Any, collect: Collect) -> torch.futures.Future[Any]:
+        """A future with the value of ``moving`` that completes at the deadline, or fails when Gloo does."""
+        future: torch.futures.Future[Any] = torch.futures.Future()
+        clock, late = timer(), self._late
+
+        def landed(done: Any) -> None:
+            moved = time.monotonic()
+            try:
+                value = done.value()
+            except Exception as error:  # noqa: BLE001 - the waiter raises it
+                future.set_exception(error)
+                return
+
+            def finish() -> None:
+                deadline = collect()
+                if deadline is None:
+                    clock.at(time.monotonic() + COARSE_S, finish)
+                elif deadline <= time.monotonic():
+                    late.note(moved, deadline)
+                    future.set_result(value)
+                else:
+                    clock.at(deadline, lambda: future.set_result(value))
+
+            finish()
+
+        moving.add_done_callback(landed)
+        return future
+
+    def allreduce(self, tensors: Any, opts: Any = None) -> dist.Work:
+        op = Operation("allreduce", _nbytes(tensors), itemsize=tensors[0].element_size())
+        return self._run(op, "allreduce", tensors, opts)
+
+    def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> dist.Work:
+        op = Operation("allreduce", _nbytes(tensors), itemsize=tensors[0].element_size())
+        return self._run(op, "allreduce_coalesced", tensors, opts)
+
+    def reduce(self, tensors: Any, opts: Any = None) -> dist.Work:
+        root = 0 if opts is None else opts.rootRank
+        op = Operation("reduce", _nbytes(tensors), root, tensors[0].element_size())
+        return self._run(op, "reduce", tensors, opts)
+
+    def broadcast(self, tensors: Any, opts: Any = None) -> dist.Work:
+        root = 0 if opts is None else opts.rootRank
+        return self._run(Operation("broadcast", _nbytes(tensors), root), "broadcast", tensors, opts)
+
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        return self._run(Operation("allgather", _nbytes(inputs)), "allgather", outputs, inputs, opts)
+
+    def allgather_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        return self._run(
+            Operation("allgather", _nbytes(inputs)), "allgather_coalesced", outputs, inputs, opts
+        )
+
+    def all_gather_single(self, output: Any, source: Any, opts: Any = None) -> dist.Work:
+        return self._run(Operation("allgather", _nbytes([source])), "all_gather_single", output, source, opts)
+
+    def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        op = Operation("allgather", _nbytes(inputs))
+        return self._run(op, "all_gather_single_coalesced", outputs, inputs, opts)
+
+    def gather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        root = 0 if opts is None else opts.rootRank
+        return self._run(Operation("gather", _nbytes(inputs), root), "gather", outputs, inputs, opts)
+
+    def scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        root = 0 if opts is None else opts.rootRank
+        return self._run(Operation("scatter", _nbytes(outputs), root), "scatter", outputs, inputs, opts)
+
+    def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        nbytes = sum(_nbytes(tensors) for tensors in inputs)
+        op = Operation("reduce_scatter", nbytes, itemsize=outputs[0].element_size())
+        return self._run(op, "reduce_scatter", outputs, inputs, opts)
+
+    def reduce_scatter_single(self, output: Any, source: Any, opts: Any = None) -> dist.Work:
+        op = Operation("reduce_scatter", _nbytes([source]), itemsize=source.element_size())
+        return self._run(op, "reduce_scatter_single", output, source, opts)
+
+    def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        op = Operation("reduce_scatter", _nbytes(inputs), itemsize=inputs[0].element_size())
+        return self._run(op, "reduce_scatter_single_coalesced", outputs, inputs, opts)
+
+    def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+        sends = [_nbytes([tensor]) for tensor in inputs]
+        return self._run(Operation("alltoall"), "alltoall", outputs, inputs, opts, sends=sends)
+
+    def all_to_all_single(
+        self, output: Any, source: Any, output_splits: Any, input_splits: Any, opts: Any = None
+    ) -> dist.Work:
+        nbytes, size = _nbytes([source]), len(self._meeting.members)
+        rows = list(input_splits) or [1] * size
+        sends = [nbytes * row // max(1, sum(rows)) for row in rows]
+        args = (output, source, output_splits, input_splits, opts)
+        return self._run(Operation("alltoall"), "all_to_all_single", *args, sends=sends)
+
+    def barrier(self, opts: Any = None) -> dist.Work:
+        return self._run(Operation("barrier"), "barrier", opts)
+
+    def send(self, tensors: Any, dst: int, tag: int) -> dist.Work:
+        collect = self._meeting.post(dst, tag, _nbytes(tensors), sending=True)
+        return WaitedWork(self._gloo.send(tensors, dst, tag), collect, self._late, tensors)
+
+    def recv(self, tensors: Any, src: int, tag: int) -> dist.Work:
+        collect = self._meeting.post(src, tag, _nbytes(tensors), sending=False)
+        return WaitedWork(self._gloo.recv(tensors, src, tag), collect, self._late, tensors)
+
+    # The names that torch before 2.9 calls; the newer one is the method, the older its alias.
+    _allgather_base = all_gather_single
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+    _reduce_scatter_base = reduce_scatter_single
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+    alltoall_base = all_to_all_single
+
+    recv_anysource = recvAnysource = _refused("a receive from any source")
+    gather_single = gather_into_tensor = _refused("gather_single")
+    monitored_barrier = _refused("monitored_barrier")
+    new_window = _refused("one-sided windows")
+    reconfigure = _refused("reconfigure")
+    split_group = splitGroup = _refused("split_group")
+    merge_remote_group = mergeRemoteGroup = _refused("merge_remote_group")
+    start_coalescing = _start_coalescing = _refused("coalescing")
+    end_coalescing = _end_coalescing = _refused("coalescing")
+
+    def _get_backend(self, device: torch.device) -> Any:
+        """Gloo's backend object: ``torch.distributed`` asks it what it supports, never to move data."""
+        if torch.device(device).type != "cpu":
+            _refuse(f"operations on {torch.device(device).type} tensors")
+        return self._gloo
+
+    def getBackendName(self) -> str:
+        return NAME
+
+    def name(self) -> str:
+        return NAME
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._timeout = timeout
+        self._gloo.set_timeout(timeout)
+
+    def shutdown(self) -> None:
+        self._gloo.shutdown()
+
+    def abort(self) -> None:
+        self._gloo.abort()
+
+
+_OLD_NAMES = {
+    "all_gather_single": "_allgather_base",
+    "all_gather_single_coalesced": "allgather_into_tensor_coalesced",
+    "reduce_scatter_single": "_reduce_scatter_base",
+    "reduce_scatter_single_coalesced": "reduce_scatter_tensor_coalesced",
+    "all_to_all_single": "alltoall_base",
+}
+
+
+def register(spec: BucketSpec, table: ArrivalTable) -> None:
+    """Make ``init_process_group("netsim")`` mean: Gloo under the links of ``spec``. Once per process.
+
+    Args:
+        spec: every rank's link, the same in all processes.
+        table: made before the processes were forked.
+    """
+    if spec.workers != table.workers:
+        raise ValueError(f"links for {spec.workers} workers, a table for {table.workers}")
+    clock = LinkClock(spec, table.clock)
+    made: Counter[str] = Counter()
+
+    def create(options: Any, _backend_options: Any) -> ShapedProcessGroup:
+        members = list(options.global_ranks_in_group) or list(range(options.group_size))
+        if max(members) >= spec.workers:
+            raise UsageError(
+                f"rank {max(members)} has no link: the bucket was made for {spec.workers} workers"
+            )
+        # A group made again after destroy_process_group has its old name: it must not find its old slots.
+        made[options.group_id] += 1
+        index = table.group_index(f"{options.group_id}#{made[options.group_id]}")
+        gloo = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, options.timeout)
+        meeting = Meeting(table, clock, index, members, options.group_rank)
+        return ShapedProcessGroup(gloo, meeting, options.timeout)
+
+    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
+
+
+def shaped_group(group: dist.ProcessGroup | None = None) -> ShapedProcessGroup:
+    """``group`` (the default group if None) as the netsim group that it is.
+
+    Raises:
+        UsageError: it is another backend's.
+    """
+    found = dist.group.WORLD if group is None else group
+    if not isinstance(found, ShapedProcessGroup):
+        raise UsageError(
+            "this process group is not netsim's", hint='init_process_group("netsim", ...) makes one'
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The compiled kernels and their twins in plain torch."""

@@ -1,0 +1,207 @@
+"""Compiled coding of entries; import only through :mod:`netsim_ddp.compression.packing` and
+:mod:`netsim_ddp.compression.rounding`, which describe the formats and hold the same in torch.
+
+Nothing here checks bounds where it writes: callers give arrays of the sizes that :func:`plan` and :func:`check` found.
+Scalars are int64 throughout, because numba makes a float of int64 and uint64 together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netsim_ddp.compression.native import vector
+from netsim_ddp.compression.native.numba_kernels import F32, I32, I64, _jit
+
+U32 = NDArray[np.uint32]
+I8 = NDArray[np.int8]
+
+BLOCK = 2048
+LARGEST_RICE = 30
+RICE_SHIFT = 27
+_WORDS = (1 << RICE_SHIFT) - 1
+_HALF = 0xFFFFFFFF
+
+
+@_jit
+def _unary_bits(gaps: I32, rice: int) -> int:
+    shift = np.int32(rice)
+    total = 0
+    for i in range(gaps.shape[0]):
+        total += int(gaps[i] >> shift)
+    return total + len(gaps)
+
+
+@_jit
+def plan(indices: I32, begin: int, end: int, table: U32) -> bool:
+    """Fill the ``table`` of blocks ``begin`` to ``end``; False where the indices do not ascend."""
+    gaps = np.empty(BLOCK, np.int32)
+    for block in range(begin, end):
+        part = indices[block * BLOCK : min((block + 1) * BLOCK, indices.shape[0])]
+        count = part.shape[0] - 1
+        disorder = 0
+        for i in range(count):
+            disorder |= int(part[i + 1] <= part[i])
+            gaps[i] = part[i + 1] - part[i] - 1
+        if disorder or (block > 0 and indices[block * BLOCK] <= indices[block * BLOCK - 1]):
+            return False
+        used = gaps[:count]
+        rice = 0
+        while count > 0 and count << (rice + 1) <= int(part[count]) - int(part[0]) - count:
+            rice += 1
+        unary = _unary_bits(used, rice)
+        # The size is a convex function of the parameter, so the first rise ends the search.
+        while rice > 0:
+            lower = _unary_bits(used, rice - 1)
+            if lower - count > unary:
+                break
+            rice, unary = rice - 1, lower
+        while rice < LARGEST_RICE:
+            higher = _unary_bits(used, rice + 1)
+            if higher + count >= unary:
+                break
+            rice, unary = rice + 1, higher
+        table[2 * block] = part[0]
+        table[2 * block + 1] = (rice << RICE_SHIFT) | ((unary + 31) >> 5)
+    return True
+
+
+@_jit
+def check(table: U32, k: int, numel: int, starts: I64) -> int:
+    """Where each block's words start, behind the table, and how many words there are in all; -1 where ``table`` cannot
+    belong to ``k`` entries among ``numel`` positions."""
+    at = 0
+    for block in range(starts.shape[0]):
+        count = min(BLOCK, k - block * BLOCK) - 1
+        rice, unary = int(table[2 * block + 1]) >> RICE_SHIFT, int(table[2 * block + 1]) & _WORDS
+        starts[block] = at
+        most = count + (numel >> rice)
+        if rice > LARGEST_RICE or unary < (count + 31) >> 5 or unary > (most + 31) >> 5:
+            return -1
+        at += ((count * rice + 31) >> 5) + unary
+    return at
+
+
+@_jit
+def pack(indices: I32, begin: int, end: int, table: U32, starts: I64, words: U32) -> None:
+    """Write the words of blocks ``begin`` to ``end`` to their places."""
+    for block in range(begin, end):
+        part = indices[block * BLOCK : min((block + 1) * BLOCK, indices.shape[0])]
+        count = part.shape[0] - 1
+        rice, unary = int(table[2 * block + 1]) >> RICE_SHIFT, int(table[2 * block + 1]) & _WORDS
+        mask = (1 << rice) - 1
+        low = words[starts[block] : starts[block] + ((count * rice + 31) >> 5)]
+        high = words[starts[block] + low.shape[0] : starts[block] + low.shape[0] + unary]
+        high[:] = 0
+        pending, filled, at, bit = 0, 0, 0, -1
+        for i in range(count):
+            gap = int(part[i + 1]) - int(part[i]) - 1
+            bit += (gap >> rice) + 1
+            high[np.uint64(bit >> 5)] |= np.uint32(1 << (bit & 31))
+            pending |= (gap & mask) << filled
+            filled += rice
+            if filled >= 32:
+                low[np.uint64(at)] = pending & _HALF
+                pending >>= 32
+                filled -= 32
+                at += 1
+        if filled > 0:
+            low[np.uint64(at)] = pending & _HALF
+
+
+@_jit
+def unpack(
+    table: U32, words: U32, begin: int, end: int, k: int, numel: int, starts: I64, indices: I32
+) -> bool:
+    """Write the indices of blocks ``begin`` to ``end``, each block's ascending and below ``numel``; False where they
+    cannot be. ``words`` are what :func:`check` counted."""
+    for block in range(begin, end):
+        out = indices[block * BLOCK : min((block + 1) * BLOCK, k)]
+        count = out.shape[0] - 1
+        rice, unary = int(table[2 * block + 1]) >> RICE_SHIFT, int(table[2 * block + 1]) & _WORDS
+        mask = (1 << rice) - 1
+        # A low part may be read together with the word behind it: there is one, the unary part's first.
+        low = words[starts[block] :]
+        high = low[(count * rice + 31) >> 5 :][:unary]
+        first = int(table[2 * block])
+        if first >= numel:
+            return False
+        out[0] = first
+        done, lows = 0, first
+        for w in range(unary):
+            bits = high[w]
+            while bits != np.uint32(0):
+                if done == count:
+                    return False
+                bit = w * 32 + vector.trailing_zeros(bits)
+                bits = np.uint32(bits & np.uint32(bits - np.uint32(1)))
+                if rice > 0:
+                    at = done * rice
+                    pair = int(low[np.uint64(at >> 5)]) | (int(low[np.uint64((at >> 5) + 1)]) << 32)
+                    lows += (pair >> (at & 31)) & mask
+                index = lows + ((bit - done) << rice) + done + 1
+                if index >= numel:
+                    return False
+                done += 1
+                out[np.uint64(done)] = index
+        if done != count:
+            return False
+    return True
+
+
+@_jit
+def quantize(values: F32, scales: F32, levels: I8, received: F32, group: int, seed: int) -> None:
+    """Round ``values`` to ``levels`` * scale, one scale per ``group`` values; a negative ``seed`` is to nearest."""
+    largest = np.float32(np.finfo(np.float32).max)
+    for block in range(scales.shape[0]):
+        part = values[block * group : (block + 1) * group]
+        out, back = levels[block * group : (block + 1) * group], received[block * group : (block + 1) * group]
+        most = np.float32(0)
+        for i in range(part.shape[0]):
+            most = max(most, abs(part[i]))
+        scale = np.float32(most / np.float32(127))
+        scales[block] = scale
+        divisor = scale if scale > 0 else np.float32(1)
+        for i in range(part.shape[0]):
+            exact = np.float32(part[i] / divisor)
+            if seed < 0:
+                level = np.float32(np.rint(exact))
+            else:
+                level = np.float32(np.floor(np.float32(exact + _uniform(seed + block * group + i))))
+            level = min(max(level, np.float32(-127)), np.float32(127))
+            level = level if scale > 0 else np.float32(0)
+            out[i] = np.int8(level)
+            back[i] = min(max(np.float32(level * scale), -largest), largest)
+
+
+@_jit
+def _uniform(counter: int) -> np.float32:
+    """A number in [0, 1) for a counter below 2**32: a mixing function, so that order and threads do not matter."""
+    x = counter & _HALF
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _HALF
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _HALF
+    x = x ^ (x >> 15)
+    return np.float32(np.float32(x >> 8) * np.float32(2.0**-24))
+
+
+@_jit
+def dequantize(scales: F32, levels: I8, group: int, values: F32) -> None:
+    largest = np.float32(np.finfo(np.float32).max)
+    for block in range(scales.shape[0]):
+        part, out = levels[block * group : (block + 1) * group], values[block * group : (block + 1) * group]
+        scale = scales[block]
+        for i in range(part.shape[0]):
+            out[i] = min(max(np.float32(np.float32(part[i]) * scale), -largest), largest)
+
+
+def warm() -> None:
+    """Compile every signature in use."""
+    table, words, starts = np.zeros(2, np.uint32), np.zeros(2, np.uint32), np.zeros(1, np.int64)
+    places = np.zeros(1, np.int32)
+    plan(places, 0, 1, table)
+    pack(places, 0, 1, table, starts, words)
+    check(table, 1, 1, starts)
+    unpack(table, words, 0, 1, 1, 1, starts, places)
+    values, levels = np.zeros(1, np.float32), np.zeros(1, np.int8)
+    quantize(values, values.copy(), levels, values.copy(), 256, -1)
+    dequantize(values, levels, 256, values.copy())

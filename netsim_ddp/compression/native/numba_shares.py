@@ -1,0 +1,142 @@
+"""Scattered reads and writes of entries, one pass each; import only through :mod:`netsim_ddp.compression.shares`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netsim_ddp.compression.native.numba_kernels import F32, I32, I64, _jit
+
+
+@_jit
+def partition(
+    values: F32,
+    indices: I32,
+    offsets: I64,
+    bits: I64,
+    parts: I64,
+    first: I64,
+    starts: I64,
+    out_values: F32,
+    out_local: I32,
+    bounds: I64,
+) -> None:
+    """Two passes over the segments that hold entries: how many each owner gets, and where they go."""
+    owners = bounds.size - 1
+    segments = bits.size
+    k = indices.size
+    turn_owner = np.zeros(owners, np.int64)
+    i = 0
+    for s in range(segments):
+        end = offsets[s + 1]
+        if i == k:
+            break
+        if indices[i] >= end:
+            continue
+        begin, shift, count = np.int32(offsets[s]), np.int32(bits[s]), np.uint32(parts[s])
+        for turn in range(parts[s]):
+            turn_owner[turn] = (first[s] + turn) % owners + 1
+        while i < k and indices[i] < end:
+            bounds[turn_owner[np.uint32((indices[i] - begin) >> shift) % count]] += 1
+            i += 1
+    for r in range(owners):
+        bounds[r + 1] += bounds[r]
+    next_slot = bounds[:owners].copy()
+    i = 0
+    for s in range(segments):
+        end = offsets[s + 1]
+        if i == k:
+            break
+        if indices[i] >= end:
+            continue
+        begin, shift, count = np.int32(offsets[s]), np.int32(bits[s]), np.uint32(parts[s])
+        mask = np.int32((1 << bits[s]) - 1)
+        for turn in range(parts[s]):
+            turn_owner[turn] = (first[s] + turn) % owners
+        while i < k and indices[i] < end:
+            inside = np.int32(indices[i] - begin)
+            block = np.uint32(inside >> shift)
+            row = block // count
+            owner = turn_owner[block - row * count]
+            slot = next_slot[owner]
+            next_slot[owner] = slot + 1
+            out_values[slot] = values[i]
+            out_local[slot] = starts[owner, s] + (np.int64(row) << bits[s]) + (inside & mask)
+            i += 1
+
+
+@_jit
+def write(
+    values: F32,
+    local: I32,
+    offsets: I64,
+    bits: I64,
+    parts: I64,
+    turns: I64,
+    starts: I64,
+    divisor: float,
+    out: F32,
+    written: I32,
+) -> None:
+    """``turns``, ``starts``: the owner's."""
+    # A product with the inverse is not the quotient's bits where the divisor is no power of two.
+    by = np.float32(divisor)
+    k = local.size
+    i = 0
+    for s in range(bits.size):
+        end = starts[s + 1]
+        if i == k:
+            break
+        if local[i] >= end:
+            continue
+        start, shift, count, turn, begin = starts[s], bits[s], parts[s], turns[s], offsets[s]
+        mask = (1 << shift) - 1
+        while i < k and local[i] < end:
+            inside = local[i] - start
+            position = begin + (((inside >> shift) * count + turn) << shift) + (inside & mask)
+            out[position] = values[i] / by
+            written[i] = position
+            i += 1
+
+
+@_jit
+def add_at(total: F32, local: I32, values: F32) -> None:
+    for i in range(local.size):
+        total[local[i]] += values[i]
+
+
+@_jit
+def add_noting(total: F32, local: I32, values: F32, before: F32) -> None:
+    for i in range(local.size):
+        old = total[local[i]]
+        before[i] = old
+        total[local[i]] = old + values[i]
+
+
+@_jit
+def put_at(total: F32, local: I32, values: F32) -> None:
+    for i in range(local.size):
+        total[local[i]] = values[i]
+
+
+@_jit
+def clear_at(total: F32, positions: I32) -> None:
+    for i in range(positions.size):
+        total[positions[i]] = 0.0
+
+
+def warm() -> None:
+    """Compile every signature in use."""
+    values: NDArray[np.float32] = np.zeros(1, np.float32)
+    places: NDArray[np.int32] = np.zeros(1, np.int32)
+    one: NDArray[np.int64] = np.ones(1, np.int64)
+    starts = np.array([[0, 1], [0, 0]])
+    offsets = starts[0].copy()
+    zero = one - 1
+    bounds: NDArray[np.int64] = np.zeros(3, np.int64)
+    partition(values, places, offsets, one, one, zero, starts, values.copy(), places.copy(), bounds)
+    write(values, places, offsets, one, one, starts[1, :1], starts[0], 2.0, values.copy(), places.copy())
+    add_at(values, places, values)
+    add_noting(values, places, values, values.copy())
+    put_at(values, places, values)
+    clear_at(values, places)

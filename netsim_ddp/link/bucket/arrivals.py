@@ -1,0 +1,263 @@
+"""Where the ranks of a bucket link meet: shared memory that says who called which operation when.
+
+All ranks of a host share one :class:`ArrivalTable`, made before they fork. Each rank notes there when it
+called an operation; the last one to arrive runs the one clock that all ranks, groups and messages share, and
+writes every member's deadline, before its own part of the real operation starts. So whoever has finished
+moving data finds its deadline in the table, and no rank has to repeat another's arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import multiprocessing
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
+from netsim_ddp.link.bucket.clock import LinkClock
+from netsim_ddp.link.bucket.schedule import Operation, charges
+from netsim_ddp.link.bucket.semaphores import shared
+
+_LOCK_TIMEOUT_S = 60.0
+_MESSAGES_PER_PAIR = 64
+
+Collect = Callable[[], float | None]
+
+
+class ArrivalTable:
+    """Who called which operation when: shared memory in which ranks meet, and the clock's own state.
+
+    Groups have a ring of ``slots`` operations each, found by sequence number; a slot is used again only
+    when all its members have taken their deadlines out. Messages between two ranks have a ring per ordered
+    pair, matched by tag in order of posting. Everything is written under one lock.
+
+    Args:
+        workers: ranks on this host, all of them.
+        slots: operations of one group that may be in flight at once.
+        groups: process groups that may be made (the default group is one).
+        memory: at least ``size_bytes(...)`` of zeroed shared memory; anonymous by default, so that only
+            processes forked afterwards share it.
+        lock: a lock shared by the same processes.
+    """
+
+    _SLOT = 4  # sequence + 1, signature, members arrived, last arrival
+    _PAIR = 7  # key, bytes, posted by sender, by receiver, deadline of sender, of receiver, times taken
+
+    def __init__(
+        self,
+        workers: int,
+        slots: int = 128,
+        groups: int = 8,
+        memory: mmap.mmap | None = None,
+        lock: Any = None,
+    ) -> None:
+        self.workers, self.slots, self.groups = workers, slots, groups
+        size = self.size_bytes(workers, slots, groups)
+        self.memory = mmap.mmap(-1, size) if memory is None else memory
+        if len(self.memory) < size:
+            raise ValueError(f"the table needs {size} bytes of shared memory, got {len(self.memory)}")
+        self._lock = shared(multiprocessing.get_context("fork").Lock) if lock is None else lock
+        raw = memoryview(self.memory)[:size]
+        self.ints, self.floats = raw.cast("q"), raw.cast("d")
+        self.clock: Any = self.floats[: LinkClock.cells(workers)]
+        self._directory = LinkClock.cells(workers)
+        self._rings = self._directory + groups
+        self._slot_cells = self._SLOT + workers * (4 + workers)
+        self._pairs = self._rings + groups * slots * self._slot_cells
+
+    @classmethod
+    def size_bytes(cls, workers: int, slots: int = 128, groups: int = 8) -> int:
+        slot = cls._SLOT + workers * (4 + workers)
+        pairs = workers * workers * _MESSAGES_PER_PAIR * cls._PAIR
+        return 8 * (LinkClock.cells(workers) + groups + groups * slots * slot + pairs)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the table.
+
+        Raises:
+            RankTimeout: a rank died while it held the table.
+        """
+        if not self._lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            raise RankTimeout("a rank died while it held the arrival table of the emulated link")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def group_index(self, name: str) -> int:
+        """The ring of the group called ``name``, the same in every rank."""
+        key = zlib.crc32(name.encode()) + 1
+        with self.locked():
+            for i in range(self.groups):
+                cell = self._directory + i
+                if self.ints[cell] == 0:
+                    self.ints[cell] = key
+                if self.ints[cell] == key:
+                    return i
+        raise UsageError(
+            f"the netsim process group keeps {self.groups} groups and {name!r} is one more",
+            hint="make out-of-band groups with dist.new_group(backend='gloo'), or use --link tc",
+        )
+
+    def slot(self, group: int, sequence: int) -> int:
+        """The first cell of the slot for operation ``sequence`` of ``group``."""
+        return self._rings + (group * self.slots + sequence % self.slots) * self._slot_cells
+
+    def columns(self, slot: int) -> tuple[int, int, int, int, int]:
+        """First cells of a slot's columns, one entry per member: deadline, tx, rx, taken, splits."""
+        first, w = slot + self._SLOT, self.workers
+        return first, first + w, first + 2 * w, first + 3 * w, first + 4 * w
+
+    def pair(self, src: int, dst: int) -> range:
+        """First cells of the messages from ``src`` to ``dst``."""
+        size = _MESSAGES_PER_PAIR * self._PAIR
+        first = self._pairs + (src * self.workers + dst) * size
+        return range(first, first + size, self._PAIR)
+
+
+class Meeting:
+    """One rank's side of the table for one group: arrive, and collect the deadline later.
+
+    What arriving returns gives this rank's deadline (seconds) once it stands, else None. Once all data has
+    moved that is nearly always; only a rank that a collective does not make wait for all others (a gather's
+    sender) can be earlier than the last arrival.
+    """
+
+    def __init__(
+        self, table: ArrivalTable, clock: LinkClock, group: int, members: Sequence[int], rank: int
+    ) -> None:
+        self.table, self.clock, self.group = table, clock, group
+        self.members, self.rank = tuple(members), rank
+        self._sequence = itertools.count()
+        self._counting = threading.Lock()
+        self.tx_bytes = self.rx_bytes = 0
+
+    def begin(self) -> None:
+        """The links' time begins; see :meth:`LinkClock.begin`."""
+        with self.table.locked():
+            self.clock.begin(time.monotonic())
+
+    def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
+        """When messages between two members would be there, from now; see :meth:`LinkClock.expected_s`."""
+        with self.table.locked():
+            ranks = self.members[sender], self.members[receiver]
+            return self.clock.expected_s(sizes, *ranks, time.monotonic())
+
+    def charge(self, tx: int, rx: int) -> None:
+        with self._counting:
+            self.tx_bytes += tx
+            self.rx_bytes += rx
+
+    def arrive(self, op: Operation, sends: Sequence[int], timeout_s: float) -> Collect:
+        """Note the call of a collective; ``sends`` are this rank's bytes to each member in an all-to-all.
+
+        Raises:
+            RankTimeout: the operation ``slots`` calls ago is still unfinished somewhere.
+            NetsimError: another rank calls a different operation at this place.
+        """
+        now = time.monotonic()
+        table, ints, floats = self.table, self.table.ints, self.table.floats
+        sequence = next(self._sequence)
+        slot = table.slot(self.group, sequence)
+        deadlines, tx, rx, taken, _ = (first + self.rank for first in table.columns(slot))
+        while not self._enter(slot, sequence, now, op, sends):
+            if time.monotonic() > now + timeout_s:
+                raise RankTimeout(
+                    f"{op.kind}: the operation {table.slots} calls ago has not finished everywhere"
+                )
+            time.sleep(1e-3)
+
+        def collect() -> float | None:
+            deadline = floats[deadlines]
+            if deadline:
+                self.charge(ints[tx], ints[rx])
+                ints[taken] = sequence + 1
+            return deadline or None
+
+        return collect
+
+    def _enter(self, slot: int, sequence: int, now: float, op: Operation, sends: Sequence[int]) -> bool:
+        """Arrive if the slot is free or already this operation's; the last to arrive runs the clock."""
+        ints, floats, size = self.table.ints, self.table.floats, len(self.members)
+        deadlines, tx, rx, taken, splits = self.table.columns(slot)
+        signature = zlib.crc32(repr((op.kind, op.nbytes, op.root, op.itemsize)).encode())
+        with self.table.locked():
+            owner = ints[slot]
+            if owner != sequence + 1:
+                if owner and any(ints[taken + m] != owner for m in range(size)):
+                    return False
+                ints[slot], ints[slot + 1], ints[slot + 2], floats[slot + 3] = sequence + 1, signature, 0, 0.0
+            if ints[slot + 1] != signature:
+                raise NetsimError(
+                    f"rank {self.rank} calls {op.kind} ({op.nbytes} bytes), another rank something else"
+                )
+            floats[slot + 3] = max(floats[slot + 3], now)
+            floats[deadlines + self.rank] = 0.0
+            for m, count in enumerate(sends):
+                ints[splits + self.rank * size + m] = count
+            ints[slot + 2] += 1
+            if ints[slot + 2] == size:
+                if op.kind == "alltoall":
+                    rows = (splits + a * size for a in range(size))
+                    op = Operation(op.kind, splits=tuple(tuple(ints[row : row + size]) for row in rows))
+                result = self.clock.complete(op, [floats[slot + 3]] * size, self.members)
+                for m in range(size):
+                    ints[tx + m], ints[rx + m] = result.tx_bytes[m], result.rx_bytes[m]
+                    floats[deadlines + m] = result.deadlines[m]
+        return True
+
+    def post(self, peer: int, tag: int, nbytes: int, *, sending: bool) -> Collect:
+        """Note one end of a message; sends and receives of one tag meet in the order of their posting.
+
+        Raises:
+            UsageError: too many messages between the two ranks that nobody waited for.
+        """
+        now = time.monotonic()
+        ints, floats = self.table.ints, self.table.floats
+        src, dst = self.members[self.rank], self.members[peer]
+        if not sending:
+            src, dst = dst, src
+        mine, other = (2, 3) if sending else (3, 2)
+        key = (self.group << 32 | tag & 0xFFFFFFFF) + 1
+        with self.table.locked():
+            cells = self.table.pair(src, dst)
+            met = [c for c in cells if ints[c] == key and not floats[c + mine]]
+            free = next((c for c in cells if ints[c] == 0), None)
+            if met:
+                cell = min(met, key=lambda c: floats[c + other])
+            elif free is not None:
+                cell = free
+                for i in range(1, 7):
+                    ints[cell + i] = 0
+                ints[cell] = key
+            else:
+                raise UsageError(
+                    f"more than {len(cells)} messages in flight from rank {src} to rank {dst}",
+                    hint="wait for the Work of every isend and irecv",
+                )
+            floats[cell + mine] = now
+            if sending:
+                ints[cell + 1] = nbytes
+            if floats[cell + other]:
+                arrivals = (floats[cell + 2], floats[cell + 3])
+                result = self.clock.complete(Operation("send", ints[cell + 1]), arrivals, (src, dst))
+                floats[cell + 4], floats[cell + 5] = result.deadlines
+
+        def collect() -> float | None:
+            with self.table.locked():
+                deadline = floats[cell + mine + 2]
+                if deadline:
+                    tx, rx = charges(Operation("send", ints[cell + 1]), 2)
+                    self.charge(tx[mine - 2], rx[mine - 2])
+                    ints[cell + 6] += 1
+                    if ints[cell + 6] == 2:
+                        ints[cell] = 0
+            return deadline or None
+
+        return collect

@@ -1,0 +1,1 @@
+"""Link profiles from measurements of real networks."""

@@ -1,0 +1,1 @@
+"""How a link proves what it delivers, by plain sockets."""

@@ -1,0 +1,163 @@
+"""One rank's side of a probe: ``python -m netsim_ddp.link.probe.peer FD``, plain TCP sockets and nothing but stdlib.
+
+Told over the socket FD, one JSON object a line, to listen or to connect for one of three transfers: ``bulk`` (as
+much as passes in some seconds), ``messages`` (each after an idle pause) and ``pings``. The side that sees the end of
+a transfer answers with what it measured. End of file on FD means that the command is gone, and the process exits.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from netsim_ddp.link.base import die_with_parent
+
+CHUNK_BYTES = 1 << 18
+SEND_BYTES = 1 << 15  # small, so that a slow link's sender stops soon after its time
+DEADLINE_S = 60.0
+
+Answer = Callable[..., None]
+
+
+def _send_bulk(connection: socket.socket, order: dict[str, Any], _answer: Answer) -> None:
+    data = bytes(SEND_BYTES)
+    end = time.monotonic() + order["seconds"]
+    with suppress(BrokenPipeError, ConnectionResetError):  # the receiver has seen enough
+        while time.monotonic() < end:
+            connection.sendall(data)
+
+
+def _receive_bulk(connection: socket.socket, order: dict[str, Any], answer: Answer) -> None:
+    """Answer the goodput over the middle of the transfer: from a third of it, so that neither the bucket's first
+    burst nor TCP's slow start counts, to the moment the sender stops filling its socket's buffer. What that still
+    holds is not waited for: a slow link would be busy with it for minutes."""
+    seconds, buffer = order["seconds"], bytearray(CHUNK_BYTES)
+    begin = time.monotonic()
+    count = marked = 0
+    start = last = begin
+    while size := connection.recv_into(buffer):
+        now = time.monotonic()
+        if marked == 0 and now - begin >= seconds / 3:
+            start, marked = now, count + size
+        if now - begin <= seconds or count == marked:
+            last, count = now, count + size
+        if now - begin > seconds and count > marked > 0:
+            break
+    answer(bps=(count - marked) * 8 / (last - start) if last > start else 0.0)
+
+
+def _send_messages(connection: socket.socket, order: dict[str, Any], answer: Answer) -> None:
+    """Send ``count`` messages of ``size`` bytes, each after ``idle_s`` of silence, and answer how long each took from
+    the call to its last byte's arrival. Ranks of an emulated link share one clock, so no round trip is in it."""
+    data, times = bytes(order["size"]), []
+    for number in range(-order["warmup"], order["count"]):
+        time.sleep(order["idle_s"])
+        begin = time.monotonic()
+        connection.sendall(data)
+        (arrived,) = struct.unpack("d", _receive_exactly(connection, 8))
+        if number >= 0:
+            times.append(arrived - begin)
+    answer(seconds=times)
+
+
+def _receive_messages(connection: socket.socket, order: dict[str, Any], _answer: Answer) -> None:
+    buffer = memoryview(bytearray(order["size"]))
+    while True:
+        got = 0
+        while got < len(buffer):
+            size = connection.recv_into(buffer[got:])
+            if size == 0:
+                return
+            got += size
+        connection.sendall(struct.pack("d", time.monotonic()))
+
+
+def _send_pings(connection: socket.socket, order: dict[str, Any], answer: Answer) -> None:
+    times = []
+    for _ in range(order["count"]):
+        begin = time.monotonic()
+        connection.sendall(b"p")
+        _receive_exactly(connection, 1)
+        times.append(time.monotonic() - begin)
+    answer(seconds=times)
+
+
+def _echo(connection: socket.socket, _order: dict[str, Any], _answer: Answer) -> None:
+    while byte := connection.recv(1):
+        connection.sendall(byte)
+
+
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ConnectionResetError("the other rank hung up")
+        data += more
+    return data
+
+
+_TRANSFERS = {
+    "bulk": (_send_bulk, _receive_bulk),
+    "messages": (_send_messages, _receive_messages),
+    "pings": (_send_pings, _echo),
+}
+
+
+def serve(control: socket.socket) -> None:
+    """Carry out orders, each in a thread of its own, until the command hangs up."""
+    speaking = threading.Lock()
+
+    def answer(**values: Any) -> None:
+        with speaking:
+            control.sendall(json.dumps(values).encode() + b"\n")
+
+    with control.makefile("r", encoding="ascii") as lines:
+        for line in lines:
+            order = json.loads(line)
+            send, receive = _TRANSFERS[order["transfer"]]
+            if "listen" in order:
+                listener = socket.create_server((order["listen"], 0))
+                listener.settimeout(DEADLINE_S)
+                answer(port=listener.getsockname()[1])
+                work = threading.Thread(target=_accept, args=(listener, receive, order, answer))
+            else:
+                work = threading.Thread(target=_connect, args=(send, order, answer))
+            work.daemon = True
+            work.start()
+
+
+def _accept(
+    listener: socket.socket, receive: Callable[..., None], order: dict[str, Any], answer: Answer
+) -> None:
+    with listener, listener.accept()[0] as connection:
+        _prepare(connection)
+        receive(connection, order, answer)
+
+
+def _connect(send: Callable[..., None], order: dict[str, Any], answer: Answer) -> None:
+    with socket.create_connection(tuple(order["connect"]), timeout=DEADLINE_S) as connection:
+        _prepare(connection)
+        send(connection, order, answer)
+
+
+def _prepare(connection: socket.socket) -> None:
+    connection.settimeout(DEADLINE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def main(fd: int) -> NoReturn:
+    die_with_parent()
+    serve(socket.socket(fileno=fd))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

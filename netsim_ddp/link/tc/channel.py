@@ -1,0 +1,187 @@
+"""The command's end of the socket to a link's helper: start one, ask it, hang up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from netsim_ddp.errors import LinkLost, LinkUnavailable, NetsimError
+from netsim_ddp.link.base import Exit, Process
+from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.messages import Lines, send
+
+ANSWER_TIMEOUT_S = 60.0
+
+
+class RemoteProcess(Process):
+    """A process that the helper started; its end is an event on the channel."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self._channel, self._pid = channel, pid
+
+    def poll(self) -> Exit | None:
+        self._channel.drain()
+        # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
+        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
+        return self._channel.exits.get(self._pid, gone)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=self._pid, number=signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            self._channel.ask("kill", pid=-self._pid, number=number)
+
+
+class Channel:
+    """The command's end of the helper's socket, and the helper process itself."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control, self.process = control, process
+        self.exits: dict[int, Exit] = {}
+        self.broken = False
+        self.lost: LinkLost | None = None
+        self._lines, self._arrived = Lines(control), deque[dict[str, Any]]()
+
+    def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer; events that come first are kept."""
+        self.control.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            send(self.control, {"request": request, **arguments}, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            self.drain()  # its last words
+            raise self._died() from None
+        except TimeoutError:
+            raise _silent() from None
+        return self.receive_answer()
+
+    def receive_answer(self) -> dict[str, Any]:
+        while True:
+            message = self._receive(ANSWER_TIMEOUT_S)
+            if message is None:
+                raise _silent()
+            if "error" in message:
+                raise HelperError(message["error"], message.get("errno"))
+            if "answer" in message:
+                answer: dict[str, Any] = message["answer"]
+                return answer
+
+    def drain(self) -> None:
+        """Take in every event that has arrived, without waiting."""
+        while True:
+            try:
+                if self._receive(0) is None:
+                    return
+            except LinkUnavailable:
+                self.broken = True
+                return
+
+    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next message; None when none is complete within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not self._arrived:
+            self.control.settimeout(max(0.0, deadline - time.monotonic()))
+            try:
+                messages = self._lines.receive()
+            except (TimeoutError, BlockingIOError):
+                return None
+            if messages is None:
+                raise self._died()
+            self._arrived += messages
+        message = self._arrived.popleft()
+        if message.get("event") == "exit":
+            self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+        if message.get("event") == "lost":
+            ended = Exit(message["code"], message["signal"])
+            self.lost = LinkLost(f"{message['what']} died: {ended}", hint="run it again")
+        return message
+
+    def _died(self) -> LinkLost:
+        if self.lost is not None:
+            return self.lost
+        how = ""
+        with suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(timeout=1)
+            how = f" ({Exit(code, None) if code >= 0 else Exit(None, -code)})"
+        return LinkLost(f"the process that holds the link died{how}", hint="run it again")
+
+    def close(self) -> None:
+        """Hang up: the helper exits, and with it all that runs in its namespaces."""
+        self.control.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+
+def _silent() -> LinkUnavailable:
+    return LinkUnavailable(f"the process that holds the link is silent for {ANSWER_TIMEOUT_S:g} s")
+
+
+class HelperError(NetsimError):
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.errno = code
+
+
+def open_channel() -> Channel:
+    """Start a helper: in the host's user namespace as root, else (or when that is refused) in one of its own."""
+    modes = ["host", "user"] if os.geteuid() == 0 else ["user"]
+    for mode in modes:
+        try:
+            return _start_helper(mode)
+        except HelperError as error:
+            refusal = error
+    raise LinkUnavailable(
+        f"namespaces are not allowed here ({refusal.message})",
+        hint=f"{namespace_remedy()}, or use --link bucket",
+        remedy=namespace_remedy(),
+    )
+
+
+def _start_helper(mode: str) -> Channel:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        process = subprocess.Popen(
+            module("netsim_ddp.link.tc.helper", str(theirs.fileno()), mode),
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
+        )
+    channel = Channel(ours, process)
+    try:
+        channel.receive_answer()
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def namespace_remedy() -> str:
+    """What stops user namespaces on this machine, and the line that lifts it."""
+    for sysctl, blocked in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("user/max_user_namespaces", "0"),
+    ):
+        try:
+            with open(f"/proc/sys/{sysctl}", encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == blocked:
+            allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
+            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}"
+    if os.path.exists("/.dockerenv"):
+        return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+    return "run as root"

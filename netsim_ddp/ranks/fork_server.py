@@ -1,0 +1,213 @@
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.ranks.fork_server FD WORKLOAD``.
+
+Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
+process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
+with all its ranks when the other side is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.messages import Lines, send
+from netsim_ddp.ranks import leftovers
+
+
+def prepare(workload: dict[str, Any]) -> None:
+    """Import what every rank needs, read its data and compile the kernels, in one thread.
+
+    Args:
+        workload: what :class:`netsim_ddp.ranks.launcher.Launcher` was told of it.
+    """
+    import torch
+    import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
+
+    from netsim_ddp.compression import kernels
+    from netsim_ddp.ranks import rank  # noqa: F401 - what every rank imports
+    from netsim_ddp.ranks.barrier import MeetingPoint
+    from netsim_ddp.workloads import data, models
+
+    MeetingPoint(1, 1.0)  # what a machine cannot deliver is said before anything is built
+    torch.set_num_threads(1)
+    kernels.warm()
+    models.preload(workload["model"])
+    data.preload(workload["dataset"], data_dir=workload["data_dir"], text=workload["text"])
+    if threads() > 1:
+        raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
+
+
+def threads() -> int:
+    """Threads of this process; 1 where /proc cannot tell."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1
+
+
+def serve(control: socket.socket) -> None:
+    """Fork the ranks of one repeat after another, and tell how each ended."""
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
+    files: list[tuple[int, int]] = []
+    own = leftovers.below()  # such as multiprocessing's resource tracker, which tidies up after us
+    leftovers.adopt()
+    _end_at_the_command_s_death(ranks, own)
+    orders = Lines(control)
+    while True:
+        readable = select.select([control.fileno(), wake_read], [], [])[0]
+        if wake_read in readable:
+            os.read(wake_read, 4096)
+            _reap(control, ranks)
+        if control.fileno() in readable:
+            requests = orders.receive()
+            if requests is None:
+                _kill(ranks, own)
+                return
+            for request in requests:
+                _kill(ranks, own)
+                if request["kind"] == "fork":
+                    # An "end" and the "fork" after it may arrive together: only a fork has descriptors.
+                    descriptors, orders.fds = orders.fds, []
+                    _fork(control, request, descriptors, ranks, files, own)
+
+
+def _fork(
+    control: socket.socket,
+    request: dict[str, Any],
+    fds: list[int],
+    ranks: dict[int, tuple[int, int]],
+    files: list[tuple[int, int]],
+    own: set[int],
+) -> None:
+    from netsim_ddp.link.bucket.arrivals import ArrivalTable
+    from netsim_ddp.ranks import rank as forked
+    from netsim_ddp.ranks.barrier import MeetingPoint
+    from netsim_ddp.ranks.jobs import Job, Shared
+    from netsim_ddp.ranks.recorded_gradients import anonymous_file
+
+    jobs = request["jobs"]
+    forked.task_of(jobs[0]["task"])  # imported here once, not by every rank
+    bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
+    try:
+        meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
+        files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
+        arrivals = ArrivalTable(len(jobs)) if bucket else None
+    except EnvironmentFault as error:
+        refused = {"cause": "environment", "message": error.message, "hint": error.hint}
+        send(control, {"kind": "refused", "start": request["start"], **refused})
+        return
+    own |= leftovers.below()
+    server = os.getpid()
+    for number, job in enumerate(jobs):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                control.close()
+                for other, fd in enumerate(fds):
+                    if other != number:
+                        os.close(fd)
+                shared = Shared(meeting, arrivals, *files[number])
+                die_with_parent()
+                if os.getppid() != server:
+                    os._exit(1)  # it died before Linux was asked to tell of it
+                forked.run(socket.socket(fileno=fds[number]), Job(**job), shared)
+            except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        ranks[pid] = number, request["start"]
+    for fd in fds:
+        os.close(fd)
+
+
+def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if (known := ranks.pop(pid, None)) is not None:
+            killed = os.WIFSIGNALED(status)
+            code = None if killed else os.WEXITSTATUS(status)
+            number = os.WTERMSIG(status) if killed else None
+            rank, start = known
+            # A command that is gone is heard of at the next turn, as the end of its messages.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
+
+
+def _end_at_the_command_s_death(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
+    """From now on die of it by way of SIGTERM, which leaves time to end what the ranks have started."""
+
+    def die(number: int, _: object) -> None:
+        # Linux sends it once for each thread of the command that this process belonged to in turn: a second one must
+        # not cut the clearing short.
+        signal.signal(number, signal.SIG_IGN)
+        _kill(ranks, own)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, die)
+    die_with_parent(signal.SIGTERM)
+
+
+def _kill(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
+    """End the ranks that are left, silently: whoever asked no longer wants to hear of them. And what they have
+    started."""
+    for pid in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in ranks:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    ranks.clear()
+    leftovers.end(own)
+
+
+def _hung_up(control: socket.socket) -> bool:
+    try:
+        return control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
+def main(fd: int, workload: dict[str, Any]) -> NoReturn:
+    die_with_parent()
+    control = socket.socket(fileno=fd)
+    control.set_inheritable(False)
+    if _hung_up(control):
+        sys.exit(1)  # the command died before Linux was asked to tell of it
+    try:
+        prepare(workload)
+    except (UsageError, EnvironmentFault) as error:
+        kind = "usage" if isinstance(error, UsageError) else "environment"
+        send(control, {"kind": "refused", "cause": kind, "message": error.message, "hint": error.hint})
+        sys.exit(1)
+    except BaseException:  # noqa: BLE001 - the command prints it
+        send(control, {"kind": "broken", "details": traceback.format_exc()})
+        sys.exit(1)
+    send(control, {"kind": "ready"})
+    serve(control)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

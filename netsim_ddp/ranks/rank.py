@@ -1,0 +1,71 @@
+"""The whole life of a rank, in a process that :mod:`netsim_ddp.ranks.fork_server` forked: torch is imported and
+nothing else has happened."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import traceback
+
+import torch
+import torch.distributed as dist
+
+from netsim_ddp.communication.failing import ExchangeFailed
+from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError
+from netsim_ddp.link.tc.helper import enter_namespace
+from netsim_ddp.ranks.channel import RankChannel
+from netsim_ddp.ranks.jobs import Job, Shared
+from netsim_ddp.ranks.task import Task
+
+
+def task_of(name: str) -> type[Task]:
+    """The class behind a job's ``task``, a name as ``module:Class``: the floors above this one have their own."""
+    module, _, attribute = name.partition(":")
+    found: type[Task] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def run(connection: socket.socket, job: Job, shared: Shared) -> None:
+    """Returns when the command has the rank's result; reports every failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
+    channel = RankChannel(connection)
+    task = task_of(job.task)(channel, job, shared)
+    try:
+        if job.namespace is not None:
+            enter_namespace(job.namespace)
+        torch.set_num_threads(job.scenario["threads"])
+        task.run()
+    except ExchangeFailed as error:
+        _report(channel, task, error)
+    except NetsimError as error:
+        kinds = {UsageError: "usage", EnvironmentFault: "environment"}
+        kind = next((word for of, word in kinds.items() if isinstance(error, of)), "rank")
+        channel.fail(cause=kind, message=error.message, hint=error.hint, doing=task.doing, details="")
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            where = f": {error.filename}" if error.filename else ""
+            message = f"rank {job.rank}, while {task.doing}: {error.strerror}{where}"
+            hint = EXHAUSTED[error.errno]
+            channel.fail(cause="environment", message=message, hint=hint, doing=task.doing, details="")
+        else:
+            _report(channel, task, error)
+    except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
+        _report(channel, task, error)
+
+
+def _report(channel: RankChannel, task: Task, error: BaseException) -> None:
+    """Tell the command of an error that nobody raised on purpose, with its traceback."""
+    text = str(error).strip()
+    lost_peer = (
+        isinstance(error, dist.DistError | ExchangeFailed) or "Connection closed" in text or "gloo" in text
+    )
+    line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    channel.fail(
+        cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
+        message=line,
+        hint=None,
+        doing=task.doing,
+        details="".join(traceback.format_exception(error)),
+    )

@@ -1,0 +1,77 @@
+"""Stacked bars: where a step's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from netsim_ddp.report.charts.scales import Scale, apart, around, fitted, tick_text, ticks, width
+from netsim_ddp.report.charts.shapes import PHASE_NAMES, Bars
+from netsim_ddp.report.charts.style import PHASE_HATCHES, Looks
+from netsim_ddp.report.charts.svg.parts import (
+    FONT,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    framed,
+    legend_places,
+    marker,
+    whisker_across,
+    written,
+)
+from netsim_ddp.report.labels import milliseconds
+from netsim_ddp.report.markup import Markup, tag
+
+ROW, BAR = 34.0, 13.0
+
+
+def draw_bars(plot: Bars, looks: Looks) -> Markup:
+    bottom = ROW * len(plot.bars) + 2
+    ends = [max(bar.total, bar.step.ci_high * 1e3) for bar in plot.bars]
+    low, high = around(ends, log=False, zero=True)
+    scale = Scale(low, high, LEFT, WIDTH - RIGHT)
+    places = [(scale(value), tick_text(value)) for value in ticks(low, high, log=False)]
+    grid = [tag("line", class_="rule", x1=x, x2=x, y1=0.0, y2=bottom) for x, _ in places]
+    labels = [
+        written(x, bottom + 13, text, anchor="middle" if x > 14 else "start", dim=True)
+        for x, text in apart(places, FONT)
+    ]
+    rows: list[Markup] = []
+    for index, bar in enumerate(plot.bars):
+        top = index * ROW + 16
+        look = looks.of(bar.colour)
+        took = f"{milliseconds(bar.step)} ms"
+        label = fitted(bar.label, WIDTH - LEFT - 24 - width(took, FONT), FONT)
+        rows.append(marker(look, LEFT + 5, top - 7, hollow=bar.dashed))
+        rows.append(written(LEFT + 14, top - 4, label))
+        rows.append(written(WIDTH - RIGHT, top - 4, took, anchor="end"))
+        at = 0.0
+        for phase, value in enumerate(bar.phases):
+            x, end = scale(at), scale(at + value)
+            at += value
+            if end - x >= 0.2:
+                rows.append(
+                    _segment(phase, x, top, end - x, f"{bar.label}: {PHASE_NAMES[phase]} {value:.3g} ms")
+                )
+        rows.append(whisker_across(scale, bar.step.ci_low * 1e3, bar.step.ci_high * 1e3, top + BAR / 2))
+    legend, height = _phase_legend([sum(bar.phases[i] for bar in plot.bars) > 0 for i in range(len(PHASE_NAMES))],
+                                   bottom + 34)  # fmt: skip
+    axis = written(WIDTH - RIGHT, bottom + 25, plot.x_label, anchor="end", dim=True)
+    return framed(plot, height, grid, labels, [axis], rows, legend)
+
+
+def _segment(phase: int, x: float, y: float, long: float, words: str) -> Markup:
+    place = {"x": x, "y": y, "width": long, "height": BAR}
+    filled = tag("rect", **place, class_=f"p{phase} seam")
+    hatch = PHASE_HATCHES[phase]
+    over = tag("rect", **place, fill=f"url(#hatch-{hatch})") if hatch != "none" and long > 2 else Markup("")
+    return tag("g", tag("title", words), filled, over)
+
+
+def _phase_legend(used: Sequence[bool], top: float) -> tuple[list[Markup], float]:
+    names = [name for name, shown in zip(PHASE_NAMES, used, strict=True) if shown]
+    places, height = legend_places(names, top)
+    drawn = []
+    for name, (x, y) in zip(names, places, strict=True):
+        phase = PHASE_NAMES.index(name)
+        drawn += [_segment(phase, x, y - 9, 13, name), written(x + 18, y, name)]
+    return drawn, height

@@ -1,0 +1,132 @@
+"""A collection as Markdown, for a job's summary or a pull request: the answer first, the rest folded.
+
+GitHub shows a step's summary up to 1 MiB; what would not fit is left out from the end, table by table, and said.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+from netsim_ddp.report import facts, outcomes
+from netsim_ddp.report.charts import all_plots
+from netsim_ddp.report.collection import Block, Collection
+from netsim_ddp.report.labels import basis, clean, step_header
+from netsim_ddp.report.tables import columns_without, rows_of
+from netsim_ddp.results.record import Cell
+
+# GitHub counts bytes; some are kept back for what else writes into the same summary.
+LIMIT_BYTES = 900_000
+_OPEN_LINES = 12
+# Left out of a page that has no room to scroll; the CSV has them.
+_DROPPED = frozenset({"payload", "hidden", "wait", "opt", "loss"})
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~]|^[-+>])")
+# GitHub makes links of bare addresses and calls people by their names: a comment in between is invisible and stops it.
+_LIVE = re.compile(r"(?i)(://|\bwww\.|@)")
+
+
+def document(collection: Collection, *, limit: int = LIMIT_BYTES) -> str:
+    """The whole text, in at most ``limit`` bytes of UTF-8."""
+    parts = [_head(collection), *_details(collection)]
+    kept: list[str] = []
+    size = 0
+    for number, part in enumerate(parts):
+        size += len(part.encode()) + 1
+        if size > limit - 200:
+            kept.append(
+                f"\n_{len(parts) - number} more parts did not fit; the HTML and CSV reports have them._\n"
+            )
+            break
+        kept.append(part)
+    return "\n".join(kept)
+
+
+def text(value: str) -> str:
+    """``value`` as text, whatever signs of Markdown or HTML stand in it."""
+    return _dead(_SPECIAL.sub(r"\\\1", html.escape(clean(value), quote=False)))
+
+
+def _dead(escaped: str) -> str:
+    return _LIVE.sub(lambda found: f"{found[0][:1]}<!-- -->{found[0][1:]}", escaped)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of text, the first column to the left."""
+    lines = [_row(headers), "|" + "|".join([":--", *["--:"] * (len(headers) - 1)]) + "|"]
+    return "\n".join([*lines, *(_row(row) for row in rows)]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(text(cell) or " " for cell in cells) + " |"
+
+
+def _head(collection: Collection) -> str:
+    lines = [f"## netsim: {text(collection.title)}\n"]
+    for each in facts.answers(collection, all_plots(collection)):
+        lines += [f"**{text(each.title)}**\n", table(each.headers, each.rows)]
+    for source in collection.sources:
+        if measured := facts.measured(source):
+            several = f"{source.name}: " if len(collection.sources) > 1 else ""
+            lines.append(f"{text(several + measured)}\n")
+        said = facts.sentences(source, collection.blocks)
+        if len(collection.sources) > 1:
+            lines.append(f"**{text(source.name)}** ({text(source.result.status)})\n")
+        items = "".join(f"- {text(line)}\n" for line in said if not facts.is_gap(line))
+        gaps = "".join(f"- {text(line)}\n" for line in said if facts.is_gap(line))
+        folded = len(said) > _OPEN_LINES
+        lines.append(_folded(f"Place by place, {len(said)} sentences", items) if folded else items)
+        lines += [gaps] if gaps else []
+    return "\n".join(lines)
+
+
+def _details(collection: Collection) -> list[str]:
+    blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
+    tables = [(block.heading, _block(block)) for block in blocks]
+    trained = [(block.heading, rows) for block in collection.blocks if (rows := outcomes.rows(block))]
+    parts = [f"**{text(title)}**\n\n{table(outcomes.HEADERS, rows)}" for title, rows in trained]
+    if trained:
+        parts.append(f"{text(outcomes.NOTE)}\n")
+    parts += [shown for _, shown in tables] if len(tables) == 1 else [_folded(*each) for each in tables]
+    if collection.blocks:
+        links = table(facts.LINK_HEADERS, [facts.link_row(block) for block in collection.blocks])
+        parts.append(_folded("Links", links))
+    if found := facts.warnings(collection):
+        parts.append(
+            _folded(
+                f"{len(found)} warning{'' if len(found) == 1 else 's'}",
+                "".join(f"- {text(warning)}\n" for warning in found),
+            )
+        )
+    for source in collection.sources:
+        again = "\n".join(facts.again(source))
+        parts.append(
+            _folded(
+                f"Environment, and how to measure it again: {source.name}",
+                table(("what", "value"), facts.environment(source)) + f"\n{code(again)}\n",
+            )
+        )
+    return parts
+
+
+def code(value: str) -> str:
+    """A fenced block; the fence is longer than any inside."""
+    longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{value}\n{fence}"
+
+
+def _folded(summary: str, inner: str) -> str:
+    return f"<details><summary>{_dead(html.escape(clean(summary)))}</summary>\n\n{inner}\n</details>\n"
+
+
+def _block(block: Block) -> str:
+    cells: list[Cell] = block.cells
+    labels = {id(entry.cell): entry.label for entry in block.entries}
+    columns = columns_without(_DROPPED, step_header(cells), replayed=cells[0].execution == "replayed")
+    rows = [
+        [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
+        for row in rows_of(cells)
+    ]
+    words = text(f"{basis(cells)}; MB per rank and step.")
+    return table([column.header.replace("\n", " ") for column in columns], rows) + f"\n{words}\n"

@@ -1,0 +1,132 @@
+"""The columns that every table of cells is made from: the terminal drops some, a page shows all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from netsim_ddp.report.labels import DASH, label, milliseconds, resolution, rounded, times
+from netsim_ddp.report.limits import bounded, named
+from netsim_ddp.results.record import Cell, Interval, Summary
+from netsim_ddp.results.summary import RIVALS, Rival, elapsed_step_s, held_against, speedup, speedup_bound
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table is made from."""
+
+    cell: Cell
+    summary: Summary
+    label: str
+    rivals: Mapping[Rival, Interval]
+    """The steps of what the row is held against, as far as it was measured."""
+
+    def phase(self, *names: str) -> str:
+        """The sum of some phases, ms, with one digit more than the step's interval supports, three at most.
+
+        A phase of exactly zero does not apply to the method: a dash.
+        """
+        value = sum(float(getattr(self.summary, name)) for name in names) * 1e3
+        if value == 0:
+            return DASH
+        step = self.summary.step_s
+        scaled = Interval(median=step.median * 1e3, ci_low=step.ci_low * 1e3, ci_high=step.ci_high * 1e3)
+        third = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+        return rounded(value, min(max(resolution(scaled) / 10, third, 1e-3), 1.0))
+
+    def versus(self, rival: Rival) -> str:
+        factor, other = speedup(self.summary, rival), self.rivals.get(rival)
+        if factor is None or other is None:
+            return DASH
+        if other is self.summary.step_s:
+            return "1.00"
+        text = times(factor, other, self.summary.step_s).rstrip("x")
+        return bounded(text, speedup_bound(self.summary, rival))
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    header: str
+    text: Callable[[Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool) -> list[Column]:
+    """The columns that are left; a phase whose own column is dropped joins a neighbour: rows still add up."""
+
+    def phases(name: str, header: str, *fields: str) -> Column:
+        return Column(name, header, lambda row: row.phase(*fields))
+
+    compress = phases("compr", "compr", "compress_s")
+    communicate = phases("comm", "comm", "communicate_s")
+    other = phases("other", "other", "other_s")
+    if "wait" in dropped:
+        communicate = phases("comm", "comm\n+wait", "communicate_s", "wait_s")
+    if "opt" in dropped:
+        other = phases("other", "opt\n+oth", "optimizer_s", "other_s")
+    if "decmp" in dropped:
+        compress = phases("compr", "codec", "compress_s", "decompress_s")
+    columns = [
+        Column("method", "method", lambda row: named(row.cell, row.label), "left"),
+        phases("compute", "compute", "compute_s"),
+        compress,
+        communicate,
+        phases("wait", "wait", "wait_s"),
+        phases("decmp", "decmp", "decompress_s"),
+        phases("opt", "opt", "optimizer_s"),
+        other,
+        Column("step", step_header, lambda row: milliseconds(row.summary.step_s)),
+        phases("hidden", "hidden\ncomm", "hidden_s"),
+        Column("elapsed", "serial\nhere", _elapsed),
+        Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
+        Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
+        Column("payload", "payload\nMB", lambda row: _megabytes(row.summary.payload_bytes_per_step)),
+        Column("reduction", "fewer\nbytes", lambda row: _reduction(row.summary)),
+        Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
+        Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
+        Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
+        Column("loss", "loss\nfirst->last", lambda row: _loss(row.summary)),
+    ]
+    return [
+        column for column in columns if column.name not in dropped and (replayed or column.name != "elapsed")
+    ]
+
+
+def _elapsed(row: Row) -> str:
+    elapsed = elapsed_step_s(row.cell)
+    return DASH if elapsed is None else f"{elapsed * 1e3:.0f}"
+
+
+def _megabytes(count: float) -> str:
+    """Three or four digits of MB; small messages keep theirs."""
+    value = count / 1e6
+    if value == 0:
+        return DASH
+    return f"{value:.1f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.2f}"
+
+
+def _reduction(summary: Summary) -> str:
+    return times(summary.wire_reduction) if summary.wire_reduction else DASH
+
+
+def _loss(summary: Summary) -> str:
+    if summary.first_loss is None or summary.last_loss is None:
+        return DASH
+    return f"{summary.first_loss:.3g}->{summary.last_loss:.3g}"
+
+
+def rows_of(cells: Sequence[Cell]) -> list[Row]:
+    rows = []
+    for cell in cells:
+        if cell.summary is None:
+            continue
+        rivals: dict[Rival, Interval] = {}
+        for rival in RIVALS:
+            other = held_against(cell, cells, rival)
+            if other and other.summary:
+                rivals[rival] = other.summary.step_s
+        rows.append(Row(cell, cell.summary, label(cell, cells), rivals))
+    return rows

@@ -1,0 +1,237 @@
+"""A comparison as text: on a terminal within 80 columns, and as Markdown for a pull request.
+
+Names come from files that anybody may have written, so they are cleaned for the one and escaped for the other.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from netsim_ddp.report.labels import clean
+from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
+from netsim_ddp.results.verdicts import of_family
+from netsim_ddp.units import format_duration
+
+_STYLES = {"slower": "red", "worse": "red", "faster": "green", "better": "green", "inconclusive": "yellow"}
+_ORDER = ("slower", "worse", "inconclusive", "faster", "better", "no change")
+_SHOWN = 20  # lines of one kind in a summary; the rest is counted
+
+
+def render_comparison(comparison: Comparison, console: Console) -> None:
+    """Print ``comparison``: a line per cell, then why some are not decided, then what fails."""
+
+    def line(text: str, style: str = "", *, indent: str = "") -> None:
+        wrapped = textwrap.fill(
+            text, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(Text(wrapped, style=style))
+
+    for note in comparison.notes:  # before any verdict, which they qualify
+        line(f"warning: {clean(note)}", "yellow")
+    line(headline(comparison), "bold")
+    line(f"base {clean(comparison.base)}", "dim")
+    line(f"new  {clean(comparison.new)}", "dim")
+    timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
+    if timed:
+        width = _name_width([_row_name(pair, row) for pair, row in timed], console.width)
+        line("")
+        line(f"{'':{width}} {'base':>8} {'new':>8}  {'new / base':<17} {'Holm p':>6}  verdict", "dim")
+        for pair, row in timed:
+            name = _row_name(pair, row)
+            if len(name) > width:  # cut, two names could read alike
+                line(name)
+                name = ""
+            shown = Text(
+                f"{name:{width}} {format_duration(row.base_s):>8} {format_duration(row.new_s):>8}"
+                f"  {_ratio(row):<17} {_p(row):>6}  "
+            )
+            shown.append(row.verdict.upper() if row.fails else row.verdict, _STYLES.get(row.verdict, ""))
+            console.print(shown, soft_wrap=True)
+    for pair in comparison.pairs:
+        for score in pair.scores:
+            line(f"{clean(pair.name)}: {_score(score)}", _STYLES.get(score.verdict, ""), indent="  ")
+    open_rows = [(pair, row) for pair, row in timed if row.verdict == "inconclusive"]
+    if open_rows:
+        line("")
+        for pair, row in open_rows:
+            line(f"{_row_name(pair, row)}: {undecided(row)}", indent="  ")
+    if figures := figures_line(comparison):
+        line("")
+        line(figures)
+        for pair, figure in _changed(comparison):
+            line(f"{clean(pair.name)}: {_figure(figure)}", "red", indent="  ")
+    for sentence in _unmatched(comparison):
+        line(sentence, "yellow", indent="  ")
+    if comparison.failures:
+        line("")
+        for failure in comparison.failures:
+            line(f"FAILS: {clean(failure)}", "bold red", indent="  ")
+
+
+def headline(comparison: Comparison) -> str:
+    """``6 cells compared: 1 slower, 5 no change (6 comparisons, Holm at 5%)``."""
+    verdicts = [row.verdict for pair in comparison.pairs for row in pair.times]
+    verdicts += [row.verdict for pair in comparison.pairs for row in pair.scores]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in _ORDER if verdict in verdicts]
+    count = len(comparison.pairs)
+    found = f"{count} cell{'s' * (count != 1)} compared"
+    if not counts:
+        return found
+    return f"{found}: {', '.join(counts)} ({of_family(len(verdicts), comparison.alpha)})"
+
+
+def undecided(row: TimeRow) -> str:
+    """Why a time is not decided, what these runs would have shown, and what would decide."""
+    parts = [row.why]
+    if row.detectable is not None:
+        parts.append(f"a change of {row.detectable:.0%} or more would have shown")
+    if row.repeats is not None:
+        parts.append(f"about {row.repeats} runs of each side would decide")
+    elif row.detectable is not None:
+        parts.append("no reasonable number of runs would decide")
+    return "; ".join(parts) + "."
+
+
+def figures_line(comparison: Comparison) -> str:
+    """What does not vary, counted: ``24 figures of bytes, entries and bits: all the same``."""
+    rows = [row for pair in comparison.pairs for row in pair.figures]
+    if not rows:
+        return ""
+    changed = sum(row.changed for row in rows)
+    kinds = ", ".join(dict.fromkeys(clean(row.figure).partition(",")[0] for row in rows))
+    total = f"{len(rows)} figure{'s' * (len(rows) != 1)} that must not vary ({kinds}; bytes are per step, of all ranks)"
+    return f"{total}: {changed} changed." if changed else f"{total}: none changed."
+
+
+def cell_lines(pair: Pair) -> list[str]:
+    """What was found of one cell, a line for each figure."""
+    lines = [
+        f"{row.figure}: {format_duration(row.base_s)} -> {format_duration(row.new_s)}, {_ratio(row)}: {row.verdict}"
+        for row in pair.times
+    ]
+    return lines + [_score(row) for row in pair.scores] + [_figure(row) for row in pair.figures]
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison for a pull request or a job summary; what is long is folded."""
+    return "\n".join(_markdown(comparison)) + "\n"
+
+
+def _markdown(comparison: Comparison) -> Iterator[str]:
+    state = "fails" if comparison.failures else "ok"
+    yield f"### netsim compare: {state}"
+    yield ""
+    for note in comparison.notes:  # before any verdict, which they qualify
+        yield f"warning: {_escape(note)}"
+        yield ""
+    yield f"{headline(comparison)}. Base `{_code(comparison.base)}`, new `{_code(comparison.new)}`."
+    for failure in comparison.failures:
+        yield f"- **{_escape(failure)}**"
+    timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
+    if timed:
+        yield ""
+        yield "| | base | new | new / base (interval) | Holm p | verdict |"
+        yield "|---|---:|---:|---:|---:|---|"
+        for pair, row in timed:
+            cells = [
+                _escape(_row_name(pair, row)),
+                format_duration(row.base_s),
+                format_duration(row.new_s),
+                _ratio(row),
+                _p(row),
+                f"**{row.verdict}**" if row.fails else row.verdict,
+            ]
+            yield f"| {' | '.join(cells)} |"
+    scores = [(pair, row) for pair in comparison.pairs for row in pair.scores]
+    if scores:
+        yield ""
+        for pair, score in scores:
+            yield f"- {_escape(clean(pair.name))}: {_escape(_score(score))}"
+    if figures := figures_line(comparison):
+        yield ""
+        yield _escape(figures)
+        for pair, figure in _changed(comparison):
+            yield f"- {_escape(clean(pair.name))}: {_escape(_figure(figure))}"
+    details = [
+        f"{_row_name(pair, row)}: {undecided(row)}" for pair, row in timed if row.verdict == "inconclusive"
+    ]
+    details += _unmatched(comparison)
+    if details:
+        yield ""
+        yield "<details><summary>Not decided, not matched</summary>"
+        yield ""
+        for detail in details:
+            yield f"- {_escape(detail)}"
+        yield ""
+        yield "</details>"
+
+
+def _row_name(pair: Pair, row: TimeRow) -> str:
+    name = clean(pair.name)
+    return name if row.figure == "median" else f"{name}: {row.figure}"
+
+
+def _name_width(names: Sequence[str], width: int) -> int:
+    """What is left beside the other columns, which take 58 of the terminal's."""
+    return max(8, min(max(len(name) for name in names), max(width - 58, 18)))
+
+
+def _ratio(row: TimeRow) -> str:
+    ratio = row.ratio
+    if ratio.level <= 0:  # a run on each side: no noise was seen, so nothing is known of it
+        return f"{ratio.value:.2f}"
+    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def _p(row: TimeRow) -> str:
+    """Holm's; in comparisons of version 1 the test's own."""
+    p = row.p if row.adjusted_p is None else row.adjusted_p
+    if p is None:
+        return ""
+    return "<1e-4" if p < 1e-4 else f"{p:.2g}"
+
+
+def _score(row: ScoreRow) -> str:
+    unit = " points" if row.figure == "accuracy" else ""
+    shown = f"{row.base:.4g} -> {row.new:.4g}"
+    interval = f" ({row.low:+.2f} to {row.high:+.2f})" if row.low is not None and row.high is not None else ""
+    seeds = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
+    text = f"{row.figure} {shown}, {row.difference:+.2f}{unit}{interval} over {seeds}: {row.verdict}"
+    if row.why:
+        text += f" ({row.why}" + (f"; about {row.repeats} seeds would decide)" if row.repeats else ")")
+    return text
+
+
+def _figure(row: FigureRow) -> str:
+    allowed = f" (may differ by {row.tolerance:.1%})" if row.tolerance else ""
+    return f"{clean(row.figure)} {plain(row.base)} -> {plain(row.new)}{allowed}"
+
+
+def _changed(comparison: Comparison) -> list[tuple[Pair, FigureRow]]:
+    return [(pair, row) for pair in comparison.pairs for row in pair.figures if row.changed]
+
+
+def _unmatched(comparison: Comparison) -> list[str]:
+    found = []
+    for side, names in ((comparison.base, comparison.only_in_base), (comparison.new, comparison.only_in_new)):
+        found += [f"only in {clean(side)}: {clean(name)}" for name in names[:_SHOWN]]
+        if len(names) > _SHOWN:
+            found.append(f"only in {clean(side)}: {len(names) - _SHOWN} more")
+    found += [
+        f"{clean(pair.name)}: no {clean(name)} in new" for pair in comparison.pairs for name in pair.missing
+    ]
+    return found
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown and HTML leave as it is."""
+    text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{char}" if char in "\\`*_[]|#~$@" else char for char in text)
+
+
+def _code(text: str) -> str:
+    return clean(text).replace("`", "'")

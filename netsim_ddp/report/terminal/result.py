@@ -1,0 +1,199 @@
+"""A result on a terminal or in a pipe: header, one table per link, warnings, verdict.
+
+A narrow terminal drops or merges columns, the least telling first; nothing wraps, and the phases that stay
+visible still add up to the step.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
+from netsim_ddp.report.labels import (
+    basis,
+    clean,
+    count_of,
+    encodable,
+    group_name,
+    groups,
+    plain,
+    step_header,
+)
+from netsim_ddp.report.limits import late_words
+from netsim_ddp.report.tables import Row, columns_without, rows_of
+from netsim_ddp.report.verdict import verdict
+from netsim_ddp.results.claims import claims, fastest
+from netsim_ddp.results.limits import short_of_line
+from netsim_ddp.results.record import Cell, LinkRecord, Result
+from netsim_ddp.results.summary import is_dense
+from netsim_ddp.units import format_bytes, format_duration, format_rate
+
+# Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
+DROPS = (
+    "payload", "loss", "hidden", "reduction", "wait", "opt", "elapsed",
+    "overlapped", "eff", "decmp", "sent", "other", "speedup", "compr", "comm", "compute",
+)  # fmt: skip
+_NARROW_LABEL = 24
+
+
+def render_result(result: Result, console: Console, *, warnings: bool = True) -> None:
+    """Print ``result``, whose cells carry their summaries, to ``console``.
+
+    ``warnings`` is off where they have gone to stderr while the run went on.
+    """
+
+    def line(text: str, style: str = "") -> None:
+        # Text, not a string: a method name in brackets is not markup.
+        wrapped = textwrap.fill(
+            encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(Text(wrapped, style=style))
+
+    line(_header(result), "bold")
+    parts = groups(result.cells)
+    family = len(claims(result.cells))
+    for cells in parts:
+        if len(parts) > 1:
+            line("")
+            line(group_name(cells), "bold")
+        line(_link_line([cell.link for cell in cells], why_bucket(cells[0], result), late_words(cells)))
+        line(_execution_line(result, cells))
+        if any(cell.summary for cell in cells):
+            line("")
+            line(basis(cells), "dim")
+            console.print(_table(cells, fastest(cells, family), console))
+    if warnings and result.warnings:
+        line("")
+        for warning in result.warnings:
+            line(f"warning: {clean(warning)}", "yellow")
+    sentences = verdict(result)
+    if sentences:
+        line("")
+        for sentence in sentences:
+            line(sentence)
+
+
+def _header(result: Result) -> str:
+    scenario = result.scenario
+    model = str(scenario.get("model", "model unknown"))
+    if result.model_parameters:
+        model += f" {count_of(result.model_parameters)} params"
+    workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
+    ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
+    parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
+    if ratios:
+        parts.append(f"ratio {_listed(list(ratios))}")
+    steps, repeats = scenario.get("steps", "?"), scenario.get("repeats", "?")
+    parts.append(f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}")
+    parts.append(f"seed {scenario.get('seed', '?')}")
+    return clean(" | ".join(parts))
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _link_line(links: Sequence[LinkRecord], why_bucket: str, late: str = "") -> str:
+    """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
+    first = links[0]
+    measured = [link.measured_bps for link in links if link.measured_bps is not None]
+    got = _range(measured)
+    limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
+    if together := [link.together_bps for link in links if short_of_line(link) and link.together_bps]:
+        limited += f": all ranks at once get {_mbit(min(together))}"
+    if what := UNSHAPED.get(first.mechanism):
+        return f"link not shaped: {what}{f', {got} Mbit/s measured' if got else ''}{limited}"
+    text = f"link {first.how}{why_bucket}: {_unequal(first)}asked {_mbit(first.requested_bps)}"
+    text += f", got {got} Mbit/s" if got else " Mbit/s"
+    if first.ceiling_bps is not None:
+        text += f" (ceiling {_mbit(first.ceiling_bps)})"
+    if first.mechanism == "bucket":
+        return f"{text}; bytes are charged, not measured{f'; {late}' if late else ''}{limited}"
+    drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
+    text += f", {drops} drops, {retransmits} retransmits"
+    if first.credit_bytes:
+        text += f", credit {format_bytes(first.credit_bytes)}"
+    if first.queue_s:
+        text += f", queue {format_duration(first.queue_s)}"
+    return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
+
+
+def _unequal(link: LinkRecord) -> str:
+    """What a single rate does not tell of the link: directions, slow ranks, delays, changes."""
+    if link.requested_bps is None or link.shape in (None, format_rate(link.requested_bps)):
+        return ""
+    shape = clean(str(link.shape))
+    slowest = " up, " in shape or "rank " in shape
+    return f"{shape}; {'at first ' if link.varies else 'slowest ' if slowest else ''}"
+
+
+def _range(rates: Sequence[float]) -> str:
+    """``954-956``: the rates of all cells, shortened."""
+    return "-".join(dict.fromkeys(_mbit(rate) for rate in (min(rates), max(rates)))) if rates else ""
+
+
+def _mbit(rate: float | None) -> str:
+    if rate is None:
+        return "?"
+    value = rate / 1e6
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
+    """How the steps were executed, and what was emulated or substituted in them."""
+    cores = result.environment.get("cores", result.environment.get("cpu_count"))
+    ranks = f"{cells[0].workers} rank{'' if cells[0].workers == 1 else 's'}"
+    execution, *others = assumptions(cells, result, without=("link",))
+    parts = [f"{execution.upper()}: {ranks}" + (f" on {cores} cores" if cores else ""), *others]
+    if any(not cell.substituted for cell in cells if not is_dense(cell)):
+        threads = sorted({cell.threads for cell in cells})
+        plural = "" if threads == [1] else "s"
+        parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
+    if how := played(cells):
+        parts.append(f"local work measured {how}")
+    return clean(" | ".join(parts))
+
+
+def _table(cells: Sequence[Cell], fastest: Cell | None, console: Console) -> Table:
+    """The widest table that fits the console."""
+    rows = rows_of(cells)
+    table = Table()
+    for count in range(len(DROPS) + 1):
+        table = _build(rows, cells, fastest, frozenset(DROPS[:count]), console)
+        # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
+        free = console.options.update(max_width=10_000)
+        if console.measure(table, options=free).maximum <= console.width:
+            break
+    return table
+
+
+def _build(
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    fastest: Cell | None,
+    dropped: frozenset[str],
+    console: Console,
+) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
+    for column in columns:
+        table.add_column(
+            Text(encodable(column.header, console)),
+            justify=column.justify,
+            no_wrap=True,
+            overflow="ellipsis",
+            vertical="bottom",
+        )
+    for row in rows:
+        texts = [encodable(column.text(row), console) for column in columns]
+        if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
+            texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
+        if row.cell is fastest:
+            texts[0] += " (fastest)"
+        table.add_row(*(Text(text) for text in texts), style="bold" if row.cell is fastest else "")
+    return table

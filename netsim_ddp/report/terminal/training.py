@@ -1,0 +1,296 @@
+"""Trainings on a terminal or in a pipe: a table per link, and what it means in sentences."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netsim_ddp.report.assumptions import why_bucket
+from netsim_ddp.report.labels import DASH, clean, count_of, encodable, groups, label, plain, points
+from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
+from netsim_ddp.results.summary import ALONE
+from netsim_ddp.results.training import WITHIN_POINTS
+from netsim_ddp.results.verdicts import FLOOR, of_family
+from netsim_ddp.units import format_bytes, format_duration, format_rate
+
+# Dropped in this order until the table fits; time is what a shaped link is for, and means little on the loopback.
+DROPS = ("residual", "rate", "total", "loss", "sent")
+DROPS_UNSHAPED = (*DROPS, "times", "time", "reduction", "verdict")
+DROPS_SHAPED = (*DROPS, "verdict", "reduction", "times", "time")
+RULE = (
+    "Worse, better: claimed in accuracy or in loss, and worse in either is worse; within: even the interval's worse "
+    f"end is at most {WITHIN_POINTS:g} point below dense, there were seeds enough to find it worse, and its "
+    "loss's interval does not lie above dense's loss; not resolvable: more seeds would tell."
+)
+_LONGEST_LABEL = 36
+_TOLD_METHODS = 4
+"""So many methods get a sentence each; of more the table tells."""
+
+
+def render_training(result: Result, console: Console, *, warnings: bool = True) -> None:
+    """Print ``result``, whose cells carry their training summaries, to ``console``.
+
+    ``warnings`` is off where they have gone to stderr while the run went on.
+    """
+
+    def line(text: str, style: str = "") -> None:
+        # Text, not a string: a method name in brackets is not markup.
+        wrapped = textwrap.fill(
+            encodable(clean(text), console), console.width, break_long_words=False, break_on_hyphens=False
+        )
+        console.print(Text(wrapped, style=style))
+
+    line(_header(result), "bold")
+    for cells in groups(result.cells):
+        line(_link_line(cells, why_bucket(cells[0], result)))
+        if any(cell.training for cell in cells):
+            line("")
+            console.print(_table(cells, console))
+            line("")
+            for sentence in sentences(cells):
+                line(sentence)
+    for cell in result.cells:
+        if cell.error is not None:
+            line(f"{cell.id}: {cell.error}", "yellow")
+    if warnings:
+        for warning in result.warnings:
+            line(f"warning: {warning}", "yellow")
+
+
+def _header(result: Result) -> str:
+    scenario = result.scenario
+    parts = [str(scenario.get("model", "model unknown"))]
+    if result.model_parameters:
+        parts[0] += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
+    workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
+    parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
+    epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
+    parts.append(f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}")
+    batches = {plain(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
+    batch = ", ".join(sorted(batches)) or "?"
+    if (accumulate := scenario.get("accumulate", 1)) != 1:
+        batch = f"{batch} x {accumulate}"
+    parts.append(f"batch {batch} per worker")
+    parts.append(f"{scenario.get('optimizer')}, {scenario.get('schedule')}")
+    return " | ".join(parts)
+
+
+def _link_line(cells: Sequence[Cell], why: str) -> str:
+    """The link, and what the bytes of the table are."""
+    link = cells[0].link
+    how = cells[0].recipe.tx_are if cells[0].recipe else "predicted"
+    if link.mechanism in ("none", "host"):
+        return "link none: the host's loopback; bytes are predicted by each method's formula"
+    text = f"link {link.how}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
+    measured = [cell.link.measured_bps for cell in cells if cell.link.measured_bps is not None]
+    if measured:
+        text += f", got {format_rate(min(measured))}"
+    if link.mechanism == "tc":
+        drops = sum(cell.link.drops for cell in cells)
+        text += f", {drops} drops, {sum(cell.link.retransmits for cell in cells)} retransmits"
+    return f"{text}; bytes are {how}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    cell: Cell
+    summary: TrainingSummary
+    label: str
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    header: str
+    text: Callable[[_Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+_COLUMNS = (
+    _Column("method", "method", lambda row: row.label, "left"),
+    _Column("rate", "learn\nrate", lambda row: _rate(row.cell)),
+    _Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
+    _Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
+    _Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
+    _Column("loss", "valid loss\n(to dense)", lambda row: _loss(row.summary)),
+    _Column("total", "epochs\ns", lambda row: _seconds(row.summary.epochs_s)),
+    _Column("time", "to dense\n-1 pt, s", lambda row: _seconds(row.summary.time_to_accuracy_s)),
+    _Column("times", "vs\ndense", lambda row: _ratio(row.summary)),
+    _Column("sent", "sent\nper step", lambda row: _sent(row.summary)),
+    _Column("reduction", "fewer\nbytes", lambda row: _fewer(row.summary)),
+    _Column("residual", "residual\nper rank", lambda row: _residual(row.summary)),
+)
+
+
+def _table(cells: Sequence[Cell], console: Console) -> Table:
+    """The widest table that fits the console."""
+    rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
+    table = Table()
+    drops = DROPS_UNSHAPED if cells[0].link.mechanism in ("none", "host") else DROPS_SHAPED
+    for count in range(len(drops) + 1):
+        table = _build(rows, frozenset(drops[:count]), console)
+        free = console.options.update(max_width=10_000)
+        if console.measure(table, options=free).maximum <= console.width:
+            break
+    return table
+
+
+def _build(rows: Sequence[_Row], dropped: frozenset[str], console: Console) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    columns = [column for column in _COLUMNS if column.name not in dropped]
+    for column in columns:
+        header = column.header
+        if column.name in ("time", "times") and (target := _target(rows)) is not None:
+            header = f"to {target:.4g}%\ns" if column.name == "time" else header
+        table.add_column(
+            Text(encodable(header, console)), justify=column.justify, no_wrap=True, vertical="bottom"
+        )
+    for row in rows:
+        texts = [encodable(column.text(row), console) for column in columns]
+        if console.width < 120 and len(texts[0]) > _LONGEST_LABEL:
+            texts[0] = texts[0][: _LONGEST_LABEL - 2] + ".."
+        table.add_row(*map(Text, texts))
+    return table
+
+
+def _target(rows: Sequence[_Row]) -> float | None:
+    target = next((row.cell.recipe.target for row in rows if row.cell.recipe), None)
+    return None if target is None else 100 * target
+
+
+def _rate(cell: Cell) -> str:
+    return DASH if cell.recipe is None else f"{cell.recipe.learning_rate:g}"
+
+
+def _percent(value: MeanInterval | None) -> str:
+    if value is None:
+        return DASH
+    text = f"{100 * value.mean:.2f}"
+    return text if value.ci_high is None else f"{text}±{100 * (value.ci_high - value.mean):.2f}"
+
+
+def _word(summary: TrainingSummary) -> str:
+    if summary.verdict in (None, "baseline"):
+        return DASH
+    if too_few(summary):
+        return "too few seeds"
+    return f"within {WITHIN_POINTS:g}" if summary.verdict == "within" else str(summary.verdict)
+
+
+def too_few(summary: TrainingSummary) -> bool:
+    """Whether nothing can be claimed of the method, whatever its differences are."""
+    return summary.verdict == "not resolvable" and len(summary.seeds) < summary.seeds_needed
+
+
+def _loss(summary: TrainingSummary) -> str:
+    if summary.loss is None:
+        return DASH
+    text, difference = f"{summary.loss.mean:.3g}", summary.loss_difference_percent
+    return text if difference is None else f"{text} ({difference.mean:+.2g}%)"
+
+
+def _seconds(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _ratio(summary: TrainingSummary) -> str:
+    if summary.verdict == "baseline":
+        return "1.00"
+    return DASH if summary.time_speedup is None else f"{summary.time_speedup:.2g}"
+
+
+def _sent(summary: TrainingSummary) -> str:
+    return DASH if summary.tx_bytes_per_step == 0 else format_bytes(summary.tx_bytes_per_step)
+
+
+def _fewer(summary: TrainingSummary) -> str:
+    return DASH if not summary.wire_reduction else f"{summary.wire_reduction:.3g}x"
+
+
+def _residual(summary: TrainingSummary) -> str:
+    return DASH if summary.residual_bytes == 0 else format_bytes(summary.residual_bytes)
+
+
+def sentences(cells: Sequence[Cell]) -> list[str]:
+    """What the table of one link comes to."""
+    rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
+    if rows and all(row.cell.workers == 1 for row in rows):
+        return [ALONE]
+    compared = [row for row in rows if row.summary.verdict not in (None, "baseline")]
+    if len(compared) <= _TOLD_METHODS:
+        found = [text for row in compared if (text := _verdict(row)) is not None]
+    else:
+        found = [RULE]
+    if compared:
+        first = compared[0].summary
+        found.append(
+            f"Rule: {of_family(first.comparisons)} (accuracy and loss of each method, seed by seed with dense); a "
+            f"claim needs {first.seeds_needed} seeds."
+        )
+    resolutions = [r for row in rows if (r := row.summary.resolution_points) is not None]
+    if resolutions and compared:
+        samples = round(100 / max(resolutions))
+        found.append(f"One of the {samples} validation samples weighs {max(resolutions):.2g} points.")
+    return found
+
+
+def _verdict(row: _Row) -> str | None:
+    summary = row.summary
+    if summary.verdict in (None, "baseline"):
+        return None
+    seeds = f"over {len(summary.seeds)} seed{'s' * (len(summary.seeds) != 1)}"
+    parts = []
+    if summary.difference_points is not None:
+        parts.append(f"{points(summary.difference_points)} points")
+    if summary.loss_difference_percent is not None:
+        parts.append(f"validation loss {_share(summary.loss_difference_percent)}")
+    facts = f"{', '.join(parts)} {seeds}"
+    if too_few(summary):
+        head = f"{row.label}: {facts}; a claim needs {summary.seeds_needed} seeds"
+    else:
+        head = f"{row.label}: {_claim(summary)} ({facts})"
+    return f"{head}; {_time_sentence(row)}."
+
+
+def _claim(summary: TrainingSummary) -> str:
+    """``worse than dense in loss``."""
+    said = {"accuracy": summary.accuracy_verdict, "loss": summary.loss_verdict}
+    where = " and ".join(name for name, word in said.items() if word == summary.verdict)
+    if summary.verdict == "within":
+        reach = (
+            f"{WITHIN_POINTS:g} point"
+            if summary.difference_points is not None
+            else f"{FLOOR:.0%} of the loss"
+        )
+        return f"within {reach} of dense"
+    if summary.verdict == "not resolvable":
+        return "no resolvable difference from dense"
+    return f"{summary.verdict} than dense in {where}"
+
+
+def _share(value: MeanInterval) -> str:
+    """``+56±12%``."""
+    if not math.isfinite(value.mean):
+        return "diverged"
+    half = "" if value.ci_high is None else f"±{value.ci_high - value.mean:.2g}"
+    return f"{value.mean:+.2g}{half}%"
+
+
+def _time_sentence(row: _Row) -> str:
+    summary, seeds = row.summary, len(row.summary.seeds)
+    target = row.cell.recipe.target if row.cell.recipe else None
+    goal = f"dense's accuracy less {WITHIN_POINTS:g} point" if target is None else f"{100 * target:.4g}%"
+    if summary.time_to_accuracy_s is None:
+        return f"{goal} not reached"
+    some = "" if summary.reached == seeds else f" by {summary.reached} of {seeds} seeds"
+    text = f"{goal} reached{some} in {format_duration(summary.time_to_accuracy_s)}"
+    if summary.time_speedup is not None and math.isfinite(summary.time_speedup):
+        text += f", {summary.time_speedup:.2g}x as fast as dense"
+    return text

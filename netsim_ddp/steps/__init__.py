@@ -1,0 +1,1 @@
+"""One measured step, and the experiment's loop around it."""

@@ -1,0 +1,100 @@
+"""Dense training under torch's own DistributedDataParallel, in 16 bits too: the baselines that people run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from netsim_ddp.communication.dense import all_reduce
+from netsim_ddp.communication.flat import FlatGradients, check_layout
+from netsim_ddp.communication.segments import Group
+from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
+from netsim_ddp.ranks.channel import COMPUTING
+from netsim_ddp.steps.execution import Concurrent, Execution
+from netsim_ddp.steps.phases import StepSample
+from netsim_ddp.steps.programs import Program, Say, parameters_of
+from netsim_ddp.workloads import Workload
+
+
+class OverlappedTraining(Program):
+    """Each bucket is sent as soon as backward has filled it. Only for :class:`Concurrent` execution.
+
+    Args:
+        rounded: the type that gradients are sent in, as under torch's 16-bit hooks; None: their own.
+
+    A parameter that took no part in a step has a gradient of zero, as with every other method. DDP itself waits for
+    it for ever, or with ``find_unused_parameters`` exchanges one more message per step, which would not be the
+    baseline of models that need none.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        flat: FlatGradients,
+        group: Group,
+        optimizer: torch.optim.Optimizer,
+        say: Say,
+        rounded: torch.dtype | None = None,
+    ) -> None:
+        self.workload, self.flat, self.optimizer, self.say = workload, flat, optimizer, say
+        self._log = TransferLog(group, rounded)
+        self._model: nn.Module = workload.model
+        self._loss = torch.zeros(())
+        if group.world_size > 1:
+            model = DistributedDataParallel(
+                workload.model,
+                device_ids=[workload.device] if workload.device.type == "cuda" else None,
+                process_group=group.process_group,
+            )
+            # As the other programs: BatchNorm's statistics stay local.
+            model.require_forward_param_sync = False
+            model.register_comm_hook(self._log, timed_all_reduce_hook)
+            self._model = model
+            sizes: dict[torch.dtype, int] = {}
+            for parameter in flat.parameters:
+                kind = rounded or parameter.dtype
+                sizes[kind] = sizes.get(kind, 0) + parameter.numel()
+            self.wires = [all_reduce(torch.empty(size, dtype=kind), group) for kind, size in sizes.items()]
+
+    def step(self, execution: Execution) -> StepSample:
+        assert isinstance(execution, Concurrent)
+        self._log.clear()
+        sample = super().step(execution)
+        sample.transfers = [(begin, end) for begin, end in self._log.transfers]
+        sample.sent = list(self._log.sent)
+        return sample
+
+    def prepare(self) -> None:
+        check_layout(self.flat, self.workload.model)
+        self._inputs, self._targets = self.workload.next_batch()
+        self.say(COMPUTING)
+
+    def play(self, execution: Execution) -> None:
+        assert isinstance(execution, Concurrent)
+        # The last gradient is there: from here on only the wire is waited for.
+        self._log.last_bucket = lambda: execution.computed_and_started(self)
+        execution.local("other", self.optimizer.zero_grad)
+        self._loss = self.workload.loss(self._model(self._inputs), self._targets)
+        self._loss.backward()  # type: ignore[no-untyped-call]
+        if self.wires:
+            self._send_the_rest()
+            execution.waited(self)
+        else:
+            execution.computed()
+        execution.local("optimizer", self._update)
+
+    def _send_the_rest(self) -> None:
+        """Tell DDP that the parameters which took no part have a gradient of zero, so that it sends their buckets."""
+        missing = [parameter for parameter in self.flat.parameters if parameter.grad is None]
+        if missing:
+            torch.autograd.backward(missing, [torch.zeros_like(parameter) for parameter in missing])
+
+    def _update(self) -> None:
+        self.optimizer.step()
+
+    def loss(self) -> float:
+        return self._loss.item()
+
+    def reduced(self) -> Tensor:
+        return parameters_of(self.workload.model)

@@ -1,0 +1,271 @@
+"""How one rank carries out the pieces of a step: as they come, or measured alone and then replayed.
+
+With more workers than cores the ranks of one host steal each other's time: what looks like 130 ms of compressing
+is 33 ms on a machine of its own. :class:`Replayed` therefore plays every step twice. First for real: local pieces
+one rank at a time with the host to itself, each timed, and the wire untimed. Then for the clock: all ranks start
+together, sleep through the measured durations of their local pieces and send the same messages over the real link,
+in the same order. Nothing but the network then competes for the host.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from netsim_ddp.communication.segments import CodecWork, Wire
+from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.results.codec import Substitute
+from netsim_ddp.steps.phases import Phase, StepSample, StepTimer
+from netsim_ddp.steps.spending import Spend
+from netsim_ddp.workloads.emulated import sleep_until
+
+Play = Callable[["Execution"], None]
+"""The pieces of one step, in order; called once per pass, it must do nothing outside of them."""
+
+
+class Execution(ABC):
+    """What a program's step is written against."""
+
+    def __init__(self, timer: StepTimer) -> None:
+        self._timer = timer
+        self._begin = 0.0
+
+    @abstractmethod
+    def step(self, play: Play) -> StepSample:
+        """Carry out one step."""
+
+    @abstractmethod
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        """A piece of this rank's own work; ``work`` where it is all the codec's."""
+
+    @abstractmethod
+    def compute(self, run: Callable[[], None]) -> None:
+        """Forward and backward."""
+
+    @abstractmethod
+    def until(self, offset: float) -> None:
+        """An emulated accelerator computes: go on ``offset`` seconds after the step's begin."""
+
+    @abstractmethod
+    def start(self, wire: Wire) -> None:
+        """Start an exchange that other pieces run beside."""
+
+    @abstractmethod
+    def finish(self, wire: Wire) -> None:
+        """Wait for an exchange that was started."""
+
+
+class Concurrent(Execution):
+    """Every piece when its turn comes; ranks share the host."""
+
+    def __init__(self, timer: StepTimer, meet: Callable[[], None]) -> None:
+        super().__init__(timer)
+        self._meet = meet
+
+    def step(self, play: Play) -> StepSample:
+        self._meet()
+        self._timer.begin()
+        self._begin = time.monotonic()
+        play(self)
+        return self._timer.finish()
+
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        del work
+        run()
+        self._timer.lap(phase)
+
+    def compute(self, run: Callable[[], None]) -> None:
+        self.local("compute", run)
+
+    def until(self, offset: float) -> None:
+        sleep_until(self._begin + offset, clock=time.monotonic)
+        self._timer.computing_until(self._begin + offset)
+        self._timer.lap("compute")
+
+    def start(self, wire: Wire) -> None:
+        self._timer.started(wire)
+        wire.start()
+        self._timer.sent(wire, wire.sent())
+        self._timer.lap("send")
+
+    def finish(self, wire: Wire) -> None:
+        wire.finish()
+        self._timer.lap("wire", wire)
+
+    def computed(self) -> None:
+        """What has passed since the last piece was forward or backward."""
+        self._timer.lap("compute")
+
+    def computed_and_started(self, wire: object) -> None:
+        """Backward is through, and somebody else (DDP) has started an exchange, which :meth:`waited` ends."""
+        self._timer.lap("compute")
+        self._timer.started(wire)
+
+    def waited(self, wire: object) -> None:
+        self._timer.lap("wire", wire)
+
+
+class Replayed(Execution):
+    """Local pieces measured with cores of their own, then played again in their own time while the wire is real.
+
+    A step's messages cross the link twice, so ``count`` is called before and after the second pass: the counters
+    are read there.
+
+    Args:
+        computed: how long forward and backward of each measured step take, as
+            :mod:`netsim_ddp.steps.compute_times` measured it for all methods: the seconds until each bucket is full,
+            one after the other. Empty under an emulated accelerator.
+        at_once: how many ranks measure at a time.
+        spend: lets the measured time of a piece pass.
+        substitute: the codec's pieces last what it says, instead of what they took here.
+    """
+
+    def __init__(
+        self,
+        timer: StepTimer,
+        meeting: MeetingPoint,
+        rank: int,
+        device: torch.device,
+        count: Callable[[], None],
+        *,
+        computed: Sequence[Sequence[float]] = (),
+        at_once: int = 1,
+        spend: Spend,
+        substitute: Substitute | None = None,
+    ) -> None:
+        super().__init__(timer)
+        self._count, self._substitute = count, substitute
+        self._meeting, self._rank, self._at_once = meeting, rank, at_once
+        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
+        self._computed, self._spend = computed, spend
+        self._steps = 0
+        self.measuring = True
+        """Whether this is the first pass, which does the work; the second one plays it."""
+        self.warming_up = True
+        """A warm-up step is played once: that warms caches, kernels and connections alike."""
+        self._durations: list[float] = []
+        self._next = 0
+        self._inside = self._backwards = False
+        self._held_back: list[Wire] = []
+
+    def step(self, play: Play) -> StepSample:
+        self.measuring, self._durations = True, []
+        self._backwards = not self._backwards
+        self._meeting.meet()
+        begin = time.monotonic()
+        play(self)
+        self._leave()
+        elapsed = time.monotonic() - begin
+        if self.warming_up:
+            now = time.monotonic()
+            return StepSample([("other", begin, now)], elapsed=elapsed)
+        self.measuring, self._next = False, 0
+        self._count()
+        self._begin = self._meeting.start_together(self._rank)
+        sleep_until(self._begin, clock=time.monotonic)
+        self._timer.begin()
+        play(self)
+        sample = self._timer.finish()
+        sample.elapsed = elapsed
+        self._steps += 1
+        self._count()
+        return sample
+
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        if self.measuring:
+            self._enter()
+            self._synchronize()
+            begin = time.monotonic()
+            run()
+            self._synchronize()
+            took = time.monotonic() - begin
+            if work is not None and self._substitute is not None:
+                took = substituted_seconds(self._substitute, work)
+            self._durations.append(took)
+            return
+        self._play(self._durations[self._next], phase)
+        self._next += 1
+
+    def compute(self, run: Callable[[], None]) -> None:
+        self.compute_once(run)
+        if not self.measuring:
+            self._play(sum(self._pass()), "compute")
+
+    def compute_once(self, run: Callable[[], None]) -> None:
+        """Forward and backward in the first pass; :meth:`filled` plays them bucket by bucket in the second."""
+        if self.measuring:
+            self._enter()
+            run()
+            self._synchronize()
+
+    def filled(self, bucket: int) -> None:
+        """Forward and backward go on until ``bucket`` is full."""
+        if not self.measuring:
+            self._play(self._pass()[bucket], "compute")
+
+    def until(self, offset: float) -> None:
+        if self.measuring:
+            return
+        sleep_until(self._begin + offset, clock=time.monotonic)
+        self._timer.computing_until(self._begin + offset)
+        self._timer.lap("compute")
+
+    def start(self, wire: Wire) -> None:
+        if self.measuring:
+            # Not before it is waited for: what comes until then belongs to the same turn.
+            self._held_back.append(wire)
+            return
+        self._timer.started(wire)
+        wire.start()
+        self._timer.sent(wire, wire.sent())
+        self._timer.lap("send")
+
+    def finish(self, wire: Wire) -> None:
+        if not self.measuring:
+            wire.finish()
+            self._timer.lap("wire", wire)
+        elif wire in self._held_back:
+            self._exchange()
+
+    def _pass(self) -> Sequence[float]:
+        return self._computed[self._steps]
+
+    def _play(self, seconds: float, phase: Phase) -> None:
+        """From the last lap's end, so that waking late once does not add up over the step."""
+        self._spend(self._timer.last() + seconds)
+        self._timer.lap(phase)
+
+    def _enter(self) -> None:
+        if not self._inside:
+            self._meeting.take_turn(self._rank, self._at_once, backwards=self._backwards)
+            self._inside = True
+
+    def _leave(self) -> None:
+        """Every rank has its turn between two exchanges, used or not."""
+        self._enter()
+        self._inside = False
+        self._meeting.pass_turn(self._rank, self._at_once, backwards=self._backwards)
+
+    def _exchange(self) -> None:
+        """For real, while no rank measures anything."""
+        self._leave()
+        self._meeting.meet()
+        for wire in self._held_back:
+            wire.run()
+        self._held_back.clear()
+        self._meeting.meet()
+
+
+def substituted_seconds(times: Substitute, work: CodecWork) -> float:
+    """How long ``work`` takes where ``times`` were measured."""
+    select = times.select_seconds(*work.selected) if work.selected else 0.0
+    return (
+        select + sum(map(times.encode_seconds, work.encoded)) + sum(map(times.decode_seconds, work.decoded))
+    )
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,60 @@
+"""What one message costs this host beside the link: measured by a run's ranks, all at once, before its first step."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+
+from netsim_ddp.communication.dense import all_reduce
+from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.segments import Group, Wire
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.ranks.channel import RankChannel
+from netsim_ddp.steps.link_model import LinkModel
+
+ROUNDS, FEWEST, WARM_UP = 20, 3, 3
+BUDGET_S = 0.5  # per kind of exchange: with a long delay fewer rounds must do
+TINY = 64  # bytes that a rank sends each other one
+WORKED = (
+    16 << 20
+)  # bytes written before each round: a step's messages find caches full of something else, too
+
+
+def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[str, float]:
+    """Seconds that this host adds to every message, by the kind of exchange: of an all-reduce and of an exchange with
+    every peer.
+
+    The smallest ones are timed from the last rank's start to the last one's end, each after some work, as in a step;
+    what the link's own model says of them is taken off, and the rest divided by the messages that a rank sends. Every
+    rank returns the same numbers. All ranks share this host's clock.
+    """
+    ranks = group.world_size
+    tensor = torch.zeros(ranks * TINY // 4)
+    rooms = [torch.zeros(TINY, dtype=torch.uint8) for _ in range(2 * ranks)]
+    exchange = PeerExchange("cost", group, rooms[:ranks], rooms[ranks:], TINY)
+    model = LinkModel(spec, {})
+    found = {}
+    for wire, count in ((all_reduce(tensor, group), 2 * (ranks - 1)), (exchange, ranks - 1)):
+        ideal = model.alone(wire.sent(), ranks)
+        rounds = max(FEWEST, min(ROUNDS, int(BUDGET_S / max(ideal, 1e-6))))
+        told = channel.gather("cost", _spans(channel, wire, rounds + WARM_UP)[WARM_UP:])
+        took = [
+            max(end for _, end in row) - max(begin for begin, _ in row) for row in zip(*told, strict=True)
+        ]
+        found[wire.sent().kind] = max(0.0, (median(took) - ideal) / count)
+    return found
+
+
+def _spans(channel: RankChannel, wire: Wire, rounds: int) -> list[tuple[float, float]]:
+    """When each of ``rounds`` exchanges began and ended on this rank."""
+    work = torch.zeros(WORKED // 4)
+    channel.gather("costs")
+    spans = []
+    for _ in range(rounds):
+        work.add_(1.0)
+        begin = time.monotonic()
+        wire.run()
+        spans.append((begin, time.monotonic()))
+    return spans

@@ -1,0 +1,187 @@
+"""Where a step's time went: contiguous laps on one rank, and the waits that only all ranks together show.
+
+A rank closes a lap whenever it changes phase, so that the laps of a step cover it without gaps and the phases add up
+to it by construction. A lap on the wire mixes two things: waiting for the last rank to arrive and moving bytes. All
+ranks of one machine read the same monotonic clock, so :func:`settle` separates them afterwards: until the last rank's
+arrival a rank waits, from there on it communicates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from netsim_ddp.link.bucket.schedule import Sent
+from netsim_ddp.results.record import StepRecord
+
+Phase = Literal["compute", "compress", "send", "wire", "decompress", "optimizer", "other"]
+Interval = tuple[float, float]
+
+
+class Clock(Protocol):
+    """Marks moments; ``seconds`` turns marks into CLOCK_MONOTONIC seconds, once the step is over."""
+
+    def mark(self) -> Any: ...
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]: ...
+
+
+class HostClock:
+    """The monotonic clock, for work that is done when the call returns."""
+
+    def mark(self) -> float:
+        return time.monotonic()
+
+    def seconds(self, marks: Sequence[float]) -> list[float]:
+        return list(marks)
+
+
+@dataclass
+class StepSample:
+    """One rank's step: absolute times in seconds of CLOCK_MONOTONIC.
+
+    Attributes:
+        laps: (phase, begin, end), contiguous. "wire" is waiting for an exchange, "send" is starting one that
+            other work runs beside.
+        starts: when the exchange of each "wire" lap was started, in the order of those laps.
+        sent: what each exchange was, in the order in which they were started; empty where nobody noted it.
+        waited: which of them each "wire" lap waited for.
+        until: (lap, moment): the lap was an emulated accelerator's, which computes until then.
+        transfers: when exchanges ran that no lap of their own waits for.
+        computing_until: until then an accelerator computed beside whatever the laps say.
+        elapsed: how long the step took this host where it was not played in its own time.
+    """
+
+    laps: list[tuple[Phase, float, float]]
+    starts: list[float] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+    waited: list[int] = field(default_factory=list)
+    until: list[tuple[int, float]] = field(default_factory=list)
+    transfers: list[Interval] = field(default_factory=list)
+    computing_until: float = float("-inf")
+    elapsed: float | None = None
+    loss: float | None = None
+
+    @property
+    def begin(self) -> float:
+        return self.laps[0][1]
+
+    @property
+    def end(self) -> float:
+        return self.laps[-1][2]
+
+
+class StepTimer:
+    """Takes one step's laps. ``begin``, then ``lap(phase)`` at the end of each piece, then ``finish``."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._marks: list[Any] = []
+        self._phases: list[Phase] = []
+        self._started: dict[int, float] = {}
+        self._starts: list[float] = []
+        self._sent: list[Sent] = []
+        self._numbers: dict[int, int] = {}
+        self._waited: list[int] = []
+        self._until: list[tuple[int, float]] = []
+        self._computing_until = float("-inf")
+
+    def begin(self) -> None:
+        self._marks = [self._clock.mark()]
+        self._phases, self._starts, self._started = [], [], {}
+        self._sent, self._numbers, self._waited, self._until = [], {}, [], []
+        self._computing_until = float("-inf")
+
+    def lap(self, phase: Phase, wire: object = None) -> None:
+        """All since the last mark was ``phase``; ``wire`` is the exchange that a "wire" lap waited for."""
+        self._marks.append(self._clock.mark())
+        self._phases.append(phase)
+        if phase == "wire":
+            self._starts.append(self._started[id(wire)])
+            if id(wire) in self._numbers:
+                self._waited.append(self._numbers[id(wire)])
+
+    def started(self, wire: object) -> None:
+        """The exchange ``wire`` starts now."""
+        self._started[id(wire)] = time.monotonic()
+
+    def sent(self, wire: object, what: Sent) -> None:
+        """``wire``, which has started, asks ``what`` of the link."""
+        self._numbers[id(wire)] = len(self._sent)
+        self._sent.append(what)
+
+    def computing_until(self, moment: float) -> None:
+        """An accelerator computes until ``moment``; the lap that ends next was its."""
+        self._computing_until = moment
+        self._until.append((len(self._phases), moment))
+
+    def last(self) -> float:
+        """The end of the last lap, on a host clock."""
+        return float(self._marks[-1])
+
+    def finish(self) -> StepSample:
+        times = self._clock.seconds(self._marks)
+        laps = list(zip(self._phases, times, times[1:], strict=False))
+        return StepSample(
+            laps,
+            self._starts,
+            self._sent,
+            self._waited,
+            self._until,
+            computing_until=self._computing_until,
+        )
+
+
+def covered(intervals: Sequence[Interval]) -> float:
+    """Seconds that the union of ``intervals`` covers."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(intervals):
+        fresh = max(begin, reached)
+        if end > fresh:
+            total += end - fresh
+            reached = end
+    return total
+
+
+def settle(samples: Sequence[StepSample]) -> list[StepRecord]:
+    """The records of one step from every rank's sample, in rank order.
+
+    Raises:
+        ValueError: the ranks took a different number of laps on the wire.
+    """
+    if len({len(sample.starts) for sample in samples}) > 1:
+        raise ValueError("ranks disagree on the number of wire operations in a step")
+    arrivals = [max(starts) for starts in zip(*(sample.starts for sample in samples), strict=True)]
+    return [_record(sample, arrivals) for sample in samples]
+
+
+def _record(sample: StepSample, arrivals: Sequence[float]) -> StepRecord:
+    """What this rank did; while its accelerator computed, that is what it did."""
+    phases: dict[str, float] = dict.fromkeys(
+        ("compute", "compress", "communicate", "wait", "decompress", "optimizer", "other"), 0.0
+    )
+    exposed = 0.0
+    transfers = list(sample.transfers)
+    wires = iter(zip(sample.starts, arrivals, strict=True))
+    for phase, begin, end in sample.laps:
+        visible = min(max(sample.computing_until, begin), end)
+        phases["compute"] += visible - begin
+        if phase == "wire":
+            start, arrival = next(wires)
+            waited = min(max(arrival - visible, 0.0), end - visible)
+            phases["wait"] += waited
+            phases["communicate"] += end - visible - waited
+            exposed += end - visible
+            transfers.append((start, end))
+        else:
+            phases["communicate" if phase == "send" else phase] += end - visible
+    wall = sample.end - sample.begin
+    return StepRecord(
+        wall_s=wall,
+        elapsed_s=wall if sample.elapsed is None else sample.elapsed,
+        hidden_s=max(covered(transfers) - exposed, 0.0),
+        loss=sample.loss,
+        **{f"{phase}_s": seconds for phase, seconds in phases.items()},
+    )

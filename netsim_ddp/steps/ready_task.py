@@ -1,0 +1,167 @@
+"""When a backward pass of the model has each gradient ready, measured on rank 0 in a process of its own.
+
+No other rank runs then, and the process ends with the measurement: the ranks that play the times back have not built
+anything yet, so that nothing of theirs (parameters, statistics, random numbers, peak memory) is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.parameters import check_types
+from netsim_ddp.ranks.memory import available_bytes
+from netsim_ddp.ranks.process_group import choose_device, device_name
+from netsim_ddp.ranks.task import Task
+from netsim_ddp.steps.cuda_clock import CudaClock
+from netsim_ddp.steps.phases import Clock, HostClock
+from netsim_ddp.workloads import Workload, build_workload
+
+PASSES = 5
+SMALL_BATCH = 4
+"""Of the pass that shows how much memory an example takes."""
+USABLE = 0.8
+"""Of the memory that is free: what an example takes is not measured to the byte."""
+_SIGN_OF_LIFE_S = 1.0
+
+
+class ReadyTask(Task):
+    """Measure; the result is what :class:`netsim_ddp.results.ready.ReadyTimes` wants to know."""
+
+    def run(self) -> None:
+        wanted: int = self.scenario["batch_size"]
+        device = choose_device(self.scenario["device"], self.job.rank)
+        self.say("building the model")
+        workload = build_workload(
+            model=self.scenario["model"],
+            dataset=self.scenario["dataset"],
+            batch_size=wanted,
+            rank=self.job.rank,
+            world_size=self.job.world_size,
+            seed=self.scenario["seed"],
+            device=device,
+            data_dir=self.scenario["data_dir"],
+            text=self.scenario["text"],
+            try_training=True,
+            refuse=check_types,
+        )
+        inputs, targets = workload.next_batch()
+        passes = Passes(workload, device, self.say)
+        batch = passes.largest_batch(inputs, targets)
+        forward, shares = passes.measure(inputs[:batch], targets[:batch])
+        self.channel.result(
+            {
+                "batch_size": batch,
+                "passes": PASSES,
+                "device": device_name(device),
+                "forward_share": forward,
+                "parameters": shares,
+            }
+        )
+        self.channel.gather("done")
+
+
+class Passes:
+    """Forward and backward passes of a workload's model, as in a training step, with the moment of each gradient.
+
+    Gradients are accumulated into one flat buffer, as in a training step; hooks stay on the parameters.
+    """
+
+    def __init__(self, workload: Workload, device: torch.device, say: Callable[[str], None]) -> None:
+        self._workload, self._device, self._say = workload, device, say
+        self._clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+        self._flat = FlatGradients(workload.model.named_parameters())
+        self._marks: dict[str, Any] = {}
+        self._told = time.monotonic()
+        for name, parameter in zip(self._flat.names, self._flat.parameters, strict=True):
+            _on_gradient(parameter, functools.partial(self._arrived, name))
+
+    def _arrived(self, name: str) -> None:
+        """The last time counts: checkpointed layers that share a parameter add to its gradient one after the other."""
+        self._marks[name] = self._clock.mark()
+        if time.monotonic() - self._told > _SIGN_OF_LIFE_S:  # one pass may take longer than a hang is given
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self._say("measuring when its gradients are ready")
+
+    def once(self, inputs: Tensor, targets: Tensor) -> tuple[float, dict[str, float]]:
+        """Forward's share of one pass, and of each parameter the moment of its gradient as a share of backward."""
+        self._tell()
+        self._flat.clear()
+        self._marks = {}
+        begin = self._clock.mark()
+        loss = self._workload.loss(self._workload.model(inputs), targets)
+        half = self._clock.mark()
+        loss.backward()  # type: ignore[no-untyped-call]
+        end = self._clock.mark()
+        named = {name: mark for name, mark in self._marks.items() if name in self._flat.shapes}
+        start, middle, stop, *moments = self._clock.seconds([begin, half, end, *named.values()])
+        backward = max(stop - middle, 1e-9)
+        shares = {
+            name: min(max((moment - middle) / backward, 0.0), 1.0)
+            for name, moment in zip(named, moments, strict=True)
+        }
+        return (middle - start) / max(stop - start, 1e-9), {
+            name: shares.get(name, 1.0) for name in self._flat.names
+        }
+
+    def measure(self, inputs: Tensor, targets: Tensor) -> tuple[float, dict[str, float]]:
+        """Medians of :data:`PASSES` passes after one that warms up."""
+        self.once(inputs, targets)
+        rows = [self.once(inputs, targets) for _ in range(PASSES)]
+        forward = median(share for share, _ in rows)
+        return forward, {name: median(shares[name] for _, shares in rows) for name in self._flat.names}
+
+    def largest_batch(self, inputs: Tensor, targets: Tensor) -> int:
+        """The examples of the batch, or as many as there is memory for, by what a pass of a few of them takes."""
+        count = len(inputs)
+        small = min(count, SMALL_BATCH)
+        before = _resident(self._device)
+        self.once(inputs[:small], targets[:small])
+        each = max(_peak(self._device) - before, 0) / small
+        free = _free(self._device)
+        if free is None or each * count <= USABLE * free:
+            return count
+        return max(small, int(USABLE * free / each))
+
+
+def _on_gradient(parameter: nn.Parameter, arrived: Callable[[], None]) -> None:
+    parameter.register_post_accumulate_grad_hook(lambda _: arrived())  # type: ignore[no-untyped-call]
+
+
+def _free(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return available_bytes()
+
+
+def _resident(device: torch.device) -> int:
+    """Bytes that this process holds; where the system does not tell, the most that it has held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/self/statm", encoding="utf-8") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    """The most bytes that this process has held; of a GPU's, since :func:`_resident`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,146 @@
+"""``netsim launch``: make and prove the link, run the program on it, and say what it came to."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from netsim_ddp import __version__
+from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
+from netsim_ddp.link.base import Counters, Link
+from netsim_ddp.link.launch import LaunchedRank, Outcome, launch
+from netsim_ddp.link.probe.probe import prove
+from netsim_ddp.link.tc.link import TcLink
+from netsim_ddp.results.launch import Launch, LaunchRank
+from netsim_ddp.results.record import LinkRecord, Tool, now_utc
+from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.link_record import link_record
+from netsim_ddp.steps.runner import Event, Report
+
+
+def launch_program(
+    scenario: Scenario,
+    program: Sequence[str],
+    out: BinaryIO,
+    err: BinaryIO,
+    *,
+    one_per_node: bool,
+    timeout_s: float | None,
+    command: Sequence[str],
+    report: Report,
+) -> tuple[Launch, Outcome]:
+    """Run ``program`` on the link that ``scenario`` describes, one process per rank.
+
+    Raises:
+        UsageError: there is no such program.
+        LinkUnavailable: tc cannot make the link here.
+        LinkOffTarget: it made one that is not what was asked for.
+    """
+    if shutil.which(program[0]) is None:
+        raise UsageError(f"cannot run {program[0]!r}: no such program", hint="write its path, or check PATH")
+    spec = scenario.link_spec()
+    report(
+        Event(
+            "note",
+            f"{spec.workers} ranks, each in a network of its own behind {spec.describe()}: "
+            "no route to the internet, so data and models must be on this machine",
+        )
+    )
+    try:
+        with TcLink(spec) as link:
+            return _on(link, program, out, err, one_per_node, timeout_s, command, report)
+    except LinkLost:
+        raise
+    except LinkUnavailable as error:
+        raise LinkUnavailable(f"netsim launch needs tc: {error.message}", hint=_hint(error)) from None
+
+
+def _hint(error: LinkUnavailable) -> str:
+    """What helps a program that is not netsim's own: only tc shapes the packets of any process."""
+    own = "netsim run and netsim train need no tc: --link bucket"
+    remedy = error.remedy or (error.hint if "--link bucket" not in (error.hint or "") else None)
+    if not error.wanted:
+        return f"{remedy or 'netsim doctor says more'}; {own}"
+    flags = " and ".join(error.wanted)
+    able = f"{own}, which has delay and jitter" if "--loss" not in error.wanted else "no other link has loss"
+    return f"{remedy}; or leave {flags} away: the rate needs neither; {able}"
+
+
+def _on(
+    link: TcLink,
+    program: Sequence[str],
+    out: BinaryIO,
+    err: BinaryIO,
+    one_per_node: bool,
+    timeout_s: float | None,
+    command: Sequence[str],
+    report: Report,
+) -> tuple[Launch, Outcome]:
+    measured = prove(link, lambda text: report(Event("warning", text)))
+    record = link_record(link, measured)
+    link.begin()
+    before = link.counters()
+    outcome = launch(
+        link,
+        program,
+        out,
+        err,
+        one_per_node=one_per_node,
+        timeout_s=timeout_s,
+        defaults={
+            "PYTHONUNBUFFERED": "1",  # a pipe would hold lines back until its buffer is full
+            "OMP_NUM_THREADS": str(max(1, available_cores() // link.spec.workers)),
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d warns once per connection that there is no resolver
+        },
+    )
+    after = link.counters()
+    rows = [_row(rank, old, new) for rank, old, new in zip(outcome.ranks, before, after, strict=True)]
+    return _record(rows, outcome, link, record, program, command), outcome
+
+
+def _row(rank: LaunchedRank, before: Counters, after: Counters) -> LaunchRank:
+    return LaunchRank(
+        rank=rank.rank,
+        exit_code=rank.exit.code if rank.exit else None,
+        signal=rank.exit.signal if rank.exit else None,
+        ended_here=rank.ended_here,
+        wall_s=rank.wall_s,
+        tx_bytes=after.tx_bytes - before.tx_bytes,
+        rx_bytes=after.rx_bytes - before.rx_bytes,
+        drops=after.drops - before.drops,
+        retransmits=after.retransmits - before.retransmits,
+    )
+
+
+def _record(
+    rows: list[LaunchRank],
+    outcome: Outcome,
+    link: Link,
+    record: LinkRecord,
+    program: Sequence[str],
+    command: Sequence[str],
+) -> Launch:
+    failed = outcome.first_failure
+    status = "interrupted" if outcome.interrupted else "timeout" if outcome.timed_out else "complete"
+    return Launch(
+        tool=Tool(version=__version__),
+        created_utc=now_utc(),
+        status="failed" if failed and status == "complete" else status,  # type: ignore[arg-type]
+        exit_code=outcome.exit_code,
+        first_failing_rank=failed.rank if failed else None,
+        environment=environment(),
+        command=shlex.join(command),
+        program=list(program),
+        workers=link.spec.workers,
+        wall_s=outcome.wall_s,
+        link=record.model_copy(
+            update={
+                "drops": sum(row.drops for row in rows),
+                "retransmits": sum(row.retransmits for row in rows),
+            }
+        ),
+        ranks=rows,
+    )

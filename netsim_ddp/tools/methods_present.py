@@ -1,0 +1,187 @@
+"""Which of the named methods each of two states has: one that is in a single state is measured there alone.
+
+A method is absent where its module, or the name in it, is not there; one whose module is there and fails is an error in
+head, and in base, which head may well have mended, it counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netsim_ddp.errors import RankTimeout, UsageError
+from netsim_ddp.names import TORCHVISION_PREFIX, is_reference
+from netsim_ddp.tools.states import TEMPORARY, State
+
+# Imports what is named, and writes of each whether it is there, from where, or why not: a JSON list, into a file of
+# its own, since a module may print. It runs in the state, whose netsim may be of another version: none is imported.
+_LOOK = """
+import importlib, json, sys
+out, *names = sys.argv[1:]
+found = []
+for name in names:
+    module_name, _, path = name.partition(":")
+    try:
+        module = value = importlib.import_module(module_name)
+        for part in path.split("."):
+            value = getattr(value, part, None)
+    except (Exception, SystemExit) as error:
+        gone = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        why = "" if gone else f"importing {module_name!r} failed: {type(error).__name__}: {error}"
+        found.append({"there": False, "why": why})
+        continue
+    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", [])]
+    found.append({"there": value is not None, "why": "", "places": places})
+with open(out, "w", encoding="utf-8") as file:
+    json.dump(found, file)
+"""
+# What a command line of any version checks before it does anything.
+_VALIDATE = ("--link", "tc", "--show-commands")
+_NETSIM = "import runpy; runpy.run_module('netsim_ddp', run_name='__main__', alter_sys=True)"
+
+
+@dataclass
+class Present:
+    """What can be measured of each state. ``methods`` are those to name on its command line, as they were written; None
+    for all of them. ``lacks`` are those that the other state has."""
+
+    methods: list[str] | None = None
+    lacks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def present(
+    states: tuple[State, State], methods: Sequence[str], model: str | None, *, timeout_s: float
+) -> tuple[Present, Present]:
+    """Of ``methods`` (as ``--method`` takes them) those that each of base and head has.
+
+    Args:
+        model: what ``--model`` or the file names; a state that lacks it has none of the methods.
+
+    Raises:
+        UsageError: a method, or the model, is in neither state, or its module fails in head.
+    """
+    models = [] if model is None else [model]
+    keys = [*dict.fromkeys([*map(_key, methods), *models])]
+    base, head = (_those_of(state, keys, models, timeout_s) for state in states)
+    own = {key for key in keys if base[key].own or head[key].own}
+    for key in keys:
+        ours, theirs = head[key], base[key]
+        if not ours.usable(key in own) and ours.why:
+            raise UsageError(f"head: {key}: {ours.why}")
+        if not ours.usable(key in own) and not theirs.usable(key in own):
+            raise UsageError(
+                f"{key!r} is neither in {states[0].name} nor in head",
+                hint=ours.said or theirs.why or "your own is named my_module:factory",
+            )
+    return _present(base, methods, model, own), _present(head, methods, model, own)
+
+
+def takes(state: State, words: Sequence[str], *, timeout_s: float) -> bool:
+    """Whether the ``netsim run`` of ``state`` knows the flags ``words``: its netsim may be of another version."""
+    if not state.is_netsim:
+        return True
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+        return _run(state, ["-c", _NETSIM, "run", *_VALIDATE, *words], folder, timeout_s)[0] == 0
+
+
+def _key(method: str) -> str:
+    """What is looked for: of a method of one's own its factory, of netsim's own its options as well."""
+    name = method.partition(",")[0].strip()
+    return name if is_reference(name) else method
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """``own``: in the state's own folders. ``why`` tells what failed in a module that is there, ``said`` how netsim
+    itself refused a name."""
+
+    there: bool
+    own: bool = False
+    why: str = ""
+    said: str = ""
+
+    def usable(self, of_the_repository: bool) -> bool:
+        """A module of the repository that is found elsewhere is an installed copy of the other state's."""
+        return self.there and (self.own or not of_the_repository)
+
+
+def _present(seen: Mapping[str, _Seen], methods: Sequence[str], model: str | None, own: set[str]) -> Present:
+    lost = [text for text in methods if not seen[_key(text)].usable(_key(text) in own)]
+    if model is not None and not seen[model].usable(model in own):
+        lost = list(methods)
+    if not lost:
+        return Present()
+    broken = {key: seen[key].why for key in [*map(_key, lost), *([model] if model else [])] if seen[key].why}
+    notes = [f"{key}: {why}" for key, why in broken.items()]
+    return Present([text for text in methods if text not in lost], lost, notes)
+
+
+def _those_of(state: State, keys: Sequence[str], models: Sequence[str], timeout_s: float) -> dict[str, _Seen]:
+    references = [key for key in keys if is_reference(key) and not key.startswith(TORCHVISION_PREFIX)]
+    known = [key for key in keys if key not in references]
+    found = dict.fromkeys(known, _Seen(True))
+    if state.is_netsim:
+        flags = {key: "--model" if key in models else "--method" for key in known}
+        found |= _built_in(state, flags, timeout_s)
+    return found | _imported(state, references, timeout_s)
+
+
+def _imported(state: State, names: Sequence[str], timeout_s: float) -> dict[str, _Seen]:
+    if not names:
+        return {}
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+        out = Path(folder) / "found.json"
+        code, said = _run(state, ["-c", _LOOK, str(out), *names], folder, timeout_s)
+        if code != 0:
+            raise UsageError(f"{state.name}: importing {', '.join(names)} ended Python: {said}")
+        rows = json.loads(out.read_text(encoding="utf-8"))
+    found = {}
+    for name, row in zip(names, rows, strict=True):
+        places = [Path(place).resolve() for place in row.get("places", ()) if place]
+        own = any(place.is_relative_to(folder) for place in places for folder in state.own)
+        found[name] = _Seen(row["there"], own, " ".join(row["why"].split()))
+    return found
+
+
+def _built_in(state: State, flags: Mapping[str, str], timeout_s: float) -> dict[str, _Seen]:
+    """Of netsim's own methods and models, each with its flag, those that this state's command line refuses."""
+
+    def refusal(some: Sequence[str]) -> str | None:
+        words = [word for name in some for word in (flags[name], name)]
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+            code, said = _run(state, ["-c", _NETSIM, "run", *_VALIDATE, *words], folder, timeout_s)
+        return None if code == 0 else said.removeprefix("netsim: ")
+
+    names = [name for name in flags if name != "dense"]  # is always there
+    if not names or refusal(names) is None:
+        return {}
+    return {name: _Seen(False, said=said) for name in names if (said := refusal([name])) is not None}
+
+
+def _run(state: State, words: Sequence[str], folder: str, timeout_s: float) -> tuple[int, str]:
+    """The exit code, and the last line on stderr."""
+    paths = [*map(str, state.paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RankTimeout(
+            f"{state.name}: importing its modules did not end within {timeout_s:g} s", hint="raise --deadline"
+        ) from None
+    lines = done.stderr.decode(errors="replace").split("\n")
+    return done.returncode, next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
