@@ -2,9 +2,9 @@
 
 The model is :class:`netsim_ddp.link.bucket.clock.LinkClock`'s: bytes at the line's rate in the order of Gloo's
 schedule, the network's delay on every way, and the host's cost of each message, measured on this host, on top. The laps
-of a step are walked through once more: local work lasts what it lasted, an emulated accelerator computes until its moments, and
-what waited for an exchange goes on when the model has delivered it. So a bucket that backward fills late is no fault
-of the host, and an exchange that begins late because the one before it was late is not forgiven.
+of a step are walked through once more: local work lasts what it lasted, an emulated accelerator computes until its
+moments, and what waited for an exchange goes on when the model has delivered it. So a bucket that backward fills late
+is no fault of the host, and an exchange that begins late because the one before it was late is not forgiven.
 """
 
 from __future__ import annotations

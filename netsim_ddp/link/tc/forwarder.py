@@ -1,9 +1,9 @@
 """Carries the packets of a tc link between its ranks, late, and loses some.
 
-Started as ``python -m netsim_ddp.link.tc.forwarder FD``. It stands in the bridge's namespace, for kernels
-without netem. Every rank has a TAP device ``t<rank>`` there, the only way out of its bridge: what the rank sends comes in by it, already at the rank's rate, and what is for the rank
-goes out by it, to the bucket of what the rank receives. A frame leaves ``delay_s`` after it came, give or take up to
-``jitter_s`` (uniform), or never, with probability ``loss``.
+Started as ``python -m netsim_ddp.link.tc.forwarder FD``. It stands in the bridge's namespace, for kernels without
+netem. Every rank has a TAP device ``t<rank>`` there, the only way out of its bridge: what the rank sends comes in by
+it, already at the rank's rate, and what is for the rank goes out by it, to the bucket of what the rank receives. A
+frame leaves ``delay_s`` after it came, give or take up to ``jitter_s`` (uniform), or never, with probability ``loss``.
 
 Frames carry a virtio_net_hdr, so that a packet of many segments passes as one and checksums are left out, as on veth.
 Where frames differ from each other, by loss or jitter, each holds one segment: the kernel cuts them before.
