@@ -1,4 +1,4 @@
-"""Error feedback: nothing is lost (the tests of the starting document, 7.3, in a form that could fail)."""
+"""Error feedback: nothing is lost."""
 
 from __future__ import annotations
 

@@ -16,3 +16,13 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 def test_links_lead_somewhere(page: Path) -> None:
     targets = [found for found in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in found]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+NAMED = re.compile(r"`((?:netsim_ddp|tests|reports|scenarios|examples)/[\w./-]*\w)/?`")
+SOURCES = [*PAGES, ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda page: page.name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []

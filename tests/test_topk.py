@@ -1,4 +1,4 @@
-"""TopKCompressor: the tests the starting document lists (7.2), in a form that could fail, and exactness."""
+"""TopKCompressor: counts, order, values, and exactness."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def run(
     text: run_flags.TextPath = None,
     batch_size: run_flags.BatchSize = None,
     learning_rate: Annotated[
-        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="SGD's. [0.1]")
+        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate of SGD. [0.1]")
     ] = None,
     momentum: run_flags.Momentum = None,
     compute: Annotated[
@@ -74,7 +74,9 @@ def run(
         ),
     ] = None,
     steps: Annotated[Text, typer.Option(metavar="N", help="Measured steps per repeat. [20]")] = None,
-    warmup: Annotated[Text, typer.Option(metavar="N", help="Steps before them. [3]")] = None,
+    warmup: Annotated[
+        Text, typer.Option(metavar="N", help="Steps before the measured ones, not counted. [3]")
+    ] = None,
     repeats: Annotated[
         Text,
         typer.Option("--repeats", "--runs", metavar="N", help="Fresh sets of processes per method. [3]"),
@@ -105,7 +107,8 @@ def run(
         Text,
         typer.Option(
             metavar="FILE",
-            help="Take codec times, a GPU's say, from this file of netsim bench compress --json.",
+            help="Use the codec times in this file, of a GPU for example, in place of this machine's; "
+            "netsim bench compress --json writes it.",
         ),
     ] = None,
     ready_from: Annotated[
@@ -113,7 +116,7 @@ def run(
         typer.Option(
             metavar="FILE",
             help="With --compute: buckets become full as in the backward pass of this result file, or file of ready "
-            "times; a GPU's, say. [measured here]",
+            "times, of a GPU for example. [measured here]",
         ),
     ] = None,
     timeout: run_flags.Timeout = None,

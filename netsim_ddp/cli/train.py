@@ -43,7 +43,9 @@ def train(
     accumulate: Annotated[
         Text, typer.Option(metavar="N", help="Batches per step; gradients are exchanged after the last. [1]")
     ] = None,
-    steps_per_epoch: Annotated[Text, typer.Option(metavar="N", help="At most so many. [all]")] = None,
+    steps_per_epoch: Annotated[
+        Text, typer.Option(metavar="N", help="At most so many steps per epoch; other data is left out. [all]")
+    ] = None,
     optimizer: Annotated[Text, typer.Option(metavar="NAME", help="sgd, adam, adamw. [sgd]")] = None,
     learning_rate: Annotated[
         Text,
@@ -63,14 +65,23 @@ def train(
     ] = None,
     momentum: Annotated[
         Text,
-        typer.Option(metavar="X", help="SGD's; sparse methods correct it, momentum=0 there does not. [0.9]"),
+        typer.Option(
+            metavar="X",
+            help="Momentum of SGD; sparse methods correct it for their delay, unless they say "
+            "momentum=0. [0.9]",
+        ),
     ] = None,
-    weight_decay: Annotated[Text, typer.Option(metavar="X", help="AdamW's is decoupled. [0]")] = None,
+    weight_decay: Annotated[
+        Text, typer.Option(metavar="X", help="Weight decay; decoupled in AdamW. [0]")
+    ] = None,
     schedule: Annotated[Text, typer.Option(metavar="NAME", help="cosine, step, constant. [cosine]")] = None,
     step_epochs: Annotated[
-        Text, typer.Option(metavar="N", help="step: cut the rate every N epochs. [epochs / 3]")
+        Text,
+        typer.Option(metavar="N", help="With --schedule step: lower the rate every N epochs. [epochs / 3]"),
     ] = None,
-    gamma: Annotated[Text, typer.Option(metavar="X", help="step: by this factor. [0.1]")] = None,
+    gamma: Annotated[
+        Text, typer.Option(metavar="X", help="With --schedule step: by what factor. [0.1]")
+    ] = None,
     warmup_epochs: Annotated[
         Text, typer.Option(metavar="N", help="Epochs over which the rate rises. [0]")
     ] = None,
@@ -90,7 +101,11 @@ def train(
     seed: run_flags.Seed = None,
     target_accuracy: Annotated[
         Text,
-        typer.Option(metavar="SHARE", help="Whose time is reported: 95%. [dense's last less a point]"),
+        typer.Option(
+            metavar="SHARE",
+            help="Report the time until this validation accuracy is reached: 95%. "
+            "[one point below dense's last]",
+        ),
     ] = None,
     bandwidth: Annotated[
         Text,

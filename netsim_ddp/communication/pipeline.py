@@ -14,7 +14,7 @@ DDP_BUCKET_BYTES = 25 << 20
 
 
 class Carrier(Protocol):
-    """Who carries the pieces out: timed, replayed, or just so."""
+    """Carries the pieces out: with a clock around each (``run``), replayed, or without one (the backend and hooks)."""
 
     def local(
         self,

@@ -23,7 +23,7 @@ from netsim_ddp.link.bucket.schedule import Sent
 
 @dataclass(frozen=True)
 class CodecWork:
-    """What a piece compresses and decompresses, for whoever knows what that takes on another device."""
+    """What a piece compresses and decompresses, so that the times of another device can be put in its place."""
 
     selected: tuple[int, int] | None = None
     """``(n, k)``: k entries selected of n, with feedback."""

@@ -2,8 +2,8 @@
 
 Both select from gradient + residual, by default the k_i = max(1, ceil(ratio n_i)) largest of each parameter, and take
 the residual from the rank's *own* sparse approximation as the others receive it (Karimireddy et al. 2019, Algorithm 1;
-Stich et al. 2018, Algorithm 1). The starting document took it from the average over ranks; disagreement between ranks
-then never clears. Split-reduce, which they share their selection with, is in
+Stich et al. 2018, Algorithm 1). Taken from the average over ranks instead, disagreement between
+ranks never clears. Split-reduce, which they share their selection with, is in
 :mod:`netsim_ddp.communication.split`.
 """
 
@@ -308,7 +308,7 @@ class TopKAllGather(SelectedEntries):
 
 
 class TopKDense(SelectedEntries):
-    """``topk-dense``: the starting document's method. The sparse approximation is written into a dense tensor and
+    """``topk-dense``: what many papers' code runs. The sparse approximation is written into a dense tensor and
     all-reduced, so that the wire carries exactly what it carries without compression. Kept to show that."""
 
     name = "topk-dense"

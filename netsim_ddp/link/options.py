@@ -131,7 +131,9 @@ class LinkOptions(BaseModel):
         if (self.peak_bps is None) != (self.credit_bytes is None):
             missing, present = ("peak", "credit") if self.peak_bps is None else ("credit", "peak")
             hint = "write for example --peak 10gbps --credit 5GB"
-            raise UsageError(f"a {present} without a {missing} says nothing", hint=hint)
+            raise UsageError(
+                f"{present} needs {missing} beside it: together they are a token bucket", hint=hint
+            )
         if self.peak_bps is not None and self.timeline_changes:
             raise UsageError("a link has a timeline or a credit, not both", hint="leave one of them away")
         fastest = max(self.bandwidth_bps, self.bandwidth_down_bps or 0)

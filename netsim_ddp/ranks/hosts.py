@@ -98,7 +98,7 @@ class Hub(Launcher):
         self._hosts = [f"{hosts[rank]} {endpoints[rank].address}" for rank in sorted(hosts)]
 
     def _accept(self, deadline: float, kind: str) -> tuple[socket.socket, dict[str, Any]]:
-        """The next connection that knows the token; whatever else knocks is turned away."""
+        """The next connection that knows the token; others are closed."""
         while True:
             self._listener.settimeout(max(0.01, deadline - time.monotonic()))
             try:

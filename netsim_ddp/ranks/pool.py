@@ -1,4 +1,4 @@
-"""What runs stand on: links that are made and probed, and interpreters that have imported torch, kept for the next run.
+"""Links that are made and probed, and interpreters that have imported torch, kept for the runs that follow.
 
 A run of its own makes one link and one fork server. A sweep says beforehand which links it will need: all tc links are
 then held by one helper, so that a fork server, started when they stand, can enter the namespaces of each. Importing

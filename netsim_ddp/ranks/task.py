@@ -9,7 +9,8 @@ from netsim_ddp.ranks.jobs import Job, Shared
 
 
 class Task(ABC):
-    """One life of a rank; :mod:`netsim_ddp.ranks.rank` runs it and reports whatever ends it early.
+    """What a rank runs from its start to its end; :mod:`netsim_ddp.ranks.rank` runs it and reports
+    whatever ends it early.
 
     Every task ends by handing over its result and gathering at ``done``.
     """

@@ -129,7 +129,7 @@ class TrainScenario(Settings):
         with origin.naming("checkpoint_every"):
             if (self.checkpoint_epochs or self.checkpoint_steps) and self.checkpoint is None:
                 raise UsageError(
-                    "checkpoint_every says when, and nothing says where", hint="add --checkpoint FOLDER"
+                    "checkpoint_every needs a folder to save checkpoints to", hint="add --checkpoint FOLDER"
                 )
         with origin.naming("warmup_epochs"):
             if self.warmup_epochs >= self.epochs and self.warmup_epochs:

@@ -92,7 +92,8 @@ def plan(points: Iterable[Point[Any]]) -> list[Run]:
     ids = [cell.id for run in runs for cell in run.cells]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
         raise UsageError(
-            f"{twice!r} stands for two cells", hint="give the matrix an axis that tells them apart"
+            f"two cells of the matrix have the same name, {twice!r}",
+            hint="give the matrix an axis that tells them apart",
         )
     return runs
 
