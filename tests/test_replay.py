@@ -14,7 +14,7 @@ import torch
 
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.recorded_gradients import anonymous_file
 from netsim_ddp.scenario import available_cores, ranks_at_once
 from netsim_ddp.steps import spending
@@ -99,20 +99,20 @@ def two_buckets(log: Log, rank: int) -> Callable[[Execution], None]:
 
 
 def replayed(
-    meeting: MeetingPoint, rank: int, *, at_once: int = 1, computed: Any = (), steps: int = 2, log: Log
+    barrier: HostBarrier, rank: int, *, at_once: int = 1, computed: Any = (), steps: int = 2, log: Log
 ) -> list[Any]:
     cpu = torch.device("cpu")
     timer = StepTimer(HostClock())
     execution = Replayed(
-        timer, meeting, rank, cpu, lambda: None, computed=computed, at_once=at_once, spend=spending.asleep
+        timer, barrier, rank, cpu, lambda: None, computed=computed, at_once=at_once, spend=spending.asleep
     )
     execution.warming_up = False
     return [execution.step(two_buckets(log, rank)) for _ in range(steps)]
 
 
 def test_all_work_between_two_exchanges_is_one_turn_and_the_order_of_ranks_alternates() -> None:
-    log, meeting = Log(), MeetingPoint(RANKS, 30)
-    on_all_ranks(lambda rank: replayed(meeting, rank, computed=[[0.001, 0.001]] * 2, log=log))
+    log, barrier = Log(), HostBarrier(RANKS, 30)
+    on_all_ranks(lambda rank: replayed(barrier, rank, computed=[[0.001, 0.001]] * 2, log=log))
     work = [(rank, event) for rank, event in log.events if event.split()[0] not in ("start", "finish")]
     before, after = ["backward", "compress 0", "compress 1"], ["decode 0", "decode 1", "optimizer"]
     expected = [
@@ -126,8 +126,8 @@ def test_all_work_between_two_exchanges_is_one_turn_and_the_order_of_ranks_alter
 
 
 def test_nobody_measures_while_an_exchange_is_under_way() -> None:
-    log, meeting = Log(), MeetingPoint(RANKS, 30)
-    on_all_ranks(lambda rank: replayed(meeting, rank, at_once=2, computed=[[0.0, 0.0]] * 2, log=log))
+    log, barrier = Log(), HostBarrier(RANKS, 30)
+    on_all_ranks(lambda rank: replayed(barrier, rank, at_once=2, computed=[[0.0, 0.0]] * 2, log=log))
     under_way = 0
     for _, event in log.events:
         word = event.split()[0]
@@ -138,13 +138,13 @@ def test_nobody_measures_while_an_exchange_is_under_way() -> None:
 
 
 def test_so_many_ranks_are_inside_at_a_time_as_there_are_cores_for() -> None:
-    meeting, inside, most = MeetingPoint(RANKS, 30), [0], [0]
+    barrier, inside, most = HostBarrier(RANKS, 30), [0], [0]
     lock, both = threading.Lock(), threading.Barrier(2)
 
     def run(rank: int) -> None:
         for step in range(3):
-            meeting.meet()
-            meeting.take_turn(rank, 2, backwards=step % 2 == 1)
+            barrier.meet()
+            barrier.take_turn(rank, 2, backwards=step % 2 == 1)
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
@@ -152,16 +152,16 @@ def test_so_many_ranks_are_inside_at_a_time_as_there_are_cores_for() -> None:
             with lock:
                 inside[0] -= 1
             both.wait(30)
-            meeting.pass_turn(rank, 2, backwards=step % 2 == 1)
+            barrier.pass_turn(rank, 2, backwards=step % 2 == 1)
 
     on_all_ranks(run)
     assert most == [2]
 
 
 def test_a_rank_that_does_not_come_out_ends_the_others_wait() -> None:
-    meeting = MeetingPoint(2, 0.2)
+    barrier = HostBarrier(2, 0.2)
     with pytest.raises(TimeoutError):
-        meeting.take_turn(1, 1, backwards=False)
+        barrier.take_turn(1, 1, backwards=False)
 
 
 def test_ranks_at_once_are_those_with_cores_of_their_own() -> None:
@@ -173,9 +173,9 @@ def test_ranks_at_once_are_those_with_cores_of_their_own() -> None:
 
 
 def test_every_step_plays_the_compute_times_of_the_run_and_no_others() -> None:
-    log, meeting = Log(), MeetingPoint(RANKS, 30)
+    log, barrier = Log(), HostBarrier(RANKS, 30)
     computed = [[0.020, 0.010], [0.001, 0.040]]
-    samples = on_all_ranks(lambda rank: replayed(meeting, rank, computed=computed, log=log))
+    samples = on_all_ranks(lambda rank: replayed(barrier, rank, computed=computed, log=log))
     for steps in samples:
         for step, chunks in zip(steps, computed, strict=True):
             played = [end - begin for phase, begin, end in step.laps if phase == "compute"]
@@ -216,9 +216,9 @@ def test_all_ranks_take_the_same_passes_and_alone_ones_where_they_share_the_host
     monkeypatch.setattr("netsim_ddp.steps.compute_times.WARM_S", 0.0)
     monkeypatch.setattr("netsim_ddp.steps.compute_times.MEASURED_S", 0.05)
     for at_once in (1, 2):
-        meeting = MeetingPoint(RANKS, 30)
+        barrier = HostBarrier(RANKS, 30)
         found = on_all_ranks(
-            lambda rank, meeting=meeting, at_once=at_once: measure(Counted(), 1000, meeting, rank, at_once)
+            lambda rank, barrier=barrier, at_once=at_once: measure(Counted(), 1000, barrier, rank, at_once)
         )
         counts = {len(times.passes) for times in found}
         assert len(counts) == 1

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from netsim_ddp.link.bucket.semaphores import shared
+from netsim_ddp.link.semaphores import shared
 
 # Sleeping ranks wake one after another; a common start this far ahead finds all of them awake.
 LEAD_S = 0.004
 
 
-class MeetingPoint:
+class HostBarrier:
     """Made before the ranks are forked. No rank polls: on few cores that would slow those still at work.
 
     Waiting has a deadline, so that a rank which dies inside leaves nobody behind.

@@ -34,10 +34,10 @@ def prepare(workload: dict[str, Any]) -> None:
 
     from netsim_ddp.compression import kernels
     from netsim_ddp.ranks import rank  # noqa: F401 - what every rank imports
-    from netsim_ddp.ranks.barrier import MeetingPoint
+    from netsim_ddp.ranks.barrier import HostBarrier
     from netsim_ddp.workloads import data, models
 
-    MeetingPoint(1, 1.0)  # what a machine cannot deliver is said before anything is built
+    HostBarrier(1, 1.0)  # what a machine cannot deliver is said before anything is built
     torch.set_num_threads(1)
     kernels.warm()
     models.preload(workload["model"])
@@ -94,7 +94,7 @@ def _fork(
 ) -> None:
     from netsim_ddp.link.bucket.arrivals import ArrivalTable
     from netsim_ddp.ranks import rank as forked
-    from netsim_ddp.ranks.barrier import MeetingPoint
+    from netsim_ddp.ranks.barrier import HostBarrier
     from netsim_ddp.ranks.jobs import Job, Shared
     from netsim_ddp.ranks.recorded_gradients import anonymous_file
 
@@ -102,7 +102,7 @@ def _fork(
     forked.task_of(jobs[0]["task"])  # imported here once, not by every rank
     bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
     try:
-        meeting = MeetingPoint(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
+        barrier = HostBarrier(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
         files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
         arrivals = ArrivalTable(len(jobs)) if bucket else None
     except EnvironmentFault as error:
@@ -122,7 +122,7 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                shared = Shared(meeting, arrivals, *files[number])
+                shared = Shared(barrier, arrivals, *files[number])
                 die_with_parent()
                 if os.getppid() != server:
                     os._exit(1)  # it died before Linux was asked to tell of it

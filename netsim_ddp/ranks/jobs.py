@@ -9,7 +9,7 @@ from typing import Any
 from netsim_ddp.link.base import Link
 from netsim_ddp.link.bucket.arrivals import ArrivalTable
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.scenario import Settings
 
 
@@ -40,7 +40,7 @@ class Job:
 class Shared:
     """Memory that all ranks of a repeat on one host share, made before they are forked."""
 
-    meeting: MeetingPoint
+    barrier: HostBarrier
     arrivals: ArrivalTable | None
     recording: int
     """A file for this rank's recorded gradients; the repeats that follow find them there."""

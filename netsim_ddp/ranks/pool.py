@@ -38,7 +38,18 @@ class _Made:
     warnings: list[str] = field(default_factory=list)
 
 
-class Stage:
+@dataclass
+class Started:
+    """A link that exists and is proven, with a fork server that starts ranks in it. Several experiments may use it one
+    after the other, as long as they agree on model, data, threads, ranks and link."""
+
+    link: Link
+    launcher: Launcher
+    measured: ProbeReport | None
+    """What the probe found; None on a link that the ranks probe themselves."""
+
+
+class Pool:
     """Links and fork servers; leaving it takes all of them away.
 
     Args:
@@ -55,7 +66,7 @@ class Stage:
         self.spent_s = 0.0
         """How long making and probing have taken so far."""
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +116,15 @@ class Stage:
         if isinstance(link, TcLink) and not alone and self._first_tc is None:
             self._first_tc = link
         return _Made(link)
+
+    def start(self, settings: Settings, note: Tell, warn: Tell) -> Started:
+        """The link of resolved ``settings``, entered and probed, and a fork server for it.
+
+        Raises:
+            EnvironmentFault: the link cannot be made, is not what was asked for, or the fork server cannot start.
+        """
+        link, measured = self.link(settings.link_spec(), settings.link, note, warn)
+        return Started(link, self.launcher(link, settings, note), measured)
 
     def launcher(self, link: Link, settings: Settings, note: Tell) -> Launcher:
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""

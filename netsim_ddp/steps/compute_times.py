@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 
 WARM_PASSES, WARM_S = 2, 0.3
 LEAST_PASSES, MEASURED_S = 5, 1.5
@@ -61,7 +61,7 @@ class ComputeTimes:
         return beside / median(self.alone), median(self.memory) / median(self.memory_alone)
 
 
-def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_once: int) -> ComputeTimes:
+def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once: int) -> ComputeTimes:
     """Take passes, every other one with the host to itself where ranks share it.
 
     Args:
@@ -72,14 +72,14 @@ def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_onc
     count, first, began = 0, 0.0, None
     while True:
         # All ranks read the same moment, so they agree on when it is enough.
-        moment = meeting.start_together(rank)
+        moment = barrier.start_together(rank)
         first = first or moment
         if began is None and count >= WARM_PASSES and moment - first >= WARM_S:
             began = moment
         if began is not None and len(found.passes) >= LEAST_PASSES and moment - began >= MEASURED_S:
             return found
         for ranks in dict.fromkeys((at_once, 1)):
-            with _turn(meeting, rank, ranks, backwards=count % 2 == 1):
+            with _turn(barrier, rank, ranks, backwards=count % 2 == 1):
                 chunks = passes.take()
                 took = _add(residual, gradient)
             if began is not None and ranks == at_once:
@@ -88,15 +88,15 @@ def measure(passes: Passes, numel: int, meeting: MeetingPoint, rank: int, at_onc
             elif began is not None:
                 found.alone.append(sum(chunks))
                 found.memory_alone.append(took)
-            meeting.meet()
+            barrier.meet()
         count += 1
 
 
 @contextmanager
-def _turn(meeting: MeetingPoint, rank: int, at_once: int, *, backwards: bool) -> Iterator[None]:
-    meeting.take_turn(rank, at_once, backwards=backwards)
+def _turn(barrier: HostBarrier, rank: int, at_once: int, *, backwards: bool) -> Iterator[None]:
+    barrier.take_turn(rank, at_once, backwards=backwards)
     yield
-    meeting.pass_turn(rank, at_once, backwards=backwards)
+    barrier.pass_turn(rank, at_once, backwards=backwards)
 
 
 def _add(residual: torch.Tensor, gradient: torch.Tensor) -> float:

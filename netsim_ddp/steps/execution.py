@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from netsim_ddp.communication.segments import CodecWork, Wire
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.results.codec import Substitute
 from netsim_ddp.steps.phases import Phase, StepSample, StepTimer
 from netsim_ddp.steps.spending import Spend
@@ -126,7 +126,7 @@ class Replayed(Execution):
     def __init__(
         self,
         timer: StepTimer,
-        meeting: MeetingPoint,
+        barrier: HostBarrier,
         rank: int,
         device: torch.device,
         count: Callable[[], None],
@@ -138,7 +138,7 @@ class Replayed(Execution):
     ) -> None:
         super().__init__(timer)
         self._count, self._substitute = count, substitute
-        self._meeting, self._rank, self._at_once = meeting, rank, at_once
+        self._barrier, self._rank, self._at_once = barrier, rank, at_once
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
         self._computed, self._spend = computed, spend
         self._steps = 0
@@ -154,7 +154,7 @@ class Replayed(Execution):
     def step(self, play: Play) -> StepSample:
         self.measuring, self._durations = True, []
         self._backwards = not self._backwards
-        self._meeting.meet()
+        self._barrier.meet()
         begin = time.monotonic()
         play(self)
         self._leave()
@@ -164,7 +164,7 @@ class Replayed(Execution):
             return StepSample([("other", begin, now)], elapsed=elapsed)
         self.measuring, self._next = False, 0
         self._count()
-        self._begin = self._meeting.start_together(self._rank)
+        self._begin = self._barrier.start_together(self._rank)
         sleep_until(self._begin, clock=time.monotonic)
         self._timer.begin()
         play(self)
@@ -240,23 +240,23 @@ class Replayed(Execution):
 
     def _enter(self) -> None:
         if not self._inside:
-            self._meeting.take_turn(self._rank, self._at_once, backwards=self._backwards)
+            self._barrier.take_turn(self._rank, self._at_once, backwards=self._backwards)
             self._inside = True
 
     def _leave(self) -> None:
         """Every rank has its turn between two exchanges, used or not."""
         self._enter()
         self._inside = False
-        self._meeting.pass_turn(self._rank, self._at_once, backwards=self._backwards)
+        self._barrier.pass_turn(self._rank, self._at_once, backwards=self._backwards)
 
     def _exchange(self) -> None:
         """For real, while no rank measures anything."""
         self._leave()
-        self._meeting.meet()
+        self._barrier.meet()
         for wire in self._held_back:
             wire.run()
         self._held_back.clear()
-        self._meeting.meet()
+        self._barrier.meet()
 
 
 def substituted_seconds(times: Substitute, work: CodecWork) -> float:

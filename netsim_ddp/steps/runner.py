@@ -23,7 +23,7 @@ from netsim_ddp.methods import WITH_CODEC, MethodSpec
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
-from netsim_ddp.ranks.pool import Stage
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.record import Cell, ReplayRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
@@ -65,20 +65,20 @@ def run(
     save: Save,
     hosts: Hub | None = None,
     trace: KeepTrace | None = None,
-    stage: Stage | None = None,
+    pool: Pool | None = None,
 ) -> Result:
     """Run every cell of ``scenario`` and answer the result, which ``save`` has seen after every repeat.
 
     Args:
         hosts: the real hosts to run on, instead of a link of our own.
         trace: receives the laps of the first measured steps of every cell's first repeat.
-        stage: links and interpreters that are there already, and stay; by default the run makes its own.
+        pool: links and interpreters that are there already, and stay; by default the run makes its own.
 
     Raises:
         NetsimError: the link or a rank failed. What was measured before is saved with ``status: partial``.
     """
     scenario = scenario.resolved()
-    run = _Run(scenario, command, report, save, hosts, trace, stage)
+    run = _Run(scenario, command, report, save, hosts, trace, pool)
     try:
         run.execute()
     except NetsimError as error:
@@ -118,12 +118,12 @@ class _Run:
         save: Save,
         hosts: Hub | None,
         trace: KeepTrace | None,
-        stage: Stage | None,
+        pool: Pool | None,
     ) -> None:
         self.scenario, self.report, self._save = scenario, report, save
         self._played = scenario
         """What the ranks are told: with the ready times, if there are any."""
-        self._hosts, self._trace, self._stage = hosts, trace, stage
+        self._hosts, self._trace, self._pool = hosts, trace, pool
         self.result = Result(
             tool=Tool(version=__version__),
             created_utc=now_utc(),
@@ -138,7 +138,7 @@ class _Run:
     def execute(self) -> None:
         have_data(self.scenario, self._note)
         with ExitStack() as stack:
-            stage = self._stage or stack.enter_context(Stage())
+            pool = self._pool or stack.enter_context(Pool())
             if self._hosts is not None:
                 self._note("waiting for the other ranks' commands")
                 launcher: Launcher = stack.enter_context(self._hosts)
@@ -146,11 +146,11 @@ class _Run:
                 measured = None
             else:
                 spec, how = self.scenario.link_spec(), self.scenario.link
-                link, measured = stage.link(spec, how, self._note, self.warn)
+                link, measured = pool.link(spec, how, self._note, self.warn)
             self.result.cells = [self._cell(method, link, measured) for method in self.scenario.methods]
             self._warn_of_contention()
             if self._hosts is None:
-                launcher = stage.launcher(link, self.scenario, self._note)
+                launcher = pool.launcher(link, self.scenario, self._note)
             self._have_ready_times(launcher, link)
             self._repeat_cells(launcher, link)
         self.close("complete", None)
@@ -229,7 +229,7 @@ class _Run:
                 f"{workers} workers x {self.scenario.threads} thread share {cores} cores: "
                 "compute and compress take longer here than on machines of their own"
             )
-        if self._stage is None and (busy := busy_machine()) is not None:
+        if self._pool is None and (busy := busy_machine()) is not None:
             self.warn(busy)
 
     def _repeat_cells(self, launcher: Launcher, link: Link) -> None:

@@ -145,9 +145,9 @@ class StepsTask(Task):
             program = BucketedTraining(
                 workload, flat, alone, lambda part: baseline(part, alone), optimizer, self.say
             )
-            meeting, rank = self.shared.meeting, self.job.rank
+            barrier, rank = self.shared.barrier, self.job.rank
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                return measure(program, workload.parameters_count, meeting, rank, self._at_once)
+                return measure(program, workload.parameters_count, barrier, rank, self._at_once)
 
         return once(
             self.shared.compute_times, what, lambda yes: all(self.channel.gather("compute times", yes)), find
@@ -173,12 +173,12 @@ class StepsTask(Task):
         )
 
     def _execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
-        meeting = self.shared.meeting
+        barrier = self.shared.barrier
         if self.scenario["execution"] == "replayed":
             given = self.scenario["codec_from"]
             return Replayed(
                 StepTimer(HostClock()),
-                meeting,
+                barrier,
                 self.job.rank,
                 device,
                 self._count,
@@ -194,7 +194,7 @@ class StepsTask(Task):
         """Start the step with all ranks, so that the slowest one's time is the step's. Otherwise a rank's delay at the
         end of a step would count twice: in its own time, and in the next step as what the others wait for it."""
         if self.job.mechanism != "host":
-            self.shared.meeting.meet()
+            self.shared.barrier.meet()
         elif self.scenario["compute_s"] is not None:
             self.channel.gather(
                 "meet"
@@ -263,7 +263,7 @@ class StepsTask(Task):
 
         def record() -> list[list[torch.Tensor]]:
             # One rank after the other: a large model's activations would not fit the host once per rank.
-            with self.shared.meeting.turn():
+            with self.shared.barrier.turn():
                 self.say("recording gradients")
                 return record_gradient_sets(workload, GRADIENT_SETS)
 

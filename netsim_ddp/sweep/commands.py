@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from netsim_ddp.ranks.pool import Stage
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario import Scenario, Settings
@@ -15,10 +15,10 @@ from netsim_ddp.steps.runner import Event, Report, Save
 
 
 class Execute(Protocol):
-    """Carries out resolved ``settings`` on ``stage``; see :func:`netsim_ddp.steps.runner.run`."""
+    """Carries out resolved ``settings`` on ``pool``; see :func:`netsim_ddp.steps.runner.run`."""
 
     def __call__(
-        self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, stage: Stage
+        self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, pool: Pool
     ) -> Result: ...
 
 
@@ -40,8 +40,7 @@ def command_of(name: str) -> Command:
     return Command(Scenario, runner.run, summarise)
 
 
-def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save, stage: Stage) -> Result:
-    from netsim_ddp.training.place import Ground
+def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save, pool: Pool) -> Result:
     from netsim_ddp.training.runner import train
 
     def note(text: str) -> None:
@@ -51,8 +50,6 @@ def _train(settings: Any, *, command: Sequence[str], report: Report, save: Save,
         report(Event("warning", text))
 
     runner.have_data(settings, note)
-    link, measured = stage.link(settings.link_spec(), settings.link, note, warn)
-    launcher = stage.launcher(link, settings, note)
-    on = Ground(link, launcher, measured)
+    on = pool.start(settings, note, warn)
     result: Result = train(settings, command=command, report=report, save=save, on=on)
     return result

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def wanted(self) -> tuple[Any, str]:
-        """The link, as :class:`netsim_ddp.ranks.pool.Stage` asks for it."""
+        """The link, as :class:`netsim_ddp.ranks.pool.Pool` asks for it."""
         return self.settings.link_spec(), self.settings.link
 
 

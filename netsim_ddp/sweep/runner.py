@@ -13,7 +13,7 @@ from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.errors import EnvironmentFault, NetsimError
-from netsim_ddp.ranks.pool import Stage
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
 from netsim_ddp.results.summary import notes
@@ -110,8 +110,8 @@ class Sweep:
         try:
             for units in self._batches:
                 if units and not self.stopped:
-                    with Stage([unit.run.wanted for unit in units]) as stage:
-                        self._carry_out(units, stage)
+                    with Pool([unit.run.wanted for unit in units]) as pool:
+                        self._carry_out(units, pool)
         finally:
             self._close()
         return self.result
@@ -146,7 +146,7 @@ class Sweep:
             command=shlex.join(command),
         )
 
-    def _carry_out(self, units: Sequence[Unit], stage: Stage) -> None:
+    def _carry_out(self, units: Sequence[Unit], pool: Pool) -> None:
         for unit in units:
             if self.stopped:
                 return
@@ -157,15 +157,15 @@ class Sweep:
                 self.stopped = "the time budget is spent"
                 return
             self._tell("start", unit)
-            began, before_s = time.monotonic(), stage.spent_s
+            began, before_s = time.monotonic(), pool.spent_s
             try:
-                found = self._one(unit, stage)
-                self._take(unit, found, time.monotonic() - began - (stage.spent_s - before_s))
+                found = self._one(unit, pool)
+                self._take(unit, found, time.monotonic() - began - (pool.spent_s - before_s))
             except NetsimError as error:
-                stage.clear()
+                pool.clear()
                 self._fail(unit, error)
 
-    def _one(self, unit: Unit, stage: Stage) -> Result:
+    def _one(self, unit: Unit, pool: Pool) -> Result:
         """One unit's own result; its warnings that are no statistics of its few samples join ours."""
         warnings: list[str] = []
 
@@ -181,7 +181,7 @@ class Sweep:
             # All repeats of a cell play the same backward pass, also those of a sweep that goes on.
             settings = settings.model_copy(update={"ready_from": self._ready.get(old.ready[0])})
         found = self._how.execute(
-            settings, command=self._command, report=hear, save=lambda _: None, stage=stage
+            settings, command=self._command, report=hear, save=lambda _: None, pool=pool
         )
         statistics = notes(found.cells)
         for text in warnings:

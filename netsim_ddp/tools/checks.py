@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
 from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
-from netsim_ddp.link.bucket.semaphores import FOLDER, REMEDY
 from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.probe.probe import check as check_rate
 from netsim_ddp.link.probe.probe import probe
+from netsim_ddp.link.semaphores import FOLDER, REMEDY
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.channel import namespace_remedy
 from netsim_ddp.link.tc.link import TcLink, find_tool
 from netsim_ddp.link.tc.tun import REMEDY as REMEDY_TUN
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.switches import KERNELS, compiled_kernels
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -247,7 +247,7 @@ def _command(link: Link, argv: Sequence[str]) -> tuple[int | None, str]:
 
 def shm() -> Finding:
     """What workers of one host meet with: semaphores."""
-    MeetingPoint(2, 1.0)
+    HostBarrier(2, 1.0)
     if not os.path.isdir(FOLDER):
         return Finding("PASS", "semaphores can be made")
     free = os.statvfs(FOLDER)

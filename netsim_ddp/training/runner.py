@@ -15,6 +15,7 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
+from netsim_ddp.ranks.pool import Pool, Started
 from netsim_ddp.results.record import (
     Cell,
     Recipe,
@@ -32,14 +33,13 @@ from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
 from netsim_ddp.steps.model_notes import model_notes
-from netsim_ddp.steps.runner import Event, Report, Save, tell_collective
-from netsim_ddp.training import notes as advice
+from netsim_ddp.steps.runner import Event, Report, Save, have_data, tell_collective
+from netsim_ddp.training import advice
 from netsim_ddp.training.checkpoint import RUN_FILE, Slot, check_same, check_settings, run_file, settings_of
-from netsim_ddp.training.place import Ground, ground
 from netsim_ddp.training.single import Training
 from netsim_ddp.training.tuning import tune
 
-__all__ = ["Ground", "ground", "train", "trained"]
+__all__ = ["train", "trained"]
 
 
 def train(
@@ -49,13 +49,13 @@ def train(
     report: Report,
     save: Save,
     trace: KeepTrace | None = None,
-    on: Ground | None = None,
+    on: Started | None = None,
 ) -> Result:
     """Train every method of ``scenario`` with every seed and answer the result, which ``save`` has seen after each.
 
     Args:
         trace: receives the laps of a few steps of each method.
-        on: a ground that is there already, instead of one of its own.
+        on: a link and fork server that are there already, instead of its own.
 
     Raises:
         NetsimError: the link or a rank failed. What was finished before is saved with ``status: partial``, and the
@@ -102,18 +102,20 @@ class _Run:
         self.started = time.monotonic()
         self._before: Result | None = None
 
-    def execute(self, on: Ground | None) -> None:
+    def execute(self, on: Started | None) -> None:
         self._look_at_the_folder()
         with ExitStack() as stack:
-            ground_ = ground(self.scenario, stack, self._note, self.warn) if on is None else on
-            self.result.cells = [self._cell(method, ground_) for method in self.scenario.methods]
+            if on is None:
+                have_data(self.scenario, self._note)
+                on = stack.enter_context(Pool()).start(self.scenario, self._note, self.warn)
+            self.result.cells = [self._cell(method, on) for method in self.scenario.methods]
             for text in advice.warnings(self.scenario):
                 self.warn(text)
             for text in advice.notes(self.scenario):
                 self._note(text)
             self.save()
-            tune(self.scenario, self.result.cells, ground_, self.report, self.save)
-            self._train_cells(ground_)
+            tune(self.scenario, self.result.cells, on, self.report, self.save)
+            self._train_cells(on)
         self.close("complete", None)
 
     def close(self, status: Any, error: NetsimError | None) -> None:
@@ -187,7 +189,7 @@ class _Run:
             )
         return found
 
-    def _cell(self, method: MethodSpec, on: Ground) -> Cell:
+    def _cell(self, method: MethodSpec, on: Started) -> Cell:
         record = link_record(on.link, on.measured)
         cell = Cell(
             id=method.id,
@@ -231,7 +233,7 @@ class _Run:
             cell.backend, cell.device = before.backend, before.device
             cell.params |= {key: value for key, value in before.params.items() if key == "collective"}
 
-    def _train_cells(self, on: Ground) -> None:
+    def _train_cells(self, on: Started) -> None:
         """Seeds outermost and every other one backwards (ABBA), so that a drift of the machine's speed falls on all
         methods alike, and an experiment that is cut short has whole seeds."""
         scenario = self.scenario
@@ -256,7 +258,7 @@ class _Run:
         budget = self.scenario.time_budget_s
         return budget is not None and time.monotonic() - self.started > budget
 
-    def _train_cell(self, on: Ground, index: int, seed: int) -> None:
+    def _train_cell(self, on: Started, index: int, seed: int) -> None:
         cell, method = self.result.cells[index], self.scenario.methods[index]
         assert cell.recipe is not None
         slot, start = None, None

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.methods import MethodSpec
+from netsim_ddp.ranks.pool import Started
 from netsim_ddp.results.record import Cell, TunedRate
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.runner import Event, Report
-from netsim_ddp.training.place import Ground
 from netsim_ddp.training.single import Training
 
 
 def tune(
-    scenario: TrainScenario, cells: Sequence[Cell], on: Ground, report: Report, save: Callable[[], None]
+    scenario: TrainScenario, cells: Sequence[Cell], on: Started, report: Report, save: Callable[[], None]
 ) -> None:
     """Try every rate of ``scenario``; each cell keeps the one with the lowest validation loss, and all of them.
 
@@ -52,7 +52,7 @@ def tune(
 def _try(
     scenario: TrainScenario,
     cell: Cell,
-    on: Ground,
+    on: Started,
     method: MethodSpec,
     seed: int,
     rate: float,

@@ -16,7 +16,7 @@ import netsim_ddp
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.link import usable
-from netsim_ddp.ranks.pool import Stage
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.record import Result, load
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
@@ -136,7 +136,7 @@ def test_two_links_and_one_interpreter_serve_several_runs() -> None:
     rates = (100_000_000, 400_000_000)
     notes: list[str] = []
 
-    def measure(stage: Stage, rate: int) -> Any:
+    def measure(pool: Pool, rate: int) -> Any:
         settings: dict[str, Any] = {
             "link": "tc",
             "workers": 2,
@@ -150,12 +150,12 @@ def test_two_links_and_one_interpreter_serve_several_runs() -> None:
             command=["netsim"],
             report=lambda event: notes.append(event.text) if event.kind == "note" else None,
             save=lambda _: None,
-            stage=stage,
+            pool=pool,
         )
         return result.cells[0]
 
-    with Stage([(LinkSpec(2, rate), "tc") for rate in rates]) as stage:
-        cells = [measure(stage, rate) for rate in (*rates, rates[0])]
+    with Pool([(LinkSpec(2, rate), "tc") for rate in rates]) as pool:
+        cells = [measure(pool, rate) for rate in (*rates, rates[0])]
     assert notes.count("importing torch once for all workers") == 1
     assert notes.count("probing the link") == 2
     for cell, rate in zip(cells, (*rates, rates[0]), strict=True):

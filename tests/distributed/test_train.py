@@ -22,13 +22,13 @@ from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.link.base import HostLink
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.launcher import Launcher
+from netsim_ddp.ranks.pool import Started
 from netsim_ddp.report.export.trace import ROWS, trace_json
 from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.scenario import TrainScenario, build
 from netsim_ddp.steps.runner import Event
 from netsim_ddp.training.checkpoint import Manifest, Slot
-from netsim_ddp.training.place import Ground
 from netsim_ddp.training.runner import train
 
 DEADLINE_S = 120
@@ -60,8 +60,8 @@ def run(
             saved[:] = [result.model_copy(deep=True)]
 
     with HostLink(scenario.link_spec(), "none") as link:
-        ground = Ground(link, launcher, None)
-        return train(scenario, command=["test"], report=report, save=keep, trace=trace, on=ground)
+        on = Started(link, launcher, None)
+        return train(scenario, command=["test"], report=report, save=keep, trace=trace, on=on)
 
 
 def curve(cell: Cell) -> list[EpochRecord]:

@@ -21,7 +21,7 @@ from typing import Any
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.schedule import Operation, charges
-from netsim_ddp.link.bucket.semaphores import shared
+from netsim_ddp.link.semaphores import shared
 
 _LOCK_TIMEOUT_S = 60.0
 _MESSAGES_PER_PAIR = 64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
-from netsim_ddp.ranks.barrier import MeetingPoint
+from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.references import one_line
 
@@ -55,7 +55,7 @@ class Bench:
 
     group: Group
     build: Callable[[FlatGradients], Method]
-    meeting: MeetingPoint
+    barrier: HostBarrier
     progress: Callable[[int, str], None]
     count: Callable[[], None]
     charged: Callable[[], float]

@@ -86,7 +86,7 @@ class TrialTask(Task):
         bench = Bench(
             group,
             lambda flat: build_method(job.method, flat, group, **params["options"]),
-            self.shared.meeting,
+            self.shared.barrier,
             self._progress,
             self._count,
             self._charged,

@@ -51,7 +51,7 @@ def local(bench: Bench) -> Found:
                 if isinstance(segment, Local):
                     found += [f"{_called(number, segment)} calls {each}" for each in arithmetic.distributed]
         # What a step leaves behind in the background is heard before the next one.
-        bench.meeting.meet()
+        bench.barrier.meet()
     locals_ = {_called(number, each) for number, each in enumerate(run.segments) if isinstance(each, Local)}
     for call in watch.calls:
         if call.where in locals_ or call.where == "outside":
@@ -131,7 +131,7 @@ def _unfinished(bench: Bench, run: Run, watch: Watch) -> str | None:
             if isinstance(segment, Local):
                 segment.run()
                 continue
-            bench.meeting.meet()
+            bench.barrier.meet()
             if bench.group.rank == late:
                 time.sleep(LATE_S)
             watch.forget()
@@ -205,7 +205,7 @@ def _goes_on(bench: Bench, run: Run) -> str | None:
                 before = time.process_time()
                 time.sleep(IDLE_S)
                 after.setdefault(number, []).append(time.process_time() - before)
-            bench.meeting.meet()
+            bench.barrier.meet()
     for number, rounds in after.items():
         if (least := min(rounds)) > IDLE_CPU_S:
             fault = fault or (
@@ -237,9 +237,9 @@ def _cpu_work(bench: Bench, run: Run) -> float:
                 bare[number] = list(watch.calls)
                 watch.forget()
             else:
-                bench.meeting.meet()
+                bench.barrier.meet()
                 mine.setdefault(number, []).append(_spent(segment.run))
-                bench.meeting.meet()
+                bench.barrier.meet()
                 plain.setdefault(number, []).append(_spent(functools.partial(_repeat, bare[number])))
     fault, total = None, 0.0
     for number, rounds in mine.items():
@@ -320,12 +320,12 @@ def times(bench: Bench) -> Found:
         for segment in run.segments:
             bench.progress(step, COMPUTING if isinstance(segment, Local) else COMMUNICATING)
             if isinstance(segment, Local):
-                with bench.meeting.turn():
+                with bench.barrier.turn():
                     begin = time.monotonic()
                     segment.run()
                     spent[Local] += time.monotonic() - begin
             else:
-                bench.meeting.meet()
+                bench.barrier.meet()
                 begin = time.monotonic()
                 segment.run()
                 spent[Wire] += time.monotonic() - begin
