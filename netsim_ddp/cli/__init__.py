@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from netsim_ddp import __version__
+from netsim_ddp import __version__, log
 from netsim_ddp.cli import bench, streams
 from netsim_ddp.cli.check import check
 from netsim_ddp.cli.compare import compare
@@ -28,7 +28,16 @@ from netsim_ddp.cli.schema import schema
 from netsim_ddp.cli.streams import say
 from netsim_ddp.cli.sweep import sweep
 from netsim_ddp.cli.train import train
-from netsim_ddp.errors import EXHAUSTED, INTERRUPTED, EnvironmentFault, NetsimError, RankError, UsageError
+from netsim_ddp.cli.verbosity import verbose
+from netsim_ddp.errors import (
+    EXHAUSTED,
+    INTERRUPTED,
+    EnvironmentFault,
+    LinkLost,
+    NetsimError,
+    RankError,
+    UsageError,
+)
 
 app = typer.Typer(
     name="netsim",
@@ -40,23 +49,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 # A line of the list of commands; 80 columns cut anything longer.
-app.command(short_help="Measure a training step, compressed beside dense.")(run)
-app.command(short_help="Train a model, compressed beside dense.")(train)
-app.command(short_help="Run a matrix of scenarios: where does it pay?")(sweep)
-app.command(short_help="Measure a link before trusting it.")(probe)
+app.command(short_help="Measure a training step, compressed beside dense.")(verbose(run))
+app.command(short_help="Train a model, compressed beside dense.")(verbose(train))
+app.command(short_help="Run a matrix of scenarios: where does it pay?")(verbose(sweep))
+app.command(short_help="Measure a link before trusting it.")(verbose(probe))
 app.command(
     short_help="Run any program on the link, a network per rank.",
     context_settings={"allow_interspersed_args": False},
-)(launch)
-app.command(short_help="Test a method of your own on real ranks.")(check)
-app.command(short_help="Hold one result against another; exits 5 when slower.")(compare)
+)(verbose(launch))
+app.command(short_help="Test a method of your own on real ranks.")(verbose(check))
+app.command(short_help="Hold one result against another; exits 5 when slower.")(verbose(compare))
 app.command(
     short_help="Measure two states of the code in turns.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(regress)
-app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(report)
-app.command(short_help="See what this machine can do.")(doctor)
-app.command(short_help="Print the JSON Schema of result files.")(schema)
+)(verbose(regress))
+app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(verbose(report))
+app.command(short_help="See what this machine can do.")(verbose(doctor))
+app.command(short_help="Print the JSON Schema of result files.")(verbose(schema))
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 
@@ -85,6 +94,7 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and exit."""
     streams.prepare()
+    log.begin()
     signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
     code = _call(_check_folder) or _call(lambda: command(prog_name="netsim", standalone_mode=False))
@@ -110,6 +120,7 @@ def _call(command: Any) -> int:
     except NetsimError as error:
         if isinstance(error, RankError) and error.details:
             streams.write_error(error.details.rstrip())
+        _show_last(error)
         say(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):  # typer makes the second of the first
@@ -128,6 +139,14 @@ def _call(command: Any) -> int:
         say(_describe(error))
         return UsageError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _show_last(error: NetsimError) -> None:
+    """What netsim did before a rank or a link failed, where it was not shown as it came."""
+    if isinstance(error, RankError | LinkLost) and not log.shown() and (lines := log.last()):
+        say("the last things it did (-vv shows all of them):")
+        for line in lines:
+            streams.write_error(f"  {line}")
 
 
 def _describe(error: Any) -> str:

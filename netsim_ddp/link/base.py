@@ -8,6 +8,7 @@ user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.l
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from typing import ClassVar, Literal, Self
 from netsim_ddp.errors import LinkLost, LinkUnavailable
 from netsim_ddp.link.descriptors import enough_descriptors
 from netsim_ddp.link.spec import LinkSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class HostLink(Link):
             start_new_session=True,
         )
         self._children.append(child)
+        _log.debug("started process %s: %s", child.pid, " ".join(argv)[:160])
         return _HostProcess(child)
 
 

@@ -52,6 +52,10 @@ class RankChannel:
     def result(self, record: dict[str, Any]) -> None:
         self._send({"kind": "result", "record": record})
 
+    def warn(self, text: str) -> None:
+        """Have a warning shown, once for all ranks that raise it."""
+        self._send({"kind": "warning", "text": text})
+
     def fail(self, **what: Any) -> NoReturn:
         """Report why this rank cannot go on, and end it."""
         self._send({"kind": "error", **what})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import selectors
 import socket
 import time
@@ -25,6 +26,7 @@ from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.files import provide
 
+_log = logging.getLogger(__name__)
 START_TIMEOUT_S = 180.0
 GRACE_S = 1.0
 POLL_S = 0.25
@@ -104,6 +106,7 @@ class Launcher:
         }
         self._provide = functools.partial(provide, dataset, data_dir, download=download, apart=True)
         self._control: socket.socket | None = None
+        self._warned: set[str] = set()
         self._server: Process | None = None
         self._lines: Lines | None = None
         self.ready: ReadyTimes | None = None
@@ -125,6 +128,7 @@ class Launcher:
             )
         self._control, self._lines = ours, Lines(ours)
         self._await_ready(ours, self._lines)
+        _log.info("the fork server has imported torch and read its data")
         return self
 
     def _await_ready(self, control: socket.socket, lines: Lines) -> None:
@@ -163,6 +167,7 @@ class Launcher:
             RankTimeout: no rank made progress for too long.
         """
         self.starts += 1
+        _log.info("forking %d ranks for %s", len(jobs), _named(jobs[0]))
         watched = [_Watched(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
             return _Watch(self, watched, gathered, self._timeout_s).run()
@@ -194,6 +199,12 @@ class Launcher:
             raise self.lost() or RankError(self._server_gone()) from None
         except TimeoutError:
             raise RankError(f"{SERVER} takes no order for {START_TIMEOUT_S:g} s") from None
+
+    def warn(self, rank: int, text: str) -> None:
+        """Show a warning of Python's that ``rank`` has raised: once, however many ranks and repeats raise it."""
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning("rank %d warns: %s", rank, text)
 
     def lost(self) -> NetsimError | None:
         """Why the link is gone, where it is."""
@@ -273,6 +284,7 @@ class _Watch:
 
     def _fail(self, failure: _Failure) -> None:
         """Wait a moment for the culprit: a victim's complaint can arrive before the news of a death."""
+        _log.info("rank %d failed while %s: %s", failure.rank, failure.doing, failure.message)
         self._failures.append(failure)
         self._fail_at = min(self._fail_at, time.monotonic() + GRACE_S)
 
@@ -287,6 +299,7 @@ class _Watch:
                 continue  # a rank of the repeat before may end after its result was taken
             rank = self._ranks[message["rank"]]
             ended = Exit(message["code"], message["signal"])
+            _log.debug("rank %d ended: %s", rank.rank, ended)
             if ended.signal is not None:
                 self._fail(_Failure(rank.rank, "killed", str(ended), doing=rank.doing))
             elif not rank.finished and not any(failure.rank == rank.rank for failure in self._failures):
@@ -308,6 +321,8 @@ class _Watch:
             rank.at = (rank.step, 0 if rank.doing.startswith(COMPUTING) else 1)
         elif kind == "gather":
             self._gather(rank, message["point"], message["value"])
+        elif kind == "warning":
+            self._launcher.warn(rank.rank, message["text"])
         elif kind == "result":
             rank.record = message["record"]
         elif kind == "error":
@@ -329,6 +344,12 @@ class _Watch:
             each.finished = point == "done"
             with suppress(BrokenPipeError, ConnectionResetError):  # it died since; the server will say how
                 send(each.lines.connection, {"values": values})
+
+
+def _named(job: dict[str, Any]) -> str:
+    """What its ranks are for, as the log says it."""
+    method = f", {job['method']}" if job["method"] else ""
+    return f"{job['task'].rpartition(':')[2]}{method}, repeat {job['repeat'] + 1}"
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ torch takes longer than everything else that a run waits for.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.scenario import Settings
 
+_log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 Wanted = tuple[LinkSpec, str]
 """A link, and how it shall be made: tc, bucket, none or auto."""
@@ -111,6 +113,7 @@ class Pool:
         try:
             link = choose(*wanted, note, beside=None if alone else self._first_tc)
             self._stack.enter_context(link)
+            _log.info("made a %s link: %s", link.description, link.spec.describe())
         except NetsimError as error:
             return _Made(error=error)
         if isinstance(link, TcLink) and not alone and self._first_tc is None:

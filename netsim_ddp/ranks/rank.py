@@ -7,6 +7,7 @@ import importlib
 import signal
 import socket
 import traceback
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     """Returns when the command has the rank's result; reports every failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
     channel = RankChannel(connection)
+    _pass_warnings_on(channel)
     task = task_of(job.task)(channel, job, shared)
     try:
         if job.namespace is not None:
@@ -53,6 +55,23 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
             _report(channel, task, error)
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
         _report(channel, task, error)
+
+
+def _pass_warnings_on(channel: RankChannel) -> None:
+    """Python's warnings go to the command, which shows each once: eight ranks would print the same one eight times."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        del file, line
+        channel.warn(f"{category.__name__}: {message} ({filename}:{lineno})")
+
+    warnings.showwarning = show
 
 
 def _report(channel: RankChannel, task: Task, error: BaseException) -> None:

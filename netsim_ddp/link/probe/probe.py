@@ -8,6 +8,7 @@ all of its ranks' links at the same time; messages after idle, how much of them 
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec, goodpu
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
 from netsim_ddp.units import format_rate
 
+_log = logging.getLogger(__name__)
 SHORT_TOLERANCE = 0.05
 SHORT_TRIES = 3  # a host that is busy for a moment is not the link
 LOOKS, AGAIN = 5, 2  # and so many times as long are those after the first
@@ -127,6 +129,11 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
     tries = 0
     while (measured := probe(link)) is not None:
         tries += 1
+        _log.info(
+            "the probe found %s for one pair alone, %s for the slowest of all at once",
+            format_rate(measured.alone_bps),
+            format_rate(measured.together_bps),
+        )
         try:
             check(link, measured)
             break

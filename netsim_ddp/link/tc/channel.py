@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
 
 ANSWER_TIMEOUT_S = 60.0
+_log = logging.getLogger(__name__)
 
 
 class RemoteProcess(Process):
@@ -98,7 +100,8 @@ class Channel:
             self._arrived += messages
         message = self._arrived.popleft()
         if message.get("event") == "exit":
-            self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+            ended = self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+            _log.debug("process %s ended: %s", message["pid"], ended)
         if message.get("event") == "lost":
             ended = Exit(message["code"], message["signal"])
             self.lost = LinkLost(f"{message['what']} died: {ended}", hint="run it again")
@@ -115,6 +118,7 @@ class Channel:
 
     def close(self) -> None:
         """Hang up: the helper exits, and with it all that runs in its namespaces."""
+        _log.debug("the link's helper, process %s, is told to end", self.process.pid)
         self.control.close()
         try:
             self.process.wait(timeout=10)
@@ -158,6 +162,7 @@ def _start_helper(mode: str) -> Channel:
             stdout=2,
             start_new_session=True,
         )
+    _log.debug("started the link's helper, process %s (%s)", process.pid, mode)
     channel = Channel(ours, process)
     try:
         channel.receive_answer()

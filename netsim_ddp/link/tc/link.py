@@ -18,6 +18,7 @@ same.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -41,6 +42,7 @@ from netsim_ddp.link.tc.plan import Shape, Shapes, Step, address, change, needs_
 from netsim_ddp.link.tc.tun import Carried, Forwarding
 from netsim_ddp.units import format_bytes
 
+_log = logging.getLogger(__name__)
 MAX_CREDIT = 2**32 - 1  # bytes: tbf's burst has 32 bits
 _TRY_NETEM = "qdisc replace dev lo root netem delay 1ms"
 _MODULE = "sudo modprobe sch_netem, where the kernel has it as a module"
@@ -135,6 +137,7 @@ class TcLink(Link):
         return writing
 
     def _write(self, rank: int | None, text: str) -> None:
+        _log_commands("tc", text, rank)
         data = text.encode()
         while data:
             data = data[os.write(self._pipes[rank], data) :]
@@ -304,6 +307,7 @@ class TcLink(Link):
                 names=list(names),
                 vital=vital,
             )
+        _log.debug("started process %s in the namespace of %s: %s", answer["pid"], _place(rank), _short(argv))
         return RemoteProcess(channel, int(answer["pid"]))
 
     def counters(self) -> list[Counters]:
@@ -373,9 +377,29 @@ class TcLink(Link):
 
     def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """``rank`` among the arguments is this link's; the helper counts the namespaces of all its links."""
+        if request == "run":
+            words = [os.path.basename(arguments["argv"][0] or ""), *arguments["argv"][1:]]
+            if "text" in arguments:
+                _log_commands(words[0], arguments["text"], arguments["rank"])
+            else:
+                _log_commands(words[0], " ".join(words[1:]), arguments["rank"])
         if "rank" in arguments:
             arguments["rank"] = self._places[arguments["rank"]]
         return self._connected().ask(request, **arguments)
+
+
+def _place(rank: int | None) -> str:
+    return "the bridge" if rank is None else f"rank {rank}"
+
+
+def _log_commands(tool: str, lines: str, rank: int | None) -> None:
+    for line in lines.splitlines():
+        _log.debug("in the namespace of %s: %s %s", _place(rank), tool, line)
+
+
+def _short(argv: Sequence[str]) -> str:
+    text = " ".join(map(str, argv))
+    return text if len(text) <= 160 else text[:160] + "..."
 
 
 def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
