@@ -19,11 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.dense import summed
-from netsim_ddp.communication.exchange import peer_exchange
-from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Group, Local, Method, Segment
-from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp import FlatGradients, Group, Local, Method, NonFiniteGradient, Segment, peer_exchange, summed
 
 
 class Messages:

@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 
-from netsim_ddp.communication.dense import summed
-from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Group, Local, Method, Segment
-from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp import FlatGradients, Group, Local, Method, NonFiniteGradient, Segment, summed
 
 
 class SharedRandom(Method):

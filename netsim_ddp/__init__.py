@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from netsim_ddp.communication.adam import CompressedAdam
     from netsim_ddp.communication.backend import DistributedBackend
+    from netsim_ddp.communication.dense import all_gather, all_reduce, summed
+    from netsim_ddp.communication.exchange import peer_exchange
+    from netsim_ddp.communication.flat import FlatGradients
     from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
-    from netsim_ddp.communication.segments import Method
+    from netsim_ddp.communication.segments import Collective, Group, Local, Method, Segment, Wire
     from netsim_ddp.communication.sgd import CorrectedSGD
     from netsim_ddp.compression import get_compressor
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
+    from netsim_ddp.compression.kernels import NonFiniteGradient
     from netsim_ddp.compression.topk import TopKCompressor
     from netsim_ddp.training.residuals import for_other_ranks
     from netsim_ddp.training.tracker import MetricsTracker
@@ -25,39 +29,61 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _HOME = {
+    "Collective": "netsim_ddp.communication.segments",
     "CompressedAdam": "netsim_ddp.communication.adam",
     "CorrectedSGD": "netsim_ddp.communication.sgd",
     "DistributedBackend": "netsim_ddp.communication.backend",
     "ErrorFeedbackBuffer": "netsim_ddp.compression.feedback",
+    "FlatGradients": "netsim_ddp.communication.flat",
+    "Group": "netsim_ddp.communication.segments",
     "HookState": "netsim_ddp.communication.hooks",
+    "Local": "netsim_ddp.communication.segments",
     "Method": "netsim_ddp.communication.segments",
     "MetricsTracker": "netsim_ddp.training.tracker",
+    "NonFiniteGradient": "netsim_ddp.compression.kernels",
+    "Segment": "netsim_ddp.communication.segments",
     "TopKCompressor": "netsim_ddp.compression.topk",
     "TopKState": "netsim_ddp.communication.hooks",
+    "Wire": "netsim_ddp.communication.segments",
+    "all_gather": "netsim_ddp.communication.dense",
+    "all_reduce": "netsim_ddp.communication.dense",
     "for_other_ranks": "netsim_ddp.training.residuals",
     "get_compressor": "netsim_ddp.compression",
     "get_dataloaders": "netsim_ddp.workloads",
     "get_model": "netsim_ddp.workloads",
     "method_hook": "netsim_ddp.communication.hooks",
+    "peer_exchange": "netsim_ddp.communication.exchange",
+    "summed": "netsim_ddp.communication.dense",
     "topk_hook": "netsim_ddp.communication.hooks",
 }
 
 __all__ = [
+    "Collective",
     "CompressedAdam",
     "CorrectedSGD",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
+    "FlatGradients",
+    "Group",
     "HookState",
+    "Local",
     "Method",
     "MetricsTracker",
+    "NonFiniteGradient",
+    "Segment",
     "TopKCompressor",
     "TopKState",
+    "Wire",
     "__version__",
+    "all_gather",
+    "all_reduce",
     "for_other_ranks",
     "get_compressor",
     "get_dataloaders",
     "get_model",
     "method_hook",
+    "peer_exchange",
+    "summed",
     "topk_hook",
 ]
 

@@ -19,7 +19,7 @@ from my_method import SharedRandom
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from netsim_ddp.communication.dense import all_reduce, summed
+from netsim_ddp.communication.dense import all_gather, all_reduce, summed
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Collective, Group, Local, Method, Segment, Wire
 from netsim_ddp.compression.kernels import NonFiniteGradient
@@ -32,22 +32,13 @@ class Gathered(Method):
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
         super().__init__(flat, group)
-        self.rows = [torch.zeros_like(flat.data) for _ in range(group.world_size)]
+        self.rows = torch.zeros(group.world_size, flat.numel)
 
     def segments(self) -> list[Segment]:
-        size = 4 * self.flat.numel
-
-        def begin() -> dist.Work | None:
-            work: dist.Work | None = dist.all_gather(
-                self.rows, self.flat.data, group=self.group.process_group, async_op=True
-            )
-            return work
-
-        wire = Collective("all_gather", begin, size, (size,) * (self.group.world_size - 1))
-        return [wire, Local("decompress", self._mean)]
+        return [all_gather(self.flat.data, self.rows, self.group), Local("decompress", self._mean)]
 
     def _mean(self) -> None:
-        self.flat.data.copy_(torch.stack(self.rows).mean(0))
+        self.flat.data.copy_(self.rows.mean(0))
 
 
 # --- what it is made of -----------------------------------------------------------------------------------------

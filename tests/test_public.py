@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import inspect
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+import torch
 
 import netsim_ddp
 
 NAMES = {
+    "Collective",
     "CompressedAdam",
     "CorrectedSGD",
     "DistributedBackend",
     "ErrorFeedbackBuffer",
+    "FlatGradients",
+    "Group",
     "HookState",
+    "Local",
     "Method",
     "MetricsTracker",
+    "NonFiniteGradient",
+    "Segment",
     "TopKCompressor",
     "TopKState",
+    "Wire",
+    "all_gather",
+    "all_reduce",
     "for_other_ranks",
     "get_compressor",
     "get_dataloaders",
     "get_model",
     "method_hook",
+    "peer_exchange",
+    "summed",
     "topk_hook",
 }
 
@@ -47,3 +60,31 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_the_installed_ones() -> None:
     assert metadata.version("netsim-ddp") == netsim_ddp.__version__
+
+
+def test_all_gather_refuses_room_of_another_shape() -> None:
+    group = netsim_ddp.Group(rank=0, world_size=3)
+    with pytest.raises(ValueError, match=r"gathered must be \[3, 5\]"):
+        netsim_ddp.all_gather(torch.zeros(5), torch.zeros(2, 5), group)
+    wire = netsim_ddp.all_gather(torch.zeros(5), torch.zeros(3, 5), group)
+    assert (wire.payload_bytes, list(wire.messages())) == (20, [20, 20])
+
+
+def test_objects_say_what_they_are() -> None:
+    model = torch.nn.Linear(4, 2)
+    assert (
+        repr(netsim_ddp.FlatGradients(model.named_parameters()))
+        == "FlatGradients(2 parameters, 10 elements, cpu)"
+    )
+    assert repr(netsim_ddp.DistributedBackend(method="powersgd", params={"rank": 2})).startswith(
+        "DistributedBackend('powersgd', "
+    )
+    assert repr(netsim_ddp.TopKState(model, ratio=0.1)).startswith("TopKState('topk', ")
+
+
+def test_results_load_from_python() -> None:
+    from netsim_ddp.results import load
+
+    result = load(Path(__file__).parents[1] / "reports" / "baseline.json")
+    assert result.cells[0].summary is not None
+    assert result.cells[0].summary.step_s.median > 0

@@ -167,6 +167,10 @@ class DistributedBackend:
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
 
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in sorted(self._params.items()))
+        return f"{type(self).__name__}({self._name!r}{options})"
+
     def _checked(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The method's options, with what the compressor and the buffer say."""
         if isinstance(params, Mapping) and params.get("overlap") not in (None, False, "off"):

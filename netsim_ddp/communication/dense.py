@@ -111,6 +111,27 @@ def all_reduce(tensor: torch.Tensor, group: Group) -> Wire:
     return Collective("all_reduce", begin, size, messages, Sent("allreduce", (size,), tensor.element_size()))
 
 
+def all_gather(tensor: torch.Tensor, gathered: torch.Tensor, group: Group) -> Wire:
+    """``tensor`` of every rank, in rank order, in ``gathered`` [P, *shape]; its shape and type are the same on all.
+
+    Both must lie where they can cross the wire, see :meth:`Group.wire_device`.
+
+    Raises:
+        ValueError: ``gathered`` has another shape or type.
+    """
+    wanted = (group.world_size, *tensor.shape)
+    if tuple(gathered.shape) != wanted or gathered.dtype != tensor.dtype:
+        raise ValueError(
+            f"gathered must be {list(wanted)}, {tensor.dtype}; it is {list(gathered.shape)}, {gathered.dtype}"
+        )
+    size = tensor.numel() * tensor.element_size()
+
+    def begin() -> dist.Work | None:
+        return dist.all_gather(list(gathered.unbind(0)), tensor, group=group.process_group, async_op=True)
+
+    return Collective("all_gather", begin, size, (size,) * (group.world_size - 1))
+
+
 def summed(tensor: torch.Tensor, group: Group) -> list[Segment]:
     """:func:`all_reduce` of a tensor that may lie where it cannot cross the wire: then by way of the host."""
     device = group.wire_device(tensor.device)

@@ -50,6 +50,13 @@ class FlatGradients:
         self.views = self.views_of(self.data)
         self._attachable = {self.data.data_ptr(): self.views}
 
+    def __repr__(self) -> str:
+        part = "one bucket of " if self.is_part else ""
+        return (
+            f"FlatGradients({part}{len(self.parameters)} parameters, {self.data.numel():,} elements, "
+            f"{self.data.device})"
+        )
+
     def views_of(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """``buffer`` [N] cut into one view per parameter."""
         return [

@@ -118,6 +118,10 @@ class HookState:
         self._unbound()
         self.bind(named_parameters, process_group)
 
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in sorted(self.params.items()))
+        return f"{type(self).__name__}({self.method!r}{options}, overlap={self.overlap})"
+
     def _unbound(self) -> None:
         self._named: Named | None = None
         self._methods: list[Method] = []

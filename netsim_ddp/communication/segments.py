@@ -234,6 +234,9 @@ class Method(ABC):
         self.flat = flat
         self.group = group
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.flat!r}, rank {self.group.rank} of {self.group.world_size})"
+
     @property
     def average(self) -> torch.Tensor:
         """Where the average is once the segments have run, float32 [N]: in ``flat.data``, or in a buffer of the

@@ -128,7 +128,7 @@ class TestPackets:
                 deadline = time.monotonic() + 20
                 while made.lost() is None and time.monotonic() < deadline:
                     time.sleep(0.01)
-                with pytest.raises(LinkLost, match=r"link\.forwarder\), died: killed by SIGKILL"):
+                with pytest.raises(LinkLost, match=r"link\.tc\.forwarder\), died: killed by SIGKILL"):
                     made.counters()
         finally:
             del os.environ[MARK]
