@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-torch check bench doctor clean
+.PHONY: run test test-torch check bench doctor reference clean
 
 run: $(READY)
 	$(BIN)/netsim run --bandwidth 1gbps --ratio 0.01
@@ -32,6 +32,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+reference: $(READY)
+	$(BIN)/python docs/reference/make.py
 
 doctor: $(READY)
 	$(BIN)/netsim doctor

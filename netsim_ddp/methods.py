@@ -68,6 +68,17 @@ METHODS: Mapping[str, Options] = {
     "topk-dense": _SPARSE,
 }
 """Method names and their options; ``netsim_ddp.communication`` holds their implementations."""
+ABOUT: Mapping[str, str] = {
+    "dense": "all-reduce of the whole gradient in the parameters' own type: the baseline",
+    "fp16": "dense, rounded to float16 on the wire, as torch's fp16_compress_hook does it",
+    "bf16": "dense, rounded to bfloat16 on the wire",
+    "powersgd": "every matrix as the product of two thin ones (Vogels et al. 2019)",
+    "topk": "the k largest entries of each parameter with error feedback (Stich et al. 2018), by split-reduce or "
+    "all-gather",
+    "topk-allgather": "the same, every rank's entries sent to all others",
+    "topk-dense": "the same, written into a dense tensor and all-reduced: it saves nothing on the wire",
+}
+"""What each method does, in one line."""
 WITH_CODEC = tuple(name for name, options in METHODS.items() if "indices" in options)
 """Those whose messages are the codec's."""
 

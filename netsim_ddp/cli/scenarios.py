@@ -56,6 +56,26 @@ def show(name: Annotated[str, typer.Argument(help="Of a built-in scenario, or a 
 
 @scenarios.command()
 @verbose
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this one.", show_default=False)
+    ] = None,
+) -> None:
+    """The built-in methods, each with its options: what they take, what holds by default, and what they do."""
+    from netsim_ddp.errors import UsageError
+    from netsim_ddp.methods import METHODS
+    from netsim_ddp.names import suggest
+    from netsim_ddp.report.reference import method_lines
+
+    if name is not None and name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", hint=suggest(name, METHODS))
+    width = max(40, shutil.get_terminal_size().columns)
+    for each in METHODS if name is None else [name]:
+        typer.echo("\n".join(method_lines(each, width)))
+
+
+@scenarios.command()
+@verbose
 def links() -> None:
     """The links that --link-profile knows, each with where its numbers come from."""
     from netsim_ddp.link.profiles import PROFILES
