@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks import leftovers
+from netsim_ddp.ranks.jobs import Job, from_json, settings_from_json
+from netsim_ddp.scenario import Settings
 
 
 def prepare(workload: dict[str, Any]) -> None:
@@ -62,6 +65,7 @@ def serve(control: socket.socket) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     files: list[tuple[int, int]] = []
+    settings: Settings | None = None
     own = leftovers.below()  # such as multiprocessing's resource tracker, which tidies up after us
     leftovers.adopt()
     _end_at_the_command_s_death(ranks, own)
@@ -81,12 +85,17 @@ def serve(control: socket.socket) -> None:
                 if request["kind"] == "fork":
                     # An "end" and the "fork" after it may arrive together: only a fork has descriptors.
                     descriptors, orders.fds = orders.fds, []
-                    _fork(control, request, descriptors, ranks, files, own)
+                    if request["settings"] is not None:
+                        settings = settings_from_json(request["settings"])
+                    assert settings is not None
+                    jobs = from_json(request["jobs"], settings)
+                    _fork(control, jobs, request["start"], descriptors, ranks, files, own)
 
 
 def _fork(
     control: socket.socket,
-    request: dict[str, Any],
+    jobs: Sequence[Job],
+    start: int,
     fds: list[int],
     ranks: dict[int, tuple[int, int]],
     files: list[tuple[int, int]],
@@ -95,19 +104,18 @@ def _fork(
     from netsim_ddp.link.bucket.arrivals import ArrivalTable
     from netsim_ddp.ranks import rank as forked
     from netsim_ddp.ranks.barrier import HostBarrier
-    from netsim_ddp.ranks.jobs import Job, Shared
+    from netsim_ddp.ranks.jobs import Shared
     from netsim_ddp.ranks.recorded_gradients import anonymous_file
 
-    jobs = request["jobs"]
-    forked.task_of(jobs[0]["task"])  # imported here once, not by every rank
-    bucket = jobs[0]["mechanism"] == "bucket" and len(jobs) > 1
+    forked.task_of(jobs[0].task)  # imported here once, not by every rank
+    bucket = jobs[0].mechanism == "bucket" and len(jobs) > 1
     try:
-        barrier = HostBarrier(len(jobs), 4 * jobs[0]["scenario"]["timeout_s"])
+        barrier = HostBarrier(len(jobs), 4 * jobs[0].settings.timeout_s)
         files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
         arrivals = ArrivalTable(len(jobs)) if bucket else None
     except EnvironmentFault as error:
         refused = {"cause": "environment", "message": error.message, "hint": error.hint}
-        send(control, {"kind": "refused", "start": request["start"], **refused})
+        send(control, {"kind": "refused", "start": start, **refused})
         return
     own |= leftovers.below()
     server = os.getpid()
@@ -126,12 +134,12 @@ def _fork(
                 die_with_parent()
                 if os.getppid() != server:
                     os._exit(1)  # it died before Linux was asked to tell of it
-                forked.run(socket.socket(fileno=fds[number]), Job(**job), shared)
+                forked.run(socket.socket(fileno=fds[number]), job, shared)
             except BaseException:  # noqa: BLE001 - a fork must never return into the server's loop
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-        ranks[pid] = number, request["start"]
+        ranks[pid] = number, start
     for fd in fds:
         os.close(fd)
 

@@ -28,6 +28,7 @@ from netsim_ddp.link.base import Counters, Endpoint, HostLink
 from netsim_ddp.link.hosts import Place, route_to
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.ranks.jobs import Job, from_json, settings_from_json, settings_to_json, to_json
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.units import format_duration
@@ -116,13 +117,14 @@ class Hub(Launcher):
                 return connection, hello
             connection.close()
 
-    def start(self, jobs: Sequence[dict[str, Any]]) -> list[socket.socket]:
+    def start(self, jobs: Sequence[Job]) -> list[socket.socket]:
         (own,) = super().start(jobs[:1])
         channels = {0: own}
         try:
             for rank in range(1, len(jobs)):  # rank 0 may have a job of its own
                 agent = self._agents[rank]
-                send(agent.connection, {"kind": "fork", "job": jobs[rank], "start": self.starts})
+                order = {"jobs": to_json([jobs[rank]]), "settings": settings_to_json(jobs[rank].settings)}
+                send(agent.connection, {"kind": "fork", "start": self.starts, **order})
             deadline = time.monotonic() + self._timeout_s
             while len(channels) < len(jobs):
                 connection, hello = self._accept(deadline, "rank")
@@ -276,7 +278,8 @@ class _Agent:
     def _obey(self, message: dict[str, Any], local: Launcher, hub: socket.socket) -> None:
         if message["kind"] == "fork":
             with self._connect("rank", HELLO_TIMEOUT_S) as channel:
-                local.fork([message["job"]], [channel], message["start"])
+                jobs = from_json(message["jobs"], settings_from_json(message["settings"]))
+                local.fork(jobs, [channel], message["start"])
         elif message["kind"] == "end":
             local.end_ranks()
         elif message["kind"] == "exit":
@@ -306,20 +309,17 @@ class _Agent:
 def _rendezvous(local: Launcher, place: Place, scenario: Scenario, value: str | None) -> str:
     """Leave ``value`` in the store of whoever started the ranks, or wait for what rank 0 left there."""
     params = {"master": place.master, "port": place.port, "run": place.run, "value": value}
-    job = {
-        "rank": 0,
-        "world_size": 1,
-        "task": "netsim_ddp.ranks.rendezvous:RendezvousTask",
-        "scenario": scenario.model_dump(mode="json"),
-        "method": "",
-        "params": {**params, "timeout_s": MEET_TIMEOUT_S},
-        "mechanism": "none",
-        "link": scenario.link_spec().to_json(),
-        "address": "",
-        "interface": "",
-        "namespace": None,
-        "repeat": 0,
-    }
+    job = Job(
+        task="netsim_ddp.ranks.rendezvous:RendezvousTask",
+        settings=scenario,
+        method="",
+        params={**params, "timeout_s": MEET_TIMEOUT_S},
+        repeat=0,
+        mechanism="none",
+        spec=scenario.link_spec(),
+        endpoint=Endpoint(0, "", ""),
+        world_size=1,
+    )
     (record,) = local.run([job], lambda _point, _values: None)
     found: str = record["value"]
     return found

@@ -3,37 +3,104 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from netsim_ddp.link.base import Link
+from netsim_ddp.link.base import Endpoint, Link
 from netsim_ddp.link.bucket.arrivals import ArrivalTable
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.ranks.barrier import HostBarrier
-from netsim_ddp.scenario import Settings
+from netsim_ddp.scenario import Scenario, Settings, TrainScenario
+
+S = TypeVar("S", bound=Settings)
+KINDS: Mapping[str, type[Settings]] = {kind.__name__: kind for kind in (Scenario, TrainScenario)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the command tells one rank. ``scenario`` is resolved; ``task`` is the class that the rank runs, as
-    ``module:Class``, and ``params`` are that task's own."""
+    """What the command tells one rank.
 
-    rank: int
-    world_size: int
+    Attributes:
+        task: the class that the rank runs, as ``module:Class``.
+        settings: resolved; :meth:`settings_as` has their type.
+        method, params: the method's name and options, or that task's own parameters: JSON values.
+        repeat: the number of the repeat, or a training's seed.
+        mechanism, spec: the link.
+        endpoint: where the rank lives in it.
+    """
+
     task: str
-    scenario: dict[str, Any]
+    settings: Settings
     method: str
-    params: dict[str, Any]
-    mechanism: str
-    link: dict[str, Any]
-    address: str
-    interface: str
-    namespace: int | None
+    params: Mapping[str, Any]
     repeat: int
+    mechanism: str
+    spec: LinkSpec
+    endpoint: Endpoint
+    world_size: int
 
-    @functools.cached_property
-    def spec(self) -> LinkSpec:
-        return LinkSpec.from_json(self.link)
+    @property
+    def rank(self) -> int:
+        return self.endpoint.rank
+
+    def settings_as(self, kind: type[S]) -> S:
+        """The settings, which are of this kind."""
+        if not isinstance(self.settings, kind):
+            raise TypeError(f"{self.task} needs a {kind.__name__}, not a {type(self.settings).__name__}")
+        return self.settings
+
+
+def jobs_for(
+    link: Link,
+    settings: Settings,
+    task: str,
+    params: Mapping[str, Any],
+    *,
+    method: str = "",
+    repeat: int = 0,
+) -> list[Job]:
+    """One job per rank of ``link``."""
+    common = (task, settings, method, params, repeat, link.mechanism, link.spec)
+    return [Job(*common, endpoint, link.spec.workers) for endpoint in link.endpoints]
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """``settings`` as JSON carries them to a fork server, on this host or another."""
+    return {"kind": type(settings).__name__, "values": settings.model_dump(mode="json")}
+
+
+def settings_from_json(document: Mapping[str, Any]) -> Settings:
+    """What :func:`settings_to_json` has written, checked again."""
+    return KINDS[document["kind"]].model_validate(document["values"])
+
+
+def to_json(jobs: Sequence[Job]) -> dict[str, Any]:
+    """``jobs`` of one repeat, which differ in their endpoints alone, without their settings."""
+    first = jobs[0]
+    return {
+        "task": first.task,
+        "method": first.method,
+        "params": dict(first.params),
+        "repeat": first.repeat,
+        "mechanism": first.mechanism,
+        "spec": first.spec.to_json(),
+        "world_size": first.world_size,
+        "endpoints": [dataclasses.asdict(job.endpoint) for job in jobs],
+    }
+
+
+def from_json(document: Mapping[str, Any], settings: Settings) -> list[Job]:
+    """The jobs that :func:`to_json` has written."""
+    common = (
+        document["task"],
+        settings,
+        document["method"],
+        document["params"],
+        document["repeat"],
+        document["mechanism"],
+        LinkSpec.from_json(document["spec"]),
+    )
+    return [Job(*common, Endpoint(**each), document["world_size"]) for each in document["endpoints"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +113,3 @@ class Shared:
     """A file for this rank's recorded gradients; the repeats that follow find them there."""
     compute_times: int
     """Likewise for how long its forward and backward take."""
-
-
-def jobs_for(
-    link: Link,
-    scenario: Settings,
-    task: str,
-    params: dict[str, Any],
-    *,
-    method: str = "",
-    repeat: int = 0,
-) -> list[dict[str, Any]]:
-    """One job per rank of ``link``, as JSON carries it."""
-    return [
-        {
-            "world_size": link.spec.workers,
-            "task": task,
-            "scenario": scenario.model_dump(mode="json"),
-            "method": method,
-            "params": params,
-            "mechanism": link.mechanism,
-            "link": link.spec.to_json(),
-            "repeat": repeat,
-            **dataclasses.asdict(endpoint),
-        }
-        for endpoint in link.endpoints
-    ]

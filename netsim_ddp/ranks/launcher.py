@@ -22,7 +22,9 @@ from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
 from netsim_ddp.link.interpreter import module
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.channel import COMPUTING
+from netsim_ddp.ranks.jobs import Job, settings_to_json, to_json
 from netsim_ddp.results.ready import ReadyTimes
+from netsim_ddp.scenario import Settings
 from netsim_ddp.units import format_duration
 from netsim_ddp.workloads.files import provide
 
@@ -107,6 +109,7 @@ class Launcher:
         self._provide = functools.partial(provide, dataset, data_dir, download=download, apart=True)
         self._control: socket.socket | None = None
         self._warned: set[str] = set()
+        self._told: Settings | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
         self.ready: ReadyTimes | None = None
@@ -159,7 +162,7 @@ class Launcher:
                 return
             time.sleep(0.01)
 
-    def run(self, jobs: Sequence[dict[str, Any]], gathered: Gathered) -> list[dict[str, Any]]:
+    def run(self, jobs: Sequence[Job], gathered: Gathered) -> list[dict[str, Any]]:
         """Run one repeat, one job per rank; answers the ranks' records in rank order.
 
         Raises:
@@ -176,7 +179,7 @@ class Launcher:
                 rank.lines.connection.close()
             self.end_ranks()
 
-    def start(self, jobs: Sequence[dict[str, Any]]) -> list[socket.socket]:
+    def start(self, jobs: Sequence[Job]) -> list[socket.socket]:
         """Start one process per job; answers our ends of their channels."""
         pairs = [lifeline_pair() for _ in jobs]
         try:
@@ -186,19 +189,31 @@ class Launcher:
                 theirs.close()
         return [ours for ours, _ in pairs]
 
-    def fork(self, jobs: Sequence[dict[str, Any]], channels: Sequence[socket.socket], start: int) -> None:
+    def fork(self, jobs: Sequence[Job], channels: Sequence[socket.socket], start: int) -> None:
         """Have one process per job forked, which talks on the channel of the same number, for repeat ``start``."""
         assert self._control is not None
         try:
             send(
                 self._control,
-                {"kind": "fork", "jobs": list(jobs), "start": start},
+                {
+                    "kind": "fork",
+                    "start": start,
+                    "jobs": to_json(jobs),
+                    "settings": self._news(jobs[0].settings),
+                },
                 [channel.fileno() for channel in channels],
             )
         except (BrokenPipeError, ConnectionResetError):
             raise self.lost() or RankError(self._server_gone()) from None
         except TimeoutError:
             raise RankError(f"{SERVER} takes no order for {START_TIMEOUT_S:g} s") from None
+
+    def _news(self, settings: Settings) -> dict[str, Any] | None:
+        """``settings`` for the fork server, which keeps the last ones that it was told; None for the same again."""
+        if settings is self._told:
+            return None
+        self._told = settings
+        return settings_to_json(settings)
 
     def warn(self, rank: int, text: str) -> None:
         """Show a warning of Python's that ``rank`` has raised: once, however many ranks and repeats raise it."""
@@ -346,10 +361,10 @@ class _Watch:
                 send(each.lines.connection, {"values": values})
 
 
-def _named(job: dict[str, Any]) -> str:
+def _named(job: Job) -> str:
     """What its ranks are for, as the log says it."""
-    method = f", {job['method']}" if job["method"] else ""
-    return f"{job['task'].rpartition(':')[2]}{method}, repeat {job['repeat'] + 1}"
+    method = f", {job.method}" if job.method else ""
+    return f"{job.task.rpartition(':')[2]}{method}, repeat {job.repeat + 1}"
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -14,7 +14,6 @@ from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
 from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.communication.shaped.gloo_threads import spare_senders
 from netsim_ddp.errors import EnvironmentFault
-from netsim_ddp.link.base import Endpoint
 from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.bucket.schedule import message_bytes
 from netsim_ddp.link.environment import bound_to
@@ -44,14 +43,14 @@ def join(
     if job.world_size == 1:
         return Group(0, 1), "none"
     # Unset, Gloo resolves the hostname and may end up on the loopback.
-    os.environ["GLOO_SOCKET_IFNAME"] = job.interface
+    os.environ["GLOO_SOCKET_IFNAME"] = job.endpoint.interface
     if job.mechanism == "tc":
-        os.environ |= bound_to(Endpoint(job.rank, job.address, job.interface))
-    timeout = timedelta(seconds=min(4 * job.scenario["timeout_s"] + spare_s, 1e6))
+        os.environ |= bound_to(job.endpoint)
+    timeout = timedelta(seconds=min(4 * job.settings.timeout_s + spare_s, 1e6))
     store = None
     if job.rank == 0:
-        store = TCPStore(job.address, 0, job.world_size, True, timeout, wait_for_workers=False)
-    place = [job.address, store.port] if store else None
+        store = TCPStore(job.endpoint.address, 0, job.world_size, True, timeout, wait_for_workers=False)
+    place = [job.endpoint.address, store.port] if store else None
     host, port = channel.gather("store", place)[0]
     store = store or TCPStore(host, port, job.world_size, False, timeout)
     if job.mechanism == "bucket":
@@ -84,7 +83,7 @@ def choose_device(wanted: str, rank: int) -> torch.device:
 
 def _choose_backend(job: Job, device: torch.device) -> str:
     """NCCL where every rank has a GPU of its own, else Gloo."""
-    wanted, workers = job.scenario["backend"], job.world_size
+    wanted, workers = job.settings.backend, job.world_size
     if job.mechanism == "host" and (place := place_of(os.environ)) is not None:
         workers = place.local_world_size
     own_gpu = device.type == "cuda" and torch.cuda.device_count() >= workers

@@ -35,9 +35,9 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     _pass_warnings_on(channel)
     task = task_of(job.task)(channel, job, shared)
     try:
-        if job.namespace is not None:
-            enter_namespace(job.namespace)
-        torch.set_num_threads(job.scenario["threads"])
+        if job.endpoint.namespace is not None:
+            enter_namespace(job.endpoint.namespace)
+        torch.set_num_threads(job.settings.threads)
         task.run()
     except ExchangeFailed as error:
         _report(channel, task, error)

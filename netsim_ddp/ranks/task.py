@@ -17,7 +17,6 @@ class Task(ABC):
 
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         self.channel, self.job, self.shared = channel, job, shared
-        self.scenario = job.scenario
         self.step = -1
         self.doing = "starting"
 

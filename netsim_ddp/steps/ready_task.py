@@ -38,19 +38,19 @@ class ReadyTask(Task):
     """Measure; the result is what :class:`netsim_ddp.results.ready.ReadyTimes` wants to know."""
 
     def run(self) -> None:
-        wanted: int = self.scenario["batch_size"]
-        device = choose_device(self.scenario["device"], self.job.rank)
+        wanted = self.job.settings.batch_size
+        device = choose_device(self.job.settings.device, self.job.rank)
         self.say("building the model")
         workload = build_workload(
-            model=self.scenario["model"],
-            dataset=self.scenario["dataset"],
+            model=self.job.settings.model,
+            dataset=self.job.settings.dataset,
             batch_size=wanted,
             rank=self.job.rank,
             world_size=self.job.world_size,
-            seed=self.scenario["seed"],
+            seed=self.job.settings.seed,
             device=device,
-            data_dir=self.scenario["data_dir"],
-            text=self.scenario["text"],
+            data_dir=self.job.settings.data_dir,
+            text=self.job.settings.text,
             try_training=True,
             refuse=check_types,
         )

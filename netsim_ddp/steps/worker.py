@@ -30,9 +30,7 @@ from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
 from netsim_ddp.ranks.recorded_gradients import recorded
 from netsim_ddp.ranks.task import Task
-from netsim_ddp.results.codec import Substitute
-from netsim_ddp.results.ready import ReadyTimes
-from netsim_ddp.scenario import ranks_at_once
+from netsim_ddp.scenario import Scenario, ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes, measure, once
 from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.ddp_program import OverlappedTraining
@@ -49,7 +47,7 @@ from netsim_ddp.workloads.emulated import record_gradient_sets
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4
-COMPUTES = ("model", "dataset", "data_dir", "text", "batch_size", "seed", "workers", "threads", "device")
+COMPUTES = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "workers", "threads", "device"}
 """What decides how long forward and backward take."""
 
 
@@ -58,13 +56,14 @@ class StepsTask(Task):
 
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         super().__init__(channel, job, shared)
+        self.scenario = job.settings_as(Scenario)
         self._measuring = self._counted = False
         self._charges = [0.0, 0.0, 0.0, 0.0]
         self._predicted_bytes = self._payload_bytes = 0
         self._statistics: list[Statistics | None] = []
 
     def run(self) -> None:
-        device = choose_device(self.scenario["device"], self.job.rank)
+        device = choose_device(self.scenario.device, self.job.rank)
         times = self._compute_times(device)
         workload = self._workload(device)
         gradients = self._record(workload)
@@ -72,7 +71,7 @@ class StepsTask(Task):
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
         slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
         group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
-        name = self.scenario["model"]
+        name = self.scenario.model
         differed = share_first_model(self.channel, group, workload.model, name, self.say)
         program = self._program(workload, group, gradients)
         job, probed = self.job, None
@@ -99,7 +98,7 @@ class StepsTask(Task):
             shaped.shaped_group().begin()
         self.channel.gather("built", facts)
         execution = self._execution(device, times)
-        for _ in range(self.scenario["warmup"]):
+        for _ in range(self.scenario.warmup):
             self._step(program, execution)
         self._measuring = True
         replayed = isinstance(execution, Replayed)
@@ -107,7 +106,7 @@ class StepsTask(Task):
             execution.warming_up = False
         else:
             self._count()
-        samples = [self._measured_step(program, execution) for _ in range(self.scenario["steps"])]
+        samples = [self._measured_step(program, execution) for _ in range(self.scenario.steps)]
         if not replayed:
             self._count()
         self.channel.result(self._report(program, samples))
@@ -117,31 +116,31 @@ class StepsTask(Task):
     def _workload(self, device: torch.device) -> Workload:
         self.say("building the model")
         return build_workload(
-            model=self.scenario["model"],
-            dataset=self.scenario["dataset"],
+            model=self.scenario.model,
+            dataset=self.scenario.dataset,
             batch_size=self._batch_size(),
             rank=self.job.rank,
             world_size=self.job.world_size,
-            seed=self.scenario["seed"],
+            seed=self.scenario.seed,
             device=device,
-            data_dir=self.scenario["data_dir"],
-            text=self.scenario["text"],
+            data_dir=self.scenario.data_dir,
+            text=self.scenario.text,
             try_training=self.job.rank == 0 and self.job.repeat == 0,
             refuse=check_types,
         )
 
     def _compute_times(self, device: torch.device) -> ComputeTimes | None:
         """Of this repeat, for all of its methods; None where nothing is replayed, or computed."""
-        if self.scenario["execution"] != "replayed" or self.scenario["compute_s"] is not None:
+        if self.scenario.execution != "replayed" or self.scenario.compute_s is not None:
             return None
-        what = {key: self.scenario[key] for key in COMPUTES} | {"repeat": self.job.repeat}
+        what = self.scenario.model_dump(mode="json", include=COMPUTES) | {"repeat": self.job.repeat}
 
         def find() -> ComputeTimes:
             # A model of its own, gone before the one is built that is trained: its peak of memory is not the method's.
             workload = self._workload(device)
             flat = FlatGradients(workload.model.named_parameters())
             alone = Group(0, 1)
-            optimizer = self._optimizer(workload, self.scenario["momentum"])
+            optimizer = self._optimizer(workload, self.scenario.momentum)
             program = BucketedTraining(
                 workload, flat, alone, lambda part: baseline(part, alone), optimizer, self.say
             )
@@ -155,37 +154,34 @@ class StepsTask(Task):
 
     @property
     def _at_once(self) -> int:
-        return ranks_at_once(self.job.world_size, self.scenario["threads"])
+        return ranks_at_once(self.job.world_size, self.scenario.threads)
 
     def _busy(self, device: torch.device) -> bool:
         """Whether a replayed rank can keep the cores busy that its work took: all ranks do so at once."""
         return self._at_once == self.job.world_size and device.type == "cpu"
 
     def _replay(self, device: torch.device, times: ComputeTimes | None) -> dict[str, Any] | None:
-        if self.scenario["execution"] != "replayed":
+        if self.scenario.execution != "replayed":
             return None
         slowdowns = None if times is None else times.slowdowns()
         return {"at_once": self._at_once, "busy": self._busy(device), "slowdowns": slowdowns}
 
     def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
-        return torch.optim.SGD(
-            workload.model.parameters(), lr=self.scenario["learning_rate"], momentum=momentum
-        )
+        return torch.optim.SGD(workload.model.parameters(), lr=self.scenario.learning_rate, momentum=momentum)
 
     def _execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
         barrier = self.shared.barrier
-        if self.scenario["execution"] == "replayed":
-            given = self.scenario["codec_from"]
+        if self.scenario.execution == "replayed":
             return Replayed(
                 StepTimer(HostClock()),
                 barrier,
                 self.job.rank,
                 device,
                 self._count,
-                computed=[] if times is None else times.of_steps(self.scenario["steps"]),
+                computed=[] if times is None else times.of_steps(self.scenario.steps),
                 at_once=self._at_once,
-                spend=Busy(self.scenario["threads"]) if self._busy(device) else asleep,
-                substitute=None if given is None else Substitute.model_validate(given),
+                spend=Busy(self.scenario.threads) if self._busy(device) else asleep,
+                substitute=self.scenario.codec_from,
             )
         clock = CudaClock() if device.type == "cuda" else HostClock()
         return Concurrent(StepTimer(clock), self._meet)
@@ -195,7 +191,7 @@ class StepsTask(Task):
         end of a step would count twice: in its own time, and in the next step as what the others wait for it."""
         if self.job.mechanism != "host":
             self.shared.barrier.meet()
-        elif self.scenario["compute_s"] is not None:
+        elif self.scenario.compute_s is not None:
             self.channel.gather(
                 "meet"
             )  # the other ranks share no memory with this one; real training meets on the wire
@@ -216,7 +212,11 @@ class StepsTask(Task):
     def _gather_counters(self) -> None:
         """Meet where the counters are read: by the command on a link of its own, by each rank on a real network."""
         job = self.job
-        own = dataclasses.asdict(interface_counters(job.interface)) if job.mechanism == "host" else None
+        own = (
+            dataclasses.asdict(interface_counters(job.endpoint.interface))
+            if job.mechanism == "host"
+            else None
+        )
         self.channel.gather("counted", own)
 
     def _step(self, program: Program, execution: Execution) -> StepSample:
@@ -225,11 +225,11 @@ class StepsTask(Task):
         if self._measuring:
             self._predicted_bytes += wire_bytes(cost.messages(program.wires))
             self._payload_bytes += cost.payload_bytes(program.wires)
-            if (wanted := self.scenario["statistics"]) != "none":
+            if (wanted := self.scenario.statistics) != "none":
                 self._statistics.append(program.statistics(layers=wanted == "layers"))
         if sample.loss is not None and sample.loss != sample.loss:  # NaN
             self.say(COMPUTING)
-            shown = MethodSpec(name=self.job.method, params=self.job.params).id
+            shown = MethodSpec(name=self.job.method, params=dict(self.job.params)).id
             raise NetsimError(
                 f"the loss is not a number at step {self.step} of {shown}",
                 hint="write a lower --lr; at step 0 it is the model's own: look at what it starts with",
@@ -253,11 +253,11 @@ class StepsTask(Task):
 
     def _batch_size(self) -> int:
         """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
-        wanted: int = self.scenario["batch_size"]
-        return wanted if self.scenario["compute_s"] is None else min(wanted, RECORDED_BATCH)
+        wanted = self.scenario.batch_size
+        return wanted if self.scenario.compute_s is None else min(wanted, RECORDED_BATCH)
 
     def _record(self, workload: Workload) -> list[list[torch.Tensor]]:
-        if self.scenario["compute_s"] is None:
+        if self.scenario.compute_s is None:
             return []
         shapes = [parameter.shape for parameter in workload.model.parameters() if parameter.requires_grad]
 
@@ -283,19 +283,21 @@ class StepsTask(Task):
 
         if gradients:
             flat = FlatGradients(model.named_parameters())
-            ready = ReadyTimes.model_validate(scenario["ready_from"]) if scenario["ready_from"] else None
+            assert scenario.compute_s is not None
+            ready = scenario.ready_from
             if ready is not None:
-                ready.check(flat.names, scenario["model"])
-            compute_s = scenario["compute_s"]
-            return Emulated(flat, group, build, gradients, compute_s, ready if overlap else None, self.say)
+                ready.check(flat.names, scenario.model)
+            return Emulated(
+                flat, group, build, gradients, scenario.compute_s, ready if overlap else None, self.say
+            )
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
-        momentum = 0.0 if params.get("momentum") else scenario["momentum"]
+        momentum = 0.0 if params.get("momentum") else scenario.momentum
         optimizer = self._optimizer(workload, momentum)
         flat = FlatGradients(model.named_parameters())
         by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
         if group.world_size > 1 and dist.get_backend(group.process_group) == "nccl":
             by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
-        if overlap and self.job.method in by_ddp and scenario["execution"] == "concurrent":
+        if overlap and self.job.method in by_ddp and scenario.execution == "concurrent":
             rounded = by_ddp[self.job.method]
             return OverlappedTraining(workload, flat, group, optimizer, self.say, rounded)
         if overlap:

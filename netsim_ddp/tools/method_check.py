@@ -155,13 +155,13 @@ class Trials:
         options = {key: value for key, value in method.params.items() if key != "overlap"}
         params = {"trial": trial, "options": options}
         jobs = jobs_for(link, self._scenario, TASK, params, method=method.name)[:workers]
-        spec = replace(link.spec, workers=workers).to_json()
+        spec = replace(link.spec, workers=workers)
 
         def gathered(point: str, _: list[Any]) -> None:
             if point == "counted":
                 counted.append(link.counters())
 
-        jobs = [{**job, "world_size": workers, "link": spec} for job in jobs]
+        jobs = [replace(job, world_size=workers, spec=spec) for job in jobs]
         records = self._launcher(hash_seed).run(jobs, gathered)
         return _Tried(records, counted, link.shapes.gso if isinstance(link, TcLink) else None)
 

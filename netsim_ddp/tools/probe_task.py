@@ -85,7 +85,9 @@ class ProbeTask(Task):
     def _count(self) -> None:
         """Hand over what this rank's interface has counted, on a real network; elsewhere the command reads it."""
         real = self.job.mechanism == "host"
-        self.channel.gather("counted", asdict(interface_counters(self.job.interface)) if real else None)
+        self.channel.gather(
+            "counted", asdict(interface_counters(self.job.endpoint.interface)) if real else None
+        )
 
     def _bulk(self, pairs: Sequence[Pair], runs: int, seconds: float) -> list[Bulk]:
         """Goodput of each pair, all at once, over the time between a receiver's first and last message."""

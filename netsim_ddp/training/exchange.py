@@ -21,6 +21,7 @@ from netsim_ddp.communication.segments import Group, Method, Segment, Wire
 from netsim_ddp.communication.sgd import CorrectedSGD
 from netsim_ddp.compression.kernels import all_finite
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.execution import Execution
 
 
@@ -204,7 +205,7 @@ class FrozenMoment(Exchange):
 
 
 def build_exchange(
-    scenario: Mapping[str, Any],
+    scenario: TrainScenario,
     method: str,
     params: Mapping[str, Any],
     freeze_after: int | None,
@@ -223,13 +224,15 @@ def build_exchange(
     """
     with same_on_all_ranks(group) as facts:
         exchange = _built(scenario, method, params, freeze_after, flat, group)
-        more = {"optimizer": scenario["optimizer"], "freeze_after": freeze_after}
-        facts.update(description(method, params, zip(flat.names, flat.parameters, strict=True), **more))
+        named = zip(flat.names, flat.parameters, strict=True)
+        facts.update(
+            description(method, params, named, optimizer=scenario.optimizer, freeze_after=freeze_after)
+        )
     return exchange
 
 
 def _built(
-    scenario: Mapping[str, Any],
+    scenario: TrainScenario,
     method: str,
     params: Mapping[str, Any],
     freeze_after: int | None,
@@ -237,13 +240,13 @@ def _built(
     group: Group,
 ) -> Exchange:
     named = list(zip(flat.names, flat.parameters, strict=True))
-    rate, decay = scenario["learning_rate"], scenario["weight_decay"]
+    rate, decay = scenario.learning_rate, scenario.weight_decay
     if freeze_after is not None:
         adam = CompressedAdam(
             named,
             lr=rate,
             weight_decay=decay,
-            decoupled=scenario["optimizer"] == "adamw",
+            decoupled=scenario.optimizer == "adamw",
             freeze_after=freeze_after,
             method=method,
             params=dict(params),
@@ -251,15 +254,15 @@ def _built(
         )
         return FrozenMoment(adam, group)
     optimizer: torch.optim.Optimizer
-    if scenario["optimizer"] == "sgd":
+    if scenario.optimizer == "sgd":
         corrected = float(params.get("momentum") or 0.0)
-        momentum = corrected or scenario["momentum"]
+        momentum = corrected or scenario.momentum
         if corrected and group.world_size > 1:
             optimizer = CorrectedSGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
         else:
             optimizer = torch.optim.SGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
     else:
-        kind = torch.optim.AdamW if scenario["optimizer"] == "adamw" else torch.optim.Adam
+        kind = torch.optim.AdamW if scenario.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(flat.parameters, lr=rate, weight_decay=decay)
     built = baseline(flat, group) if method == "dense" else build_method(method, flat, group, **params)
     return Averaged(built, group, optimizer)

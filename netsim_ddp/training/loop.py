@@ -17,6 +17,7 @@ from netsim_ddp.communication.segments import Segment
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
+from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.execution import Execution
 from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.training.exchange import Exchange
@@ -74,7 +75,7 @@ class Trainer:
 
     Args:
         workload: at the batch that comes next.
-        scenario: a resolved training scenario, as JSON carries it.
+        scenario: a resolved training scenario.
         alone: there is one rank. Nothing is exchanged, so what the method does to its own gradient before is done here.
         params: of the method; ``nonfinite=skip`` and ``clip`` matter.
     """
@@ -85,7 +86,7 @@ class Trainer:
         flat: FlatGradients,
         exchange: Exchange,
         scaler: LossScaler | None,
-        scenario: Mapping[str, Any],
+        scenario: TrainScenario,
         say: Callable[[str], None],
         *,
         alone: bool,
@@ -96,10 +97,10 @@ class Trainer:
         self.loss = 0.0
         """Of the last step, the mean over its micro-batches."""
         self.pending: Pending | None = None
-        self._accumulate: int = scenario["accumulate"]
-        clips = [scenario["clip_norm"], params.get("clip") if alone else None]
+        self._accumulate = scenario.accumulate
+        clips = [scenario.clip_norm, params.get("clip") if alone else None]
         self._clip: float | None = min((clip for clip in clips if clip is not None), default=None)
-        self._precision: str = scenario["precision"]
+        self._precision = scenario.precision
         self._say = say
         self._alone, self._forgiving = alone, params.get("nonfinite") == "skip"
         self._finite = True

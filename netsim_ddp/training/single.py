@@ -10,7 +10,7 @@ from typing import Any
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.probe.probe import ProbeReport, check
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.ranks.jobs import jobs_for
+from netsim_ddp.ranks.jobs import Job, jobs_for
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.results.record import EpochRecord, RankRecord, RepeatRecord
 from netsim_ddp.scenario import TrainScenario
@@ -105,7 +105,7 @@ class Training:
         records = launcher.run(self._jobs(), gathered)
         return self._record(records), records
 
-    def _jobs(self) -> list[dict[str, Any]]:
+    def _jobs(self) -> list[Job]:
         scenario, method = self._scenario, self._method
         log = self._log_dir
         params = {

@@ -24,6 +24,7 @@ from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
 from netsim_ddp.ranks.task import Task
+from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.execution import Concurrent
 from netsim_ddp.steps.first_model import share_first_model
@@ -56,6 +57,7 @@ class TrainTask(Task):
 
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         super().__init__(channel, job, shared)
+        self.scenario = job.settings_as(TrainScenario)
         self._epoch = self._first_step = 0
         self._clock_s = 0.0
         """The training clock at the end of the last epoch."""
@@ -65,15 +67,15 @@ class TrainTask(Task):
 
     def run(self) -> None:
         job, scenario = self.job, self.scenario
-        device = choose_device(scenario["device"], job.rank)
-        determinism.settle(scenario["seed"], job.rank)
+        device = choose_device(scenario.device, job.rank)
+        determinism.settle(scenario.seed, job.rank)
         self.say("building the model")
         self._workload = workload = self._build_workload(device)
         self._steps = self._steps_per_epoch(workload)
         self.say("joining the process group")
         slow = 400 * workload.parameters_count / job.spec.lowest_bps * 8
         self._group, backend = join(self.channel, job, self.shared, device, spare_s=slow)
-        name = scenario["model"]
+        name = scenario.model
         self._differed = share_first_model(self.channel, self._group, workload.model, name, self.say)
         self._trainer = self._build_trainer(workload, self._group)
         if job.params["resume"] is not None:
@@ -95,30 +97,30 @@ class TrainTask(Task):
     def _build_workload(self, device: torch.device) -> Workload:
         scenario = self.scenario
         return build_workload(
-            model=scenario["model"],
-            dataset=scenario["dataset"],
-            batch_size=scenario["batch_size"],
+            model=scenario.model,
+            dataset=scenario.dataset,
+            batch_size=scenario.batch_size,
             rank=self.job.rank,
             world_size=self.job.world_size,
-            seed=scenario["seed"],
+            seed=scenario.seed,
             device=device,
-            data_dir=scenario["data_dir"],
-            download=scenario["download"],
-            text=scenario["text"],
+            data_dir=scenario.data_dir,
+            download=scenario.download,
+            text=scenario.text,
             try_training=self.job.rank == 0,
             refuse=check_types,
         )
 
     def _steps_per_epoch(self, workload: Workload) -> int:
         """Updates; micro-batches that do not fill one at an epoch's end are left out."""
-        batches, accumulate = workload.batches_per_epoch, self.scenario["accumulate"]
+        batches, accumulate = workload.batches_per_epoch, self.scenario.accumulate
         steps: int = batches // accumulate
         if steps == 0:
             raise UsageError(
                 f"an epoch has {batches} batches per rank, fewer than one step accumulates: {accumulate}",
                 hint=f"write --accumulate {batches} at most, or a smaller --batch-size",
             )
-        wanted = self.scenario["steps_per_epoch"]
+        wanted = self.scenario.steps_per_epoch
         return steps if wanted is None else min(steps, wanted)
 
     def _build_trainer(self, workload: Workload, group: Group) -> Trainer:
@@ -127,7 +129,7 @@ class TrainTask(Task):
         exchange = build_exchange(
             self.scenario, self.job.method, params["exchange"], params["freeze_after"], flat, group
         )
-        scaler = LossScaler() if self.scenario["precision"] == "fp16" else None
+        scaler = LossScaler() if self.scenario.precision == "fp16" else None
         alone, method = group.world_size == 1, params["exchange"]
         return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, alone=alone, params=method)
 
@@ -156,7 +158,7 @@ class TrainTask(Task):
         }
 
     def _train(self) -> None:
-        epochs, every = self.scenario["epochs"], self.scenario["checkpoint_epochs"]
+        epochs, every = self.scenario.epochs, self.scenario.checkpoint_epochs
         while self._epoch < epochs:
             self._run_epoch()
             rates = self._rate(self._epoch, self._steps - 1)
@@ -171,7 +173,7 @@ class TrainTask(Task):
 
     def _run_epoch(self) -> None:
         workload, trainer = self._workload, self._trainer
-        workload.start_epoch(self._epoch, self._first_step * self.scenario["accumulate"])
+        workload.start_epoch(self._epoch, self._first_step * self.scenario.accumulate)
         for step in range(self._first_step, self._steps):
             self.step = self._epoch * self._steps + step
             rate = self._rate(self._epoch, step)
@@ -189,7 +191,7 @@ class TrainTask(Task):
 
     def _due(self, done: int) -> bool:
         """Whether ``--checkpoint-every`` names this number of steps."""
-        every = self.scenario["checkpoint_steps"]
+        every = self.scenario.checkpoint_steps
         return every is not None and done % every == 0
 
     def _validate(self) -> None:
@@ -272,7 +274,7 @@ class TrainTask(Task):
         changed = world_size != self.job.world_size
         if changed:
             states = [read_state(folder / rank_file(each)) for each in range(world_size)]
-            rule, ranks = self.scenario["resume_residuals"], self.job.world_size
+            rule, ranks = self.scenario.resume_residuals, self.job.world_size
             shared["optimizer"] = carried_momentum(
                 shared["optimizer"], states, rule, ranks, trainer.flat.names
             )

@@ -67,20 +67,21 @@ class Rank:
     ) -> None:
         from netsim_ddp.communication.flat import FlatGradients
         from netsim_ddp.communication.segments import Group
+        from netsim_ddp.scenario import TrainScenario
         from netsim_ddp.steps.execution import Concurrent
         from netsim_ddp.steps.phases import HostClock, StepTimer
         from netsim_ddp.training.exchange import build_exchange
         from netsim_ddp.training.loop import Trainer
         from netsim_ddp.training.precision import LossScaler
 
-        scenario = {**SCENARIO, **changes}
-        freeze_after, own_batches = scenario.pop("freeze_after", None), scenario.pop("own_batches", False)
+        freeze_after, own_batches = changes.pop("freeze_after", None), changes.pop("own_batches", False)
+        scenario = TrainScenario(**{**SCENARIO, **changes})
         self.workload, group = WORKLOADS[workload](), Group(rank, workers)
         if own_batches:
             self.workload.seed = 10 + rank
         flat = FlatGradients(self.workload.model.named_parameters())
         self.exchange = build_exchange(scenario, method, params, freeze_after, flat, group)
-        scaler = LossScaler() if scenario["precision"] == "fp16" else None
+        scaler = LossScaler() if scenario.precision == "fp16" else None
         self.trainer = Trainer(
             self.workload, flat, self.exchange, scaler, scenario, lambda _: None, alone=workers == 1, params=params
         )  # fmt: skip

@@ -45,21 +45,14 @@ def overflowing(rank: int, workers: int) -> dict[str, Any]:
     """Three steps, in the second of which rank 1's scaled loss overflows."""
     from netsim_ddp.communication.flat import FlatGradients
     from netsim_ddp.communication.segments import Group
+    from netsim_ddp.scenario import TrainScenario
     from netsim_ddp.steps.execution import Concurrent
     from netsim_ddp.steps.phases import HostClock, StepTimer
     from netsim_ddp.training.exchange import build_exchange
     from netsim_ddp.training.loop import Trainer
     from netsim_ddp.training.precision import LossScaler
 
-    scenario = {
-        "learning_rate": 0.1,
-        "weight_decay": 0.0,
-        "momentum": 0.0,
-        "optimizer": "sgd",
-        "accumulate": 1,
-        "clip_norm": None,
-        "precision": "fp16",
-    }
+    scenario = TrainScenario(learning_rate=0.1, momentum=0.0, precision="fp16")
     workload, group = Linear(), Group(rank, workers)
     flat = FlatGradients(workload.model.named_parameters())
     exchange = build_exchange(scenario, "topk", {"ratio": 0.2, "collective": "split"}, None, flat, group)

@@ -80,7 +80,7 @@ class TrialTask(Task):
     def run(self) -> None:
         job, params = self.job, self.job.params
         self.say(f"running the trial {params['trial']!r}")
-        group, _ = join(self.channel, job, self.shared, choose_device(self.scenario["device"], job.rank))
+        group, _ = join(self.channel, job, self.shared, choose_device(job.settings.device, job.rank))
         self._teller = _Teller(self.channel)
         gc.freeze()  # a collection then looks at what the method makes, not at all that torch has imported
         bench = Bench(
