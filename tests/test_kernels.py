@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from netsim_ddp.compression import kernels, segment_table
+from netsim_ddp.compression import kernels, packing, segment_table, shares, thresholds
 from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, all_finite, select
+from netsim_ddp.switches import compiled_kernels
 from tests.compiled import REASON, needs_compiled
 
 torch.set_num_threads(1)
@@ -501,3 +503,10 @@ assert helpers() <= 3
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_compiled_kernels_are_used_wherever_numba_is() -> None:
+    """Else every test of theirs is skipped, and every run is slow, without a word."""
+    wanted = find_spec("numba") is not None and compiled_kernels()
+    found = (kernels.fused, shares.fused, thresholds.fused, packing.compiled)
+    assert [each is not None for each in found] == [wanted] * len(found)

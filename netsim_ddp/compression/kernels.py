@@ -21,7 +21,7 @@ from netsim_ddp.compression.native import torch_kernels as twin
 from netsim_ddp.compression.native.available import compiled_module
 from netsim_ddp.switches import compiled_kernels
 
-fused = compiled_module("_fused")
+fused = compiled_module("fused")
 
 _INT32_END = 2**31
 _BAD_SUM = "the gradient of segment {0}, or its sum with the residual, is not finite"
@@ -69,14 +69,12 @@ def warm() -> None:
 
 def _call_every_kernel() -> None:
     assert fused is not None
-    from netsim_ddp.compression.native import numba_codec as _numba_codec
-    from netsim_ddp.compression.native import numba_shares as _numba_shares
-    from netsim_ddp.compression.native import numba_thresholds as _numba_thresholds
+    from netsim_ddp.compression.native import numba_codec, numba_shares, numba_thresholds
 
     fused.call_every_kernel()
-    _numba_shares.warm()
-    _numba_codec.warm()
-    _numba_thresholds.warm()
+    numba_shares.warm()
+    numba_codec.warm()
+    numba_thresholds.warm()
 
 
 def release() -> None:

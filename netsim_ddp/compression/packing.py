@@ -13,7 +13,7 @@ Each block takes the r that makes it smallest, so dense layers and sparse ones m
 unary part *is* a bitmap of the stretch, which is what a selection of more than a third becomes. Blocks are independent,
 and threads share them out.
 
-The compiled code of :mod:`._numba_codec` works on the CPU, its torch twin anywhere; the bytes are the same.
+The compiled code of :mod:`.native.numba_codec` works on the CPU, its torch twin anywhere; the bytes are the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from netsim_ddp.compression.native import torch_codec as twin
 from netsim_ddp.compression.native.available import compiled_module
 
-compiled = compiled_module("_numba_codec")
+compiled = compiled_module("numba_codec")
 
 BLOCK = twin.BLOCK
 LARGEST_INDEX = 2**31 - 1

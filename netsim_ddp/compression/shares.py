@@ -20,7 +20,7 @@ from torch import Tensor
 
 from netsim_ddp.compression.native.available import compiled_module
 
-fused = compiled_module("_numba_shares")
+fused = compiled_module("numba_shares")
 
 LARGEST_BLOCK_BITS = 10
 BLOCKS_PER_OWNER = 16

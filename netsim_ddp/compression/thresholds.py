@@ -22,7 +22,7 @@ from netsim_ddp.compression.native.available import compiled_module
 from netsim_ddp.compression.selectors import Selector
 from netsim_ddp.compression.topk import host_table
 
-fused = compiled_module("_numba_thresholds")
+fused = compiled_module("numba_thresholds")
 
 FEWEST, MOST = 0.8, 1.3
 """The bounds of Lin et al.'s own program."""

@@ -9,8 +9,8 @@ from netsim_ddp.switches import compiled_kernels
 
 
 def compiled_module(name: str) -> ModuleType | None:
-    """``netsim_ddp.compression.NAME``; None where numba is missing or ``NETSIM_KERNELS=torch``, and a twin in torch
-    does the same work with the same result.
+    """``netsim_ddp.compression.native.NAME``; None where numba is missing or ``NETSIM_KERNELS=torch``, and a twin in
+    torch does the same work with the same result.
 
     Raises:
         UsageError: ``NETSIM_KERNELS`` holds an unknown word.
@@ -18,6 +18,8 @@ def compiled_module(name: str) -> ModuleType | None:
     if not compiled_kernels():
         return None
     try:
-        return importlib.import_module(f"netsim_ddp.compression.{name}")
-    except ImportError:  # numba is missing; netsim_ddp.compression.kernels.warm says so
-        return None
+        return importlib.import_module(f"netsim_ddp.compression.native.{name}")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("numba", "llvmlite"):
+            raise
+        return None  # netsim_ddp.compression.kernels.warm says so
