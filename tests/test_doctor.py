@@ -133,7 +133,7 @@ def test_an_ascii_pipe_gets_every_message(machine: Machine) -> None:
 
 
 def test_without_iproute2_the_bucket_is_advised(machine: Machine) -> None:
-    machine.breaks("sitecustomize", "from netsim_ddp.link import tc; tc.find_tool = lambda name: None")
+    machine.breaks("sitecustomize", "from netsim_ddp.link.tc import link; link.find_tool = lambda name: None")
     done = machine.doctor("tc", "netem")
     assert done.returncode == 0, done.stdout.decode()
     assert statuses(done) == {"tc": "WARN", "netem": "WARN"}
