@@ -18,6 +18,7 @@ from netsim_ddp.cli import bench, streams
 from netsim_ddp.cli.check import check
 from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
+from netsim_ddp.cli.expand import command
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.regress import regress
@@ -28,7 +29,6 @@ from netsim_ddp.cli.schema import schema
 from netsim_ddp.cli.streams import say
 from netsim_ddp.cli.sweep import sweep
 from netsim_ddp.cli.train import train
-from netsim_ddp.cli.verbosity import verbose
 from netsim_ddp.errors import (
     EXHAUSTED,
     INTERRUPTED,
@@ -49,23 +49,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 # A line of the list of commands; 80 columns cut anything longer.
-app.command(short_help="Measure a training step, compressed beside dense.")(verbose(run))
-app.command(short_help="Train a model, compressed beside dense.")(verbose(train))
-app.command(short_help="Run a matrix of scenarios: where does it pay?")(verbose(sweep))
-app.command(short_help="Measure a link before trusting it.")(verbose(probe))
+app.command(short_help="Measure a training step, compressed beside dense.")(command(run))
+app.command(short_help="Train a model, compressed beside dense.")(command(train))
+app.command(short_help="Run a matrix of scenarios: where does it pay?")(command(sweep))
+app.command(short_help="Measure a link before trusting it.")(command(probe))
 app.command(
     short_help="Run any program on the link, a network per rank.",
     context_settings={"allow_interspersed_args": False},
-)(verbose(launch))
-app.command(short_help="Test a method of your own on real ranks.")(verbose(check))
-app.command(short_help="Hold one result against another; exits 5 when slower.")(verbose(compare))
+)(command(launch))
+app.command(short_help="Test a method of your own on real ranks.")(command(check))
+app.command(short_help="Hold one result against another; exits 5 when slower.")(command(compare))
 app.command(
     short_help="Measure two states of the code in turns.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(verbose(regress))
-app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(verbose(report))
-app.command(short_help="See what this machine can do.")(verbose(doctor))
-app.command(short_help="Print the JSON Schema of result files.")(verbose(schema))
+)(command(regress))
+app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(command(report))
+app.command(short_help="See what this machine can do.")(command(doctor))
+app.command(short_help="Print the JSON Schema of result files.")(command(schema))
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 

@@ -10,8 +10,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from netsim_ddp.cli.expand import command
 from netsim_ddp.cli.streams import open_console, write_document
-from netsim_ddp.cli.verbosity import verbose
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import parse_ratio
 
@@ -34,7 +34,7 @@ def _group(context: typer.Context) -> None:
 
 
 @app.command()
-@verbose
+@command
 def compress(
     device: Annotated[str, typer.Option(metavar="NAME,...", help="cpu, cuda.")] = "cpu",
     threads: Annotated[str, typer.Option(metavar="N,...", help="Threads on the CPU.")] = "1",

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli import link_flags
+from netsim_ddp.cli.expand import given
+from netsim_ddp.cli.options import LinkOptions, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, say
-
-_Text = str | None
 
 
 def launch(
@@ -20,23 +19,10 @@ def launch(
         list[str],
         typer.Argument(metavar="-- PROGRAM [ARG]...", help="What every rank runs.", show_default=False),
     ],
-    bandwidth: link_flags.Bandwidth = None,
-    slow_rank: link_flags.SlowRank = None,
-    delay: link_flags.Delay = None,
-    jitter: link_flags.Jitter = None,
-    loss: link_flags.Loss = None,
-    delay_by: link_flags.DelayBy = None,
-    tcp: link_flags.Tcp = None,
-    reorder: link_flags.Reorder = None,
-    queue: link_flags.Queue = None,
-    congestion: link_flags.Congestion = None,
-    timeline: link_flags.Timeline = None,
-    trace: link_flags.Trace = None,
-    peak: link_flags.Peak = None,
-    credit: link_flags.Credit = None,
-    link_profile: link_flags.Profile = None,
+    *,
+    link: LinkOptions,
     workers: Annotated[
-        _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
+        Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
     one_per_node: Annotated[
         bool,
@@ -45,7 +31,7 @@ def launch(
         ),
     ] = False,
     timeout: Annotated[
-        _Text,
+        Text,
         typer.Option(metavar="TIME", help="End the ranks when they take longer than this: 10min. [none]"),
     ] = None,
     json: Annotated[
@@ -66,25 +52,8 @@ def launch(
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration
 
-    given = {
-        "bandwidth": bandwidth,
-        "slow_rank": slow_rank,
-        "delay": delay,
-        "jitter": jitter,
-        "loss": loss,
-        "delay_by": delay_by,
-        "tcp": tcp,
-        "reorder": reorder,
-        "queue": queue,
-        "congestion": congestion,
-        "timeline": timeline,
-        "trace": trace,
-        "peak": peak,
-        "credit": credit,
-        "link_profile": link_profile,
-        "workers": workers,
-    }
-    scenario = build_scenario({key: value for key, value in given.items() if value is not None})
+    values = given(link) | ({} if workers is None else {"workers": workers})
+    scenario = build_scenario(values)
     timeout_s = None if timeout is None else parse_duration(timeout, what="--timeout")
     if str(json) == "-":
         raise UsageError("--json - would mix with the program's own output", hint="name a file")

@@ -9,33 +9,19 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli import link_flags
+from netsim_ddp.cli.expand import given
+from netsim_ddp.cli.options import LinkOptions, Mechanism, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, say, write_document
 
-_Text = str | None
-
 
 def probe(
-    bandwidth: link_flags.Bandwidth = None,
-    slow_rank: link_flags.SlowRank = None,
-    delay: link_flags.Delay = None,
-    jitter: link_flags.Jitter = None,
-    loss: link_flags.Loss = None,
-    delay_by: link_flags.DelayBy = None,
-    tcp: link_flags.Tcp = None,
-    reorder: link_flags.Reorder = None,
-    queue: link_flags.Queue = None,
-    congestion: link_flags.Congestion = None,
-    timeline: link_flags.Timeline = None,
-    trace: link_flags.Trace = None,
-    peak: link_flags.Peak = None,
-    credit: link_flags.Credit = None,
-    link_profile: link_flags.Profile = None,
+    *,
+    options: LinkOptions,
     workers: Annotated[
-        _Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
+        Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
-    link: link_flags.Mechanism = None,
+    link: Mechanism = None,
     collectives: Annotated[
         bool,
         typer.Option(
@@ -61,7 +47,7 @@ def probe(
         ),
     ] = None,
     json: Annotated[
-        _Text,
+        Text,
         typer.Option(metavar="PATH|-", help="Write the probe there too; - is stdout, and nothing else is."),
     ] = None,
 ) -> None:
@@ -82,31 +68,15 @@ def probe(
     from netsim_ddp.link.hosts import place_of, told
     from netsim_ddp.scenario import build_scenario
 
-    given = {
-        "bandwidth": bandwidth,
-        "slow_rank": slow_rank,
-        "delay": delay,
-        "jitter": jitter,
-        "loss": loss,
-        "delay_by": delay_by,
-        "tcp": tcp,
-        "reorder": reorder,
-        "queue": queue,
-        "congestion": congestion,
-        "timeline": timeline,
-        "trace": trace,
-        "peak": peak,
-        "credit": credit,
-        "link_profile": link_profile,
-        "workers": workers,
-        "link": link,
+    values = given(options) | {
+        key: value for key, value in {"workers": workers, "link": link}.items() if value
     }
     place = place_of(os.environ)
     if (note := told(os.environ)) is not None:
         say(note)
     if place is not None:
-        given["workers"] = given["workers"] or str(place.world_size)
-    scenario = build_scenario({key: value for key, value in given.items() if value is not None})
+        values.setdefault("workers", str(place.world_size))
+    scenario = build_scenario(values)
     if place is not None:
         from netsim_ddp.ranks.hosts import Hub, on_hosts, serve_rank
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli.verbosity import verbose
+from netsim_ddp.cli.expand import command
 
 scenarios = typer.Typer(
     help="List what there is to choose from.", invoke_without_command=True, rich_markup_mode=None
@@ -22,7 +22,7 @@ def _group(context: typer.Context) -> None:
 
 
 @scenarios.command("list")
-@verbose
+@command
 def list_() -> None:
     """The built-in scenarios: what each asks, and how long its answer takes."""
     from netsim_ddp.report.terminal.sweep_progress import rough
@@ -45,7 +45,7 @@ def list_() -> None:
 
 
 @scenarios.command()
-@verbose
+@command
 def show(name: Annotated[str, typer.Argument(help="Of a built-in scenario, or a file.")]) -> None:
     """A scenario's file, to read or to start one of your own from."""
     from netsim_ddp.link.timeline import read_text
@@ -55,7 +55,7 @@ def show(name: Annotated[str, typer.Argument(help="Of a built-in scenario, or a 
 
 
 @scenarios.command()
-@verbose
+@command
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only this one.", show_default=False)
@@ -75,7 +75,7 @@ def methods(
 
 
 @scenarios.command()
-@verbose
+@command
 def links() -> None:
     """The links that --link-profile knows, each with where its numbers come from."""
     from netsim_ddp.link.profiles import PROFILES

@@ -1,0 +1,448 @@
+"""Every flag that describes what is run, once, in groups that commands take (:mod:`netsim_ddp.cli.expand`).
+
+Values stay text: the scenario checks them, so that flags and files get the same messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Text = str | None
+
+Bandwidth = Annotated[
+    str | None,
+    typer.Option(
+        "--bandwidth",
+        metavar="RATE",
+        help="Rate of every rank's link: 100mbps, 1gbps, or UP:DOWN for two directions, 100mbps:20mbps. [1gbps]",
+    ),
+]
+SlowRank = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slow-rank",
+        metavar="RANK=RATE",
+        help="A rank with a link of its own: 3=100mbps, 0=1gbps:10mbps; repeatable.",
+    ),
+]
+Mechanism = Annotated[
+    str | None,
+    typer.Option(
+        "--link",
+        metavar="HOW",
+        help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
+    ),
+]
+Delay = Annotated[
+    str | None,
+    typer.Option(
+        "--delay", metavar="TIME", help="One way between two ranks, half a round trip: 20ms. [none]"
+    ),
+]
+Jitter = Annotated[
+    str | None,
+    typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
+]
+DelayBy = Annotated[
+    str | None,
+    typer.Option(
+        "--delay-by",
+        metavar="HOW",
+        help="Who delays and loses a tc link's packets: netem (kernel), tun (user space), auto: netem where it is. "
+        "[auto]",
+    ),
+]
+Tcp = Annotated[
+    str | None,
+    typer.Option(
+        "--tcp",
+        metavar="MODEL",
+        help="What a message takes on a bucket link with a delay: linux (TCP's window), ideal (bytes / rate + delay). "
+        "[linux]",
+    ),
+]
+Reorder = Annotated[
+    bool | None, typer.Option("--reorder", help="Let packets overtake each other under --jitter; needs tc.")
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]")
+]
+Queue = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"),
+]
+Congestion = Annotated[
+    str | None,
+    typer.Option("--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"),
+]
+Timeline = Annotated[
+    str | None,
+    typer.Option(
+        "--timeline", metavar="FILE", help="Rates over time, in YAML: - {at: 10s, bandwidth: 20mbps}. [none]"
+    ),
+]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="A mahimahi trace, or UP:DOWN for two directions. [none]"),
+]
+Peak = Annotated[
+    str | None,
+    typer.Option(
+        "--peak", metavar="RATE", help="A cloud's token bucket: this rate while there is credit. [none]"
+    ),
+]
+Credit = Annotated[
+    str | None,
+    typer.Option(
+        "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--link-profile",
+        metavar="NAME|FILE",
+        help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
+    ),
+]
+ShowCommands = Annotated[
+    bool, typer.Option("--show-commands", help="Print the ip and tc lines that make the link, and stop.")
+]
+Ratio = Annotated[
+    Text, typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]")
+]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[,KEY=VALUE]",
+        help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
+        "[dense, topk]",
+    ),
+]
+Workers = Annotated[
+    Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Worker processes. [4]")
+]
+Model = Annotated[
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
+    ),
+]
+Dataset = Annotated[
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
+        "synthetic-text. [fits the model]",
+    ),
+]
+DataDir = Annotated[
+    Text,
+    typer.Option(metavar="FOLDER", help="Where the files of a dataset are. [netsim in the user's cache]"),
+]
+Download = Annotated[bool | None, typer.Option("--download", help="Fetch them where they are missing.")]
+TextPath = Annotated[
+    Text,
+    typer.Option(
+        metavar="PATH",
+        help="File or folder that dataset text reads. [2 MB of the standard library's sources]",
+    ),
+]
+BatchSize = Annotated[
+    Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
+]
+Momentum = Annotated[Text, typer.Option(metavar="X", help="SGD's. [0]")]
+Seed = Annotated[Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")]
+Backend = Annotated[
+    Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
+]
+Device = Annotated[
+    Text, typer.Option(metavar="NAME", help="cpu, cuda, auto: cuda where there is one. [auto]")
+]
+Timeout = Annotated[Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Scenario in YAML, or a result file to replay; flags win over it."),
+]
+Json = Annotated[
+    Text,
+    typer.Option(metavar="PATH|-", help="Write the result there too; - is stdout, and nothing else is."),
+]
+TraceSteps = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write a few steps as a trace for ui.perfetto.dev, a row per rank and phase."
+    ),
+]
+
+
+@dataclass
+class LinkOptions:
+    """A link."""
+
+    bandwidth: Bandwidth = None
+    slow_rank: SlowRank = None
+    delay: Delay = None
+    jitter: Jitter = None
+    loss: Loss = None
+    delay_by: DelayBy = None
+    tcp: Tcp = None
+    reorder: Reorder = None
+    queue: Queue = None
+    congestion: Congestion = None
+    timeline: Timeline = None
+    trace: Trace = None
+    peak: Peak = None
+    credit: Credit = None
+    link_profile: Profile = None
+
+
+@dataclass
+class ModelOptions:
+    """Ranks, the model, and its data."""
+
+    workers: Workers = None
+    model: Model = None
+    dataset: Dataset = None
+    data_dir: DataDir = None
+    download: Download = None
+    text: TextPath = None
+
+
+@dataclass
+class FileOptions:
+    """Where settings come from, and where the result goes."""
+
+    config: Config = None
+    json: Json = None
+    trace_steps: TraceSteps = None
+
+
+@dataclass
+class StepMethods:
+    """The methods of ``netsim run``."""
+
+    ratio: Ratio = None
+    overlap: Annotated[
+        Text,
+        typer.Option(
+            metavar="on|off",
+            help="Exchange buckets while backward goes on, in methods that do not say; dense runs both ways. "
+            "[on with --compute]",
+        ),
+    ] = None
+    method: Method = None
+    baseline: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="Dense in 16 bits, overlapped as DDP's hook does it, that the methods are held against: fp16, bf16, "
+            "none. [fp16; bf16 on NCCL]",
+        ),
+    ] = None
+
+
+@dataclass
+class StepOptions:
+    """How ``netsim run`` measures."""
+
+    batch_size: BatchSize = None
+    learning_rate: Annotated[
+        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate of SGD. [0.1]")
+    ] = None
+    momentum: Momentum = None
+    compute: Annotated[
+        Text,
+        typer.Option(
+            metavar="TIME",
+            help="Take forward, backward and optimizer as this long, as on an accelerator: 50ms.",
+        ),
+    ] = None
+    steps: Annotated[Text, typer.Option(metavar="N", help="Measured steps per repeat. [20]")] = None
+    warmup: Annotated[
+        Text, typer.Option(metavar="N", help="Steps before the measured ones, not counted. [3]")
+    ] = None
+    repeats: Annotated[
+        Text,
+        typer.Option("--repeats", "--runs", metavar="N", help="Fresh sets of processes per method. [3]"),
+    ] = None
+    seed: Seed = None
+    link: Mechanism = None
+    backend: Backend = None
+    device: Device = None
+    execution: Annotated[
+        Text,
+        typer.Option(
+            metavar="HOW",
+            help="concurrent, replayed (local work measured with cores of its own), auto: replayed with more "
+            "workers than cores. [auto]",
+        ),
+    ] = None
+    threads: Annotated[
+        Text, typer.Option(metavar="N", help="Threads per worker. [replayed: cores; else cores / workers]")
+    ] = None
+    statistics: Annotated[
+        Text,
+        typer.Option(
+            metavar="WHAT",
+            help="Record what selections keep: total, or layers for every parameter too; none. [none]",
+        ),
+    ] = None
+    codec_from: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="Use the codec times in this file, of a GPU for example, in place of this machine's; "
+            "netsim bench compress --json writes it.",
+        ),
+    ] = None
+    ready_from: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="With --compute: buckets become full as in the backward pass of this result file, or file of ready "
+            "times, of a GPU for example. [measured here]",
+        ),
+    ] = None
+    timeout: Timeout = None
+    time_budget: Annotated[
+        Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")
+    ] = None
+
+
+@dataclass
+class TrainMethods:
+    """Length and methods of ``netsim train``."""
+
+    epochs: Annotated[Text, typer.Option(metavar="N", help="Passes over the training data. [10]")] = None
+    ratio: Ratio = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,KEY=VALUE]",
+            help="As in netsim run; also lr=X, a learning rate of its own, and with Adam freeze_after=STEPS, which "
+            "then compresses the momentum; repeatable. [dense, topk]",
+        ),
+    ] = None
+
+
+@dataclass
+class TrainOptions:
+    """How ``netsim train`` trains."""
+
+    batch_size: Annotated[
+        Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [16]")
+    ] = None
+    accumulate: Annotated[
+        Text, typer.Option(metavar="N", help="Batches per step; gradients are exchanged after the last. [1]")
+    ] = None
+    steps_per_epoch: Annotated[
+        Text, typer.Option(metavar="N", help="At most so many steps per epoch; other data is left out. [all]")
+    ] = None
+    optimizer: Annotated[Text, typer.Option(metavar="NAME", help="sgd, adam, adamw. [sgd]")] = None
+    learning_rate: Annotated[
+        Text,
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            metavar="X",
+            help="Of methods without one of their own. [0.1; Adam 0.001]",
+        ),
+    ] = None
+    tune_lr: Annotated[
+        Text,
+        typer.Option(
+            metavar="X,X,...",
+            help="Try these for every method first, on a seed of their own, and keep the best.",
+        ),
+    ] = None
+    momentum: Annotated[
+        Text,
+        typer.Option(
+            metavar="X",
+            help="Momentum of SGD; sparse methods correct it for their delay, unless they say "
+            "momentum=0. [0.9]",
+        ),
+    ] = None
+    weight_decay: Annotated[Text, typer.Option(metavar="X", help="Weight decay; decoupled in AdamW. [0]")] = (
+        None
+    )
+    schedule: Annotated[Text, typer.Option(metavar="NAME", help="cosine, step, constant. [cosine]")] = None
+    step_epochs: Annotated[
+        Text,
+        typer.Option(metavar="N", help="With --schedule step: lower the rate every N epochs. [epochs / 3]"),
+    ] = None
+    gamma: Annotated[Text, typer.Option(metavar="X", help="With --schedule step: by what factor. [0.1]")] = (
+        None
+    )
+    warmup_epochs: Annotated[
+        Text, typer.Option(metavar="N", help="Epochs over which the rate rises. [0]")
+    ] = None
+    clip_norm: Annotated[
+        Text,
+        typer.Option(
+            metavar="X", help="Each worker cuts its gradient to this norm before compression. [none]"
+        ),
+    ] = None
+    precision: Annotated[
+        Text, typer.Option(metavar="NAME", help="fp32, bf16, fp16 (with loss scaling). [fp32]")
+    ] = None
+    repeats: Annotated[
+        Text,
+        typer.Option("--repeats", "--seeds", metavar="N", help="Seeds: --seed and the ones after it. [1]"),
+    ] = None
+    seed: Seed = None
+    target_accuracy: Annotated[
+        Text,
+        typer.Option(
+            metavar="SHARE",
+            help="Report the time until this validation accuracy is reached: 95%. "
+            "[one point below dense's last]",
+        ),
+    ] = None
+
+
+@dataclass
+class TrainLink(LinkOptions):
+    """The link of ``netsim train``, which may be none."""
+
+    bandwidth: Annotated[
+        Text,
+        typer.Option(
+            metavar="RATE", help="Train on an emulated link: 20mbps, 1gbps, UP:DOWN. [the host's loopback]"
+        ),
+    ] = None
+
+
+@dataclass
+class TrainPlace:
+    """Where ``netsim train`` runs, and what it keeps."""
+
+    link: Mechanism = None
+    backend: Backend = None
+    device: Device = None
+    threads: Annotated[Text, typer.Option(metavar="N", help="Per worker. [cores / workers]")] = None
+    checkpoint: Annotated[
+        Text, typer.Option(metavar="DIR", help="Save checkpoints there, of every rank. [none]")
+    ] = None
+    checkpoint_every: Annotated[
+        Text, typer.Option(metavar="INTERVAL", help="2epochs or 50steps. [1epoch]")
+    ] = None
+    resume_residuals: Annotated[
+        Text,
+        typer.Option(
+            metavar="RULE", help="With another number of workers: sum keeps what is pending, drop loses it."
+        ),
+    ] = None
+    log_dir: Annotated[
+        Text, typer.Option(metavar="DIR", help="Log scalars: TensorBoard if installed, else JSON lines.")
+    ] = None
+    timeout: Timeout = None
+    time_budget: Annotated[
+        Text, typer.Option(metavar="TIME", help="Start no further seed after this: 30min. [none]")
+    ] = None
