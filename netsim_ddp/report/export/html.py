@@ -37,7 +37,7 @@ _STYLE = (
     "caption{text-align:left;overflow-wrap:anywhere;font-weight:600;padding:.25rem 0}"
     "th,td{padding:.2rem .5rem .2rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}"
     "th:first-child,td:first-child,.words th,.words td{text-align:left}"
-    "th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:6rem;max-width:15rem}"
+    "th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:10rem;max-width:15rem}"
     ".words td,.words th{white-space:normal;min-width:4.5rem}.words{width:100%}"
     "thead th{color:var(--muted);font-weight:600;vertical-align:bottom}"
     "details{margin:.5rem 0}summary{cursor:pointer;color:var(--accent)}"
