@@ -15,13 +15,12 @@ import os
 
 import torch
 import torch.distributed as dist
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from netsim_ddp import TopKState, for_other_ranks, topk_hook
+from netsim_ddp import TopKState, for_other_ranks, get_dataloaders, topk_hook
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--epochs", type=int, default=3)
@@ -34,14 +33,14 @@ dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 torch.manual_seed(0)  # DDP sends rank 0's parameters to all anyway
 
-digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 8 - 1
-data = TensorDataset(images, torch.tensor(digits.target))
-training, held_out = torch.utils.data.random_split(data, [1500, 297], torch.Generator().manual_seed(0))
+# Handwritten digits that come with netsim, each split as one batch: images [n, 1, 8, 8] and labels [n].
+training, held_out = (
+    TensorDataset(*next(iter(split))) for split in get_dataloaders("digits", batch_size=1438)
+)
 sampler = DistributedSampler(training, drop_last=True)
 loader = DataLoader(training, batch_size=25, sampler=sampler)
 
-network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
+network = nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
 if options.compile:
     network.compile()  # what DDP wraps: torch.compile(DistributedDataParallel(...)) compiles nothing in torch 2.14
 model = DistributedDataParallel(network)

@@ -71,7 +71,7 @@ class DatasetInfo:
 
 DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(
-        "images", (1, 8, 8), 10, 1_438, 359, "scikit-learn's 1,797 real handwritten digits, always there"
+        "images", (1, 8, 8), 10, 1_438, 359, "1,797 real handwritten digits (scikit-learn's), always there"
     ),
     "mnist": DatasetInfo("images", (1, 28, 28), 10, None, None, "handwritten digits, from --data-dir"),
     "fashion-mnist": DatasetInfo("images", (1, 28, 28), 10, None, None, "clothes, from --data-dir"),

@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads, from small files in the real formats: scikit-learn's digits as MNIST, a made-up
+"""Data sets that torchvision reads, from small files in the real formats: the digits as MNIST, a made-up
 CIFAR-10. Nothing here leaves the machine: downloads come from a server in the test."""
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.workloads import build_workload, get_dataloaders
 from netsim_ddp.workloads.files import FILES, data_folder, present, provide
+from netsim_ddp.workloads.images import raw_digits
 
 HELD_OUT = 297
 IDX = FILES["mnist"].names
@@ -38,12 +39,10 @@ def idx(array: np.ndarray[Any, Any]) -> bytes:
 
 @functools.cache
 def digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """scikit-learn's digits as MNIST has them: 28x28, 0..255, light on dark, in the middle."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    large = np.kron(raw.images * 255 / 16, np.ones((3, 3)))
-    return np.pad(large, ((0, 0), (2, 2), (2, 2))).round(), raw.target
+    """The digits as MNIST has them: 28x28, 0..255, light on dark, in the middle."""
+    images, labels = raw_digits()
+    large = np.kron(images[:, 0].double().numpy() * 255 / 16, np.ones((3, 3)))
+    return np.pad(large, ((0, 0), (2, 2), (2, 2))).round(), labels.numpy()
 
 
 def idx_files() -> dict[str, bytes]:

@@ -1,16 +1,19 @@
-"""Images: scikit-learn's digits, those that torchvision reads, and generated ones with familiar shapes."""
+"""Images: handwritten digits, the data sets that torchvision reads, and generated ones with familiar shapes.
+
+The digits are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine
+Learning Repository, https://doi.org/10.24432/C50P49, licence CC BY 4.0), the one that scikit-learn's ``load_digits``
+returns. They lie beside this module, in ``digits.csv.gz``.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.errors import EnvironmentFault
@@ -36,7 +39,7 @@ _SCALES = {
 
 
 class Digits(Batched):
-    """scikit-learn's handwritten digits, float32 ``[n, 1, 8, 8]``.
+    """Handwritten digits, float32 ``[n, 1, 8, 8]``.
 
     80/20, stratified by class and drawn from ``seed``: 1,438 training and 359 validation images. Scaled so
     that the training split has mean 0 and standard deviation 1.
@@ -62,28 +65,10 @@ class Digits(Batched):
 
 @functools.cache
 def raw_digits() -> Batch:
-    """All 1,797 images (float32 ``[n, 1, 8, 8]``, 0..16) and their labels (int64 ``[n]``)."""
-    if (table := _digits_table()) is None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        pixels, labels = digits.data, digits.target
-    else:
-        pixels, labels = table[:, :-1], table[:, -1]
-    images = torch.from_numpy(pixels.astype(np.float32)).view(-1, 1, 8, 8)
-    return images, torch.from_numpy(labels.astype(np.int64))
-
-
-def _digits_table() -> NDArray[np.int64] | None:
-    """The file behind scikit-learn's loader [1797, 65]: to import the package takes a second, and every run would. None
-    where it is somewhere else in this version."""
-    package = find_spec("sklearn")
-    for folder in (package and package.submodule_search_locations) or ():
-        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
-        if path.exists():
-            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
-            return table if table.shape == (1797, 65) else None
-    return None
+    """Returns all 1,797 images (float32 ``[n, 1, 8, 8]``, 0..16) and their labels (int64 ``[n]``)."""
+    table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",", dtype=np.int64)
+    rows = torch.from_numpy(table)
+    return rows[:, :-1].float().view(-1, 1, 8, 8), rows[:, -1].clone()
 
 
 def _split_class(labels: Tensor, label: int, seed: int) -> Batch:
