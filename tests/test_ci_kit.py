@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from netsim_ddp.results.record import save
+from tests.commands import ROOT
 from tests.results_factory import sweep
-from tests.test_cli import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "netsim.yml"
 SCENARIO = """

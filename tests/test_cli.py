@@ -14,39 +14,11 @@ from typing import Any
 import pytest
 
 import netsim_ddp
+from tests.commands import ROOT, answer, command, complaint
 
-ROOT = Path(__file__).parent.parent
 INSTALLED = Path(sys.executable).parent / "netsim"
 SHORT = ["--link", "none", "--workers", "2", "--steps", "2", "--warmup", "0", "--repeats", "1"]
 ONE = ["--method", "dense,overlap=off"]
-DEADLINE_S = 120
-
-
-def command(
-    words: list[str], folder: Path, *, how: list[str] | None = None, **options: Any
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-    return subprocess.run(
-        [*(how or [sys.executable, "-m", "netsim_ddp"]), *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-        **options,
-    )
-
-
-def complaint(words: list[str], folder: Path, *, code: int = 2, **options: Any) -> str:
-    """The one line that a mistake is answered with."""
-    done = command(words, folder, **options)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("netsim: ")
-    assert not re.search(r"Traceback|pydantic|[Ii]nput should|valid integer|None", done.stderr)
-    return done.stderr.removeprefix("netsim: ").rstrip("\n")
 
 
 FLAGS = {
@@ -221,7 +193,7 @@ def test_a_link_that_cannot_be_made_is_the_environments_fault(tmp_path: Path) ->
 @pytest.mark.parametrize("columns", [80, 160])
 def test_help_fits_its_terminal(tmp_path: Path, columns: int) -> None:
     for words in (["--help"], ["run", "--help"], ["run", "-h"]):
-        done = command(words, tmp_path, env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
+        done = answer(words, tmp_path, env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
         assert done.returncode == 0
         assert done.stderr == ""
         assert max(len(line) for line in done.stdout.splitlines()) <= columns
@@ -233,7 +205,7 @@ def test_help_fits_its_terminal(tmp_path: Path, columns: int) -> None:
 
 
 def test_the_named_links_are_listed_with_their_sources(tmp_path: Path) -> None:
-    done = command(["scenarios", "links"], tmp_path)
+    done = answer(["scenarios", "links"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     names = [
@@ -250,13 +222,13 @@ def test_the_named_links_are_listed_with_their_sources(tmp_path: Path) -> None:
     ]
     assert [line.split()[0] for line in lines[::2]] == names
     assert "--bandwidth 1.25gbps --peak 10gbps --credit 4GB" in done.stdout
-    bare = command(["scenarios"], tmp_path)
+    bare = answer(["scenarios"], tmp_path)
     assert bare.returncode == 0
     assert "links" in bare.stdout
 
 
 def test_only_a_tc_link_has_commands_to_show(tmp_path: Path) -> None:
-    shown = command(["run", "--show-commands", "--workers", "2", "--delay", "5ms"], tmp_path)
+    shown = answer(["run", "--show-commands", "--workers", "2", "--delay", "5ms"], tmp_path)
     assert shown.returncode == 0
     assert "tc -n netsim1 qdisc replace dev eth0 parent 1:1 handle 10: netem" in shown.stdout
     assert list(tmp_path.iterdir()) == []
@@ -281,7 +253,7 @@ def test_what_a_link_cannot_do_is_the_environments_fault(tmp_path: Path, words: 
 
 
 def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
-    done = command([], tmp_path)
+    done = answer([], tmp_path)
     assert done.returncode == 0
     assert "netsim run --bandwidth 1gbps --ratio 0.01" in done.stdout
     assert done.stderr == ""

@@ -9,8 +9,8 @@ import pytest
 import netsim_ddp
 from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.steps.code_versions import code_of
+from tests.commands import ROOT
 from tests.foreign import git, repository
-from tests.test_cli import ROOT
 
 
 def test_commits_of_netsim_and_of_the_users_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

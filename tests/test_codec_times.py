@@ -23,7 +23,7 @@ from netsim_ddp.results.record import load as load_result
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.steps.execution import substituted_seconds
 from netsim_ddp.tools import compress
-from tests.test_cli import command, complaint
+from tests.commands import command, complaint
 
 
 def row(**changes: object) -> CodecRow:

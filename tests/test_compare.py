@@ -21,7 +21,7 @@ from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.record import Cell, EpochRecord, RepeatRecord, Result, save
 from netsim_ddp.results.sides import side, side_of, sides_of
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Times, judge
-from tests.test_cli import command, complaint
+from tests.commands import answer, complaint
 from tests.test_summary import make_cell, make_link, make_rank, make_result
 
 ENVIRONMENT = {"cpu": "a processor", "torch": "2.6", "numpy": "2", "numba": "0.61", "cores": 2}
@@ -314,7 +314,7 @@ def test_files_of_one_side_are_more_repeats(tmp_path: Path) -> None:
     bases = [written(tmp_path / f"base{i}.json", result(noisy(i, 3))) for i in (1, 2)]
     heads = [written(tmp_path / f"head{i}.json", result(noisy(9 + i, 3), slower=1.3)) for i in (1, 2)]
     words = [word for path in bases for word in ("--base", path)]
-    done = command(["compare", *words, *(word for path in heads for word in ("--head", path))], tmp_path)
+    done = answer(["compare", *words, *(word for path in heads for word in ("--head", path))], tmp_path)
     assert done.returncode == 5
     assert "topk | 1 Gbit/s: it is" in done.stderr
 
@@ -342,18 +342,18 @@ def test_the_command_ends_with_the_code_that_says_it(tmp_path: Path) -> None:
     base = written(tmp_path / "base.json", result(noisy(1)))
     slow = written(tmp_path / "slow.json", result(noisy(2), slower=1.2))
     other = written(tmp_path / "other.json", whole([cell("topk", [100], workers=2)]))
-    done = command(["compare", base, base], tmp_path, env={"COLUMNS": "80"})
+    done = answer(["compare", base, base], tmp_path, env={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("6 cells compared: 6 no change (6 comparisons, Holm at 5%)\n")
     assert max(map(len, done.stdout.splitlines())) <= 80
-    done = command(["compare", base, slow, "--json", "-", "--markdown", "out.md"], tmp_path)
+    done = answer(["compare", base, slow, "--json", "-", "--markdown", "out.md"], tmp_path)
     assert done.returncode == 5
     assert done.stderr.startswith("netsim: topk | 1 Gbit/s: it is ")
     document = Comparison.model_validate_json(done.stdout)
     assert len(document.failures) == 1
     assert "fails" in (tmp_path / "out.md").read_text().splitlines()[0]
     assert "workers is 8 workers in" in complaint(["compare", base, other], tmp_path, code=6)
-    done = command(["compare", base, slow, "--only", "bytes"], tmp_path)
+    done = answer(["compare", base, slow, "--only", "bytes"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -375,12 +375,12 @@ def test_the_junit_file_is_red_where_the_command_is(tmp_path: Path) -> None:
         (base, "gone.json"): 2,
     }
     for words, code in cases.items():
-        assert command(["compare", *words, "--junit", "out.xml"], tmp_path).returncode == code
+        assert answer(["compare", *words, "--junit", "out.xml"], tmp_path).returncode == code
         root = ElementTree.parse(tmp_path / "out.xml").getroot()
         failures = [case for case in root.iter("testcase") if case.find("failure") is not None]
         assert int(root.get("failures", "")) == len(failures) == (code != 0), words
         assert int(root.get("tests", "")) == len(list(root.iter("testcase")))
-    done = command(["compare", base, slow, "--junit", "-"], tmp_path)
+    done = answer(["compare", base, slow, "--junit", "-"], tmp_path)
     root = ElementTree.fromstring(done.stdout)
     (red,) = [case for case in root.iter("testcase") if case.find("failure") is not None]
     assert (red.get("name"), done.returncode) == ("topk | 1 Gbit/s", 5)

@@ -15,7 +15,7 @@ from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.hosts import first_host, interface_counters, place_of, route_to, told
 from netsim_ddp.ranks.hosts import on_hosts
 from netsim_ddp.scenario import Scenario, validate
-from tests.test_cli import complaint
+from tests.commands import complaint
 
 TORCHRUN = {
     "RANK": "3",

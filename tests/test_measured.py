@@ -18,7 +18,7 @@ from netsim_ddp.link.measured.profile import from_probe, read_measurement, write
 from netsim_ddp.results.probe import Bulk, RoundTrip
 from netsim_ddp.results.record import to_json
 from netsim_ddp.scenario import build_scenario
-from tests.test_cli import command, complaint
+from tests.commands import answer, complaint
 from tests.test_probe import CEILING, record
 
 
@@ -184,7 +184,7 @@ def test_a_pipe_whose_writer_is_slow_is_read_to_its_end(tmp_path: Path) -> None:
 
 def test_the_command_measures_nothing_with_from(tmp_path: Path) -> None:
     (tmp_path / "probe.json").write_text(to_json(record()), encoding="utf-8")
-    done = command(["probe", "--from", "probe.json", "-o", "mylink.yaml"], tmp_path)
+    done = answer(["probe", "--from", "probe.json", "-o", "mylink.yaml"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mylink.yaml").exists()
     assert "add -o mylink.yaml" in complaint(["probe", "--from", "probe.json"], tmp_path)

@@ -19,7 +19,7 @@ from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.report.terminal.probe import render_probe
 from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord, Tool
-from tests.test_cli import command, complaint
+from tests.commands import command, complaint
 
 pytestmark = pytest.mark.alone
 

@@ -18,7 +18,7 @@ from netsim_ddp.results.ready import ReadyTimes, load
 from netsim_ddp.results.record import load as load_result
 from netsim_ddp.steps.ready_task import Passes
 from netsim_ddp.workloads import build_workload
-from tests.test_cli import command, complaint
+from tests.commands import command, complaint
 
 
 def times(forward: float = 0.25, **parameters: float) -> ReadyTimes:

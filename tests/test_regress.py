@@ -21,8 +21,8 @@ from netsim_ddp.steps.runner import Event
 from netsim_ddp.tools.methods_present import Present, present
 from netsim_ddp.tools.regress import absolute, measure, side_of
 from netsim_ddp.tools.states import State, two_states
+from tests.commands import ROOT, complaint
 from tests.distributed.test_cleanup import marked
-from tests.test_cli import ROOT, complaint
 from tests.test_summary import make_cell, make_result
 
 pytestmark = pytest.mark.alone

@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from netsim_ddp.results.record import save
+from tests.commands import ROOT
 from tests.results_factory import sweep, training
-from tests.test_cli import ROOT
 
 HEADLINE = ROOT / "reports" / "headline-resnet50.json"
 DOCUMENTED = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")

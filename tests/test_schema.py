@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.results.schema import KINDS, schema
-from tests.test_cli import command, complaint
+from tests.commands import answer, complaint
 
 ROOT = Path(__file__).parent.parent
 TYPES: dict[str, tuple[type, ...]] = {
@@ -78,7 +78,7 @@ def test_every_kind_has_a_versioned_name_and_descriptions(kind: str) -> None:
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
-    done = command(["schema"], tmp_path)
+    done = answer(["schema"], tmp_path)
     assert done.returncode == 0
     printed = json.loads(done.stdout)
     assert printed["$id"] == "urn:netsim:result:4"

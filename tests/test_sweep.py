@@ -38,7 +38,7 @@ from netsim_ddp.sweep.plan import MAX_NAMESPACES, Run, batches, order, plan
 from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression
 from netsim_ddp.sweep.source import read_plan
-from tests.test_cli import command, complaint
+from tests.commands import answer, complaint
 from tests.test_summary import make_cell, make_link, make_result
 
 SMALL = """
@@ -460,7 +460,7 @@ def test_run_says_who_runs_a_matrix(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("matrix: {workers: [2, 4]}", encoding="utf-8")
     said = complaint(["run", "--config", "s.yaml"], tmp_path)
     assert said == "s.yaml is a matrix of runs (netsim sweep s.yaml)"
-    done = command(["sweep", "s.yaml", "--dry-run", "-k", "topk"], tmp_path)
+    done = answer(["sweep", "s.yaml", "--dry-run", "-k", "topk"], tmp_path)
     assert done.stdout.split("\n")[:-1] == [f"workers={count}/topk,ratio=0.01 x 3" for count in (2, 4)]
     assert "netsim: 2 of 8 cells in 2 places, 6 repeats to run: about " in done.stderr
     assert not (tmp_path / ".netsim").exists()

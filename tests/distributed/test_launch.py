@@ -18,9 +18,9 @@ import pytest
 
 from netsim_ddp.results.launch import Launch
 from netsim_ddp.scenario import build_scenario
+from tests.commands import ROOT, command, complaint
 from tests.distributed.test_cleanup import LEFT_S, MARK, Left, interfaces, left_of, marked, namespaces
 from tests.distributed.test_run import ordinary_user, tc_or_skip
-from tests.test_cli import ROOT, command, complaint
 
 pytestmark = [
     pytest.mark.alone,
