@@ -131,8 +131,8 @@ def test_a_sweep_says_it_of_each_place() -> None:
     }
     # Two places that differ in an axis alone are two curves, each with its break-even.
     text = shown(render_break_evens, result.cells)
-    assert "compute 20ms" in text
-    assert "compute 50ms" in text
+    assert "compute=20ms" in text
+    assert "compute=50ms" in text
     assert text.count("pays below") == 2
 
 

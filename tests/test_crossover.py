@@ -14,6 +14,8 @@ from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.results.crossover import BreakEven, break_evens
+from netsim_ddp.results.identity import method_id
+from netsim_ddp.results.labels import curve_label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
 from tests.test_summary import make_cell, make_link, make_result
@@ -58,7 +60,7 @@ def test_a_known_break_even_is_found() -> None:
     assert found.kind == "crosses"
     assert found.bps == pytest.approx(TRUTH, rel=1e-6)
     assert (found.lowest_bps, found.highest_bps) == (RATES[0], RATES[-1])
-    assert found.method == "topk,ratio=0.01"
+    assert method_id(found.cell) == "topk,ratio=0.01"
     assert [rate for rate, _ in found.points] == RATES
     assert found.points[0][1] == pytest.approx(dense_ms(1e7) / topk_ms(1e7))
     assert found.low_bps is None, "a single run shows no noise"
@@ -168,7 +170,7 @@ def delayed(cell: Cell, seconds: float) -> Cell:
 
 def test_delays_stand_in_the_place() -> None:
     cells = [delayed(cell, 0.005) for cell in curve(rates=RATES[:4])]
-    assert only(break_evens(cells, "plain")).place == "concurrent, tc, delay 5 ms"
+    assert curve_label(only(break_evens(cells, "plain")).cell) == "concurrent, tc, delay 5 ms"
 
 
 def test_several_places_get_a_heading_each_and_fit_80_columns() -> None:

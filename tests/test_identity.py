@@ -12,7 +12,18 @@ from netsim_ddp.errors import NothingComparable, UsageError
 from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.identity import AS_MEASURED, BY_BYTES, READY, TCP, outdated, rules
+from netsim_ddp.results.identity import (
+    AS_MEASURED,
+    BY_BYTES,
+    READY,
+    TCP,
+    curve_setting,
+    method_id,
+    outdated,
+    rules,
+    setting,
+)
+from netsim_ddp.results.labels import label
 from netsim_ddp.results.merge import merge
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.results.sides import side
@@ -124,3 +135,36 @@ def test_committed_results_of_the_old_rule_are_told(request: pytest.FixtureReque
         ]
     else:
         assert not any(outdated(cell, crossover) for cell in crossover.cells)
+
+
+def test_one_cell_has_one_label_on_a_terminal_and_on_a_page() -> None:
+    """A collective that nobody asked for is not in it, and overlap stands before what was substituted."""
+    chosen = make_cell("topk", [10], id="a", params={"ratio": 0.01, "collective": "split"}, overlap=True)
+    asked = make_cell(
+        "topk", [10], id="topk,collective=allgather", params={"ratio": 0.01, "collective": "allgather"}
+    )
+    substituted = make_cell("topk", [10], id="b", params={"ratio": 0.1}, overlap=True, substituted="cuda")
+    cells = [chosen, asked, substituted]
+    (block,) = Collection([Source("a", make_result(cells))]).blocks
+    expected = [
+        "topk,ratio=0.01,overlap",
+        "topk,collective=allgather,ratio=0.01",
+        "topk,ratio=0.1,overlap,substituted",
+    ]
+    assert [entry.label for entry in block.entries] == expected
+    assert [label(cell, cells) for cell in cells] == expected
+    assert method_id(chosen) == "topk,overlap=on,ratio=0.01"
+
+
+def test_curves_join_files_and_keep_links_apart() -> None:
+    """What a cell tells by itself need not stand in its axes as well; links with and without loss have two curves."""
+    one, other = make_cell("topk", [10], bandwidth_bps=10**8), make_cell("topk", [20], bandwidth_bps=10**9)
+    swept = one.model_copy(update={"axes": {"bandwidth": "100mbps", "workers": one.workers}})
+    assert curve_setting(swept, "bandwidth") == curve_setting(other, "bandwidth")
+    lossy = make_link(requested_bps=10**9, shape=f"{format_rate(10**9)}; loss 0.01")
+    assert curve_setting(other.model_copy(update={"link": lossy}), "bandwidth") != curve_setting(
+        one, "bandwidth"
+    )
+    assert setting(swept) != setting(other)
+    batch = one.model_copy(update={"axes": {"batch_size": 8}})
+    assert curve_setting(batch, "bandwidth") != curve_setting(one, "bandwidth")

@@ -178,6 +178,18 @@ def test_a_target_replaces_denses_accuracy() -> None:
     assert summary(cells).time_speedup == pytest.approx(20 / 2)
 
 
+@pytest.mark.parametrize("axis", ["learning_rate", "tune_lr"])
+def test_a_learning_rate_does_not_part_a_training_from_its_dense_baseline(axis: str) -> None:
+    """Each method is trained at the rate that suits it; dense of the same rate is taken where there is one."""
+    dense = cell("dense", [0.90] * len(SEEDS), axes={axis: 0.1, "workers": 4})
+    ours = cell("topk", [0.80 + noise for noise in SEEDS], axes={axis: 0.5, "workers": 4})
+    assert summary([dense, ours]).verdict == "worse"
+    same = cell("dense", [0.80] * len(SEEDS), axes={axis: 0.5, "workers": 4})
+    assert summary([dense, ours, same]).verdict == "within"
+    elsewhere = dense.model_copy(update={"axes": {axis: 0.1, "batch_size": 32}})
+    assert summary([elsewhere, ours]).verdict is None
+
+
 def test_cells_of_another_setting_are_no_baseline() -> None:
     dense, other = cell("dense", [0.9, 0.9], workers=8), cell("topk", [0.8, 0.8])
     assert summary([dense, other]).verdict is None

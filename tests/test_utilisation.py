@@ -9,6 +9,7 @@ from netsim_ddp.report.charts import all_plots
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.facts import answers
 from netsim_ddp.report.terminal.sweep import render_sweep
+from netsim_ddp.results.identity import method_id
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.utilisation import LEVELS, Utilisation, utilisations
@@ -32,7 +33,7 @@ def cells(rates: list[int] = RATES) -> list[Cell]:
 
 
 def of(method: str, found: list[Utilisation]) -> Utilisation:
-    (one,) = [each for each in found if each.method == method]
+    (one,) = [each for each in found if method_id(each.cell) == method]
     return one
 
 

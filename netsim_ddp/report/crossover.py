@@ -13,7 +13,9 @@ from rich.text import Text
 
 from netsim_ddp.report.labels import DASH, clean, encodable, label, outwards, two_digits
 from netsim_ddp.results.break_even import FURTHEST
-from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
+from netsim_ddp.results.crossover import BreakEven, break_evens
+from netsim_ddp.results.identity import Setting, curve_setting, line
+from netsim_ddp.results.labels import curve_label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_rate
@@ -27,26 +29,26 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
     by_rival = {
         name: ends
         for rival, name in RIVALS.items()
-        if (ends := {_who(one): one for one in break_evens(cells, rival)})
+        if (ends := {_key(one): one for one in break_evens(cells, rival)})
     }
     if not by_rival:
         return
-    found = {who: one for ends in by_rival.values() for who, one in ends.items()}
-    places: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
-    for who in found:
-        places.setdefault(who[:3], []).append(who)
-    for there in places.values():
+    found = {key: one for ends in by_rival.values() for key, one in ends.items()}
+    plots = dict.fromkeys(plot for plot, _ in found)
+    for plot in plots:
+        keys = [key for key in found if key[0] == plot]
         console.print()
-        if len(places) > 1:
-            one = found[there[0]]
-            models = {other.model for other in found.values()}
-            name = f"{one.model}, " if len(models) > 1 else ""
-            console.print(_line(f"{name}{one.workers} workers, {one.place}", console))
-        names = {who: _name(found[who], cells) for who in there}
-        rows = [(names[who], [ends.get(who) for ends in by_rival.values()]) for who in there]
+        cell = found[keys[0]].cell
+        if len(plots) > 1:
+            models = {other.cell.model for other in found.values()}
+            model = f"{cell.model}, " if len(models) > 1 else ""
+            console.print(_line(f"{model}{cell.workers} workers, {curve_label(cell)}", console))
+        same = [other for other in cells if other.workers == cell.workers and other.model == cell.model]
+        names = {key: label(found[key].cell, same) for key in keys}
+        rows = [(names[key], [ends.get(key) for ends in by_rival.values()]) for key in keys]
         console.print(_table(list(by_rival), rows, console))
         first, ends = next(iter(by_rival.items()))
-        compared = [(names[who], ends[who]) for who in there if who in ends]
+        compared = [(names[key], ends[key]) for key in keys if key in ends]
         if (codec := _codec_table(first, compared, console)) is not None:
             console.print()
             console.print(codec)
@@ -62,8 +64,8 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
     if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
         lines.append(f"Left out, since there this host and not the link sets a pace: {rates}.")
-    for line in lines:
-        console.print(_line(line, console))
+    for text in lines:
+        console.print(_line(text, console))
 
 
 def _table(
@@ -89,13 +91,8 @@ def _line(text: str, console: Console) -> Text:
     return Text(textwrap.fill(encodable(clean(text), console), console.width))
 
 
-def _who(one: BreakEven) -> tuple[object, ...]:
-    return one.model, one.workers, one.place, one.method
-
-
-def _name(one: BreakEven, cells: Sequence[Cell]) -> str:
-    same = [cell for cell in cells if cell.workers == one.workers and cell.model == one.model]
-    return label(next(cell for cell in same if method_name(cell) == one.method), same)
+def _key(one: BreakEven) -> tuple[Setting, Setting]:
+    return curve_setting(one.cell, "bandwidth"), line(one.cell)
 
 
 def pays_below(one: BreakEven | None) -> str:

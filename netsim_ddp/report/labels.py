@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netsim_ddp.results import stats
+from netsim_ddp.results.identity import setting
+from netsim_ddp.results.labels import clean as clean
+from netsim_ddp.results.labels import label as label
+from netsim_ddp.results.labels import plain as plain
 from netsim_ddp.results.record import Cell, Interval, MeanInterval
-from netsim_ddp.results.summary import LINK_AXES, place_axes, setting
-from netsim_ddp.units import format_rate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DASH = "–"
-_TOLD = LINK_AXES | {"workers"}
 
 
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -27,59 +28,6 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     for cell in cells:
         found.setdefault(setting(cell), []).append(cell)
     return list(found.values())
-
-
-def group_name(cells: Sequence[Cell]) -> str:
-    """``8 workers, 1 Gbit/s``, and the other axes of a sweep: ``8 workers, 1 Gbit/s, compute 50ms``."""
-    rate = cells[0].bandwidth_bps
-    link = clean(cells[0].link.shape or (format_rate(rate) if rate else "unshaped"))
-    others = [f"{key} {value}" for key, value in place_axes(cells[0]) if key not in _TOLD]
-    return clean(", ".join([f"{cells[0].workers} workers", link, *others]))
-
-
-def label(cell: Cell, cells: Sequence[Cell]) -> str:
-    """The method, with the parameters that tell it from the same method elsewhere in ``cells``."""
-    others = [other for other in cells if other.method == cell.method]
-    keys = sorted({key for other in others for key in other.params} - {"overlap"})
-    if not any("collective=" in other.id for other in others):
-        keys = [key for key in keys if key != "collective"]  # nobody asked for it: topk chose it
-    with_feedback = {
-        str(other.params.get("momentum")) for other in others if other.params.get("feedback", True)
-    }
-    if len(with_feedback) == 1:
-        keys = [key for key in keys if key != "momentum"]  # feedback=off can have none: that is no difference
-    parts = [
-        f"{key}={plain(cell.params[key])}"
-        for key in keys
-        if key in cell.params and len({str(other.params.get(key)) for other in others}) > 1
-    ]
-    if len({other.threads for other in others}) > 1:
-        parts.append(f"threads={cell.threads}")
-    if cell.overlap:
-        parts.append("overlap")
-    if cell.substituted:
-        parts.append("substituted")
-    return clean(",".join([cell.method, *parts]))
-
-
-def same_momentum(cells: Sequence[Cell]) -> bool:
-    """Whether all ``cells`` of one method that can correct momentum have the same: without feedback none can, which is
-    no difference that anybody asked for."""
-    return len({str(cell.params.get("momentum")) for cell in cells if cell.params.get("feedback", True)}) == 1
-
-
-def plain(value: object) -> str:
-    """A parameter as ``--method`` takes it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def clean(text: str) -> str:
-    """One printable line: a result file from elsewhere must not move the cursor or colour the terminal."""
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return text.strip()
 
 
 def resolution(value: Interval) -> float:

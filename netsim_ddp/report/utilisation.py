@@ -11,6 +11,8 @@ from rich.text import Text
 
 from netsim_ddp.report.labels import DASH, clean, encodable, label, two_digits
 from netsim_ddp.results.break_even import FURTHEST
+from netsim_ddp.results.identity import Setting, curve_setting
+from netsim_ddp.results.labels import curve_label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.utilisation import LEVELS, Needed, Utilisation, utilisations
 
@@ -23,7 +25,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one place: a row per method, a column per level, in the unit that ``title`` names."""
+    """Of one setting: a row per method, a column per level, in the unit that ``title`` names."""
 
     title: str
     headers: tuple[str, ...]
@@ -31,24 +33,24 @@ class Needs:
 
 
 def needs(cells: Sequence[Cell]) -> list[Needs]:
-    """A table for each place whose methods were measured at two bandwidths or more."""
-    places: dict[tuple[object, ...], list[Utilisation]] = {}
+    """A table for each setting whose methods were measured at two bandwidths or more."""
+    plots: dict[Setting, list[Utilisation]] = {}
     for one in utilisations(cells):
-        places.setdefault((one.cell.model, one.workers, one.place), []).append(one)
-    return [_table_of(there, cells) for there in places.values()]
+        plots.setdefault(curve_setting(one.cell, "bandwidth"), []).append(one)
+    return [_table_of(methods, cells) for methods in plots.values()]
 
 
-def _table_of(there: Sequence[Utilisation], cells: Sequence[Cell]) -> Needs:
-    gigabit = any(one.points[-1][0] >= 10**9 for one in there)
+def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Needs:
+    gigabit = any(one.points[-1][0] >= 10**9 for one in methods)
     unit, scale = ("Gbit/s", 1e9) if gigabit else ("Mbit/s", 1e6)
-    first = there[0]
-    same = [cell for cell in cells if cell.workers == first.workers and cell.model == first.cell.model]
+    first = methods[0].cell
+    same = [cell for cell in cells if cell.workers == first.workers and cell.model == first.model]
     rows = []
-    for one in there:
+    for one in methods:
         highest = one.points[-1][0] / scale
         rows.append((label(one.cell, same), *(_text(each, scale, highest) for each in one.needed)))
     return Needs(
-        title=f"bandwidth for a utilisation, {first.workers} workers, {first.place}",
+        title=f"bandwidth for a utilisation, {first.workers} workers, {curve_label(first)}",
         headers=(f"needs, {unit}, for", *(f"{level:.0%}" for level in LEVELS)),
         rows=tuple(rows),
     )
@@ -66,7 +68,7 @@ def _text(needed: Needed, scale: float, highest: float) -> str:
 
 
 def render_needs(cells: Sequence[Cell], console: Console) -> bool:
-    """Print every place's table; whether there was one."""
+    """Print every setting's table; whether there was one."""
     found = needs(cells)
     for one in found:
         console.print()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from netsim_ddp.report.labels import clean, group_name, groups, label, milliseconds, rounded, times
+from netsim_ddp.report.labels import clean, groups, label, milliseconds, rounded, times
 from netsim_ddp.report.limits import bounded, credit_sentences, limit_sentences
 from netsim_ddp.results import stats
 from netsim_ddp.results.claims import Claim, claims, named_rival
+from netsim_ddp.results.labels import group_label
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.summary import ALONE, baseline, is_dense, is_dense16
@@ -34,7 +35,7 @@ def verdict(result: Result) -> list[str]:
     parts = groups(result.cells)
     found = claims(result.cells)
     for cells in parts:
-        prefix = f"{group_name(cells)}: " if len(parts) > 1 else ""
+        prefix = f"{group_label(cells)}: " if len(parts) > 1 else ""
         lines += [prefix + sentence for sentence in _group_verdict(cells, found)]
     lines += _rule(found)
     measured = [cell for cell in result.cells if cell.summary]

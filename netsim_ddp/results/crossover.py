@@ -6,27 +6,17 @@ arithmetic.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from netsim_ddp.results import stats
 from netsim_ddp.results.break_even import FEWEST_RATES, Pair, Steps, beyond, crossing, interval
+from netsim_ddp.results.identity import curve_setting, line
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell
-from netsim_ddp.results.summary import (
-    LINK_AXES,
-    METHOD_AXES,
-    WAY_AXES,
-    Rival,
-    held_against,
-    is_dense,
-    place_axes,
-    repeat_medians,
-)
-from netsim_ddp.units import format_rate
+from netsim_ddp.results.summary import Rival, held_against, is_dense, repeat_medians
 
 Kind = Literal["crosses", "always pays in range", "never pays in range"]
 
@@ -44,14 +34,8 @@ class BreakEven:
     :meth:`at_codec`.
     """
 
-    model: str | None
-    workers: int
-    place: str
-    """What else the cells share, in words: ``replayed, tc, delay 5 ms``."""
-    method: str
-    """With the parameters that tell it apart: ``topk,ratio=0.01``."""
-    params: Mapping[str, Any]
-    overlap: bool
+    cell: Cell
+    """One of the method's cells, which tells what all of them share."""
     bps: float | None
     low_bps: float | None
     high_bps: float | None
@@ -98,78 +82,23 @@ def break_evens(cells: Sequence[Cell], rival: Rival) -> list[BreakEven]:
     Methods measured at fewer than two bandwidths with a usable baseline have none.
     """
     found = []
-    for curves in curves_by_place(cells):
-        group = [cell for curve in curves for cell in curve]
-        for curve in curves:
-            if is_dense(curve[0]):
-                continue
-            if (one := _break_even(curve, group, rival)) is not None:
-                found.append(one)
-    return found
+    for lines in curves(cells):
+        group = [cell for each in lines for cell in each]
+        found += [_break_even(each, group, rival) for each in lines if not is_dense(each[0])]
+    return [one for one in found if one is not None]
 
 
-def curves_by_place(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
-    """Every method's cells over bandwidth, place by place: a place is what cells share but for method and bandwidth.
+def curves(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
+    """Every method's cells over bandwidth, as lines of the plots that they may stand on together.
 
-    Cells without a summary, or on a link that varies or has no rate, stand on no curve.
+    Cells without a summary, or on a link that varies or has no rate, are on none.
     """
-    places: dict[str, dict[str, list[Cell]]] = {}
+    plots: dict[object, dict[object, list[Cell]]] = {}
     for cell in cells:
         if cell.summary and cell.bandwidth_bps and not cell.link.varies:
-            places.setdefault(_place_key(cell), {}).setdefault(_method_key(cell), []).append(cell)
-    return [list(curves.values()) for curves in places.values()]
-
-
-def place_name(cell: Cell) -> str:
-    """What the cells of a place share, in words: ``replayed, tc, delay 5 ms``."""
-    return ", ".join(
-        part for part in (cell.execution, cell.link.mechanism, _shape(cell), *_axes(cell)) if part
-    )
-
-
-def method_name(cell: Cell) -> str:
-    """``topk,ratio=0.01,overlap=on``: the method with all its parameters, whatever the cell's id says beside it."""
-    params = {
-        key: value for key, value in cell.params.items() if key != "collective" or "collective=" in cell.id
-    }
-    if cell.overlap:
-        params["overlap"] = True
-    return ",".join([cell.method, *(f"{key}={_plain(value)}" for key, value in sorted(params.items()))])
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _method_key(cell: Cell) -> str:
-    return f"{method_name(cell)} {cell.threads} {cell.substituted}"
-
-
-def _place_key(cell: Cell) -> str:
-    """What cells must share to stand on one curve. The threads may differ: so they may between method and dense."""
-    axes = {key: value for key, value in cell.axes.items() if key not in METHOD_AXES | {"bandwidth"}}
-    return json.dumps(
-        [
-            cell.model, cell.dataset, cell.workers, cell.execution, cell.device, cell.backend,
-            cell.link.mechanism, cell.link.delay_s, _shape(cell), axes,
-        ],
-        sort_keys=True,
-        default=str,
-    )  # fmt: skip
-
-
-def _axes(cell: Cell) -> list[str]:
-    """The axes that neither the link, nor how it was measured, nor the curve itself tells."""
-    told = LINK_AXES | WAY_AXES | {"workers", "model"}
-    return [f"{key} {value}" for key, value in place_axes(cell) if key not in told]
-
-
-def _shape(cell: Cell) -> str:
-    """The link in words, but for the rate that all ranks have."""
-    rate = format_rate(cell.bandwidth_bps or 0)
-    return (cell.link.shape or rate).removeprefix(rate).lstrip("; ")
+            lines = plots.setdefault(curve_setting(cell, "bandwidth"), {})
+            lines.setdefault(line(cell), []).append(cell)
+    return [list(lines.values()) for lines in plots.values()]
 
 
 def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> BreakEven | None:
@@ -195,14 +124,8 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> 
     if not 0 < bps < math.inf:
         kind = "always pays in range" if bps else "never pays in range"
     base, ours = steps.medians
-    first = series[0]
     return BreakEven(
-        model=first.model,
-        workers=first.workers,
-        place=place_name(first),
-        method=method_name(first),
-        params=dict(first.params),
-        overlap=first.overlap,
+        cell=series[0],
         bps=bps if kind == "crosses" else None,
         low_bps=ends[0] if ends else None,
         high_bps=ends[1] if ends else None,

@@ -1,18 +1,62 @@
-"""By which rules a figure came about, where netsim has had several: figures of two rules are never compared.
+"""What may be compared with what: the one place that decides it.
 
-A cell's own fields say what it is; what stands here depends on the file too. A file that predates a rule does not name
+====================================================  ==================================================================
+question                                              what must agree
+====================================================  ==================================================================
+Which dense cell is a step time compared with, and    :func:`setting`: model, data, workers, link, execution, device,
+which cells stand in one table?                       backend, and every axis of a sweep but those of the methods
+Which dense cell is a training compared with?         the same, without the axes of the learning rate
+Which cells stand on one plot over bandwidth or       :func:`curve_setting`: the same but for that one, whatever the
+workers, and have their break-even there?             file's axes say of what the cell's own fields tell
+Which cells of a plot make one line of it?            :func:`line`: method, options, overlap, threads, codec times
+Which cells of two files are compared or gated?       :func:`subject`, the method included; and the files' :data:`WORK`
+Must bytes and parameters of the two be equal?        :func:`computation`: seed, lengths, batch, processor, libraries
+Is a sweep's saved cell the one that is planned now?  :func:`planned`: all settings but the methods' and how often and
+                                                      how long; :data:`MACHINE`; and no rule that was given up
+Were the figures made by the same rule?               :func:`rules`; with another rule they are never compared
+====================================================  ==================================================================
+
+Rules are those by which a figure came about, where netsim has had several. A file that predates a rule does not name
 it, its schema version tells.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.units import format_rate
 
-Rules = Mapping[str, str]
-"""What a rule is about, and which one held; without those that a cell's figures do not depend on."""
+METHOD_FIELDS = frozenset({"methods", "ratio", "overlap"})
+"""Settings of a scenario that say which methods are run."""
+METHOD_AXES = METHOD_FIELDS | {"method"}
+"""Axes of a sweep that tell methods apart, not the setting in which they are compared."""
+LEARNING_RATE_AXES = frozenset({"learning_rate", "tune_lr"})
+"""Axes that do not set a training apart from its dense baseline: each method is trained at the rate that suits it."""
+LINK_AXES = frozenset({"bandwidth", "delay", "jitter", "loss", "queue", "slow_rank", "peak", "credit"})
+"""Axes that the description of a cell's link tells."""
+RUN_AXES = frozenset({"execution", "link", "device", "backend"})
+"""Axes that fields of a cell tell, of how it was run."""
+TOLD_AXES = METHOD_AXES | LINK_AXES | RUN_AXES | {"model", "dataset", "workers"}
+"""All axes that a cell's own fields tell."""
+COMPUTE_AXES = frozenset({"compute", "compute_s"})
+NOT_PLANNED = METHOD_FIELDS | {"baseline", "repeats", "time_budget_s", "timeout_s"}
+"""Settings that may change without making another cell of it: the method is named beside them."""
+MACHINE = ("cpu", "cores", "torch")
+"""Of an environment, what must be the same for a sweep to go on: figures of two machines do not go into one table."""
+WORK = ("batch_size", "compute_s")
+"""Of a scenario, what two files must share: a cell does not say it."""
+LIBRARIES = ("cpu", "torch", "numpy", "numba")
+"""Of an environment, what the bits of a computation depend on."""
+COMPUTATION = (
+    "seed", "steps", "warmup", "batch_size", "learning_rate", "momentum", "compute_s", "ratio", "epochs", "optimizer",
+)  # fmt: skip
+"""Of a scenario, what they depend on beside a cell's own fields."""
+
 READY, TCP = "buckets become full", "TCP on the bucket"
 RULES = (READY, TCP)
 SINCE = 4
@@ -21,10 +65,130 @@ BY_BYTES = "in proportion to bytes, which no backward pass does"
 AS_MEASURED = "as in a real backward pass"
 IDEAL = "ideal"
 
+Setting = tuple[object, ...]
+CurveAxis = Literal["bandwidth", "workers"]
+Rules = Mapping[str, str]
+"""What a rule is about, and which one held; without those that a cell's figures do not depend on."""
+
+
+def axes(cell: Cell, *, without: frozenset[str] = METHOD_AXES) -> dict[str, str]:
+    """Where in a sweep's matrix ``cell`` stands, as its file writes it and in its order, but for some axes."""
+    return {key: str(value) for key, value in cell.axes.items() if key not in without}
+
+
+def link_description(cell: Cell) -> str:
+    """The link in words: ``1 Gbit/s; delay 5 ms``."""
+    return cell.link.shape or (format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped")
+
+
+def link_without_rate(cell: Cell) -> str:
+    """The link in words, without the rate that all ranks have: ``delay 5 ms``, or nothing."""
+    rate = format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else ""
+    return (cell.link.shape or rate).removeprefix(rate).lstrip("; ")
+
+
+def method_id(cell: Cell) -> str:
+    """The method with all its options, as ``--method`` takes it: ``topk,overlap=on,ratio=0.01``. A collective that was
+    chosen and not asked for is not among them."""
+    overlap = {"overlap": True} if cell.overlap else {}
+    return MethodSpec(name=cell.method, params={**asked_params(cell), **overlap}).id
+
+
+def asked_params(cell: Cell) -> dict[str, Any]:
+    """The method's options without overlap, and without a collective that nobody asked for."""
+    unasked = {"overlap"} if "collective=" in cell.id else {"overlap", "collective"}
+    return {key: value for key, value in cell.params.items() if key not in unasked}
+
+
+def setting(cell: Cell, *, without: frozenset[str] = frozenset()) -> Setting:
+    """What two cells must share to be compared with each other; ``without`` are axes that may differ."""
+    link = cell.link
+    return (
+        cell.model, cell.dataset, cell.workers, cell.bandwidth_bps, link.shape, link.delay_s, link.mechanism,
+        cell.execution, cell.device, cell.backend, tuple(axes(cell, without=METHOD_AXES | without).items()),
+    )  # fmt: skip
+
+
+def curve_setting(cell: Cell, over: CurveAxis) -> Setting:
+    """What cells, perhaps of several files, must share to stand on one plot over ``over``. Threads may differ, as they
+    may between a method and dense."""
+    link = cell.link
+    fixed = (cell.bandwidth_bps, link.shape) if over == "workers" else (cell.workers, link_without_rate(cell))
+    return (
+        cell.model, cell.dataset, *fixed, link.delay_s, link.mechanism, link.varies, cell.execution, cell.device,
+        cell.backend, *sorted(axes(cell, without=TOLD_AXES).items()),
+    )  # fmt: skip
+
+
+def line(cell: Cell) -> Setting:
+    """What cells of one plot over bandwidth must share to be points of one line."""
+    return (method_id(cell), cell.threads, cell.substituted)
+
+
+def subject(cell: Cell, result: Result) -> dict[str, str]:
+    """Everything that two measurements must share to be compared by ``compare`` or ``regress``, in words. The method is
+    the first of it."""
+    scenario = result.scenario
+    others = axes(cell, without=TOLD_AXES | {"threads"})
+    return {
+        "method": method_id(cell),
+        "kind": result.kind,
+        "model": str(cell.model or scenario.get("model", "")),
+        "dataset": str(cell.dataset or scenario.get("dataset") or ""),
+        "workers": f"{cell.workers} workers",
+        "link": link_description(cell),
+        "mechanism": cell.link.mechanism,
+        "execution": cell.execution,
+        "threads": f"{cell.threads} thread{'s' * (cell.threads != 1)}",
+        "device": cell.device,
+        "backend": cell.backend,
+        "substituted": cell.substituted or "",
+        **rules(cell, result),
+        **{f"axis {key}": f"{key}={value}" for key, value in others.items()},
+    }
+
+
+def computation(result: Result) -> str | None:
+    """What the bits of a result's computations depend on beside the code and the cell: where two results agree, so must
+    everything that was computed. None where a file does not say it, which cannot be taken for equal; that a package is
+    not used (null) it does say."""
+    known = {key: result.scenario.get(key) for key in COMPUTATION}
+    if known["seed"] is None or not all(key in result.environment for key in LIBRARIES):
+        return None
+    return repr((known, [result.environment[key] for key in LIBRARIES]))
+
+
+def same_run(settings: Mapping[str, Any]) -> str:
+    """What two combinations of a matrix must share to be one run, of several methods on one link.
+
+    Args:
+        settings: resolved, as JSON has them.
+    """
+    return _text(settings, METHOD_FIELDS)
+
+
+def planned(settings: Mapping[str, Any], method: str) -> str:
+    """A digest of everything that must be equal for two measurements of a sweep to be of the same thing.
+
+    Args:
+        settings: of the run, resolved, as JSON has them.
+        method: the method's id.
+    """
+    return hashlib.sha256(f"{_text(settings, NOT_PLANNED)}{method}".encode()).hexdigest()[:16]
+
+
+def _text(settings: Mapping[str, Any], without: frozenset[str]) -> str:
+    return json.dumps({key: value for key, value in settings.items() if key not in without}, sort_keys=True)
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a sweep that ran in the environment ``one`` can go on in ``other``."""
+    return all(one.get(key) == other.get(key) for key in MACHINE)
+
 
 def rules(cell: Cell, result: Result) -> dict[str, str]:
     """The rules that ``cell`` of ``result`` was measured by."""
-    found = place_rules(cell, result)
+    found = curve_rules(cell, result)
     if not cell.overlap:
         found.pop(READY, None)
     elif READY in found and (
@@ -34,8 +198,8 @@ def rules(cell: Cell, result: Result) -> dict[str, str]:
     return found
 
 
-def place_rules(cell: Cell, result: Result) -> dict[str, str]:
-    """Those of all cells that may stand on one curve with ``cell``, whether they overlap or not."""
+def curve_rules(cell: Cell, result: Result) -> dict[str, str]:
+    """Those of all cells that may stand on one plot with ``cell``, whether they overlap or not."""
     found = {}
     if compute_s(cell, result) > 0:
         found[READY] = BY_BYTES if result.schema_version < SINCE else AS_MEASURED
@@ -68,14 +232,14 @@ def compute_s(cell: Cell, result: Result) -> float:
 
 
 def settings_of(cell: Cell, result: Result) -> Mapping[str, Any]:
-    """The resolved settings that the cell was run with: a sweep's stand with each of its places."""
+    """The resolved settings that the cell was run with: a sweep's stand with each combination of its matrix."""
     scenario = result.scenario
     sweep = scenario.get("sweep")
     runs = sweep.get("runs") if isinstance(sweep, dict) else None
     for run in runs if isinstance(runs, list) else ():
-        axes, settings = (run.get("axes"), run.get("settings")) if isinstance(run, dict) else (None, None)
-        if not isinstance(axes, dict) or not isinstance(settings, dict):
+        found, settings = (run.get("axes"), run.get("settings")) if isinstance(run, dict) else (None, None)
+        if not isinstance(found, dict) or not isinstance(settings, dict):
             continue
-        if all(key in cell.axes and cell.axes[key] == value for key, value in axes.items()):
+        if all(key in cell.axes and cell.axes[key] == value for key, value in found.items()):
             return settings
     return scenario

@@ -8,11 +8,9 @@ from pathlib import Path
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.benchmarks import is_benchmarks, machine, of_benchmarks
 from netsim_ddp.results.compare import Side
+from netsim_ddp.results.identity import LIBRARIES, WORK
 from netsim_ddp.results.record import Result, decode, parse_json, read_bytes
-from netsim_ddp.results.subjects import MACHINE, Subject, joined, of_result
-
-WORK = ("batch_size", "compute_s")
-"""Of a scenario, what two files must share: a cell does not say it."""
+from netsim_ddp.results.subjects import Subject, joined, of_result
 
 
 def sides_of(paths: Sequence[Path]) -> Side:
@@ -66,7 +64,7 @@ def side_of(path: Path) -> Side:
 
 def side(result: Result, name: str) -> Side:
     """``result`` as one side; ``name`` is what it is called."""
-    known = {key: result.environment.get(key) for key in ("platform", *MACHINE, "cores", "python")}
+    known = {key: result.environment.get(key) for key in ("platform", *LIBRARIES, "cores", "python")}
     return Side(
         name,
         of_result(result),

@@ -12,22 +12,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from netsim_ddp.results.crossover import method_name
-from netsim_ddp.results.identity import rules
+from netsim_ddp.results.identity import computation, subject
 from netsim_ddp.results.record import Cell, RankRecord, Result
-from netsim_ddp.results.summary import LINK_AXES, METHOD_AXES, PHASES, WAY_AXES, repeat_medians, slowest_steps
-from netsim_ddp.units import format_rate
+from netsim_ddp.results.summary import PHASES, repeat_medians, slowest_steps
 
-TOLD_AXES = METHOD_AXES | LINK_AXES | WAY_AXES | {"model", "dataset", "workers", "threads"}
-"""Axes of a sweep that a cell's own fields tell already."""
 # Their payload follows from shapes alone; that of the others from what a step selects.
 FIXED_PAYLOAD = ("dense", "fp16", "bf16", "powersgd", "topk-dense")
-MACHINE = ("cpu", "torch", "numpy", "numba")
-"""Of an environment, what the bits of a computation depend on."""
-COMPUTATION = (
-    "seed", "steps", "warmup", "batch_size", "learning_rate", "momentum", "compute_s", "ratio", "epochs", "optimizer",
-)  # fmt: skip
-"""Of a scenario, what they depend on beside a cell's identity."""
 SELECTED_TOLERANCE = 0.02
 """Of bytes that follow from what was selected, between computations of other bits: owners' shares of the entries, and
 the packed length of their positions."""
@@ -76,16 +66,16 @@ class Subject:
 
 def names(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], str]:
     """A short name per key: the first part of its identity, and those that are not the same in all."""
-    known = {subject.key: subject for subject in subjects}
-    parts = dict.fromkeys(part for subject in known.values() for part in subject.identity)
-    values = {part: {subject.identity.get(part, "") for subject in known.values()} for part in parts}
+    known = {each.key: each for each in subjects}
+    parts = dict.fromkeys(part for each in known.values() for part in each.identity)
+    values = {part: {each.identity.get(part, "") for each in known.values()} for part in parts}
     return {
         key: " | ".join(
             text
-            for i, (part, text) in enumerate(subject.identity.items())
+            for i, (part, text) in enumerate(each.identity.items())
             if text and (i == 0 or len(values[part]) > 1)
         )
-        for key, subject in known.items()
+        for key, each in known.items()
     }
 
 
@@ -117,40 +107,14 @@ def of_result(result: Result) -> list[Subject]:
 
 
 def _subject(cell: Cell, result: Result) -> Subject:
-    scenario, training = result.scenario, result.kind == "training"
-    known = {key: scenario.get(key) for key in COMPUTATION}
-    machine = [result.environment.get(key) for key in MACHINE]
-    # What a file does not say cannot be taken for equal; that a package is not used (null) it does say.
-    certain = known["seed"] is not None and all(key in result.environment for key in MACHINE)
+    training = result.kind == "training"
     return Subject(
-        identity=_identity(cell, result),
+        identity=subject(cell, result),
         times=_training_times(cell) if training else _step_times(cell),
         figures=_figures(cell),
         scores=_scores(cell) if training else {},
-        bits=repr((known, machine)) if certain else None,
+        bits=computation(result),
     )
-
-
-def _identity(cell: Cell, result: Result) -> dict[str, str]:
-    scenario = result.scenario
-    rate = format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped"
-    axes = {f"axis {key}": f"{key}={value}" for key, value in cell.axes.items() if key not in TOLD_AXES}
-    return {
-        "method": method_name(cell),
-        "kind": result.kind,
-        "model": str(cell.model or scenario.get("model", "")),
-        "dataset": str(cell.dataset or scenario.get("dataset") or ""),
-        "workers": f"{cell.workers} workers",
-        "link": cell.link.shape or rate,
-        "mechanism": cell.link.mechanism,
-        "execution": cell.execution,
-        "threads": f"{cell.threads} thread{'s' * (cell.threads != 1)}",
-        "device": cell.device,
-        "backend": cell.backend,
-        "substituted": cell.substituted or "",
-        **rules(cell, result),
-        **axes,
-    }
 
 
 def _step_times(cell: Cell) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeVar
 
 from netsim_ddp.results import stats
+from netsim_ddp.results.identity import setting
 from netsim_ddp.results.limits import bound, is_limited
 from netsim_ddp.results.record import Bound, Cell, RankRecord, RepeatRecord, StepRecord, Summary
 
@@ -29,14 +30,6 @@ PHASES = (
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 
-METHOD_AXES = frozenset({"method", "methods", "ratio", "overlap"})
-"""Axes of a sweep that tell methods apart, not the place where they are compared."""
-LINK_AXES = frozenset({"bandwidth", "delay", "jitter", "loss", "queue", "slow_rank", "peak", "credit"})
-"""Those that a link's shape tells, in words."""
-WAY_AXES = frozenset({"execution", "link", "device", "backend"})
-"""Those that fields of a cell tell, of how it was measured."""
-COMPUTE_AXES = frozenset({"compute", "compute_s"})
-Setting = tuple[object, ...]
 Rival = Literal["dense16", "overlapped", "plain"]
 RIVALS: Mapping[Rival, str] = {"dense16": "16-bit dense", "overlapped": "overlapped dense", "plain": "dense"}
 """What every method is held against, and its name: first what a reader would otherwise run."""
@@ -52,29 +45,6 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
         cell.model_copy(update={"summary": _compare(cell, cell.summary, measured)}) if cell.summary else cell
         for cell in measured
     ]
-
-
-def setting(cell: Cell) -> Setting:
-    """What two cells must share to be compared: the model and its data, workers, the link and how it was made,
-    execution, device, backend, and where in a sweep they stand, but for the axes of the methods themselves."""
-    return (
-        cell.model,
-        cell.dataset,
-        cell.workers,
-        cell.bandwidth_bps,
-        cell.link.shape,
-        cell.link.delay_s,
-        cell.link.mechanism,
-        cell.execution,
-        cell.device,
-        cell.backend,
-        place_axes(cell),
-    )
-
-
-def place_axes(cell: Cell) -> tuple[tuple[str, str], ...]:
-    """The axes that say where in a sweep the cell stands, as written, in their order."""
-    return tuple((key, str(value)) for key, value in cell.axes.items() if key not in METHOD_AXES)
 
 
 def is_dense(cell: Cell) -> bool:

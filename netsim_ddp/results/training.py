@@ -6,7 +6,6 @@ difference of two methods on one seed is free of what the seed does to both.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,15 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from netsim_ddp.results import stats
+from netsim_ddp.results.identity import LEARNING_RATE_AXES, setting
 from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
 from netsim_ddp.results.student import student_t
-from netsim_ddp.results.summary import is_dense, setting
+from netsim_ddp.results.summary import is_dense
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
 
 WITHIN_POINTS = 1.0
 """A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
 no further below what dense ends with counts as dense's when times are compared."""
-METHOD_AXES = ("method", "methods", "ratio", "learning_rate", "tune_lr")
-"""Axes of a sweep that do not set a cell's dense baseline apart."""
-
-Setting = tuple[Any, ...]
-
-
 Said = Literal["worse", "better", "not resolvable"]
 
 
@@ -96,21 +90,18 @@ def finished(cell: Cell) -> dict[int, RepeatRecord]:
     }
 
 
-def training_setting(cell: Cell) -> Setting:
-    """What two training cells must share to be compared: the link and the ranks, model, data, place in a sweep."""
-    axes = {key: value for key, value in cell.axes.items() if key not in METHOD_AXES}
-    return (*setting(cell), cell.model, cell.dataset, json.dumps(axes, sort_keys=True, default=str))
-
-
 def baseline(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-    """The dense cell that ``cell`` is compared with; None with one worker, which exchanges nothing."""
+    """The dense cell that ``cell`` is compared with, trained at the same learning rate where there is a choice; None
+    with one worker, which exchanges nothing."""
     if cell.workers == 1:
         return None
-    here = training_setting(cell)
-    return next(
-        (other for other in cells if is_dense(other) and finished(other) and training_setting(other) == here),
-        None,
-    )
+    here = setting(cell, without=LEARNING_RATE_AXES)
+    found = [
+        other
+        for other in cells
+        if is_dense(other) and finished(other) and setting(other, without=LEARNING_RATE_AXES) == here
+    ]
+    return min(found, key=lambda other: setting(other) != setting(cell), default=None)
 
 
 def mean_interval(samples: Sequence[float]) -> MeanInterval:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from netsim_ddp.results.break_even import F64, FEWEST_RATES, WORST_FIT, fit, non_increasing
-from netsim_ddp.results.crossover import curves_by_place, method_name, place_name
+from netsim_ddp.results.crossover import curves
 from netsim_ddp.results.record import Cell
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -40,9 +40,6 @@ class Utilisation:
     ``LEVELS`` each."""
 
     cell: Cell
-    method: str
-    workers: int
-    place: str
     points: tuple[tuple[int, float], ...]
     needed: tuple[Needed, ...]
     left_out: tuple[int, ...]
@@ -50,14 +47,14 @@ class Utilisation:
 
 
 def utilisations(cells: Sequence[Cell], levels: Sequence[float] = LEVELS) -> list[Utilisation]:
-    """Every method that was measured at two bandwidths or more, place by place, in the order in which they were run.
+    """Every method that was measured at two bandwidths or more, in the order in which they were run.
 
     Args:
         cells: with their summaries (``netsim_ddp.results.summary.summarise``).
     """
     found = []
-    for curves in curves_by_place(cells):
-        for curve in curves:
+    for lines in curves(cells):
+        for curve in lines:
             used = {
                 cell.bandwidth_bps: cell.summary.efficiency
                 for cell in curve
@@ -69,14 +66,10 @@ def utilisations(cells: Sequence[Cell], levels: Sequence[float] = LEVELS) -> lis
             if len(used) < 2:
                 continue
             rates = sorted(used)
-            first = curve[0]
             limited = {cell.bandwidth_bps for cell in curve if cell.link.host_limited and cell.bandwidth_bps}
             found.append(
                 Utilisation(
-                    cell=first,
-                    method=method_name(first),
-                    workers=first.workers,
-                    place=place_name(first),
+                    cell=curve[0],
                     points=tuple((rate, used[rate]) for rate in rates),
                     needed=tuple(_needed(rates, [used[rate] for rate in rates], level) for level in levels),
                     left_out=tuple(sorted(limited)),

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.results.identity import outdated, rules
+from netsim_ddp.results.identity import outdated, rules, same_machine
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.sweep.plan import Run, trains
-
-MACHINE = ("cpu", "cores", "torch")
-"""What must not have changed: figures of two machines do not go into one table."""
 
 
 def read_earlier(path: Path, *, unless: bool = False) -> Result | None:
@@ -41,8 +38,7 @@ def read_earlier(path: Path, *, unless: bool = False) -> Result | None:
 def still_valid(earlier: Result, runs: Sequence[Run]) -> dict[str, Cell]:
     """The cells of ``earlier`` that measured what ``runs`` would, by the rules that hold now, by id; those that failed
     are not among them."""
-    now = environment()
-    if any(earlier.environment.get(key) != now[key] for key in MACHINE):
+    if not same_machine(earlier.environment, environment()):
         return {}
     identities = earlier.scenario["sweep"].get("cells", {})
     measured = {cell.id: cell for cell in earlier.cells}

@@ -6,21 +6,16 @@ them ask for (dense above all) is measured once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.results.summary import METHOD_AXES
+from netsim_ddp.results.identity import METHOD_AXES, planned, same_run
 from netsim_ddp.scenario import Settings
 from netsim_ddp.scenario.matrix import Point
 
-METHOD_FIELDS = frozenset({"methods", "ratio", "overlap"})
-NOT_IDENTITY = METHOD_FIELDS | {"baseline", "repeats", "time_budget_s", "timeout_s"}
-"""What may change without making another cell of it: the methods are the cell's own."""
 MAX_NAMESPACES = 128
 """Of the links that stand at the same time."""
 
@@ -87,7 +82,7 @@ def plan(points: Iterable[Point[Any]]) -> list[Run]:
     for point in points:
         settings = point.settings.resolved()
         _refuse_shared_folders(settings)
-        groups.setdefault(_dump(settings, METHOD_FIELDS), []).append((point.axes, settings))
+        groups.setdefault(same_run(settings.model_dump(mode="json")), []).append((point.axes, settings))
     runs = [_run(members) for members in groups.values()]
     ids = [cell.id for run in runs for cell in run.cells]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
@@ -117,21 +112,17 @@ def _run(members: Sequence[tuple[Mapping[str, Any], Settings]]) -> Run:
             found.setdefault(method.id, []).append(axes)
     settings = members[0][1].model_copy(update={"methods": tuple(methods.values())})
     label = ",".join(f"{key}={_short(value)}" for key, value in place.items())
-    same = _dump(settings, NOT_IDENTITY)
+    dumped = settings.model_dump(mode="json")
     cells = tuple(
         PlannedCell(
             id=f"{label}/{name}" if label else name,
             method=method,
             axes=_common(found[name]),
-            identity=hashlib.sha256(f"{same}{name}".encode()).hexdigest()[:16],
+            identity=planned(dumped, name),
         )
         for name, method in methods.items()
     )
     return Run(label, place, settings, cells)
-
-
-def _dump(settings: Settings, without: frozenset[str]) -> str:
-    return json.dumps(settings.model_dump(mode="json", exclude=set(without)), sort_keys=True)
 
 
 def _without(axes: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netsim_ddp.report.collection import Collection, Entry, model_name, place_key
+from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.labels import milliseconds
-from netsim_ddp.results.identity import place_rules
+from netsim_ddp.results.identity import CurveAxis, curve_rules, curve_setting
+from netsim_ddp.results.labels import model_label, workers_label
 from netsim_ddp.results.record import Interval
 from netsim_ddp.results.summary import PHASES
-from netsim_ddp.units import format_rate
 
 PHASE_NAMES = tuple(name.removesuffix("_s") for name in PHASES)
 
@@ -157,11 +157,12 @@ def by_label(entries: Iterable[Entry]) -> list[list[Entry]]:
     return list(found.values())
 
 
-def panels_of(collection: Collection, *, without: str) -> list[list[Entry]]:
+def panels_of(collection: Collection, *, without: CurveAxis) -> list[list[Entry]]:
     """Entries that share everything but ``without``. Files join one panel only where none repeats what another has."""
     panels: dict[object, list[Entry]] = {}
     for entry in collection.entries:
-        panels.setdefault(_panel_key(entry, without), []).append(entry)
+        rules = curve_rules(entry.cell, entry.source.result).items()
+        panels.setdefault((curve_setting(entry.cell, without), *rules), []).append(entry)
     found = []
     for panel in panels.values():
         by_file: dict[int, list[Entry]] = {}
@@ -173,25 +174,14 @@ def panels_of(collection: Collection, *, without: str) -> list[list[Entry]]:
     return found
 
 
-def _panel_key(entry: Entry, without: str) -> object:
-    shape = entry.cell.link.shape or ""
-    if without == "bandwidth" and entry.cell.bandwidth_bps:
-        shape = shape.removeprefix(format_rate(entry.cell.bandwidth_bps))
-    held = tuple(place_rules(entry.cell, entry.source.result).items())
-    return (place_key(entry.cell, without=without), shape, held)
-
-
-def _position(entry: Entry, without: str) -> object:
+def _position(entry: Entry, without: CurveAxis) -> object:
     return entry.cell.bandwidth_bps if without == "bandwidth" else entry.cell.workers
 
 
 def place(entry: Entry, *, workers: bool) -> str:
     cell = entry.cell
-    parts = [model_name(cell)]
-    if workers:
-        parts.append(f"{cell.workers} worker{'' if cell.workers == 1 else 's'}")
-    parts += [cell.execution, cell.link.mechanism]
-    return ", ".join(parts)
+    counts = [workers_label(cell.workers)] if workers else []
+    return ", ".join([model_label(cell), *counts, cell.execution, cell.link.mechanism])
 
 
 def charged(entries: Iterable[Entry]) -> bool:

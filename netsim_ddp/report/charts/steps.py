@@ -22,7 +22,8 @@ from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.crossover import pays_below
 from netsim_ddp.report.labels import two_digits
 from netsim_ddp.results.break_even import FURTHEST, continued, curve
-from netsim_ddp.results.crossover import BreakEven, break_evens, method_name
+from netsim_ddp.results.crossover import BreakEven, break_evens
+from netsim_ddp.results.identity import line
 from netsim_ddp.results.intervals import ratio_interval
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import (
@@ -77,7 +78,7 @@ def speedups(collection: Collection) -> list[Chart]:
 def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | None:
     cells = [entry.cell for entry in panel]
     found = break_evens(cells, rival)
-    by_method = {one.method: one for one in found}
+    by_line = {line(one.cell): one for one in found}
     drawn = []
     for entries in by_label(panel):
         first = entries[0]
@@ -87,22 +88,22 @@ def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | 
             point for entry in entries if (point := _speedup_point(entry, cells, medians, rival)) is not None
         ]
         if points:
-            drawn.append(_curved(series(first, points), by_method.get(method_name(first.cell))))
+            drawn.append(_curved(series(first, points), by_line.get(line(first.cell))))
     rates = {point.x for one in drawn for point in one.points}
     if len(rates) < 2:
         return None
-    colours = {method_name(entry.cell): entry for entry in panel}
+    entries_of = {line(entry.cell): entry for entry in panel}
     marks = tuple(
         Mark(
-            colours[one.method].colour,
+            entries_of[line(one.cell)].colour,
             one.bps / 1e6,
             one.low_bps / 1e6 if one.low_bps else None,
             one.high_bps / 1e6 if one.high_bps else None,
         )
         for one in found
-        if one.bps is not None and one.method in colours
+        if one.bps is not None
     )
-    named = [(one, colours[one.method].label) for one in found if one.method in colours]
+    named = [(one, entries_of[line(one.cell)].label) for one in found]
     return Chart(
         key="speedup" if rival == "plain" else f"speedup-over-{rival}",
         kind=f"speedup over {RIVALS[rival]} against bandwidth",

@@ -17,7 +17,8 @@ from netsim_ddp.report.charts.shapes import (
     place,
     series,
 )
-from netsim_ddp.report.collection import Collection, Entry, link_name
+from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.results.labels import link_label
 from netsim_ddp.results.record import Cell
 
 # Two links whose methods send the same within this share one plot of bytes.
@@ -46,7 +47,7 @@ def bytes_over_workers(collection: Collection) -> list[Chart]:
         counts = sorted({point.x for one in series for point in one.points})
         if len(counts) < 2:
             continue
-        link = link_name(panel[0].cell)
+        link = link_label(panel[0].cell)
         twin = next((known for known, chart in charts if _same_bytes(chart.series, series)), None)
         if twin is not None:
             twin.append(link)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from netsim_ddp.report.assumptions import assumptions
-from netsim_ddp.report.collection import Collection, Entry, link_name, model_name, other_axes
-from netsim_ddp.report.labels import clean, plain
+from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.results.labels import axis_labels, clean, full_label, link_label, model_label
 from netsim_ddp.results.record import Cell, Summary
 from netsim_ddp.results.stats import half_width
 
@@ -59,21 +59,14 @@ def bencher(collection: Collection) -> str:
 def benchmark_name(cell: Cell) -> str:
     """``simple_cnn, 4 workers, 1 Gbit/s, tc, replayed: topk,ratio=0.01``."""
     parts = [
-        model_name(cell),
+        model_label(cell),
         f"{cell.workers} workers",
-        link_name(cell),
+        link_label(cell),
         cell.link.mechanism,
         cell.execution,
     ]
-    parts += [way for way in (cell.device, cell.backend) if way not in ("cpu", "gloo")]
-    parts += [f"{key}={plain(value)}" for key, value in other_axes(cell).items()]
-    params = [
-        f"{key}={plain(value)}"
-        for key, value in sorted(cell.params.items())
-        if key != "overlap" and (key != "collective" or "collective=" in cell.id)
-    ]
-    method = ",".join([cell.method, *params, *(["overlap"] if cell.overlap else [])])
-    return clean(f"{', '.join(parts)}: {method}")
+    parts += [clean(way) for way in (cell.device, cell.backend) if way not in ("cpu", "gloo")]
+    return f"{', '.join([*parts, *axis_labels(cell)])}: {full_label(cell)}"
 
 
 def _measured(collection: Collection) -> Iterator[tuple[str, Entry, Summary]]:

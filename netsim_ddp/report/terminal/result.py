@@ -19,7 +19,6 @@ from netsim_ddp.report.labels import (
     clean,
     count_of,
     encodable,
-    group_name,
     groups,
     plain,
     step_header,
@@ -28,6 +27,7 @@ from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.tables import Row, columns_without, rows_of
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.claims import claims, fastest
+from netsim_ddp.results.labels import group_label
 from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
@@ -60,7 +60,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
     for cells in parts:
         if len(parts) > 1:
             line("")
-            line(group_name(cells), "bold")
+            line(group_label(cells), "bold")
         line(_link_line([cell.link for cell in cells], why_bucket(cells[0], result), late_words(cells)))
         line(_execution_line(result, cells))
         if any(cell.summary for cell in cells):

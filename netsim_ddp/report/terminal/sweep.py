@@ -32,8 +32,9 @@ from netsim_ddp.report.labels import (
 from netsim_ddp.report.limits import bounded, named
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.results.claims import claims, fastest
+from netsim_ddp.results.identity import axes
 from netsim_ddp.results.record import Cell, Interval, Result
-from netsim_ddp.results.summary import Rival, held_against, place_axes, speedup, speedup_bound
+from netsim_ddp.results.summary import Rival, held_against, speedup, speedup_bound
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 
 DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
@@ -177,10 +178,10 @@ class _Column:
     justify: Literal["left", "right"] = "right"
 
 
-def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
+def _columns(keys: Sequence[str], step_name: str) -> list[_Column]:
     def axis(key: str) -> _Column:
         def text(row: _Row) -> str:
-            return clean(dict(place_axes(row.cell)).get(key, "")) if row.first else ""
+            return clean(axes(row.cell).get(key, "")) if row.first else ""
 
         return _Column("axis", clean(key), text, "left")
 
@@ -194,7 +195,7 @@ def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
         return DASH if value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
     return [
-        *(axis(key) for key in axes),
+        *(axis(key) for key in keys),
         _Column("method", "method", lambda row: row.method, "left"),
         _Column("compute", "compute", lambda row: row.milliseconds("compute_s")),
         _Column("codec", "codec", lambda row: row.milliseconds("compress_s", "decompress_s")),
@@ -211,10 +212,10 @@ def _columns(axes: Sequence[str], step_name: str) -> list[_Column]:
 
 def _table(cells: Sequence[Cell], rows: Sequence[_Row], console: Console) -> Table:
     """The widest table that fits the console."""
-    axes = _varying_axes(cells)
-    columns = _columns(axes, step_header(cells))
+    keys = _varying_axes(cells)
+    columns = _columns(keys, step_header(cells))
     texts = {column: [encodable(column.text(row), console) for row in rows] for column in columns}
-    method = columns[len(axes)]
+    method = columns[len(keys)]
     texts[method] = [_named(text, row, console) for text, row in zip(texts[method], rows, strict=True)]
     widths = {
         column: max(map(cell_len, [*column.header.splitlines(), *texts[column]])) + 1 for column in columns
@@ -236,8 +237,8 @@ def _named(text: str, row: _Row, console: Console) -> str:
 def _varying_axes(cells: Sequence[Cell]) -> list[str]:
     """The axes that tell the groups apart, in the order of the file."""
     values: dict[str, set[str]] = {}
-    for key in dict.fromkeys(key for cell in cells for key, _ in place_axes(cell)):
-        values[key] = {dict(place_axes(cell)).get(key, "") for cell in cells}
+    for key in dict.fromkeys(key for cell in cells for key in axes(cell)):
+        values[key] = {axes(cell).get(key, "") for cell in cells}
     return [key for key, found in values.items() if len(found) > 1]
 
 
