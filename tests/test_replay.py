@@ -15,7 +15,7 @@ import torch
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
-from netsim_ddp.ranks.recorded_gradients import anonymous_file
+from netsim_ddp.ranks.fork_server import anonymous_file
 from netsim_ddp.scenario import available_cores, ranks_at_once
 from netsim_ddp.steps import spending
 from netsim_ddp.steps.compute_times import LEAST_PASSES, ComputeTimes, measure, once

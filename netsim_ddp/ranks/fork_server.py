@@ -1,4 +1,4 @@
-"""Imports torch once, then forks ranks: ``python -m netsim_ddp.ranks.fork_server FD WORKLOAD``.
+"""Imports torch once, then forks ranks: ``python -m netsim_ddp.ranks.fork_server FD SETTINGS``.
 
 Eight processes that each import torch take 20 s on two cores; eight forks take none. Forking is safe because this
 process has one thread and touches neither CUDA nor a parallel region. It listens on the socket FD, and ends itself
@@ -7,30 +7,35 @@ with all its ranks when the other side is gone.
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import select
 import signal
 import socket
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.messages import Lines, send
-from netsim_ddp.ranks import leftovers
 from netsim_ddp.ranks.jobs import Job, from_json, settings_from_json
 from netsim_ddp.scenario import Settings
 
+PR_SET_CHILD_SUBREAPER = 36
+END_S = 5.0
 
-def prepare(workload: dict[str, Any]) -> None:
+
+def prepare(settings: Settings) -> None:
     """Import what every rank needs, read its data and compile the kernels, in one thread.
 
     Args:
-        workload: what :class:`netsim_ddp.ranks.launcher.Launcher` was told of it.
+        settings: the model and the data set are those of the ranks, all else is of no consequence.
     """
     import torch
     import torch._dynamo  # the first optimizer that a process makes imports it, and sympy with it: two seconds
@@ -43,8 +48,8 @@ def prepare(workload: dict[str, Any]) -> None:
     HostBarrier(1, 1.0)  # what a machine cannot deliver is said before anything is built
     torch.set_num_threads(1)
     kernels.warm()
-    models.preload(workload["model"])
-    data.preload(workload["dataset"], data_dir=workload["data_dir"], text=workload["text"])
+    models.preload(settings.model)
+    data.preload(settings.dataset or "", data_dir=settings.data_dir, text=settings.text)
     if threads() > 1:
         raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
 
@@ -66,9 +71,11 @@ def serve(control: socket.socket) -> None:
     ranks: dict[int, tuple[int, int]] = {}  # by process: the number of its job, and of its repeat
     files: list[tuple[int, int]] = []
     settings: Settings | None = None
-    own = leftovers.below()  # such as multiprocessing's resource tracker, which tidies up after us
-    leftovers.adopt()
-    _end_at_the_command_s_death(ranks, own)
+    own = descendants()  # such as multiprocessing's resource tracker, which tidies up after us
+    if sys.platform.startswith("linux"):
+        # What a rank started and left behind becomes a child of this process, which can then end it.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _end_with_the_command(ranks, own)
     orders = Lines(control)
     while True:
         readable = select.select([control.fileno(), wake_read], [], [])[0]
@@ -105,7 +112,6 @@ def _fork(
     from netsim_ddp.ranks import rank as forked
     from netsim_ddp.ranks.barrier import HostBarrier
     from netsim_ddp.ranks.jobs import Shared
-    from netsim_ddp.ranks.recorded_gradients import anonymous_file
 
     forked.task_of(jobs[0].task)  # imported here once, not by every rank
     bucket = jobs[0].mechanism == "bucket" and len(jobs) > 1
@@ -117,7 +123,7 @@ def _fork(
         refused = {"cause": "environment", "message": error.message, "hint": error.hint}
         send(control, {"kind": "refused", "start": start, **refused})
         return
-    own |= leftovers.below()
+    own |= descendants()
     server = os.getpid()
     for number, job in enumerate(jobs):
         pid = os.fork()
@@ -162,8 +168,8 @@ def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
                 send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
 
 
-def _end_at_the_command_s_death(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
-    """From now on die of it by way of SIGTERM, which leaves time to end what the ranks have started."""
+def _end_with_the_command(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
+    """Have the command's death end this process by SIGTERM, which leaves time to end what the ranks have started."""
 
     def die(number: int, _: object) -> None:
         # Linux sends it once for each thread of the command that this process belonged to in turn: a second one must
@@ -187,24 +193,62 @@ def _kill(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
     ranks.clear()
-    leftovers.end(own)
+    end_descendants(own)
 
 
-def _hung_up(control: socket.socket) -> bool:
+def descendants() -> set[int]:
+    """This process's children, and all others of the session that it leads.
+
+    Empty where there is no /proc, or one that tells of another PID namespace: what runs in one of its own ends with it.
+    """
+    me = os.getpid()
     try:
-        return control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
+        if os.readlink("/proc/self") != str(me):
+            return set()
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return set()
+    found = set()
+    for pid in pids:
+        with suppress(OSError):  # it has ended meanwhile
+            # pid (name) state ppid group session ...; a name may hold anything, brackets too
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            if me in (int(fields[1]), int(fields[3])) and pid != me:
+                found.add(pid)
+    return found
 
 
-def main(fd: int, workload: dict[str, Any]) -> NoReturn:
+def end_descendants(keep: Collection[int]) -> None:
+    """End all :func:`descendants` but ``keep``, and what they leave behind in turn: a user's code may have started
+    processes in a rank."""
+    deadline = time.monotonic() + END_S
+    while (found := descendants().difference(keep)) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in found:
+            with suppress(ChildProcessError):  # a grandchild, which its parent has to wait for
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.002)
+
+
+def anonymous_file() -> int:
+    """A descriptor of memory without a name, gone with the last process that holds it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("netsim-gradients")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def main(fd: int, settings: Settings) -> NoReturn:
     die_with_parent()
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
-    if _hung_up(control):
-        sys.exit(1)  # the command died before Linux was asked to tell of it
+    with suppress(BlockingIOError):
+        if control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"":
+            sys.exit(1)  # the command died before Linux was asked to tell of it
     try:
-        prepare(workload)
+        prepare(settings)
     except (UsageError, EnvironmentFault) as error:
         kind = "usage" if isinstance(error, UsageError) else "environment"
         send(control, {"kind": "refused", "cause": kind, "message": error.message, "hint": error.hint})
@@ -218,4 +262,4 @@ def main(fd: int, workload: dict[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), json.loads(sys.argv[2]))
+    main(int(sys.argv[1]), Settings.model_validate_json(sys.argv[2]))

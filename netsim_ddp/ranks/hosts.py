@@ -27,42 +27,25 @@ from netsim_ddp.errors import INTERRUPTED, EnvironmentFault, NetsimError, RankEr
 from netsim_ddp.link.base import Counters, Endpoint, HostLink
 from netsim_ddp.link.hosts import Place, route_to
 from netsim_ddp.link.messages import Lines, send
-from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.ranks.jobs import Job, from_json, settings_from_json, settings_to_json, to_json
+from netsim_ddp.ranks.jobs import NO_METHOD, Job, from_json, settings_from_json, settings_to_json, to_json
 from netsim_ddp.ranks.launcher import Launcher
-from netsim_ddp.scenario import Scenario, available_cores
+from netsim_ddp.scenario import Scenario, Settings, available_cores
 from netsim_ddp.units import format_duration
 
-MEET_TIMEOUT_S = 300.0  # other hosts may start later, and import torch first
+RENDEZVOUS_TIMEOUT_S = 300.0  # other hosts may start later, and import torch first
 RETRY_S = 0.2
 HELLO_TIMEOUT_S = 10.0
 HELLO_BYTES = 4096
-LAST_WORDS_S = 10.0
-
-
-class HostNetwork(HostLink):
-    """The network that is there. Only this host's processes are started through it."""
-
-    def __init__(self, spec: LinkSpec) -> None:
-        super().__init__(spec, "host")
+EXIT_WAIT_S = 10.0
 
 
 class Hub(Launcher):
-    """Rank 0's side, a launcher for the ranks of all hosts. Enter it, and every rank's command has said hello."""
+    """Rank 0's side, a launcher for the ranks of all hosts. Entering it waits for every rank's command."""
 
     def __init__(self, place: Place, scenario: Scenario) -> None:
-        self.link = HostNetwork(scenario.link_spec())
-        super().__init__(
-            self.link,
-            model=scenario.model,
-            dataset=scenario.dataset or "",
-            data_dir=scenario.data_dir,
-            download=scenario.download,
-            text=scenario.text,
-            threads=scenario.threads,
-            timeout_s=scenario.timeout_s,
-        )
-        self._place, self._scenario = place, scenario
+        self.link = HostLink(scenario.link_spec(), "host")
+        super().__init__(self.link, scenario)
+        self._place = place
         self._agents: dict[int, Lines] = {}
         self._hosts: list[str] = []
         self._token = secrets.token_hex(8)
@@ -76,19 +59,19 @@ class Hub(Launcher):
             super().__enter__()
             if self._place.store:
                 port = self._listener.getsockname()[1]
-                _rendezvous(self, self._place, self._scenario, f"{address} {port} {self._token}")
+                _rendezvous(self, self._place, self._settings, f"{address} {port} {self._token}")
             else:
                 self._token = self._place.run
-            self._meet(Endpoint(0, address, interface))
+            self._accept_commands(Endpoint(0, address, interface))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
-    def _meet(self, own: Endpoint) -> None:
+    def _accept_commands(self, own: Endpoint) -> None:
         """Wait for every other rank's command."""
         endpoints, hosts = {0: own}, {0: socket.gethostname()}
-        deadline = time.monotonic() + MEET_TIMEOUT_S
+        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
         while len(endpoints) < self._place.world_size:
             connection, hello = self._accept(deadline, "command")
             rank = hello["rank"]
@@ -108,10 +91,10 @@ class Hub(Launcher):
                 missing = sorted(set(range(1, self._place.world_size)) - set(self._agents))
                 raise EnvironmentFault(
                     f"ranks {', '.join(map(str, missing)) or 'of the others'} did not come within "
-                    f"{format_duration(MEET_TIMEOUT_S)}",
+                    f"{format_duration(RENDEZVOUS_TIMEOUT_S)}",
                     hint="start the same command on every host; a firewall between them may be in the way",
                 ) from None
-            hello = _hear_hello(connection)
+            hello = _read_hello(connection)
             if hello.get("token") == self._token and hello.get("kind") == kind:
                 _keep_alive(connection)
                 return connection, hello
@@ -125,7 +108,7 @@ class Hub(Launcher):
                 agent = self._agents[rank]
                 order = {"jobs": to_json([jobs[rank]]), "settings": settings_to_json(jobs[rank].settings)}
                 send(agent.connection, {"kind": "fork", "start": self.starts, **order})
-            deadline = time.monotonic() + self._timeout_s
+            deadline = time.monotonic() + self._settings.timeout_s
             while len(channels) < len(jobs):
                 connection, hello = self._accept(deadline, "rank")
                 channels[hello["rank"]] = connection
@@ -166,7 +149,7 @@ class Hub(Launcher):
         return next((pair for pair in ring if self._hosts[pair[0]] != self._hosts[pair[1]]), (0, 1))
 
     @property
-    def crowded(self) -> int:
+    def ranks_per_interface(self) -> int:
         """The most ranks that share one interface."""
         return max(self._hosts.count(host) for host in self._hosts)
 
@@ -214,31 +197,19 @@ def on_hosts(scenario: Scenario, place: Place) -> Scenario:
 
 
 def serve_rank(place: Place, scenario: Scenario) -> int:
-    """Another rank's command: fork what rank 0's command says, until it says goodbye; answers the exit code.
+    """Run another rank's command: fork what rank 0's command says, until that ends, and return the exit code.
 
     Raises:
         EnvironmentFault: rank 0's command cannot be found.
         RankError: it ended without a word.
     """
     address, interface = route_to(place.master, os.environ)
-    spec = scenario.link_spec()
-    with HostNetwork(spec) as link:
-        local = Launcher(
-            link,
-            model=scenario.model,
-            dataset=scenario.dataset or "",
-            data_dir=scenario.data_dir,
-            download=scenario.download,
-            text=scenario.text,
-            threads=scenario.threads,
-            timeout_s=scenario.timeout_s,
-        )
-        with local:
-            where = (place.master, place.port, place.run)
-            if place.store:
-                host, port, token = _rendezvous(local, place, scenario, None).split(" ")
-                where = (host, int(port), token)
-            return _Agent(place, where, Endpoint(place.rank, address, interface)).serve(local)
+    with HostLink(scenario.link_spec(), "host") as link, Launcher(link, scenario) as local:
+        where = (place.master, place.port, place.run)
+        if place.store:
+            host, port, token = _rendezvous(local, place, scenario, None).split(" ")
+            where = (host, int(port), token)
+        return _Agent(place, where, Endpoint(place.rank, address, interface)).serve(local)
 
 
 class _Agent:
@@ -248,7 +219,7 @@ class _Agent:
         self._place, self._where, self._own = place, where, own
 
     def serve(self, local: Launcher) -> int:
-        with self._connect("command", MEET_TIMEOUT_S) as hub, selectors.DefaultSelector() as selector:
+        with self._connect("command", RENDEZVOUS_TIMEOUT_S) as hub, selectors.DefaultSelector() as selector:
             orders, (server,) = Lines(hub), local.servers()
             selector.register(hub, selectors.EVENT_READ, orders)
             selector.register(server.connection, selectors.EVENT_READ, server)
@@ -269,7 +240,7 @@ class _Agent:
         """After a failure, not before rank 0's command has ended: torchrun ends all ranks when the first one fails,
         and the one that knows why should have said it by then."""
         if code != 0:
-            hub.settimeout(LAST_WORDS_S)
+            hub.settimeout(EXIT_WAIT_S)
             with suppress(OSError):
                 while hub.recv(1):
                     pass
@@ -306,17 +277,17 @@ class _Agent:
         return connection
 
 
-def _rendezvous(local: Launcher, place: Place, scenario: Scenario, value: str | None) -> str:
+def _rendezvous(local: Launcher, place: Place, settings: Settings, value: str | None) -> str:
     """Leave ``value`` in the store of whoever started the ranks, or wait for what rank 0 left there."""
     params = {"master": place.master, "port": place.port, "run": place.run, "value": value}
     job = Job(
-        task="netsim_ddp.ranks.rendezvous:RendezvousTask",
-        settings=scenario,
-        method="",
-        params={**params, "timeout_s": MEET_TIMEOUT_S},
+        task="netsim_ddp.ranks.process_group:RendezvousTask",
+        settings=settings,
+        method=NO_METHOD,
+        params={**params, "timeout_s": RENDEZVOUS_TIMEOUT_S},
         repeat=0,
         mechanism="none",
-        spec=scenario.link_spec(),
+        spec=settings.link_spec(),
         endpoint=Endpoint(0, "", ""),
         world_size=1,
     )
@@ -325,8 +296,9 @@ def _rendezvous(local: Launcher, place: Place, scenario: Scenario, value: str | 
     return found
 
 
-def _hear_hello(connection: socket.socket) -> dict[str, Any]:
-    """The first line of a connection, byte by byte: what follows it is the rank's. Nothing, if it is no hello."""
+def _read_hello(connection: socket.socket) -> dict[str, Any]:
+    """Returns the first line of a connection, read byte by byte because what follows it is the rank's; an empty dict
+    where that line is no greeting of netsim's."""
     connection.settimeout(HELLO_TIMEOUT_S)
     line = b""
     try:

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 from netsim_ddp.link.base import Endpoint, Link
 from netsim_ddp.link.bucket.arrivals import ArrivalTable
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.scenario import Scenario, Settings, TrainScenario
 
 S = TypeVar("S", bound=Settings)
 KINDS: Mapping[str, type[Settings]] = {kind.__name__: kind for kind in (Scenario, TrainScenario)}
+NO_METHOD = MethodSpec(name="")
+"""The method of a task that needs none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +26,16 @@ class Job:
     Attributes:
         task: the class that the rank runs, as ``module:Class``.
         settings: resolved; :meth:`settings_as` has their type.
-        method, params: the method's name and options, or that task's own parameters: JSON values.
+        method: the method and its options; :data:`NO_METHOD` for a task that needs none.
+        params: the task's own parameters: JSON values.
         repeat: the number of the repeat, or a training's seed.
         mechanism, spec: the link.
-        endpoint: where the rank lives in it.
+        endpoint: the rank's address in it.
     """
 
     task: str
     settings: Settings
-    method: str
+    method: MethodSpec
     params: Mapping[str, Any]
     repeat: int
     mechanism: str
@@ -56,7 +60,7 @@ def jobs_for(
     task: str,
     params: Mapping[str, Any],
     *,
-    method: str = "",
+    method: MethodSpec = NO_METHOD,
     repeat: int = 0,
 ) -> list[Job]:
     """One job per rank of ``link``."""
@@ -79,7 +83,7 @@ def to_json(jobs: Sequence[Job]) -> dict[str, Any]:
     first = jobs[0]
     return {
         "task": first.task,
-        "method": first.method,
+        "method": first.method.model_dump(mode="json"),
         "params": dict(first.params),
         "repeat": first.repeat,
         "mechanism": first.mechanism,
@@ -94,7 +98,7 @@ def from_json(document: Mapping[str, Any], settings: Settings) -> list[Job]:
     common = (
         document["task"],
         settings,
-        document["method"],
+        MethodSpec.model_validate(document["method"]),
         document["params"],
         document["repeat"],
         document["mechanism"],

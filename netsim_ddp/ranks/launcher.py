@@ -7,8 +7,6 @@ is named. The first failure wins; ranks that only lost their peer are its victim
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import logging
 import selectors
 import socket
@@ -33,10 +31,12 @@ START_TIMEOUT_S = 180.0
 GRACE_S = 1.0
 POLL_S = 0.25
 SERVER = "the process that starts the workers"
+PRELOADED = {"model", "dataset", "data_dir", "text"}
+"""The settings that decide what a fork server imports and reads before it forks."""
 
 
 @dataclasses.dataclass
-class _Watched:
+class _RankState:
     """What the command knows of one rank."""
 
     rank: int
@@ -72,44 +72,26 @@ class _Failure:
 
 
 Gathered = Callable[[str, list[Any]], None]
-"""Called when all ranks have met at a point, with its name and their values, before they go on."""
+"""Called when all ranks have reached a point, with its name and their values, before they go on."""
 
 
 class Launcher:
     """The fork server inside ``link``; :meth:`run` runs one repeat in fresh processes.
 
     Args:
-        model, dataset, data_dir, text: what the fork server imports and reads beforehand, for all ranks; nothing by
-            default.
-        download: fetch the dataset's files first where they are missing.
+        settings: number of threads, deadline, and what the fork server imports and reads beforehand for all ranks:
+            the model and the data set that they name, no data set where they are not resolved.
         environment: variables of the ranks' processes, beside those that netsim sets.
     """
 
     def __init__(
-        self,
-        link: Link,
-        *,
-        model: str = "",
-        dataset: str = "",
-        data_dir: str | None = None,
-        download: bool = False,
-        text: str | None = None,
-        threads: int,
-        timeout_s: float,
-        environment: Mapping[str, str] | None = None,
+        self, link: Link, settings: Settings, *, environment: Mapping[str, str] | None = None
     ) -> None:
-        self._environment = {**_environment(threads), **(environment or {})}
-        self._link, self._timeout_s = link, timeout_s
-        self._workload = {
-            "model": model,
-            "dataset": dataset,
-            "data_dir": data_dir,
-            "text": text,
-        }
-        self._provide = functools.partial(provide, dataset, data_dir, download=download, apart=True)
+        self._environment = {**_environment(settings.threads), **(environment or {})}
+        self._link, self._settings = link, settings
         self._control: socket.socket | None = None
         self._warned: set[str] = set()
-        self._told: Settings | None = None
+        self._sent: Settings | None = None
         self._server: Process | None = None
         self._lines: Lines | None = None
         self.ready: ReadyTimes | None = None
@@ -120,11 +102,12 @@ class Launcher:
 
     def __enter__(self) -> Launcher:
         # Here and not in the fork server, which is inside the link: no way leads to the internet from there.
-        self._provide()
+        settings = self._settings
+        provide(settings.dataset or "", settings.data_dir, download=settings.download, apart=True)
         ours, theirs = lifeline_pair()
         with theirs:
             self._server = self._link.spawn(
-                module("netsim_ddp.ranks.fork_server", "3", json.dumps(self._workload)),
+                module("netsim_ddp.ranks.fork_server", "3", settings.model_dump_json(include=PRELOADED)),
                 env=self._environment,
                 fds=[theirs.fileno()],
                 share_namespaces=True,
@@ -137,19 +120,18 @@ class Launcher:
     def _await_ready(self, control: socket.socket, lines: Lines) -> None:
         control.settimeout(START_TIMEOUT_S)
         try:
-            messages = lines.receive()
-            while messages == []:
-                messages = lines.receive()
+            while (messages := lines.receive()) == []:
+                pass
         except TimeoutError:
             raise EnvironmentFault(f"importing torch took more than {START_TIMEOUT_S:g} s") from None
         if messages is None:
             raise self.lost() or EnvironmentFault(self._server_gone(), hint="netsim doctor says more")
-        if messages[0]["kind"] == "refused":
-            kind = UsageError if messages[0]["cause"] == "usage" else EnvironmentFault
-            raise kind(messages[0]["message"], hint=messages[0]["hint"])
-        if messages[0]["kind"] == "broken":
-            details = messages[0]["details"]
-            last = details.strip().splitlines()[-1]
+        answer = messages[0]
+        if answer["kind"] == "refused":
+            kind = UsageError if answer["cause"] == "usage" else EnvironmentFault
+            raise kind(answer["message"], hint=answer["hint"])
+        if answer["kind"] == "broken":
+            last = answer["details"].strip().splitlines()[-1]
             raise EnvironmentFault(f"the workers cannot start: {last}", hint="netsim doctor says more")
 
     def __exit__(self, *_: object) -> None:
@@ -163,7 +145,10 @@ class Launcher:
             time.sleep(0.01)
 
     def run(self, jobs: Sequence[Job], gathered: Gathered) -> list[dict[str, Any]]:
-        """Run one repeat, one job per rank; answers the ranks' records in rank order.
+        """Run one repeat, one job per rank.
+
+        Returns:
+            The ranks' records, in rank order.
 
         Raises:
             RankError: a rank raised or was killed; its traceback is in ``details``.
@@ -171,16 +156,16 @@ class Launcher:
         """
         self.starts += 1
         _log.info("forking %d ranks for %s", len(jobs), _named(jobs[0]))
-        watched = [_Watched(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
+        ranks = [_RankState(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
-            return _Watch(self, watched, gathered, self._timeout_s).run()
+            return _EventLoop(self, ranks, gathered, self._settings.timeout_s).run()
         finally:
-            for rank in watched:
+            for rank in ranks:
                 rank.lines.connection.close()
             self.end_ranks()
 
     def start(self, jobs: Sequence[Job]) -> list[socket.socket]:
-        """Start one process per job; answers our ends of their channels."""
+        """Start one process per job, and return our ends of their channels."""
         pairs = [lifeline_pair() for _ in jobs]
         try:
             self.fork(jobs, [theirs for _, theirs in pairs], self.starts)
@@ -192,28 +177,17 @@ class Launcher:
     def fork(self, jobs: Sequence[Job], channels: Sequence[socket.socket], start: int) -> None:
         """Have one process per job forked, which talks on the channel of the same number, for repeat ``start``."""
         assert self._control is not None
+        settings = jobs[0].settings
+        # The fork server keeps the last settings that it was sent: they are not sent again for every repeat.
+        changed = settings_to_json(settings) if settings is not self._sent else None
+        self._sent = settings
+        order = {"kind": "fork", "start": start, "jobs": to_json(jobs), "settings": changed}
         try:
-            send(
-                self._control,
-                {
-                    "kind": "fork",
-                    "start": start,
-                    "jobs": to_json(jobs),
-                    "settings": self._news(jobs[0].settings),
-                },
-                [channel.fileno() for channel in channels],
-            )
+            send(self._control, order, [channel.fileno() for channel in channels])
         except (BrokenPipeError, ConnectionResetError):
             raise self.lost() or RankError(self._server_gone()) from None
         except TimeoutError:
             raise RankError(f"{SERVER} takes no order for {START_TIMEOUT_S:g} s") from None
-
-    def _news(self, settings: Settings) -> dict[str, Any] | None:
-        """``settings`` for the fork server, which keeps the last ones that it was told; None for the same again."""
-        if settings is self._told:
-            return None
-        self._told = settings
-        return settings_to_json(settings)
 
     def warn(self, rank: int, text: str) -> None:
         """Show a warning of Python's that ``rank`` has raised: once, however many ranks and repeats raise it."""
@@ -246,17 +220,15 @@ class Launcher:
     def end_ranks(self) -> None:
         """End the ranks of the last repeat that are left, silently."""
         assert self._control is not None
-        try:
+        with suppress(OSError):  # the server is gone, and its ranks with it
             send(self._control, {"kind": "end"})
-        except OSError:
-            return  # the server is gone, and its ranks with it
 
 
-class _Watch:
+class _EventLoop:
     """One repeat's event loop."""
 
     def __init__(
-        self, launcher: Launcher, ranks: list[_Watched], gathered: Gathered, timeout_s: float
+        self, launcher: Launcher, ranks: list[_RankState], gathered: Gathered, timeout_s: float
     ) -> None:
         self._launcher, self._start = launcher, launcher.starts
         self._ranks, self._gathered = ranks, gathered
@@ -320,7 +292,7 @@ class _Watch:
             elif not rank.finished and not any(failure.rank == rank.rank for failure in self._failures):
                 self._fail(_Failure(rank.rank, "rank", f"ended early with {ended}", doing=rank.doing))
 
-    def _from_rank(self, rank: _Watched) -> None:
+    def _from_rank(self, rank: _RankState) -> None:
         messages = rank.lines.receive()
         if messages is None:
             self._selector.unregister(rank.lines.connection)  # the server will say how it ended
@@ -329,7 +301,7 @@ class _Watch:
             self._last = time.monotonic()
             self._handle(rank, message)
 
-    def _handle(self, rank: _Watched, message: dict[str, Any]) -> None:
+    def _handle(self, rank: _RankState, message: dict[str, Any]) -> None:
         kind = message.pop("kind")
         if kind == "progress":
             rank.step, rank.doing = message["step"], message["doing"]
@@ -343,14 +315,14 @@ class _Watch:
         elif kind == "error":
             self._fail(_Failure(rank.rank, **message))
 
-    def _gather(self, rank: _Watched, point: str, value: Any) -> None:
+    def _gather(self, rank: _RankState, point: str, value: Any) -> None:
         rank.at = (rank.step, 2)
-        arrived = self._waiting.setdefault(point, {})
-        arrived[rank.rank] = value
-        if len(arrived) < len(self._ranks):
+        received = self._waiting.setdefault(point, {})
+        received[rank.rank] = value
+        if len(received) < len(self._ranks):
             return
-        values = [arrived[number] for number in range(len(self._ranks))]
         del self._waiting[point]
+        values = [received[number] for number in range(len(self._ranks))]
         if point == "built":
             # A step on a slow link may take longer than a hang is given.
             self._patience_s = self._timeout_s + 10 * max(fact["ideal_s"] for fact in values)
@@ -363,7 +335,7 @@ class _Watch:
 
 def _named(job: Job) -> str:
     """What its ranks are for, as the log says it."""
-    method = f", {job.method}" if job.method else ""
+    method = f", {job.method.id}" if job.method.name else ""
     return f"{job.task.rpartition(':')[2]}{method}, repeat {job.repeat + 1}"
 
 

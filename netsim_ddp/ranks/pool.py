@@ -146,7 +146,7 @@ class Pool:
         )
         if key not in self._launchers:
             note("importing torch once for all workers")
-            launcher = launcher_for(settings, link if isinstance(link, TcLink) else self._host())
+            launcher = Launcher(link if isinstance(link, TcLink) else self._host(), settings)
             with self._spending():
                 self._launchers[key] = self._stack.enter_context(launcher)
         return self._launchers[key]
@@ -170,17 +170,3 @@ def _recorded(settings: Settings) -> tuple[object, ...]:
     if getattr(settings, "compute_s", None) is None:
         return ()
     return settings.seed, settings.batch_size, settings.device
-
-
-def launcher_for(settings: Settings, link: Link) -> Launcher:
-    """The launcher of resolved ``settings`` on ``link``."""
-    return Launcher(
-        link,
-        model=settings.model,
-        dataset=settings.dataset or "",
-        data_dir=settings.data_dir,
-        download=settings.download,
-        text=settings.text,
-        threads=settings.threads,
-        timeout_s=settings.timeout_s,
-    )

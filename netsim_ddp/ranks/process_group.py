@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
 from netsim_ddp.communication.shaped import group as shaped
@@ -20,6 +20,7 @@ from netsim_ddp.link.environment import bound_to
 from netsim_ddp.link.hosts import place_of
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
+from netsim_ddp.ranks.rank import Task
 
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
@@ -37,7 +38,7 @@ def join(
         spare_s: how much longer than usual an operation of the group may take.
 
     Returns:
-        This rank's place, and the backend's name.
+        The group as this rank sees it, and the backend's name.
     """
     backend = _choose_backend(job, device)
     if job.world_size == 1:
@@ -63,6 +64,25 @@ def join(
     # A message waits for its receiver's word that it is ready, so that a round is two ways.
     round_s = SMALL_ROUND_S + 2 * job.spec.delay_s
     return Group(job.rank, job.world_size, link_bps=rate, round_s=round_s), backend
+
+
+class RendezvousTask(Task):
+    """Where the commands of several hosts find rank 0's: rank 0 leaves ``params["value"]`` in the store that torchrun
+    keeps on the master's port, the others wait for it, and all return it.
+
+    It is a rank's task, so that only a process which has imported torch anyway and ends soon speaks torch's protocol.
+    """
+
+    def run(self) -> None:
+        params = self.job.params
+        self.say(f"looking for rank 0 at {params['master']}:{params['port']}")
+        timeout = timedelta(seconds=params["timeout_s"])
+        server = TCPStore(params["master"], params["port"], is_master=False, timeout=timeout)
+        store = PrefixStore(f"netsim-{params['run']}", server)
+        if params["value"] is not None:
+            store.set("command", params["value"])
+        self.channel.result({"value": store.get("command").decode()})
+        self.channel.gather("done")
 
 
 def choose_device(wanted: str, rank: int) -> torch.device:

@@ -1,5 +1,5 @@
-"""The whole life of a rank, in a process that :mod:`netsim_ddp.ranks.fork_server` forked: torch is imported and
-nothing else has happened."""
+"""What a rank runs, from its start to its end, in a process that :mod:`netsim_ddp.ranks.fork_server` forked: torch is
+imported and nothing else has happened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 import traceback
 import warnings
+from abc import ABC, abstractmethod
 
 import torch
 import torch.distributed as dist
@@ -18,11 +19,31 @@ from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageErr
 from netsim_ddp.link.tc.helper import enter_namespace
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
-from netsim_ddp.ranks.task import Task
+
+
+class Task(ABC):
+    """What a rank runs; :func:`run` reports whatever ends it early.
+
+    Every task ends by handing over its result and gathering at ``done``.
+    """
+
+    def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
+        self.channel, self.job, self.shared = channel, job, shared
+        self.step = -1
+        self.doing = "starting"
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do it. Whatever is raised reaches the command as this rank's failure."""
+
+    def say(self, doing: str) -> None:
+        """Tell the command what this rank does from now on."""
+        self.doing = doing
+        self.channel.progress(self.step, doing)
 
 
 def task_of(name: str) -> type[Task]:
-    """The class behind a job's ``task``, a name as ``module:Class``: the floors above this one have their own."""
+    """Returns the class of a job's ``task``, ``module:Class``: packages that this one does not import have tasks."""
     module, _, attribute = name.partition(":")
     found: type[Task] = getattr(importlib.import_module(module), attribute)
     return found

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 _MARK = b"recorded"
-
-
-def anonymous_file() -> int:
-    """A descriptor of memory without a name, gone with the last process that holds it."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("netsim-gradients")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def recorded(

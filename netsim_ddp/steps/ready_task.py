@@ -21,7 +21,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.ranks.process_group import choose_device, device_name
-from netsim_ddp.ranks.task import Task
+from netsim_ddp.ranks.rank import Task
 from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.phases import Clock, HostClock
 from netsim_ddp.workloads import Workload, build_workload

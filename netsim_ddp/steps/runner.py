@@ -217,7 +217,7 @@ class _Run:
     def _warn_of_contention(self) -> None:
         workers = self.scenario.workers
         if self._hosts is not None:
-            workers = self._hosts.crowded
+            workers = self._hosts.ranks_per_interface
             if workers > 1:
                 self.warn(
                     f"up to {workers} ranks share a host and its interface: the bytes it counts are divided evenly "
@@ -273,7 +273,7 @@ class _Run:
             elif point == "counted":
                 counted.append(link.counters() if self._hosts is None else self._hosts.counters(values))
 
-        jobs = jobs_for(link, self._played, TASK, method.params, method=method.name, repeat=repeat)
+        jobs = jobs_for(link, self._played, TASK, {}, method=method, repeat=repeat)
         records = launcher.run(jobs, gathered)
         cell.backend, cell.device = facts[0]["backend"], facts[0]["device"]
         note_replay(cell, [fact["replay"] for fact in facts])

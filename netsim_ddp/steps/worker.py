@@ -24,12 +24,11 @@ from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
-from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.channel import COMPUTING, RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
+from netsim_ddp.ranks.rank import Task
 from netsim_ddp.ranks.recorded_gradients import recorded
-from netsim_ddp.ranks.task import Task
 from netsim_ddp.scenario import Scenario, ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes, measure, once
 from netsim_ddp.steps.cuda_clock import CudaClock
@@ -229,9 +228,8 @@ class StepsTask(Task):
                 self._statistics.append(program.statistics(layers=wanted == "layers"))
         if sample.loss is not None and sample.loss != sample.loss:  # NaN
             self.say(COMPUTING)
-            shown = MethodSpec(name=self.job.method, params=dict(self.job.params)).id
             raise NetsimError(
-                f"the loss is not a number at step {self.step} of {shown}",
+                f"the loss is not a number at step {self.step} of {self.job.method.id}",
                 hint="write a lower --lr; at step 0 it is the model's own: look at what it starts with",
             )
         return sample
@@ -244,7 +242,7 @@ class StepsTask(Task):
         if (
             isinstance(execution, Replayed)
             and self._at_once == self.job.world_size
-            and self.job.method != "dense"
+            and self.job.method.name != "dense"
         ):
             self._measuring, execution.warming_up = False, True
             self._step(program, execution)
@@ -270,16 +268,16 @@ class StepsTask(Task):
         return recorded(self.shared.recording, shapes, GRADIENT_SETS, record)
 
     def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
-        scenario, params = self.scenario, dict(self.job.params)
+        scenario, name, params = self.scenario, self.job.method.name, dict(self.job.method.params)
         overlap = bool(params.pop("overlap", False))
         model = workload.model
         with same_on_all_ranks(group) as facts:
-            facts.update(description(self.job.method, params, model.named_parameters()))
+            facts.update(description(name, params, model.named_parameters()))
 
         def build(flat: FlatGradients) -> Method:
-            if self.job.method == "dense":
+            if name == "dense":
                 return baseline(flat, group)
-            return build_method(self.job.method, flat, group, **params)
+            return build_method(name, flat, group, **params)
 
         if gradients:
             flat = FlatGradients(model.named_parameters())
@@ -297,9 +295,8 @@ class StepsTask(Task):
         by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
         if group.world_size > 1 and dist.get_backend(group.process_group) == "nccl":
             by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
-        if overlap and self.job.method in by_ddp and scenario.execution == "concurrent":
-            rounded = by_ddp[self.job.method]
-            return OverlappedTraining(workload, flat, group, optimizer, self.say, rounded)
+        if overlap and name in by_ddp and scenario.execution == "concurrent":
+            return OverlappedTraining(workload, flat, group, optimizer, self.say, by_ddp[name])
         if overlap:
             return BucketedTraining(workload, flat, group, build, optimizer, self.say)
         return Training(workload, build(flat), group, optimizer, self.say)

@@ -21,7 +21,7 @@ from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
-from netsim_ddp.scenario import Scenario
+from netsim_ddp.scenario import Scenario, Settings
 
 TASK = "netsim_ddp.tools.trials.task:TrialTask"
 WORKERS = 3
@@ -132,9 +132,8 @@ class Trials:
     def _launcher(self, hash_seed: str) -> Launcher:
         """The processes that start ranks with these hashes; made when they are first asked for."""
         if hash_seed not in self._launchers:
-            launcher = Launcher(
-                self._link, threads=1, timeout_s=self._timeout_s, environment={"PYTHONHASHSEED": hash_seed}
-            )
+            settings = Settings(threads=1, timeout_s=self._timeout_s)
+            launcher = Launcher(self._link, settings, environment={"PYTHONHASHSEED": hash_seed})
             self._launchers[hash_seed] = self._stack.enter_context(launcher)
         return self._launchers[hash_seed]
 
@@ -154,7 +153,7 @@ class Trials:
         link, counted = self._link, list[list[Counters] | None]()
         options = {key: value for key, value in method.params.items() if key != "overlap"}
         params = {"trial": trial, "options": options}
-        jobs = jobs_for(link, self._scenario, TASK, params, method=method.name)[:workers]
+        jobs = jobs_for(link, self._scenario, TASK, params, method=method)[:workers]
         spec = replace(link.spec, workers=workers)
 
         def gathered(point: str, _: list[Any]) -> None:

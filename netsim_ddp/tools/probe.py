@@ -17,7 +17,7 @@ from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.results.probe import Probe, host_limited, judge, slowest
 from netsim_ddp.results.record import Tool, now_utc
-from netsim_ddp.scenario import Scenario
+from netsim_ddp.scenario import Scenario, Settings
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
 from netsim_ddp.steps.runner import Event, Report
@@ -94,7 +94,7 @@ def _by_workers(
 ) -> None:
     """What ranks measure through their process group; plain sockets' figures, where there are some, stay."""
     note("importing torch once for all workers")
-    with Launcher(link, threads=1, timeout_s=scenario.timeout_s) as launcher:
+    with Launcher(link, Settings(threads=1, timeout_s=scenario.timeout_s)) as launcher:
         note(f"probing: {'collectives' if found.alone else 'by the workers'}")
         _take(found, launcher, link, scenario, collectives)
 

@@ -34,7 +34,7 @@ from netsim_ddp.link.probe.probe import (
 )
 from netsim_ddp.link.spec import goodput
 from netsim_ddp.ranks.process_group import join
-from netsim_ddp.ranks.task import Task
+from netsim_ddp.ranks.rank import Task
 from netsim_ddp.results.probe import Bulk, Collective, Message, RoundTrip
 
 CHUNKS = 16  # messages of one bulk transfer, all posted at once

@@ -108,9 +108,7 @@ class Training:
     def _jobs(self) -> list[Job]:
         scenario, method = self._scenario, self._method
         log = self._log_dir
-        params = {
-            "exchange": scenario.exchange_params(method),
-            "freeze_after": method.params.get("freeze_after"),
+        params: dict[str, Any] = {
             "checkpoint": None if self._slot is None else str(self._slot.folder.resolve()),
             "resume": None,
             "log": None if log is None else str(Path(log).resolve() / method.id / f"seed-{self._seed}"),
@@ -119,7 +117,7 @@ class Training:
         if self._start is not None:
             folder, manifest = self._start
             params["resume"] = {"folder": str(folder.resolve()), "world_size": manifest.world_size}
-        return jobs_for(self._link, scenario, TASK, params, method=method.name, repeat=self._seed)
+        return jobs_for(self._link, scenario, TASK, params, method=method, repeat=self._seed)
 
     def _begin(self, facts: Facts) -> None:
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]

@@ -23,7 +23,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
-from netsim_ddp.ranks.task import Task
+from netsim_ddp.ranks.rank import Task
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.execution import Concurrent
@@ -51,9 +51,9 @@ STATISTICS_EVERY = 10
 
 
 class TrainTask(Task):
-    """``params``: ``exchange`` (the method's), ``freeze_after``, ``checkpoint`` (the folder for this training's, or
-    None), ``resume`` (a checkpoint and the number of ranks that it is of, or None), ``log`` (a folder or None),
-    ``trace`` (how many steps to answer the laps of)."""
+    """Runs one training. Its ``params``: ``checkpoint`` (the folder for this training's, or None), ``resume`` (a
+    checkpoint and the number of ranks that it is of, or None), ``log`` (a folder or None), ``trace`` (the laps of how
+    many steps to return)."""
 
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         super().__init__(channel, job, shared)
@@ -124,14 +124,14 @@ class TrainTask(Task):
         return steps if wanted is None else min(steps, wanted)
 
     def _build_trainer(self, workload: Workload, group: Group) -> Trainer:
-        params = self.job.params
+        method, scenario = self.job.method, self.scenario
+        params = scenario.exchange_params(method)
         flat = FlatGradients(workload.model.named_parameters())
-        exchange = build_exchange(
-            self.scenario, self.job.method, params["exchange"], params["freeze_after"], flat, group
-        )
-        scaler = LossScaler() if self.scenario.precision == "fp16" else None
-        alone, method = group.world_size == 1, params["exchange"]
-        return Trainer(workload, flat, exchange, scaler, self.scenario, self.say, alone=alone, params=method)
+        freeze_after = method.params.get("freeze_after")
+        exchange = build_exchange(scenario, method.name, params, freeze_after, flat, group)
+        scaler = LossScaler() if scenario.precision == "fp16" else None
+        alone = group.world_size == 1
+        return Trainer(workload, flat, exchange, scaler, scenario, self.say, alone=alone, params=params)
 
     def _facts(self, device: torch.device, backend: str) -> dict[str, Any]:
         job, group, exchange = self.job, self._group, self._trainer.exchange

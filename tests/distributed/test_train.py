@@ -41,7 +41,7 @@ def launcher() -> Iterator[Launcher]:
     with ExitStack() as stack:
         link = stack.enter_context(HostLink(build(TrainScenario, {}).link_spec(), "none"))
         yield stack.enter_context(
-            Launcher(link, model="simple_cnn", dataset="digits", threads=1, timeout_s=60)
+            Launcher(link, build(TrainScenario, {"threads": 1, "timeout": "60s"}).resolved())
         )
 
 

@@ -13,7 +13,7 @@ from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.process_group import choose_device, join
-from netsim_ddp.ranks.task import Task
+from netsim_ddp.ranks.rank import Task
 from netsim_ddp.tools.trials import answers, keeping, nonfinite, sums, wires
 from netsim_ddp.tools.trials.bench import Bench, Fault, Found
 from netsim_ddp.tools.trials.watch import TELLER
@@ -85,7 +85,7 @@ class TrialTask(Task):
         gc.freeze()  # a collection then looks at what the method makes, not at all that torch has imported
         bench = Bench(
             group,
-            lambda flat: build_method(job.method, flat, group, **params["options"]),
+            lambda flat: build_method(job.method.name, flat, group, **params["options"]),
             self.shared.barrier,
             self._progress,
             self._count,
