@@ -20,8 +20,8 @@ from torch import Tensor
 
 from netsim_ddp.compression import kernels
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable
-from netsim_ddp.link.tc.link import usable
 from netsim_ddp.tools import checks
+from tests.links import usable
 
 pytestmark = pytest.mark.alone
 

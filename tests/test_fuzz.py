@@ -21,8 +21,7 @@ from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.measured.profile import read_measurement
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc.plan import Shapes
-from netsim_ddp.link.tc.script import script
+from netsim_ddp.link.tc.plan import Shapes, script
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export.markdown import document

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.link.base import HostLink
+from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.ranks.jobs import from_json, jobs_for, settings_from_json, settings_to_json, to_json
 from netsim_ddp.scenario import Scenario, Settings, TrainScenario, build
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsim_ddp.errors import LinkUnavailable, UsageError
-from netsim_ddp.link.base import HostLink
 from netsim_ddp.link.bucket.clock import BucketSpec
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import HostLink, choose
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
 from netsim_ddp.link.tc.plan import Shapes, needs_delay_by, plan

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
-from netsim_ddp.link.tc.plan import Shapes, plan
-from netsim_ddp.link.tc.script import script
+from netsim_ddp.link.tc.plan import Shapes, plan, script
 from netsim_ddp.scenario import build_scenario
 
 RATES = st.integers(10**6, 10**10)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from netsim_ddp.link.base import HostLink
+from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.link.probe.peer import serve
 from netsim_ddp.link.probe.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
 from netsim_ddp.link.spec import LinkSpec, goodput

@@ -9,11 +9,10 @@ from statistics import median
 import pytest
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.base import HostLink
 from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
 from netsim_ddp.link.bucket.schedule import PREAMBLE_BYTES, Operation, message_bytes
 from netsim_ddp.link.bucket.tcp import TcpSettings
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import HostLink, choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.scenario import build_scenario
 from netsim_ddp.steps.link_record import link_record

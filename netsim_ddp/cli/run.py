@@ -105,7 +105,7 @@ def _print_commands(spec: LinkSpec, mechanism: str) -> None:
             "--delay-by tun is not made by commands: a process of netsim's own carries the packets",
             hint="use --delay-by netem",
         )
-    from netsim_ddp.link.tc.script import script
+    from netsim_ddp.link.tc.plan import script
 
     for line in script(spec):
         typer.echo(line)

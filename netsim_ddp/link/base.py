@@ -8,24 +8,30 @@ user-space token bucket that the workers' process group pays, :mod:`netsim_ddp.l
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
+import resource
 import signal
-import socket
-import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
-from netsim_ddp.errors import LinkLost, LinkUnavailable
-from netsim_ddp.link.descriptors import enough_descriptors
+from netsim_ddp.errors import EnvironmentFault, LinkLost
 from netsim_ddp.link.spec import LinkSpec
 
-_log = logging.getLogger(__name__)
+OWN_DESCRIPTORS, DESCRIPTORS_PER_RANK = 40, 6
+"""Of a command, its fork server or a rank: what it needs for itself, and for each rank beside it: a connection of the
+process group, a channel, a namespace, recorded gradients, a pipe to ``tc``, and one to spare."""
+
+USUAL_DESCRIPTORS = 1024
+"""The soft limit of most systems, which no program minds."""
+
+ROOT = Path(__file__).parents[2]
+"""The folder that netsim_ddp is imported from."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class Exit:
 
     code: int | None
     signal: int | None
+
+    @classmethod
+    def of_code(cls, code: int) -> Self:
+        """What :class:`subprocess.Popen` calls the return code: negative where a signal ended the process."""
+        return cls(code, None) if code >= 0 else cls(None, -code)
 
     def __str__(self) -> str:
         if self.signal is None:
@@ -116,6 +127,7 @@ class Link(ABC):
         share_namespaces: bool = False,
         output: tuple[int, int] = (2, 2),
         named: bool = False,
+        vital: str | None = None,
     ) -> Process:
         """Start ``argv`` in ``rank``'s endpoint, or beside all of them (None).
 
@@ -125,8 +137,9 @@ class Link(ABC):
             share_namespaces: the process also inherits every rank's namespace, under the descriptor
                 numbers that ``endpoints[rank].namespace`` gives.
             output: the descriptors that become its stdout and stderr.
-            named: the process's host is called :func:`netsim_ddp.link.environment.host_name`, which resolves to the
-                rank's address, where the link can do that.
+            named: the process's host is called :func:`host_name`, which resolves to the rank's address, where the link
+                can do that.
+            vital: what to call the process where the link is lost when it fails.
         """
 
     @abstractmethod
@@ -147,127 +160,61 @@ class Link(ABC):
         return nullcontext()
 
 
-class _HostProcess(Process):
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        self._child = child
-
-    def poll(self) -> Exit | None:
-        code = self._child.poll()
-        if code is None:
-            return None
-        return Exit(code, None) if code >= 0 else Exit(None, -code)
-
-    def kill(self) -> None:
-        self._child.kill()
-
-    def signal(self, number: int) -> None:
-        if self._child.poll() is None:
-            os.killpg(self._child.pid, number)
-
-
-class HostLink(Link):
-    """No namespaces: every rank on the host's loopback. ``bucket`` and ``none`` both stand on it."""
-
-    _NAMES: ClassVar = {
-        "bucket": "the bucket link",
-        "none": "a link that is not shaped",
-        "host": "the hosts' own network",
-    }
-
-    def __init__(self, spec: LinkSpec, mechanism: Literal["bucket", "none", "host"]) -> None:
-        super().__init__(spec)
-        self.mechanism = mechanism
-        self.description = mechanism
-        self._children: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Self:
-        if beyond := self.beyond():
-            raise LinkUnavailable(
-                f"{self._NAMES[self.mechanism]} has no {' and no '.join(beyond)}",
-                hint="use --link tc, on Linux",
-            )
-        enough_descriptors(self.spec.workers)
-        loopback = "lo" if sys.platform.startswith("linux") else "lo0"
-        self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
-        return self
-
-    def begin(self) -> None:
-        """The workers' own group begins the bucket's time."""
-
-    def beyond(self) -> list[str]:
-        """What the spec asks for and this link cannot do. The bucket completes operations of the process group: it
-        sees no packets that could be lost or queued, and of TCP it has a model of cubic's."""
-        spec = self.spec
-        wanted: dict[str, object] = {
-            "loss": spec.loss,
-            "queue": spec.queue_s,
-            "congestion control": spec.congestion,
-            "reordering": spec.reorder,
-            f"delay by {spec.delay_by}": spec.delay_by != "auto",
-        }
-        if self.mechanism == "none":
-            wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
-            wanted |= {"timeline": spec.timeline, "credit": spec.credit_bytes}
-        return [name for name, value in wanted.items() if value]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.kill()
-        for child in self._children:
-            child.wait(timeout=10)
-
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        rank: int | None = None,
-        env: Mapping[str, str] | None = None,
-        fds: Sequence[int] = (),
-        share_namespaces: bool = False,
-        output: tuple[int, int] = (2, 2),
-        named: bool = False,
-    ) -> Process:
-        del rank, share_namespaces, named  # all endpoints are the same place
-        # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
-        trampoline = [sys.executable, "-I", "-S", "-c", _RENUMBER, ",".join(map(str, fds)), *argv]
-        child = subprocess.Popen(
-            trampoline,
-            env={**os.environ, **(env or {})},
-            pass_fds=tuple(fds),
-            stdin=subprocess.DEVNULL,
-            stdout=output[0],
-            stderr=output[1],
-            start_new_session=True,
-        )
-        self._children.append(child)
-        _log.debug("started process %s: %s", child.pid, " ".join(argv)[:160])
-        return _HostProcess(child)
-
-
-_RENUMBER = """
-import fcntl, os, sys
-fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
-end = 3 + len(fds)
-high = [fcntl.fcntl(fd, fcntl.F_DUPFD, end) for fd in fds]
-for target, fd in enumerate(high, 3):
-    os.dup2(fd, target)
-for fd in {*fds, *high}:
-    if fd >= end:
-        os.close(fd)
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-
-
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask Linux for this signal when the parent of this process dies; elsewhere the lifeline socket must do."""
+    """Ask Linux for this signal when the parent of this process dies; elsewhere it must watch its socket."""
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number, 0, 0, 0)
 
 
-def lifeline_pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair of stream sockets: when one side's process dies, the other side reads EOF."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+def enough_descriptors(workers: int) -> None:
+    """Raise this process's limit, which its children inherit, where it is lower than what is usual or than what
+    ``workers`` ranks need.
+
+    Raises:
+        EnvironmentFault: the hard limit does not allow it.
+    """
+    needed = OWN_DESCRIPTORS + DESCRIPTORS_PER_RANK * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(needed, USUAL_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise EnvironmentFault(
+            f"this process may have {hard} files open (ulimit -Hn), and {workers} workers need {needed}",
+            hint=f"have the limit raised to {needed}, with ulimit -n, LimitNOFILE= or docker run --ulimit nofile="
+            f"{needed}; or use fewer --workers",
+        )
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def host_name(rank: int) -> str:
+    """What the host of ``rank`` is called on a link with a network for each rank."""
+    return f"netsim-{rank}"
+
+
+def socket_environment(endpoint: Endpoint) -> dict[str, str]:
+    """Returns the environment variables that bind a program's sockets to its rank's interface, for Gloo, TensorPipe
+    and NCCL. Unset, Gloo resolves the hostname and may end up on the loopback, and NCCL passes
+    data between ranks of one machine through memory, both past the link."""
+    return {
+        "GLOO_SOCKET_IFNAME": endpoint.interface,
+        "TP_SOCKET_IFNAME": endpoint.interface,
+        "NCCL_SOCKET_IFNAME": f"={endpoint.interface}",
+        "NCCL_NET": "Socket",
+        "NCCL_IB_DISABLE": "1",
+        "NCCL_P2P_DISABLE": "1",
+        "NCCL_SHM_DISABLE": "1",
+        "NCCL_HOSTID": host_name(endpoint.rank),
+    }
+
+
+def module_command(name: str, *words: str) -> list[str]:
+    """Returns the command that runs module ``name`` with ``words`` in a new process.
+
+    A user's ``types.py`` or ``random.py`` in the current folder is not the standard library's: that folder is left out
+    (``-P``), unless it is where netsim itself lies.
+    """
+    isolated = [] if ROOT.samefile(os.getcwd()) else ["-P"]
+    return [sys.executable, *isolated, "-m", name, *words]

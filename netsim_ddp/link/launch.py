@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from netsim_ddp.errors import INTERRUPTED, RankTimeout
-from netsim_ddp.link.base import Endpoint, Exit, Link, Process
-from netsim_ddp.link.environment import bound_to
+from netsim_ddp.link.base import Endpoint, Exit, Link, Process, socket_environment
 from netsim_ddp.units import format_duration
 
 MASTER_PORT = 29500  # torchrun's default; nobody else lives in rank 0's namespace
@@ -79,7 +78,7 @@ def rank_environment(endpoints: Sequence[Endpoint], rank: int, *, one_per_node: 
         "NODE_RANK": str(rank) if one_per_node else "0",
         "MASTER_ADDR": endpoints[0].address,
         "MASTER_PORT": str(MASTER_PORT),
-        **bound_to(endpoints[rank]),
+        **socket_environment(endpoints[rank]),
     }
 
 

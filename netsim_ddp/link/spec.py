@@ -10,8 +10,7 @@ from typing import Any, Self
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
-ETHERNET_MTU = 1500
-SEGMENT_PAYLOAD = 1448  # MTU - IPv4 header - TCP header with timestamps
+SEGMENT_PAYLOAD = 1448  # MTU of 1500 - IPv4 header - TCP header with timestamps
 SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
 
 SLOWEST_BPS = 1000

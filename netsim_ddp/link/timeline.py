@@ -15,7 +15,6 @@ from netsim_ddp.units import parse_directions, parse_duration
 
 TRACE_BIN_S = 0.5
 MAX_CHANGES = 10_000
-MAX_TRACE_BYTES = 64 * 1024 * 1024
 _EXAMPLE = "write a list of entries such as '- {at: 10s, bandwidth: 20mbps}', or 'up:down' for two directions"
 
 Changes = list[dict[str, float]]

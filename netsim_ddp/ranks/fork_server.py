@@ -108,7 +108,7 @@ def _fork(
     files: list[tuple[int, int]],
     own: set[int],
 ) -> None:
-    from netsim_ddp.link.bucket.arrivals import ArrivalTable
+    from netsim_ddp.link.bucket.operations import OperationTable
     from netsim_ddp.ranks import rank as forked
     from netsim_ddp.ranks.barrier import HostBarrier
     from netsim_ddp.ranks.jobs import Shared
@@ -118,7 +118,7 @@ def _fork(
     try:
         barrier = HostBarrier(len(jobs), 4 * jobs[0].settings.timeout_s)
         files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
-        arrivals = ArrivalTable(len(jobs)) if bucket else None
+        operations = OperationTable(len(jobs)) if bucket else None
     except EnvironmentFault as error:
         refused = {"cause": "environment", "message": error.message, "hint": error.hint}
         send(control, {"kind": "refused", "start": start, **refused})
@@ -136,7 +136,7 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                shared = Shared(barrier, arrivals, *files[number])
+                shared = Shared(barrier, operations, *files[number])
                 die_with_parent()
                 if os.getppid() != server:
                     os._exit(1)  # it died before Linux was asked to tell of it

@@ -24,8 +24,9 @@ from contextlib import suppress
 from typing import Any
 
 from netsim_ddp.errors import INTERRUPTED, EnvironmentFault, NetsimError, RankError, UsageError
-from netsim_ddp.link.base import Counters, Endpoint, HostLink
+from netsim_ddp.link.base import Counters, Endpoint
 from netsim_ddp.link.hosts import Place, route_to
+from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.jobs import NO_METHOD, Job, from_json, settings_from_json, settings_to_json, to_json
 from netsim_ddp.ranks.launcher import Launcher

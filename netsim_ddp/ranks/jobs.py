@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from netsim_ddp.link.base import Endpoint, Link
-from netsim_ddp.link.bucket.arrivals import ArrivalTable
+from netsim_ddp.link.bucket.operations import OperationTable
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.barrier import HostBarrier
@@ -112,7 +112,7 @@ class Shared:
     """Memory that all ranks of a repeat on one host share, made before they are forked."""
 
     barrier: HostBarrier
-    arrivals: ArrivalTable | None
+    operations: OperationTable | None
     recording: int
     """A file for this rank's recorded gradients; the repeats that follow find them there."""
     compute_times: int

@@ -16,8 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
-from netsim_ddp.link.base import Exit, Link, Process, lifeline_pair
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import Exit, Link, Process, module_command
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.channel import COMPUTING
 from netsim_ddp.ranks.jobs import Job, settings_to_json, to_json
@@ -104,10 +103,10 @@ class Launcher:
         # Here and not in the fork server, which is inside the link: no way leads to the internet from there.
         settings = self._settings
         provide(settings.dataset or "", settings.data_dir, download=settings.download, apart=True)
-        ours, theirs = lifeline_pair()
+        ours, theirs = socket.socketpair()
         with theirs:
             self._server = self._link.spawn(
-                module("netsim_ddp.ranks.fork_server", "3", settings.model_dump_json(include=PRELOADED)),
+                module_command("netsim_ddp.ranks.fork_server", "3", settings.model_dump_json(include=PRELOADED)),
                 env=self._environment,
                 fds=[theirs.fileno()],
                 share_namespaces=True,
@@ -166,7 +165,7 @@ class Launcher:
 
     def start(self, jobs: Sequence[Job]) -> list[socket.socket]:
         """Start one process per job, and return our ends of their channels."""
-        pairs = [lifeline_pair() for _ in jobs]
+        pairs = [socket.socketpair() for _ in jobs]
         try:
             self.fork(jobs, [theirs for _, theirs in pairs], self.starts)
         finally:

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from netsim_ddp.errors import NetsimError
-from netsim_ddp.link.base import HostLink, Link
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.base import Link
+from netsim_ddp.link.mechanisms import HostLink, choose
 from netsim_ddp.link.probe.probe import ProbeReport, prove
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.link import TcLink

@@ -14,9 +14,9 @@ from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
 from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.communication.shaped.gloo_threads import spare_senders
 from netsim_ddp.errors import EnvironmentFault
+from netsim_ddp.link.base import socket_environment
 from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.bucket.schedule import message_bytes
-from netsim_ddp.link.environment import bound_to
 from netsim_ddp.link.hosts import place_of
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
@@ -46,7 +46,7 @@ def join(
     # Unset, Gloo resolves the hostname and may end up on the loopback.
     os.environ["GLOO_SOCKET_IFNAME"] = job.endpoint.interface
     if job.mechanism == "tc":
-        os.environ |= bound_to(job.endpoint)
+        os.environ |= socket_environment(job.endpoint)
     timeout = timedelta(seconds=min(4 * job.settings.timeout_s + spare_s, 1e6))
     store = None
     if job.rank == 0:
@@ -55,8 +55,8 @@ def join(
     host, port = channel.gather("store", place)[0]
     store = store or TCPStore(host, port, job.world_size, False, timeout)
     if job.mechanism == "bucket":
-        assert shared.arrivals is not None
-        shaped.register(BucketSpec.of(job.spec), shared.arrivals)
+        assert shared.operations is not None
+        shaped.register(BucketSpec.of(job.spec), shared.operations)
         backend = shaped.NAME
     dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
     spare_senders()

@@ -303,7 +303,7 @@ class StepsTask(Task):
 
     def _charged(self) -> tuple[int, int, float, int]:
         """The token bucket so far: bytes sent, bytes received, seconds that the host was late, and how often."""
-        if self.shared.arrivals is None or self.job.world_size == 1:
+        if self.shared.operations is None or self.job.world_size == 1:
             return 0, 0, 0.0, 0
         group = shaped.shaped_group()
         return (*group.charged(), group.host_late_s, group.host_late_count)

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +25,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
-from netsim_ddp.link.base import Exit, Link, die_with_parent, lifeline_pair
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import Exit, Link, die_with_parent, module_command
 from netsim_ddp.link.probe.probe import check as check_rate
 from netsim_ddp.link.probe.probe import probe
 from netsim_ddp.link.semaphores import FOLDER, REMEDY
@@ -227,7 +227,7 @@ def tun() -> Finding:
 
 def _command(link: Link, argv: Sequence[str]) -> tuple[int | None, str]:
     """Run ``argv`` where rank 0 lives; its exit code and the first line of what it said."""
-    ours, theirs = lifeline_pair()
+    ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             shell = ["sh", "-c", 'exec "$0" "$@" >&3 2>&3', *argv]
@@ -352,7 +352,7 @@ def run_check(name: str) -> Check:
     begin = time.perf_counter()
     try:
         done = subprocess.run(
-            module("netsim_ddp.tools.checks", name),
+            module_command("netsim_ddp.tools.checks", name),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=plan.deadline_s,

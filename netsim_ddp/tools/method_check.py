@@ -15,7 +15,7 @@ from typing import Any
 from netsim_ddp.communication.framing import acknowledgement_bytes
 from netsim_ddp.errors import RankError
 from netsim_ddp.link.base import Counters, Link
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.methods import MethodSpec

@@ -10,7 +10,7 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import Counters, Link
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.probe.probe import measure
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for

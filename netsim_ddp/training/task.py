@@ -321,7 +321,7 @@ class TrainTask(Task):
 
     def _charged(self) -> list[int]:
         """What the token bucket has charged this rank so far: bytes sent, bytes received."""
-        if self.shared.arrivals is None or self.job.world_size == 1:
+        if self.shared.operations is None or self.job.world_size == 1:
             return [0, 0]
         return [round(value) for value in shaped.shaped_group().charged()]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netsim_ddp.errors import EnvironmentFault
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import module_command
 from netsim_ddp.references import one_line
 from netsim_ddp.units import format_duration
 
@@ -151,7 +151,7 @@ def _download(dataset: str, folder: Path) -> None:
 def _download_apart(dataset: str, folder: Path) -> None:
     try:
         done = subprocess.run(
-            module("netsim_ddp.workloads.files", dataset, str(folder)),
+            module_command("netsim_ddp.workloads.files", dataset, str(folder)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

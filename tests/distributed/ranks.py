@@ -121,12 +121,12 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
 
 
 def _serve(request: Any) -> str:
-    from netsim_ddp.link.bucket.arrivals import ArrivalTable
+    from netsim_ddp.link.bucket.operations import OperationTable
 
     workers, folder = request[2], request[4]
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    arrivals = ArrivalTable(workers) if request[5] is not None else None
+    arrivals = OperationTable(workers) if request[5] is not None else None
     ranks = [
         context.Process(target=_rank, args=(r, request, arrivals, results), daemon=True)
         for r in range(workers)

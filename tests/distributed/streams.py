@@ -8,7 +8,7 @@ import sys
 from bisect import bisect_right
 from statistics import median
 
-from netsim_ddp.link.base import Link, lifeline_pair
+from netsim_ddp.link.base import Link
 
 _RECEIVE = """
 import json, socket, sys, time
@@ -69,7 +69,7 @@ class Arrivals:
 
 def stream(link: Link, seconds: float) -> Arrivals:
     """Send for ``seconds`` as fast as the link takes it."""
-    ours, theirs = lifeline_pair()
+    ours, theirs = socket.socketpair()
     address = link.endpoints[1].address
     with ours, theirs:
         link.spawn([sys.executable, "-c", _RECEIVE, address], rank=1, fds=[theirs.fileno()])
@@ -82,7 +82,7 @@ def stream(link: Link, seconds: float) -> Arrivals:
 
 def round_trip_s(link: Link) -> float:
     """The median time of a byte to rank 1 and back."""
-    (ours, theirs), (answers, result) = lifeline_pair(), lifeline_pair()
+    (ours, theirs), (answers, result) = socket.socketpair(), socket.socketpair()
     address = link.endpoints[1].address
     with ours, theirs, answers, result:
         link.spawn([sys.executable, "-c", _ECHO, address], rank=1, fds=[theirs.fileno()])

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.errors import LinkLost, LinkUnavailable
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.probe.probe import Peers
-from netsim_ddp.link.spec import ETHERNET_MTU, SEGMENT_WIRE, Change, LinkSpec, RankRate
+from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec, RankRate
 from netsim_ddp.link.tc import tun
 from netsim_ddp.link.tc.forwarder import Forwarder
 from netsim_ddp.link.tc.link import TcLink
@@ -47,7 +47,7 @@ def frames(**values: object) -> list[tuple[float, int]]:
     made = Forwarder(**order, taps=[0, 0])  # type: ignore[arg-type]
     for number in range(2000):
         made.send(number.to_bytes(4, "big"), 0, 1)
-    return [(due, int.from_bytes(frame, "big")) for due, _, _, frame in sorted(made.air)]
+    return [(due, int.from_bytes(frame, "big")) for due, _, _, frame in sorted(made.pending)]
 
 
 def test_jitter_keeps_order_unless_asked() -> None:
@@ -98,8 +98,8 @@ class TestPackets:
         with link(loss=0.02, rate_bps=1000 * MBIT) as made:
             stream(made, 0.5)
             counted = made.counters()
-            carried = made.carried()
-        assert carried.largest <= SEGMENT_WIRE == ETHERNET_MTU + 14
+            carried = made._forwarding.counted()
+        assert carried.largest <= SEGMENT_WIRE == 1500 + 14
         assert counted[0].drops == carried.lost[0] > 0
         assert counted[0].retransmits > 0
         assert carried.lost[0] / carried.taken[0] == pytest.approx(0.02, rel=0.5)

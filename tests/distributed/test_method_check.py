@@ -19,7 +19,7 @@ from netsim_ddp.communication.backend import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.choose import choose
+from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, parse_method
 from netsim_ddp.results.record import load

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.tc.link import usable
 from netsim_ddp.results.limits import exchange
 from netsim_ddp.results.record import Cell, Result, load
 from netsim_ddp.results.summary import PHASES
+from tests.links import usable
 
 pytestmark = pytest.mark.alone
 

@@ -28,8 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from netsim_ddp.communication.shaped.futures import DeadlineTimer
 from netsim_ddp.communication.shaped.group import ShapedProcessGroup, register, shaped_group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
-from netsim_ddp.link.bucket.arrivals import ArrivalTable, Meeting
 from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.operations import GroupMember, OperationTable
 from netsim_ddp.link.bucket.schedule import Operation, charges
 
 pytestmark = pytest.mark.alone
@@ -205,7 +205,7 @@ def body(rank: int, workers: int) -> dict[str, Any]:
     return found
 
 
-def rank_main(rank: int, workers: int, path: str, table: ArrivalTable, results: Any) -> None:
+def rank_main(rank: int, workers: int, path: str, table: OperationTable, results: Any) -> None:
     torch.set_num_threads(1)
     try:
         register(BucketSpec.uniform(workers, RATE), table)
@@ -225,7 +225,7 @@ def rank_main(rank: int, workers: int, path: str, table: ArrivalTable, results: 
 
 def script(workers: int) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
-    table, results = ArrivalTable(workers), context.Queue()
+    table, results = OperationTable(workers), context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "store")
         ranks = [
@@ -353,35 +353,35 @@ def test_every_method_that_moves_data_is_overridden():
 # The table and the timer, without processes
 
 
-def pair_of_meetings(slots: int = 4) -> tuple[Meeting, Meeting]:
+def pair_of_members(slots: int = 4) -> tuple[GroupMember, GroupMember]:
     spec = BucketSpec.uniform(2, RATE)
-    table = ArrivalTable(2, slots=slots, groups=2)
+    table = OperationTable(2, slots=slots, groups=2)
     clock = LinkClock(spec, table.clock)
-    return Meeting(table, clock, 0, (0, 1), 0), Meeting(table, clock, 0, (0, 1), 1)
+    return GroupMember(table, clock, 0, (0, 1), 0), GroupMember(table, clock, 0, (0, 1), 1)
 
 
 def test_a_slot_is_used_again_only_when_all_have_taken_their_deadline():
-    first, second = pair_of_meetings(slots=2)
+    first, second = pair_of_members(slots=2)
     for _ in range(5):
-        collects = [m.arrive(BIG, (), 1.0) for m in (first, second)]
+        collects = [m.call(BIG, (), 1.0) for m in (first, second)]
         assert [c() is not None for c in collects] == [True, True]
     assert first.tx_bytes == 5 * charges(BIG, 2)[0][0]
     for _ in range(2):
-        late = first.arrive(BIG, (), 1.0)
+        late = first.call(BIG, (), 1.0)
     assert late() is None
     with pytest.raises(RankTimeout, match="2 calls ago"):
-        first.arrive(BIG, (), 0.05)
+        first.call(BIG, (), 0.05)
 
 
 def test_ranks_that_call_different_operations_are_told():
-    first, second = pair_of_meetings()
-    first.arrive(BIG, (), 1.0)
+    first, second = pair_of_members()
+    first.call(BIG, (), 1.0)
     with pytest.raises(NetsimError, match="another rank something else"):
-        second.arrive(Operation("barrier"), (), 1.0)
+        second.call(Operation("barrier"), (), 1.0)
 
 
 def test_messages_of_one_tag_meet_in_order_and_those_of_another_do_not():
-    first, second = pair_of_meetings()
+    first, second = pair_of_members()
     sent = [first.post(1, tag, 1000 * tag, sending=True) for tag in (1, 2, 2)]
     received = second.post(0, 2, 9999, sending=False)
     assert [c() is None for c in sent] == [True, False, True]
@@ -394,7 +394,7 @@ def test_messages_of_one_tag_meet_in_order_and_those_of_another_do_not():
 
 
 def test_the_table_has_room_for_so_many_groups_and_says_so():
-    table = ArrivalTable(2, groups=2)
+    table = OperationTable(2, groups=2)
     assert [table.group_index(name) for name in "aba"] == [0, 1, 0]
     with pytest.raises(UsageError, match="keeps 2 groups"):
         table.group_index("c")

@@ -15,11 +15,11 @@ import pytest
 import netsim_ddp
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.link.tc.link import usable
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.record import Result, load
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
+from tests.links import usable
 
 pytestmark = pytest.mark.alone
 

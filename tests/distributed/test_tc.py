@@ -11,9 +11,10 @@ from netsim_ddp.link.messages import send
 from netsim_ddp.link.probe.probe import check, probe
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc.channel import open_channel
-from netsim_ddp.link.tc.link import TcLink, find_tool, usable
+from netsim_ddp.link.tc.link import TcLink, find_tool
 from netsim_ddp.link.tc.plan import Shapes
 from tests.distributed.streams import stream
+from tests.links import usable
 
 pytestmark = [pytest.mark.alone, pytest.mark.privileged]
 MBIT = 10**6

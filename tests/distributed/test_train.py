@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import RankError, UsageError
-from netsim_ddp.link.base import HostLink
+from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.ranks.pool import Started

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from netsim_ddp.link.tc.link import usable
+from tests.links import usable
 
 MODEL = """
 import warnings

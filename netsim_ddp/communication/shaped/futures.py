@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from netsim_ddp.link.bucket.arrivals import Collect
+from netsim_ddp.link.bucket.operations import Deadline
 
 _NO_TIMEOUT = timedelta(0)
 COARSE_S = 0.2e-3  # a condition variable wakes up this late at worst; the rest is slept exactly
@@ -147,7 +147,7 @@ class WaitedWork(dist.Work):
     The waiting thread itself sleeps until the deadline. ``get_future`` starts a thread that waits.
     """
 
-    def __init__(self, real: dist.Work, collect: Collect, late: Lateness, result: Any) -> None:
+    def __init__(self, real: dist.Work, collect: Deadline, late: Lateness, result: Any) -> None:
         super().__init__()
         self._real, self._collect, self._late, self._result = real, collect, late, result
         self._lock = threading.Lock()

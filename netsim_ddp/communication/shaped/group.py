@@ -6,7 +6,7 @@ the host is the limit: that time is counted (``host_late_s``), since then the li
 
 ::
 
-    table = ArrivalTable(workers)                  # before the fork
+    table = OperationTable(workers)                  # before the fork
     register(BucketSpec.uniform(workers, 10**9), table)      # in each worker
     dist.init_process_group("netsim", init_method=..., rank=rank, world_size=workers)
     ...
@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 from netsim_ddp.communication.shaped.futures import COARSE_S, Lateness, ShapedWork, WaitedWork, timer
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.bucket.arrivals import ArrivalTable, Collect, Meeting
 from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.operations import Deadline, GroupMember, OperationTable
 from netsim_ddp.link.bucket.schedule import Operation
 
 NAME = "netsim"
@@ -71,22 +71,22 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
     What is not emulated raises ``NotImplementedError`` and names the operation.
     """
 
-    def __init__(self, gloo: Any, meeting: Meeting, timeout: timedelta) -> None:
-        super().__init__(meeting.rank, len(meeting.members))
-        self._gloo, self._meeting, self._timeout = gloo, meeting, timeout
+    def __init__(self, gloo: Any, member: GroupMember, timeout: timedelta) -> None:
+        super().__init__(member.rank, len(member.members))
+        self._gloo, self._member, self._timeout = gloo, member, timeout
         self._late = Lateness()
 
     def begin(self) -> None:
         """The time of a link that changes begins now, for all ranks; one of them says so while none sends."""
-        self._meeting.begin()
+        self._member.begin()
 
     def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
         """How long from now messages of ``sizes`` bytes would take, one behind the other, if nobody else sent."""
-        return self._meeting.expected_s(sizes, sender, receiver)
+        return self._member.expected_s(sizes, sender, receiver)
 
     def charged(self) -> tuple[int, int]:
         """(sent, received) wire bytes of this rank since the last reset: charged, not measured."""
-        return self._meeting.tx_bytes, self._meeting.rx_bytes
+        return self._member.tx_bytes, self._member.rx_bytes
 
     @property
     def host_late_s(self) -> float:
@@ -99,18 +99,18 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         return self._late.host_late_count
 
     def reset_counters(self) -> None:
-        self._meeting.charge(-self._meeting.tx_bytes, -self._meeting.rx_bytes)
+        self._member.charge(-self._member.tx_bytes, -self._member.rx_bytes)
         self._late.reset()
 
     def _run(self, op: Operation, gloo_name: str, *args: Any, sends: Sequence[int] = ()) -> dist.Work:
-        """Arrive, start Gloo's ``gloo_name`` on ``args``, complete it when the emulated link would have.
+        """Note the call, start Gloo's ``gloo_name`` on ``args``, complete it when the emulated link would have.
 
         A last argument of None is Gloo's own default and is left away.
         """
         start = getattr(self._gloo, gloo_name, None) or getattr(self._gloo, _OLD_NAMES[gloo_name])
         if args and args[-1] is None:
             args = args[:-1]
-        collect = self._meeting.arrive(op, sends, self._timeout.total_seconds())
+        collect = self._member.call(op, sends, self._timeout.total_seconds())
         real = start(*args)
         try:
             moving = real.get_future()
@@ -118,7 +118,7 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
             return WaitedWork(real, collect, self._late, args[0] if args else None)
         return ShapedWork(self._held_back(moving, collect))
 
-    def _held_back(self, moving: Any, collect: Collect) -> torch.futures.Future[Any]:
+    def _held_back(self, moving: Any, collect: Deadline) -> torch.futures.Future[Any]:
         """A future with the value of ``moving`` that completes at the deadline, or fails when Gloo does."""
         future: torch.futures.Future[Any] = torch.futures.Future()
         clock, late = timer(), self._late
@@ -206,7 +206,7 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def all_to_all_single(
         self, output: Any, source: Any, output_splits: Any, input_splits: Any, opts: Any = None
     ) -> dist.Work:
-        nbytes, size = _nbytes([source]), len(self._meeting.members)
+        nbytes, size = _nbytes([source]), len(self._member.members)
         rows = list(input_splits) or [1] * size
         sends = [nbytes * row // max(1, sum(rows)) for row in rows]
         args = (output, source, output_splits, input_splits, opts)
@@ -216,11 +216,11 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         return self._run(Operation("barrier"), "barrier", opts)
 
     def send(self, tensors: Any, dst: int, tag: int) -> dist.Work:
-        collect = self._meeting.post(dst, tag, _nbytes(tensors), sending=True)
+        collect = self._member.post(dst, tag, _nbytes(tensors), sending=True)
         return WaitedWork(self._gloo.send(tensors, dst, tag), collect, self._late, tensors)
 
     def recv(self, tensors: Any, src: int, tag: int) -> dist.Work:
-        collect = self._meeting.post(src, tag, _nbytes(tensors), sending=False)
+        collect = self._member.post(src, tag, _nbytes(tensors), sending=False)
         return WaitedWork(self._gloo.recv(tensors, src, tag), collect, self._late, tensors)
 
     # The names that torch before 2.9 calls; the newer one is the method, the older its alias.
@@ -272,7 +272,7 @@ _OLD_NAMES = {
 }
 
 
-def register(spec: BucketSpec, table: ArrivalTable) -> None:
+def register(spec: BucketSpec, table: OperationTable) -> None:
     """Make ``init_process_group("netsim")`` mean: Gloo under the links of ``spec``. Once per process.
 
     Args:
@@ -294,8 +294,8 @@ def register(spec: BucketSpec, table: ArrivalTable) -> None:
         made[options.group_id] += 1
         index = table.group_index(f"{options.group_id}#{made[options.group_id]}")
         gloo = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, options.timeout)
-        meeting = Meeting(table, clock, index, members, options.group_rank)
-        return ShapedProcessGroup(gloo, meeting, options.timeout)
+        member = GroupMember(table, clock, index, members, options.group_rank)
+        return ShapedProcessGroup(gloo, member, options.timeout)
 
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
 

@@ -57,26 +57,21 @@ def _send_messages(connection: socket.socket, order: dict[str, Any], answer: Ans
     """Send ``count`` messages of ``size`` bytes, each after ``idle_s`` of silence, and answer how long each took from
     the call to its last byte's arrival. Ranks of an emulated link share one clock, so no round trip is in it."""
     data, times = bytes(order["size"]), []
-    for number in range(-order["warmup"], order["count"]):
-        time.sleep(order["idle_s"])
-        begin = time.monotonic()
-        connection.sendall(data)
-        (arrived,) = struct.unpack("d", _receive_exactly(connection, 8))
-        if number >= 0:
+    with connection.makefile("rb") as stream:
+        for _ in range(order["warmup"] + order["count"]):
+            time.sleep(order["idle_s"])
+            begin = time.monotonic()
+            connection.sendall(data)
+            (arrived,) = struct.unpack("d", stream.read(8))
             times.append(arrived - begin)
-    answer(seconds=times)
+    answer(seconds=times[order["warmup"] :])
 
 
 def _receive_messages(connection: socket.socket, order: dict[str, Any], _answer: Answer) -> None:
-    buffer = memoryview(bytearray(order["size"]))
-    while True:
-        got = 0
-        while got < len(buffer):
-            size = connection.recv_into(buffer[got:])
-            if size == 0:
-                return
-            got += size
-        connection.sendall(struct.pack("d", time.monotonic()))
+    buffer = bytearray(order["size"])
+    with connection.makefile("rb") as stream:
+        while stream.readinto(buffer) == len(buffer):
+            connection.sendall(struct.pack("d", time.monotonic()))
 
 
 def _send_pings(connection: socket.socket, order: dict[str, Any], answer: Answer) -> None:
@@ -84,7 +79,8 @@ def _send_pings(connection: socket.socket, order: dict[str, Any], answer: Answer
     for _ in range(order["count"]):
         begin = time.monotonic()
         connection.sendall(b"p")
-        _receive_exactly(connection, 1)
+        if not connection.recv(1):
+            raise ConnectionResetError("the other rank hung up")
         times.append(time.monotonic() - begin)
     answer(seconds=times)
 
@@ -92,16 +88,6 @@ def _send_pings(connection: socket.socket, order: dict[str, Any], answer: Answer
 def _echo(connection: socket.socket, _order: dict[str, Any], _answer: Answer) -> None:
     while byte := connection.recv(1):
         connection.sendall(byte)
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            raise ConnectionResetError("the other rank hung up")
-        data += more
-    return data
 
 
 _TRANSFERS = {

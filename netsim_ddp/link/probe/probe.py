@@ -16,8 +16,7 @@ from statistics import median
 from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget, NetsimError
-from netsim_ddp.link.base import Endpoint, Link, lifeline_pair
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import Link, module_command
 from netsim_ddp.link.probe.peer import DEADLINE_S
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
@@ -220,9 +219,9 @@ class Peers:
 
     def __enter__(self) -> Peers:
         for endpoint in self._link.endpoints:
-            ours, theirs = lifeline_pair()
+            ours, theirs = socket.socketpair()
             with theirs:
-                argv = module("netsim_ddp.link.probe.peer", "3")
+                argv = module_command("netsim_ddp.link.probe.peer", "3")
                 self._link.spawn(argv, rank=endpoint.rank, fds=[theirs.fileno()])
             ours.settimeout(DEADLINE_S)
             self._controls.append(ours)
@@ -256,14 +255,10 @@ class Peers:
     def _start(self, pairs: Sequence[tuple[int, int]], **order: Any) -> None:
         ports = []
         for _, receiver in pairs:
-            self._tell(receiver, listen=self._address(receiver), **order)
+            self._tell(receiver, listen=self._link.endpoints[receiver].address, **order)
             ports.append(self._hear(receiver)["port"])
         for (sender, receiver), port in zip(pairs, ports, strict=True):
-            self._tell(sender, connect=[self._address(receiver), port], **order)
-
-    def _address(self, rank: int) -> str:
-        endpoint: Endpoint = self._link.endpoints[rank]
-        return endpoint.address
+            self._tell(sender, connect=[self._link.endpoints[receiver].address, port], **order)
 
     def _ended(self, rank: int) -> NetsimError:
         return self._link.lost() or EnvironmentFault(f"the probe of rank {rank} ended early")

@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from netsim_ddp.errors import LinkLost, LinkUnavailable, NetsimError
-from netsim_ddp.link.base import Exit, Process
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import Exit, Process, module_command
 from netsim_ddp.link.messages import Lines, send
 
 ANSWER_TIMEOUT_S = 60.0
@@ -51,7 +51,7 @@ class Channel:
         self.exits: dict[int, Exit] = {}
         self.broken = False
         self.lost: LinkLost | None = None
-        self._lines, self._arrived = Lines(control), deque[dict[str, Any]]()
+        self._lines, self._waiting = Lines(control), deque[dict[str, Any]]()
 
     def ask(self, request: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; events that come first are kept."""
@@ -59,37 +59,33 @@ class Channel:
         try:
             send(self.control, {"request": request, **arguments}, fds)
         except (BrokenPipeError, ConnectionResetError):
-            self.drain()  # its last words
+            self.drain()  # the last events that it sent
             raise self._died() from None
         except TimeoutError:
             raise _silent() from None
         return self.receive_answer()
 
     def receive_answer(self) -> dict[str, Any]:
-        while True:
-            message = self._receive(ANSWER_TIMEOUT_S)
-            if message is None:
-                raise _silent()
+        while (message := self._receive(ANSWER_TIMEOUT_S)) is not None:
             if "error" in message:
-                raise HelperError(message["error"], message.get("errno"))
+                raise HelperError(message["error"])
             if "answer" in message:
                 answer: dict[str, Any] = message["answer"]
                 return answer
+        raise _silent()
 
     def drain(self) -> None:
         """Take in every event that has arrived, without waiting."""
-        while True:
-            try:
-                if self._receive(0) is None:
-                    return
-            except LinkUnavailable:
-                self.broken = True
-                return
+        try:
+            while self._receive(0) is not None:
+                pass
+        except LinkUnavailable:
+            self.broken = True
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message; None when none is complete within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while not self._arrived:
+        while not self._waiting:
             self.control.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 messages = self._lines.receive()
@@ -97,13 +93,13 @@ class Channel:
                 return None
             if messages is None:
                 raise self._died()
-            self._arrived += messages
-        message = self._arrived.popleft()
+            self._waiting += messages
+        message = self._waiting.popleft()
         if message.get("event") == "exit":
-            ended = self.exits[message["pid"]] = Exit(message["code"], message["signal"])
+            ended = self.exits[message["pid"]] = Exit.of_code(message["code"])
             _log.debug("process %s ended: %s", message["pid"], ended)
         if message.get("event") == "lost":
-            ended = Exit(message["code"], message["signal"])
+            ended = Exit.of_code(message["code"])
             self.lost = LinkLost(f"{message['what']} died: {ended}", hint="run it again")
         return message
 
@@ -112,8 +108,7 @@ class Channel:
             return self.lost
         how = ""
         with suppress(subprocess.TimeoutExpired):
-            code = self.process.wait(timeout=1)
-            how = f" ({Exit(code, None) if code >= 0 else Exit(None, -code)})"
+            how = f" ({Exit.of_code(self.process.wait(timeout=1))})"
         return LinkLost(f"the process that holds the link died{how}", hint="run it again")
 
     def close(self) -> None:
@@ -132,15 +127,12 @@ def _silent() -> LinkUnavailable:
 
 
 class HelperError(NetsimError):
-    def __init__(self, message: str, code: int | None) -> None:
-        super().__init__(message)
-        self.errno = code
+    """The helper refused a request; the message is the system's."""
 
 
 def open_channel() -> Channel:
     """Start a helper: in the host's user namespace as root, else (or when that is refused) in one of its own."""
-    modes = ["host", "user"] if os.geteuid() == 0 else ["user"]
-    for mode in modes:
+    for mode in ["host", "user"] if os.geteuid() == 0 else ["user"]:
         try:
             return _start_helper(mode)
         except HelperError as error:
@@ -153,10 +145,10 @@ def open_channel() -> Channel:
 
 
 def _start_helper(mode: str) -> Channel:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            module("netsim_ddp.link.tc.helper", str(theirs.fileno()), mode),
+            module_command("netsim_ddp.link.tc.helper", str(theirs.fileno()), mode),
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -174,19 +166,14 @@ def _start_helper(mode: str) -> Channel:
 
 def namespace_remedy() -> str:
     """What stops user namespaces on this machine, and the line that lifts it."""
-    for sysctl, blocked in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-        ("kernel/unprivileged_userns_clone", "0"),
-        ("user/max_user_namespaces", "0"),
+    for name, blocked, allowed in (
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("user.max_user_namespaces", "0", "10000"),
     ):
-        try:
-            with open(f"/proc/sys/{sysctl}", encoding="ascii") as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value == blocked:
-            allowed = {"1": "0", "0": "1"}[blocked] if "max" not in sysctl else "10000"
-            return f"sudo sysctl -w {sysctl.replace('/', '.')}={allowed}"
+        with suppress(OSError):
+            if Path("/proc/sys", *name.split(".")).read_text(encoding="ascii").strip() == blocked:
+                return f"sudo sysctl -w {name}={allowed}"
     if os.path.exists("/.dockerenv"):
         return "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN"
     return "run as root"

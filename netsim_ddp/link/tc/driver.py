@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from netsim_ddp.link.spec import LinkSpec
 
@@ -46,24 +47,22 @@ class Driver:
             self._thread.join()
 
     def _play(self) -> None:
-        lap = 0.0
-        upcoming = list(self._stretches[1:])
-        while upcoming:
-            for at, now in upcoming:
-                lines = self._lines(
-                    now
-                )  # made before its time: a late change is not the link that was asked for
-                if self._over.wait(max(0.0, self._began + lap + at - time.monotonic())):
-                    return
-                try:
-                    self._change(lines)
-                except OSError as error:  # whoever holds the link asks, and says so
-                    self.failure = error
-                    return
+        for at, now in itertools.islice(self._upcoming(), 1, None):
+            lines = self._lines(now)  # made early: a late change is not the link that was asked for
+            if self._over.wait(max(0.0, self._began + at - time.monotonic())):
+                return
+            try:
+                self._change(lines)
+            except OSError as error:  # whoever holds the link asks, and says so
+                self.failure = error
+                return
+
+    def _upcoming(self) -> Iterator[tuple[float, LinkSpec]]:
+        """Every stretch and when it begins, without end where the link has a period."""
+        for round_ in itertools.count():
+            yield from ((round_ * (self._period or 0) + at, now) for at, now in self._stretches)
             if self._period is None:
                 return
-            lap += self._period
-            upcoming = list(self._stretches)
 
     def _change(self, lines: Lines) -> None:
         for rank, text in lines.items():

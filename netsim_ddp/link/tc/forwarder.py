@@ -58,16 +58,6 @@ def open_tap(device: str, name: str, *, whole: bool) -> int:
 
 
 @dataclass
-class Path:
-    """One way between two ranks: the n-th frame's fate depends on the seed, the way and n alone."""
-
-    out: int
-    dice: random.Random
-    free_s: float = 0.0
-    """When the frame before leaves: none overtakes it."""
-
-
-@dataclass
 class Forwarder:
     """What lies between ranks. ``lost`` and ``taken`` count frames by the rank that sent them."""
 
@@ -77,8 +67,11 @@ class Forwarder:
     reorder: bool
     seed: int
     taps: list[int]
-    paths: dict[tuple[int, int], Path] = field(default_factory=dict)
-    air: list[tuple[float, int, int, bytes]] = field(default_factory=list)
+    draws: dict[tuple[int, int], random.Random] = field(default_factory=dict)
+    """By sender and receiver: what happens to the n-th frame between two ranks depends on the seed, the two and n."""
+    latest_s: dict[tuple[int, int], float] = field(default_factory=dict)
+    """By sender and receiver: when the frame before leaves, which none overtakes."""
+    pending: list[tuple[float, int, int, bytes]] = field(default_factory=list)
     """Frames on their way, a heap: when each leaves, its number, by which device, and itself."""
     bare: bool = False
     """Whether frames leave at once and none is lost, for now."""
@@ -96,14 +89,14 @@ class Forwarder:
         ranks = {fd: rank for rank, fd in enumerate(self.taps)}
         everything = [control.fileno(), *self.taps]
         while True:
-            wait = max(0.0, self.air[0][0] - time.monotonic()) if self.air else None
+            wait = max(0.0, self.pending[0][0] - time.monotonic()) if self.pending else None
             for fd in select.select(everything, (), (), wait)[0]:
                 if fd in ranks:
                     self.take(fd, ranks[fd])
                 elif not self.obey(requests):
                     return
-            while self.air and self.air[0][0] <= time.monotonic():
-                _, _, out, frame = heapq.heappop(self.air)
+            while self.pending and self.pending[0][0] <= time.monotonic():
+                _, _, out, frame = heapq.heappop(self.pending)
                 try:
                     os.write(out, frame)
                 except OSError as error:
@@ -129,23 +122,21 @@ class Forwarder:
 
     def send(self, frame: bytes, sender: int, receiver: int) -> None:
         """Have ``frame`` leave when it shall, if it shall."""
-        path = self.paths.get((sender, receiver))
-        if path is None:
-            dice = random.Random(f"{self.seed} {sender} {receiver}")
-            path = self.paths[sender, receiver] = Path(self.taps[receiver], dice)
+        pair = sender, receiver
+        if pair not in self.draws:
+            self.draws[pair] = random.Random(f"{self.seed} {sender} {receiver}")
+        due = time.monotonic()
+        if not self.bare:
+            if self.loss and self.draws[pair].random() < self.loss:
+                self.lost[sender] += 1
+                return
+            due += self.delay_s
+            if self.jitter_s:
+                due += self.draws[pair].uniform(-self.jitter_s, self.jitter_s)
+                if not self.reorder:
+                    due = self.latest_s[pair] = max(due, self.latest_s.get(pair, 0.0))
         self.count += 1
-        if self.bare:
-            heapq.heappush(self.air, (time.monotonic(), self.count, path.out, frame))
-            return
-        if self.loss and path.dice.random() < self.loss:
-            self.lost[sender] += 1
-            return
-        due = time.monotonic() + self.delay_s
-        if self.jitter_s:
-            due += path.dice.uniform(-self.jitter_s, self.jitter_s)
-            if not self.reorder:
-                due = path.free_s = max(due, path.free_s)
-        heapq.heappush(self.air, (due, self.count, path.out, frame))
+        heapq.heappush(self.pending, (due, self.count, self.taps[receiver], frame))
 
     def obey(self, requests: Lines) -> bool:
         """Carry out what was asked; False at the end of the link."""

@@ -23,6 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from netsim_ddp.link.base import die_with_parent
@@ -56,30 +57,23 @@ def enter_namespace(fd: int) -> None:
     _call("setns", fd, CLONE_NEWNET)
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
-
-
 def isolate(user_namespace: bool) -> None:
     """Leave the host's pid, net and mount namespaces; children of this process then live in the new ones."""
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0)
     _call("unshare", flags)
     if user_namespace:
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"0 {uid} 1")
-        _write("/proc/self/gid_map", f"0 {gid} 1")
+        own = Path("/proc/self")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            (own / name).write_text(text, encoding="ascii")
 
 
 def _remount_proc() -> None:
     """Show this pid namespace's own /proc. Where a container masks parts of /proc the kernel refuses; the
     processes then see the host's numbers, which nothing here depends on."""
     _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    try:
+    with suppress(PermissionError):
         _call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
-    except PermissionError:
-        return
 
 
 def name_host(names: list[list[str]]) -> None:
@@ -89,8 +83,7 @@ def name_host(names: list[list[str]]) -> None:
     of its host resolves to that address. Where a container forbids mounts, the host's own name stays, which it can
     resolve.
     """
-    with open(HOSTS, "rb") as file:
-        known = file.read()
+    known = Path(HOSTS).read_bytes()
     lines = "".join(f"{address}\t{name}\n" for address, name in names)
     _call("unshare", CLONE_NEWNS)
     try:
@@ -99,8 +92,7 @@ def name_host(names: list[list[str]]) -> None:
         _call("mount", b"netsim", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, b"mode=755,size=4m")
     except PermissionError:
         return
-    with open("/proc/hosts", "wb") as file:
-        file.write(lines.encode() + known)
+    Path("/proc/hosts").write_bytes(lines.encode() + known)
     os.chmod("/proc/hosts", 0o644)
     _call("mount", b"/proc/hosts", HOSTS.encode(), None, MS_BIND, None)
     _call("umount2", b"/proc", MNT_DETACH)
@@ -140,7 +132,7 @@ class Helper:
 
     def run(self, argv: list[str], rank: int | None, text: str = "") -> dict[str, Any]:
         """Run a short command in ``rank``'s namespace (None: the bridge's) and answer what it printed."""
-        where = self.home if rank is None else self.ranks[rank]
+        namespace = self.home if rank is None else self.ranks[rank]
         try:
             done = subprocess.run(
                 argv,
@@ -150,7 +142,7 @@ class Helper:
                 timeout=COMMAND_TIMEOUT_S,
                 check=False,
                 pass_fds=tuple(self.ranks),
-                preexec_fn=lambda: enter_namespace(where),
+                preexec_fn=lambda: enter_namespace(namespace),
             )
         except FileNotFoundError:
             return {"code": 127, "out": "", "err": f"{argv[0]}: not found"}
@@ -162,8 +154,7 @@ class Helper:
         """A file of /proc as ``rank``'s namespace shows it (sysfs would show the namespace it was mounted in)."""
         enter_namespace(self.ranks[rank])
         try:
-            with open(path, encoding="ascii") as file:
-                return {"text": file.read()}
+            return {"text": Path(path).read_text(encoding="ascii")}
         finally:
             enter_namespace(self.home)
 
@@ -181,7 +172,7 @@ class Helper:
         """Start a long-lived process; ``fds`` (attached) become its descriptors 0, 1, 2, 3, ... With ``names``, as
         (address, host name) of all, its host has a name of its own: the first one's. If one that is called ``vital``
         fails, this process ends, and with it all that runs on the link."""
-        where = self.home if rank is None else self.ranks[rank]
+        namespace = self.home if rank is None else self.ranks[rank]
         pid = os.fork()
         if pid:
             self.children.add(pid)
@@ -199,7 +190,7 @@ class Helper:
             if share_namespaces:
                 for fd in self.ranks:
                     os.set_inheritable(fd, True)
-            enter_namespace(where)
+            enter_namespace(namespace)
             if names:
                 name_host(names)
             place_descriptors(fds)
@@ -218,31 +209,21 @@ class Helper:
 
     def reap(self) -> None:
         """Collect the dead (as PID 1: everybody's) and tell the command about those that it started."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if pid in self.children:
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                if pid not in self.children:
+                    continue
                 self.children.discard(pid)
-                killed = os.WIFSIGNALED(status)
-                ended = {
-                    "code": None if killed else os.WEXITSTATUS(status),
-                    "signal": os.WTERMSIG(status) if killed else None,
-                }
-                self.send({"event": "exit", "pid": pid, **ended})
-                if (name := self.vital.pop(pid, None)) is not None and status != 0:
-                    self.send({"event": "lost", "what": name, **ended})
+                code = os.waitstatus_to_exitcode(status)
+                send(self.control, {"event": "exit", "pid": pid, "code": code})
+                if (name := self.vital.pop(pid, None)) is not None and code != 0:
+                    send(self.control, {"event": "lost", "what": name, "code": code})
                     self.lost = True
 
-    def send(self, message: dict[str, Any]) -> None:
-        send(self.control, message)
-
     def serve(self) -> None:
-        """Say that the namespaces stand, then answer requests until the command hangs up or the link is lost."""
-        self.send({"answer": {}})
+        """Say that the namespaces are made, then answer requests until the command hangs up or the link is lost."""
+        send(self.control, {"answer": {}})
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -260,13 +241,7 @@ class Helper:
                     fds, requests.fds = requests.fds, []
                     self.answer(message, fds)
 
-    def serve_until_hung_up(self) -> None:
-        """A command that dies abruptly resets the connection instead of closing it: that is hanging up too."""
-        with suppress(ConnectionResetError, BrokenPipeError):
-            self.serve()
-
     def answer(self, request: dict[str, Any], fds: list[int]) -> None:
-        name = request.pop("request")
         handlers: dict[str, Callable[..., dict[str, Any]]] = {
             "namespaces": self.namespaces,
             "run": self.run,
@@ -275,9 +250,9 @@ class Helper:
             "kill": self.kill,
         }
         try:
-            self.send({"answer": handlers[name](**request)})
+            send(self.control, {"answer": handlers[request.pop("request")](**request)})
         except OSError as error:
-            self.send({"error": str(error), "errno": error.errno})
+            send(self.control, {"error": str(error)})
 
 
 def place_descriptors(fds: list[int]) -> None:
@@ -298,7 +273,7 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
     try:
         isolate(user_namespace)
     except OSError as error:
-        send(control, {"error": str(error), "errno": error.errno})
+        send(control, {"error": str(error)})
         os._exit(1)
     die_with_parent()  # again: gaining the capabilities of a user namespace cleared it
     pid = os.fork()
@@ -311,8 +286,9 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
     die_with_parent()
     try:
         _remount_proc()
-        helper = Helper(control)
-        helper.serve_until_hung_up()
+        # A command that dies abruptly resets the connection instead of closing it.
+        with suppress(ConnectionResetError, BrokenPipeError):
+            Helper(control).serve()
     except BaseException:  # noqa: BLE001 - PID 1 must exit whatever happened, and say why on the way out
         traceback.print_exc()
         os._exit(1)

@@ -25,21 +25,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
-from netsim_ddp.link.base import Counters, Endpoint, Link, Process
-from netsim_ddp.link.descriptors import enough_descriptors
-from netsim_ddp.link.environment import host_name
+from netsim_ddp.link.base import Counters, Endpoint, Link, Process, enough_descriptors, host_name
 from netsim_ddp.link.hosts import tcp_retransmits
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 from netsim_ddp.link.tc import tun
 from netsim_ddp.link.tc.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.tc.driver import Driver
 from netsim_ddp.link.tc.helper import HOSTS
-from netsim_ddp.link.tc.plan import Shape, Shapes, Step, address, change, needs_delay_by, netem, plan
-from netsim_ddp.link.tc.tun import Carried, Forwarding
+from netsim_ddp.link.tc.plan import Shapes, address, change, needs_delay_by, netem, plan
+from netsim_ddp.link.tc.tun import Forwarding
 from netsim_ddp.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -67,7 +66,8 @@ class TcLink(Link):
                 hint="use --link bucket",
             )
         self._beside = beside
-        self._places: dict[int | None, int | None] = {None: None}
+        self._numbers: dict[int | None, int | None] = {None: None}
+        """By rank (None: the bridge), what the helper calls its namespace."""
         self.shapes = Shapes.of(spec)
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
@@ -143,7 +143,13 @@ class TcLink(Link):
             data = data[os.write(self._pipes[rank], data) :]
 
     def _make(self) -> None:
-        fds = self._namespaces()
+        # The helper's own namespace is the first link's bridge; another link has one more made for its bridge.
+        bridges = 0 if self._beside is None else 1
+        made = self._ask("namespaces", count=self.spec.workers + bridges)
+        if bridges:
+            self._numbers[None] = made["first"]
+        self._numbers |= {rank: made["first"] + bridges + rank for rank in range(self.spec.workers)}
+        fds = made["fds"][bridges:]
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
         self._check_congestion()
@@ -151,30 +157,19 @@ class TcLink(Link):
         if self.delay_by is not None:
             self.description = f"tc/tbf+{self.delay_by}"
         if self.delay_by == "tun":
-            self._forwarding = Forwarding(self.spec, self._spawn_forwarder)
-        for rank, steps in _batches(plan(self.spec, self.shapes, names, self.congestion, self.delay_by)):
-            tool = steps[0].argv[0]
-            text = "".join(" ".join(step.argv[1:]) + "\n" for step in steps)
-            done = self._ask("run", argv=[find_tool(tool), "-batch", "-"], rank=rank, text=text)
-            if done["code"] != 0:
-                raise self._refusal(tool, done["err"])
+            self._forwarding = Forwarding(self.spec, self.spawn)
+        steps = plan(self.spec, self.shapes, names, self.congestion, self.delay_by)
+        # One process for all consecutive steps with the same tool and namespace.
+        for (rank, tool), batch in groupby(steps, key=lambda step: (step.rank, step.argv[0])):
+            text = "".join(" ".join(step.argv[1:]) + "\n" for step in batch)
+            _, problem = self._run(rank, tool, "-batch", "-", text=text)
+            if problem is not None:
+                raise _refusal(tool, problem)
         self._check_configuration()
 
-    def _namespaces(self) -> list[int]:
-        """The descriptors of the ranks' namespaces. The helper's own is the first link's bridge namespace."""
-        bridges = 0 if self._beside is None else 1
-        made = self._ask("namespaces", count=self.spec.workers + bridges)
-        first: int = made["first"]
-        if bridges:
-            self._places[None] = first
-        self._places |= {rank: first + bridges + rank for rank in range(self.spec.workers)}
-        fds: list[int] = made["fds"][bridges:]
-        return fds
-
     def _check_congestion(self) -> None:
-        known = self._ask("read", path="/proc/sys/net/ipv4/tcp_available_congestion_control", rank=0)[
-            "text"
-        ].split()
+        path = "/proc/sys/net/ipv4/tcp_available_congestion_control"
+        known = self._ask("read", path=path, rank=0)["text"].split()
         if self.congestion not in known:
             raise LinkUnavailable(
                 f"this kernel has no {self.congestion} congestion control",
@@ -186,17 +181,12 @@ class TcLink(Link):
         how, wanted = self.spec.delay_by, needs_delay_by(self.spec)
         if not wanted and how != "tun":
             return None
-        if (
-            how != "tun"
-            and self._ask("run", argv=[find_tool("tc"), *_TRY_NETEM.split()], rank=None)["code"] == 0
-        ):
+        if how != "tun" and self._run(None, "tc", *_TRY_NETEM.split())[1] is None:
             return "netem"
         needs = f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''}"
-        bucket = (
-            ""
-            if self.spec.loss or self.spec.reorder
-            else "use --link bucket, which has delay and jitter; or "
-        )
+        bucket = "use --link bucket, which has delay and jitter; or "
+        if self.spec.loss or self.spec.reorder:
+            bucket = ""
         if how == "netem":
             raise LinkUnavailable(
                 f"this kernel has no netem, which {needs} on tc with --delay-by netem",
@@ -218,48 +208,35 @@ class TcLink(Link):
             wanted=tuple(wanted),
         )
 
-    def _spawn_forwarder(self, words: list[str], fd: int) -> None:
-        self._spawn(words, None, fds=[fd], vital=tun.FORWARDER)
-
-    def _refusal(self, tool: str, said: str) -> LinkUnavailable:
-        """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
-        if "kind is unknown" not in said:
-            return LinkUnavailable(
-                f"{tool} could not make the link: {_first_line(said)}",
-                hint="use --link bucket, which needs no privileges; netsim doctor says more",
-            )
-        return LinkUnavailable(
-            "this kernel has no tbf, which shapes the link",
-            hint="sudo modprobe sch_tbf, or use --link bucket",
-            remedy="sudo modprobe sch_tbf",
-        )
-
     def _check_configuration(self) -> None:
         """Read every bucket back: an old iproute2 rounds what it was told, sometimes below one packet."""
-        for rank in range(self.spec.workers):
-            self._check_bucket(_only(self._qdiscs(rank), "eth0"), self.shapes.up[rank])
-        outer = self._qdiscs(None)
-        for rank in range(self.spec.workers):
-            self._check_bucket(_only(outer, f"v{rank}"), self.shapes.down[rank])
+        for (inner, outer), up, down in zip(self._buckets(), self.shapes.up, self.shapes.down, strict=True):
+            for qdisc, asked in ((inner, up), (outer, down)):
+                rate, burst = int(qdisc["options"]["rate"]) * 8, int(qdisc["options"]["burst"])
+                if abs(rate - asked.rate_bps) > max(8, asked.rate_bps * 1e-3) or burst < SEGMENT_WIRE:
+                    raise LinkUnavailable(
+                        f"tc on {qdisc['dev']} was told {asked.rate_bps} bit/s, burst {asked.burst} B"
+                        f" and made it {rate} bit/s, {burst} B",
+                        hint="use --link bucket",
+                    )
+                self.credit_bytes = max(self.credit_bytes, burst)
 
-    def _check_bucket(self, qdisc: dict[str, Any], asked: Shape) -> None:
-        rate, burst = int(qdisc["options"]["rate"]) * 8, int(qdisc["options"]["burst"])
-        if abs(rate - asked.rate_bps) > max(8, asked.rate_bps * 1e-3) or burst < SEGMENT_WIRE:
-            raise LinkUnavailable(
-                f"tc on {qdisc['dev']} was told {asked.rate_bps} bit/s, burst {asked.burst} B"
-                f" and made it {rate} bit/s, {burst} B",
-                hint="use --link bucket",
-            )
-        self.credit_bytes = max(self.credit_bytes, burst)
+    def _buckets(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Returns each rank's two buckets as ``tc`` shows them, its own and the bridge's."""
+        found = []
+        bridge = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
+        for rank in range(self.spec.workers):
+            own = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(rank)}
+            found.append((own["eth0"], bridge[f"v{rank}"]))
+        return found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._driver is not None:
             self._driver.stop()
-        for pipe in self._pipes.values():
-            os.close(pipe)
-        self._pipes.clear()
+        while self._pipes:
+            os.close(self._pipes.popitem()[1])
         if self._forwarding is not None:
             self._forwarding.close()
         self._hang_up()
@@ -274,71 +251,47 @@ class TcLink(Link):
         share_namespaces: bool = False,
         output: tuple[int, int] = (2, 2),
         named: bool = False,
+        vital: str | None = None,
     ) -> Process:
         names: list[tuple[str, str]] = []
         if named and rank is not None and os.path.exists(HOSTS):
             everyone = [*self.endpoints[rank:], *self.endpoints[:rank]]
             names = [(endpoint.address, host_name(endpoint.rank)) for endpoint in everyone]
-        return self._spawn(argv, rank, env, fds, output, share_namespaces=share_namespaces, names=names)
-
-    def _spawn(
-        self,
-        argv: Sequence[str],
-        rank: int | None,
-        env: Mapping[str, str] | None = None,
-        fds: Sequence[int] = (),
-        output: tuple[int, int] = (2, 2),
-        *,
-        share_namespaces: bool = False,
-        names: Sequence[tuple[str, str]] = (),
-        vital: str | None = None,
-    ) -> Process:
-        """As :meth:`spawn`. A process that is called ``vital`` must not fail as long as the link shall be."""
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(
                 "spawn",
                 fds=[null.fileno(), *output, *fds],
                 argv=list(argv),
-                rank=self._places[rank],
+                rank=self._numbers[rank],
                 env={**os.environ, **(env or {})},
                 cwd=os.getcwd(),
                 share_namespaces=share_namespaces,
-                names=list(names),
+                names=names,
                 vital=vital,
             )
-        _log.debug("started process %s in the namespace of %s: %s", answer["pid"], _place(rank), _short(argv))
-        return RemoteProcess(channel, int(answer["pid"]))
+        pid = int(answer["pid"])
+        _log.debug("started process %s in the namespace of %s: %.160s", pid, _name(rank), " ".join(argv))
+        return RemoteProcess(channel, pid)
 
     def counters(self) -> list[Counters]:
         if self._driver is not None and self._driver.failure is not None:
             raise LinkUnavailable(
                 f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
             )
-        outer = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
-        ranks = range(self.spec.workers)
-        gone = [0 for _ in ranks]
+        gone = [0] * self.spec.workers
         if self._forwarding is not None:
-            carried = self._forwarding.counted()
-            gone = [carried.lost[rank] + carried.overrun[rank] for rank in ranks]
+            counted = self._forwarding.counted()
+            gone = [lost + overrun for lost, overrun in zip(counted.lost, counted.overrun, strict=True)]
         return [
-            self._rank_counters(rank, outer[f"v{rank}"], _only(self._qdiscs(rank), "eth0"), gone[rank])
-            for rank in ranks
+            Counters(
+                tx_bytes=int(inner["bytes"]),
+                rx_bytes=int(outer["bytes"]),
+                drops=int(inner["drops"]) + int(outer["drops"]) + gone[rank],
+                retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
+            )
+            for rank, (inner, outer) in enumerate(self._buckets())
         ]
-
-    def _rank_counters(self, rank: int, outer: dict[str, Any], inner: dict[str, Any], gone: int) -> Counters:
-        return Counters(
-            tx_bytes=int(inner["bytes"]),
-            rx_bytes=int(outer["bytes"]),
-            drops=int(inner["drops"]) + int(outer["drops"]) + gone,
-            retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
-        )
-
-    def carried(self) -> Carried:
-        """What the forwarder of a link that is delayed by tun counted so far."""
-        if self._forwarding is None:
-            raise RuntimeError("no forwarder carries this link's packets")
-        return self._forwarding.counted()
 
     def lost(self) -> LinkLost | None:
         channel = self._connected()
@@ -359,16 +312,16 @@ class TcLink(Link):
         if self.delay_by != "netem":
             return
         for step in netem(self.spec if on else replace(self.spec, delay_s=0.0, jitter_s=0.0, loss=0.0)):
-            done = self._ask("run", argv=[find_tool("tc"), *step.argv[1:]], rank=step.rank)
-            if done["code"] != 0:
-                raise LinkUnavailable(f"tc cannot change the delay: {_first_line(done['err'])}")
+            _, problem = self._run(step.rank, *step.argv)
+            if problem is not None:
+                raise LinkUnavailable(f"tc cannot change the delay: {problem.splitlines()[0]}")
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
-        done = self._ask("run", argv=[find_tool("tc"), "-s", "-j", "qdisc", "show"], rank=rank)
-        if done["code"] != 0:
-            raise LinkUnavailable(f"tc cannot show its counters: {_first_line(done['err'])}")
-        found: list[dict[str, Any]] = json.loads(done["out"])
-        return found
+        """The root qdiscs of a rank's namespace, or of the bridge's."""
+        out, problem = self._run(rank, "tc", "-s", "-j", "qdisc", "show")
+        if problem is not None:
+            raise LinkUnavailable(f"tc cannot show its counters: {problem.splitlines()[0]}")
+        return [qdisc for qdisc in json.loads(out) if qdisc.get("root")]
 
     def _connected(self) -> Channel:
         if self._channel is None:
@@ -377,58 +330,44 @@ class TcLink(Link):
 
     def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """``rank`` among the arguments is this link's; the helper counts the namespaces of all its links."""
-        if request == "run":
-            words = [os.path.basename(arguments["argv"][0] or ""), *arguments["argv"][1:]]
-            if "text" in arguments:
-                _log_commands(words[0], arguments["text"], arguments["rank"])
-            else:
-                _log_commands(words[0], " ".join(words[1:]), arguments["rank"])
         if "rank" in arguments:
-            arguments["rank"] = self._places[arguments["rank"]]
+            arguments["rank"] = self._numbers[arguments["rank"]]
         return self._connected().ask(request, **arguments)
 
+    def _run(self, rank: int | None, tool: str, *words: str, text: str = "") -> tuple[str, str | None]:
+        """Run ``ip`` or ``tc`` in a namespace, with ``text`` as its input.
 
-def _place(rank: int | None) -> str:
+        Returns:
+            what it printed; what it said when it failed, None where it did not.
+        """
+        _log_commands(tool, text or " ".join(words), rank)
+        done = self._ask("run", argv=[find_tool(tool), *words], rank=rank, text=text)
+        return done["out"], None if done["code"] == 0 else done["err"] or "no message"
+
+
+def _refusal(tool: str, problem: str) -> LinkUnavailable:
+    """Why ``tool`` failed. A kernel without a qdisc says only that a kind is unknown."""
+    if "kind is unknown" not in problem:
+        return LinkUnavailable(
+            f"{tool} could not make the link: {problem.splitlines()[0]}",
+            hint="use --link bucket, which needs no privileges; netsim doctor says more",
+        )
+    return LinkUnavailable(
+        "this kernel has no tbf, which shapes the link",
+        hint="sudo modprobe sch_tbf, or use --link bucket",
+        remedy="sudo modprobe sch_tbf",
+    )
+
+
+def _name(rank: int | None) -> str:
     return "the bridge" if rank is None else f"rank {rank}"
 
 
 def _log_commands(tool: str, lines: str, rank: int | None) -> None:
     for line in lines.splitlines():
-        _log.debug("in the namespace of %s: %s %s", _place(rank), tool, line)
-
-
-def _short(argv: Sequence[str]) -> str:
-    text = " ".join(map(str, argv))
-    return text if len(text) <= 160 else text[:160] + "..."
-
-
-def _only(qdiscs: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    return next(qdisc for qdisc in qdiscs if qdisc["dev"] == device and qdisc.get("root"))
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else "no message"
+        _log.debug("in the namespace of %s: %s %s", _name(rank), tool, line)
 
 
 def find_tool(name: str) -> str | None:
     """``ip`` and ``tc`` live in /sbin, which an ordinary user's PATH often lacks."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
-
-
-def _batches(steps: list[Step]) -> Iterator[tuple[int | None, list[Step]]]:
-    """Runs of consecutive steps with the same tool and namespace: one process each instead of one per step."""
-    batch: list[Step] = []
-    for step in steps:
-        if batch and (step.rank, step.argv[0]) != (batch[0].rank, batch[0].argv[0]):
-            yield batch[0].rank, batch
-            batch = []
-        batch.append(step)
-    if batch:
-        yield batch[0].rank, batch
-
-
-@contextmanager
-def usable() -> Iterator[None]:
-    """Raise what making the smallest real link raises; the only honest test of whether tc works here."""
-    with TcLink(LinkSpec(workers=1, rate_bps=10**9)):
-        yield

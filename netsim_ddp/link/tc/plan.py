@@ -1,8 +1,9 @@
-"""Which ``ip`` and ``tc`` commands make a link, and with which numbers. Pure: nothing is run here."""
+"""Which ``ip`` and ``tc`` commands make a link, and with which numbers; as a script, too. Nothing is run here."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from netsim_ddp.link.spec import FASTEST_BPS, SEGMENT_WIRE, LinkSpec
 
 SUBNET = "10.77"
+BRIDGE = "netsim"
 TAP_QUEUE = 20_000  # packets that wait for a forwarder which the host lets wait
 WAKE_UP_S, BUSY_WAKE_UP_S = 65e-6, 75e-6
 CREDIT_S, BUSY_PACKET_S = 0.16e-3, 0.25e-3
@@ -235,3 +237,36 @@ def address(rank: int) -> str:
 
 def mac(rank: int) -> str:
     return f"02:00:00:00:00:{rank + 1:02x}"
+
+
+def _named(rank: int | None) -> str:
+    """Returns ``netsim`` for the bridge, ``netsim0`` for rank 0: how a script names a namespace."""
+    return BRIDGE if rank is None else f"{BRIDGE}{rank}"
+
+
+def script(spec: LinkSpec) -> list[str]:
+    """Returns lines for a root shell that make a link, play its timeline once, and say how to use and remove it.
+
+    netsim itself makes the same link with the same words, in namespaces without names. Delay, jitter and loss are
+    netem's here, since a forwarder is no command.
+    """
+    ranks = range(spec.workers)
+    names = [_named(None), *map(_named, ranks)]
+    lines = [f"ip netns add {name}" for name in names]
+    delay_by: Literal["netem"] | None = "netem" if needs_delay_by(spec) else None
+    for step in plan(spec, Shapes.of(spec), names[1:], spec.congestion or "cubic", delay_by):
+        tool, *words = step.argv
+        lines.append(shlex.join([tool, "-n", _named(step.rank), *words]))
+    last = 0.0
+    for at, now in list(spec.stretches())[1:] if spec.varies else []:
+        batches = change(now, [None, *ranks])
+        lines.append(f"sleep {at - last:g}")
+        last = at
+        lines += [
+            f"tc -n {_named(rank)} {line}" for rank, text in batches.items() for line in text.splitlines()
+        ]
+    return [
+        *lines,
+        f"# use it:    ip netns exec {_named(0)} ping {address(spec.workers - 1)}",
+        f"# remove it: for n in {' '.join(names)}; do ip netns delete $n; done",
+    ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.errors import LinkLost, LinkUnavailable
-from netsim_ddp.link.base import lifeline_pair
-from netsim_ddp.link.interpreter import module
+from netsim_ddp.link.base import Process, module_command
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.link.spec import LinkSpec
 
@@ -44,28 +44,23 @@ class Forwarding:
     """A running forwarder with one TAP device per rank of ``spec``.
 
     Args:
-        spawn: starts a process in the bridge's namespace, without which the link is lost.
+        spawn: :meth:`netsim_ddp.link.tc.link.TcLink.spawn` of the link.
 
     Raises:
         LinkUnavailable: it cannot have its devices.
     """
 
-    def __init__(self, spec: LinkSpec, spawn: Callable[[list[str], int], object]) -> None:
-        order = {
-            "delay_s": spec.delay_s,
-            "jitter_s": spec.jitter_s,
-            "loss": spec.loss,
-            "reorder": spec.reorder,
-            "seed": spec.seed,
-        }
-        self._control, theirs = lifeline_pair()
+    def __init__(self, spec: LinkSpec, spawn: Callable[..., Process]) -> None:
+        order = {key: getattr(spec, key) for key in ("delay_s", "jitter_s", "loss", "reorder", "seed")}
+        self._control, theirs = socket.socketpair()
         self._lines = Lines(self._control)
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs:
             words = ["3", DEVICE, str(spec.workers), json.dumps(order)]
-            spawn(module("netsim_ddp.link.tc.forwarder", *words), theirs.fileno())
+            argv = module_command("netsim_ddp.link.tc.forwarder", *words)
+            spawn(argv, fds=[theirs.fileno()], vital=FORWARDER)
         try:
-            said = self._hear()
+            said = self._receive()
             if "error" in said:
                 raise LinkUnavailable(f"no TAP device can be made: {said['error']}", hint=REMEDY)
         except BaseException:
@@ -83,9 +78,9 @@ class Forwarding:
             send(self._control, {} if bare is None else {"bare": bare})
         except (BrokenPipeError, ConnectionResetError):
             raise LinkLost(f"{FORWARDER} died", hint="run it again") from None
-        return Carried(**self._hear())
+        return Carried(**self._receive())
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         messages: list[dict[str, Any]] | None = []
         try:
             while messages == []:

@@ -1,9 +1,9 @@
-"""Where the ranks of a bucket link meet: shared memory that says who called which operation when.
+"""Which rank of a bucket link called which operation when, in memory that all ranks of a host share.
 
-All ranks of a host share one :class:`ArrivalTable`, made before they fork. Each rank notes there when it
-called an operation; the last one to arrive runs the one clock that all ranks, groups and messages share, and
-writes every member's deadline, before its own part of the real operation starts. So whoever has finished
-moving data finds its deadline in the table, and no rank has to repeat another's arithmetic.
+They share one :class:`OperationTable`, made before they fork. Each rank notes there when it called an operation; the
+last member to call it runs the one clock that all ranks, groups and messages share, and writes every member's
+deadline, before its own part of the real operation starts. So whoever has finished moving data finds its deadline in
+the table, and no rank has to repeat another's arithmetic.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import multiprocessing
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.link.bucket.clock import LinkClock
@@ -26,11 +26,13 @@ from netsim_ddp.link.semaphores import shared
 _LOCK_TIMEOUT_S = 60.0
 _MESSAGES_PER_PAIR = 64
 
-Collect = Callable[[], float | None]
+Deadline = Callable[[], float | None]
+"""Returns when an operation is done for this rank, in seconds of ``time.monotonic``; None as long as that is open."""
 
 
-class ArrivalTable:
-    """Who called which operation when: shared memory in which ranks meet, and the clock's own state.
+class OperationTable:
+    """The calls of operations and the clock's own state, in anonymous shared memory: only processes that are forked
+    later share it.
 
     Groups have a ring of ``slots`` operations each, found by sequence number; a slot is used again only
     when all its members have taken their deadlines out. Messages between two ranks have a ring per ordered
@@ -40,41 +42,22 @@ class ArrivalTable:
         workers: ranks on this host, all of them.
         slots: operations of one group that may be in flight at once.
         groups: process groups that may be made (the default group is one).
-        memory: at least ``size_bytes(...)`` of zeroed shared memory; anonymous by default, so that only
-            processes forked afterwards share it.
-        lock: a lock shared by the same processes.
     """
 
-    _SLOT = 4  # sequence + 1, signature, members arrived, last arrival
+    _SLOT = 4  # sequence + 1, signature, members that called it, the last call's time
     _PAIR = 7  # key, bytes, posted by sender, by receiver, deadline of sender, of receiver, times taken
 
-    def __init__(
-        self,
-        workers: int,
-        slots: int = 128,
-        groups: int = 8,
-        memory: mmap.mmap | None = None,
-        lock: Any = None,
-    ) -> None:
+    def __init__(self, workers: int, slots: int = 128, groups: int = 8) -> None:
         self.workers, self.slots, self.groups = workers, slots, groups
-        size = self.size_bytes(workers, slots, groups)
-        self.memory = mmap.mmap(-1, size) if memory is None else memory
-        if len(self.memory) < size:
-            raise ValueError(f"the table needs {size} bytes of shared memory, got {len(self.memory)}")
-        self._lock = shared(multiprocessing.get_context("fork").Lock) if lock is None else lock
-        raw = memoryview(self.memory)[:size]
-        self.ints, self.floats = raw.cast("q"), raw.cast("d")
-        self.clock: Any = self.floats[: LinkClock.cells(workers)]
+        self._lock = shared(multiprocessing.get_context("fork").Lock)
+        self._slot_cells = self._SLOT + workers * (4 + workers)
         self._directory = LinkClock.cells(workers)
         self._rings = self._directory + groups
-        self._slot_cells = self._SLOT + workers * (4 + workers)
         self._pairs = self._rings + groups * slots * self._slot_cells
-
-    @classmethod
-    def size_bytes(cls, workers: int, slots: int = 128, groups: int = 8) -> int:
-        slot = cls._SLOT + workers * (4 + workers)
-        pairs = workers * workers * _MESSAGES_PER_PAIR * cls._PAIR
-        return 8 * (LinkClock.cells(workers) + groups + groups * slots * slot + pairs)
+        cells = self._pairs + workers * workers * _MESSAGES_PER_PAIR * self._PAIR
+        raw = memoryview(mmap.mmap(-1, 8 * cells))
+        self.ints, self.floats = raw.cast("q"), raw.cast("d")
+        self.clock = cast("MutableSequence[float]", self.floats[: self._directory])
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,13 +74,12 @@ class ArrivalTable:
             self._lock.release()
 
     def group_index(self, name: str) -> int:
-        """The ring of the group called ``name``, the same in every rank."""
+        """Returns the number of the ring of the group called ``name``, the same in every rank."""
         key = zlib.crc32(name.encode()) + 1
         with self.locked():
             for i in range(self.groups):
                 cell = self._directory + i
-                if self.ints[cell] == 0:
-                    self.ints[cell] = key
+                self.ints[cell] = self.ints[cell] or key
                 if self.ints[cell] == key:
                     return i
         raise UsageError(
@@ -106,31 +88,31 @@ class ArrivalTable:
         )
 
     def slot(self, group: int, sequence: int) -> int:
-        """The first cell of the slot for operation ``sequence`` of ``group``."""
+        """Returns the first cell of the slot for operation ``sequence`` of ``group``."""
         return self._rings + (group * self.slots + sequence % self.slots) * self._slot_cells
 
-    def columns(self, slot: int) -> tuple[int, int, int, int, int]:
-        """First cells of a slot's columns, one entry per member: deadline, tx, rx, taken, splits."""
-        first, w = slot + self._SLOT, self.workers
-        return first, first + w, first + 2 * w, first + 3 * w, first + 4 * w
+    def columns(self, slot: int) -> range:
+        """Returns the first cells of a slot's columns, one entry per member: deadline, tx, rx, taken, splits."""
+        first = slot + self._SLOT
+        return range(first, first + 5 * self.workers, self.workers)
 
     def pair(self, src: int, dst: int) -> range:
-        """First cells of the messages from ``src`` to ``dst``."""
+        """Returns the first cells of the messages from ``src`` to ``dst``."""
         size = _MESSAGES_PER_PAIR * self._PAIR
         first = self._pairs + (src * self.workers + dst) * size
         return range(first, first + size, self._PAIR)
 
 
-class Meeting:
-    """One rank's side of the table for one group: arrive, and collect the deadline later.
+class GroupMember:
+    """One rank's side of the table for one group: note each call, and read its deadline later.
 
-    What arriving returns gives this rank's deadline (seconds) once it stands, else None. Once all data has
+    What :meth:`call` and :meth:`post` return gives this rank's deadline once it is known, else None. Once all data has
     moved that is nearly always; only a rank that a collective does not make wait for all others (a gather's
-    sender) can be earlier than the last arrival.
+    sender) can be earlier than the last call.
     """
 
     def __init__(
-        self, table: ArrivalTable, clock: LinkClock, group: int, members: Sequence[int], rank: int
+        self, table: OperationTable, clock: LinkClock, group: int, members: Sequence[int], rank: int
     ) -> None:
         self.table, self.clock, self.group = table, clock, group
         self.members, self.rank = tuple(members), rank
@@ -150,11 +132,12 @@ class Meeting:
             return self.clock.expected_s(sizes, *ranks, time.monotonic())
 
     def charge(self, tx: int, rx: int) -> None:
+        """Count bytes that this rank has sent and received."""
         with self._counting:
             self.tx_bytes += tx
             self.rx_bytes += rx
 
-    def arrive(self, op: Operation, sends: Sequence[int], timeout_s: float) -> Collect:
+    def call(self, op: Operation, sends: Sequence[int], timeout_s: float) -> Deadline:
         """Note the call of a collective; ``sends`` are this rank's bytes to each member in an all-to-all.
 
         Raises:
@@ -173,17 +156,17 @@ class Meeting:
                 )
             time.sleep(1e-3)
 
-        def collect() -> float | None:
-            deadline = floats[deadlines]
-            if deadline:
+        def deadline() -> float | None:
+            found = floats[deadlines]
+            if found:
                 self.charge(ints[tx], ints[rx])
                 ints[taken] = sequence + 1
-            return deadline or None
+            return found or None
 
-        return collect
+        return deadline
 
     def _enter(self, slot: int, sequence: int, now: float, op: Operation, sends: Sequence[int]) -> bool:
-        """Arrive if the slot is free or already this operation's; the last to arrive runs the clock."""
+        """Note the call if the slot is free or already this operation's; the last member to call runs the clock."""
         ints, floats, size = self.table.ints, self.table.floats, len(self.members)
         deadlines, tx, rx, taken, splits = self.table.columns(slot)
         signature = zlib.crc32(repr((op.kind, op.nbytes, op.root, op.itemsize)).encode())
@@ -199,21 +182,20 @@ class Meeting:
                 )
             floats[slot + 3] = max(floats[slot + 3], now)
             floats[deadlines + self.rank] = 0.0
-            for m, count in enumerate(sends):
-                ints[splits + self.rank * size + m] = count
+            for m, count in enumerate(sends, splits + self.rank * size):
+                ints[m] = count
             ints[slot + 2] += 1
             if ints[slot + 2] == size:
                 if op.kind == "alltoall":
                     rows = (splits + a * size for a in range(size))
                     op = Operation(op.kind, splits=tuple(tuple(ints[row : row + size]) for row in rows))
                 result = self.clock.complete(op, [floats[slot + 3]] * size, self.members)
-                for m in range(size):
-                    ints[tx + m], ints[rx + m] = result.tx_bytes[m], result.rx_bytes[m]
-                    floats[deadlines + m] = result.deadlines[m]
+                for m, found in enumerate(zip(*result, strict=True)):
+                    floats[deadlines + m], ints[tx + m], ints[rx + m] = found
         return True
 
-    def post(self, peer: int, tag: int, nbytes: int, *, sending: bool) -> Collect:
-        """Note one end of a message; sends and receives of one tag meet in the order of their posting.
+    def post(self, peer: int, tag: int, nbytes: int, *, sending: bool) -> Deadline:
+        """Note one end of a message; sends and receives of one tag are matched in the order of their posting.
 
         Raises:
             UsageError: too many messages between the two ranks that nobody waited for.
@@ -227,37 +209,34 @@ class Meeting:
         key = (self.group << 32 | tag & 0xFFFFFFFF) + 1
         with self.table.locked():
             cells = self.table.pair(src, dst)
-            met = [c for c in cells if ints[c] == key and not floats[c + mine]]
-            free = next((c for c in cells if ints[c] == 0), None)
-            if met:
-                cell = min(met, key=lambda c: floats[c + other])
-            elif free is not None:
-                cell = free
-                for i in range(1, 7):
-                    ints[cell + i] = 0
+            matching = [c for c in cells if ints[c] == key and not floats[c + mine]]
+            cell = min(matching, key=lambda c: floats[c + other], default=-1)
+            if not matching:
+                cell = next((c for c in cells if ints[c] == 0), -1)
+                if cell < 0:
+                    raise UsageError(
+                        f"more than {len(cells)} messages in flight from rank {src} to rank {dst}",
+                        hint="wait for the Work of every isend and irecv",
+                    )
                 ints[cell] = key
-            else:
-                raise UsageError(
-                    f"more than {len(cells)} messages in flight from rank {src} to rank {dst}",
-                    hint="wait for the Work of every isend and irecv",
-                )
             floats[cell + mine] = now
             if sending:
                 ints[cell + 1] = nbytes
             if floats[cell + other]:
-                arrivals = (floats[cell + 2], floats[cell + 3])
-                result = self.clock.complete(Operation("send", ints[cell + 1]), arrivals, (src, dst))
+                calls = (floats[cell + 2], floats[cell + 3])
+                result = self.clock.complete(Operation("send", ints[cell + 1]), calls, (src, dst))
                 floats[cell + 4], floats[cell + 5] = result.deadlines
 
-        def collect() -> float | None:
+        def deadline() -> float | None:
             with self.table.locked():
-                deadline = floats[cell + mine + 2]
-                if deadline:
+                found = floats[cell + mine + 2]
+                if found:
                     tx, rx = charges(Operation("send", ints[cell + 1]), 2)
                     self.charge(tx[mine - 2], rx[mine - 2])
                     ints[cell + 6] += 1
                     if ints[cell + 6] == 2:
-                        ints[cell] = 0
-            return deadline or None
+                        for i in range(self.table._PAIR):
+                            ints[cell + i] = 0
+            return found or None
 
-        return collect
+        return deadline
