@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import warnings
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.native import torch_kernels as twin
-from netsim_ddp.compression.native.available import compiled_module
 from netsim_ddp.switches import compiled_kernels
 
 fused = compiled_module("fused")
@@ -85,10 +86,8 @@ def release() -> None:
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether ``tensor`` (any shape, dtype, device) holds neither NaN nor inf; one pass over it."""
-    if _fused_takes(tensor) and tensor.numel():
-        warm()
-        assert fused is not None
-        return bool(fused.all_finite(tensor.detach().reshape(-1).numpy()))
+    if tensor.numel() and (kernel := _fused(tensor)) is not None:
+        return bool(kernel.all_finite(tensor.detach().reshape(-1).numpy()))
     return bool(torch.isfinite(tensor).all())
 
 
@@ -110,9 +109,8 @@ def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
         ValueError: arguments that do not fit each other.
     """
     _check(flat, offsets, ks, values, indices)
-    if _fused_takes(flat, values, indices):
-        warm()
-        bad = _run_fused(flat, flat, False, offsets, ks, values, indices)
+    if (kernel := _fused(flat, values, indices)) is not None:
+        bad = _run(kernel, flat, flat, offsets, ks, values, indices, add=False)
     else:
         bounds = offsets.tolist()
         twin.select_segments(flat, bounds, ks.tolist(), values, indices)
@@ -156,14 +154,14 @@ def accumulate_select(
         )
     if torch.promote_types(grad.dtype, residual.dtype) != residual.dtype:
         raise ValueError(f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient")
-    if _fused_takes(grad, residual, values, indices):
+    if (kernel := _fused(grad, residual, values, indices)) is not None:
         if atomic:
             check_sum(grad, residual, offsets)
-        bad = _run_fused(residual, grad, True, offsets, ks, values, indices)
-        if bad >= 0 and not atomic:
-            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
-        if bad >= 0:
+        bad = _run(kernel, residual, grad, offsets, ks, values, indices, add=True)
+        if bad >= 0 and atomic:
             raise ValueError(f"the residual of segment {bad} was not finite on entry")
+        if bad >= 0:
+            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
         return
     bounds = offsets.tolist()
     with torch.no_grad():
@@ -180,14 +178,9 @@ def check_sum(grad: Tensor, residual: Tensor, offsets: Tensor) -> None:
     Raises:
         NonFiniteGradient: with the first such segment.
     """
-    if _fused_takes(grad, residual):
-        warm()
-        assert fused is not None
-        bad = int(
-            fused.first_bad_segment(
-                grad.detach().numpy(), residual.detach().numpy(), offsets.numpy(), torch.get_num_threads()
-            )
-        )
+    if (kernel := _fused(grad, residual)) is not None:
+        arrays = (tensor.detach().numpy() for tensor in (grad, residual, offsets))
+        bad = int(kernel.first_bad_segment(*arrays, torch.get_num_threads()))
     else:
         with torch.no_grad():
             bad = twin.first_non_finite(residual + grad, offsets.tolist())
@@ -206,33 +199,32 @@ def check_finite(flat: Tensor, offsets: Tensor) -> None:
         raise NonFiniteGradient(f"segment {bad} holds a NaN or inf", bad)
 
 
-def _fused_takes(*tensors: Tensor) -> bool:
-    floats_fit = all(
+def _fused(*tensors: Tensor) -> ModuleType | None:
+    """Returns the module of the compiled kernels, ready, if they take ``tensors``."""
+    fit = all(
         t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() and t.numel() < _INT32_END
         for t in tensors
     )
-    kinds = {t.dtype for t in tensors if t.dtype.is_floating_point}
-    if not floats_fit or kinds != {torch.float32}:
-        return False
-    if fused is None:
-        warm()  # says once that numba is missing
-    return fused is not None
+    if not fit or {t.dtype for t in tensors if t.dtype.is_floating_point} != {torch.float32}:
+        return None
+    warm()  # says once where numba is missing
+    return fused
 
 
-def _run_fused(
-    flat: Tensor, grad: Tensor, add: bool, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor
+def _run(
+    kernel: ModuleType,
+    flat: Tensor,
+    grad: Tensor,
+    offsets: Tensor,
+    ks: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    add: bool,
 ) -> int:
-    assert fused is not None
-    problem = fused.Problem(
-        flat.detach().numpy(),
-        grad.detach().numpy(),
-        add,
-        offsets.numpy(),
-        ks.numpy(),
-        values.detach().numpy(),
-        indices.numpy(),
-    )
-    return int(problem.run(torch.get_num_threads()))
+    flat_grad = [tensor.detach().numpy() for tensor in (flat, grad)]
+    rest = [tensor.detach().numpy() for tensor in (offsets, ks, values, indices)]
+    return int(kernel.Problem(*flat_grad, add, *rest).run(torch.get_num_threads()))
 
 
 def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:

@@ -22,16 +22,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.native import torch_codec as twin
-from netsim_ddp.compression.native.available import compiled_module
 
 compiled = compiled_module("numba_codec")
+_T = TypeVar("_T")
 
 BLOCK = twin.BLOCK
 LARGEST_INDEX = 2**31 - 1
@@ -80,33 +82,14 @@ def pack(indices: Tensor, threads: int) -> Tensor:
     source = indices.detach().contiguous().numpy()
     blocks = -(-k // BLOCK)
     table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
-    shares = _shares(blocks, k, threads)
-    ascending: list[bool] = []
-
-    def plan(begin: int, end: int) -> None:
-        ascending.append(compiled.plan(source, begin, end, table))
-
-    _share_out(plan, shares)
-    if not all(ascending):
+    cuts = _cuts(blocks, k, threads)
+    if not all(_share_out(functools.partial(compiled.plan, source, table), cuts)):
         raise ValueError("indices must ascend")
     starts: NDArray[np.int64] = np.empty(blocks, np.int64)
     length = int(compiled.check(table, k, int(source[-1]) + 1, starts))
-    section: NDArray[np.uint32] = np.empty(table.shape[0] + length, np.uint32)
-    section[: table.shape[0]] = table
-    _share_out(functools.partial(_pack_blocks, source, table, starts, section[table.shape[0] :]), shares)
+    section = np.concatenate([table, np.empty(length, np.uint32)])
+    _share_out(functools.partial(compiled.pack, source, table, starts, section[table.shape[0] :]), cuts)
     return torch.from_numpy(section.astype("<u4", copy=False).view(np.uint8))
-
-
-def _pack_blocks(
-    source: NDArray[np.int32],
-    table: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    words: NDArray[np.uint32],
-    begin: int,
-    end: int,
-) -> None:
-    assert compiled is not None
-    compiled.pack(source, begin, end, table, starts, words)
 
 
 def unpack(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
@@ -136,29 +119,24 @@ def _unpack_compiled(section: Tensor, k: int, numel: int, threads: int) -> Tenso
     if compiled.check(table, k, numel, starts) != words.shape[0]:
         return None
     indices: NDArray[np.int32] = np.empty(k, np.int32)
-    sound: list[bool] = []
-
-    def part(begin: int, end: int) -> None:
-        sound.append(compiled.unpack(table, words, begin, end, k, numel, starts, indices))
-
-    _share_out(part, _shares(blocks, k, threads))
-    return torch.from_numpy(indices) if all(sound) else None
+    unpack_blocks = functools.partial(compiled.unpack, table, words, k, numel, starts, indices)
+    sound = all(_share_out(unpack_blocks, _cuts(blocks, k, threads)))
+    return torch.from_numpy(indices) if sound else None
 
 
-def _shares(blocks: int, k: int, threads: int) -> list[tuple[int, int]]:
-    """Consecutive blocks for each thread that is worth waking."""
+def _cuts(blocks: int, k: int, threads: int) -> list[int]:
+    """Where the blocks are cut into parts, one for each thread that is worth waking; 0 and ``blocks`` included."""
     threads = max(1, min(threads, k // _WORTH_A_THREAD))
-    cuts = [blocks * t // threads for t in range(threads + 1)]
-    return list(itertools.pairwise(cuts))
+    return [blocks * t // threads for t in range(threads + 1)]
 
 
-def _share_out(work: Callable[[int, int], None], shares: list[tuple[int, int]]) -> None:
-    if len(shares) == 1:
-        work(*shares[0])
-    else:
-        from netsim_ddp.compression.native.fused import together  # which imports numba
+def _share_out(work: Callable[[int, int], _T], cuts: list[int]) -> list[_T]:
+    """Returns ``work(begin, end)`` of every part, each done by a thread of its own."""
+    if len(cuts) == 2:
+        return [work(*cuts)]
+    from netsim_ddp.compression.native.fused import together  # which imports numba
 
-        together(len(shares), [functools.partial(work, *share) for share in shares])
+    return together([functools.partial(work, *part) for part in itertools.pairwise(cuts)])
 
 
 def _octets(words: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netsim_ddp.compression.native.available import compiled_module
+from netsim_ddp.compression.native import compiled_module
 
 fused = compiled_module("numba_shares")
 

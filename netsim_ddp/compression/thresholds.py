@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.compression import kernels
-from netsim_ddp.compression.native.available import compiled_module
+from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.selectors import Selector
 from netsim_ddp.compression.topk import host_table
 

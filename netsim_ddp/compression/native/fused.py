@@ -10,21 +10,25 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from netsim_ddp.compression.native import candidates, keys
 from netsim_ddp.compression.native import numba_kernels as kernel
-from netsim_ddp.compression.native.numba_kernels import F32, I32, I64, AnyInt
+from netsim_ddp.compression.native.jit import F32, I32, I64, AnyInt
 
 _WORTH_A_THREAD = 1 << 18  # floats per thread below which waking one costs as much as it saves
 _WORTH_A_CUT = 1 << 16  # smaller segments go to one thread
 _CHECKED_AT_ONCE = 1 << 19
+_MOST_HELPERS = 1024  # more than anybody asks for at once
 
-
+_T = TypeVar("_T")
 _Four = tuple[I32, I32, I32, I32]
 
 
@@ -37,75 +41,55 @@ class _Scratch(threading.local):
     """Lists of candidates, kept between calls: mapping fresh pages would cost as much as filling them."""
 
     def __init__(self) -> None:
-        self._arrays = _four(0)
+        self.arrays = _four(0)
 
-    def lists(self, length: int, keep: bool = True) -> _Four:
-        """``where``, ``found`` and a spare of each, at least ``length`` long; without ``keep`` made anew."""
-        if self._arrays[0].shape[0] < length or not keep:
-            self._arrays = _four(length)
-        return self._arrays
-
-
-_scratch = _Scratch()
+    def lists(self, length: int) -> _Four:
+        """Returns ``where``, ``found`` and a spare of each, at least ``length`` long."""
+        if self.arrays[0].shape[0] < length:
+            self.arrays = _four(length)
+        return self.arrays
 
 
-class _Helpers:
-    """This process's one pool of threads. It grows when more are asked for and is never made for a call: whoever calls
-    from several threads, such as the backward pass's own, may have another number in each."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """A forked child has none of its parent's threads, and a lock that one of them may have held."""
-        self._lock = threading.Lock()
-        self._size = 0
-        self._pool: ThreadPoolExecutor | None = None
-
-    def submit(self, count: int, jobs: list[Callable[[], None]]) -> list[Future[None]]:
-        """Have ``jobs`` done by at least ``count`` threads."""
-        with self._lock:
-            if self._pool is None or self._size < count:
-                if self._pool is not None:
-                    self._pool.shutdown(wait=False)  # what it was given, it still does
-                self._size, self._pool = count, ThreadPoolExecutor(count, thread_name_prefix="netsim-topk")
-            return [self._pool.submit(job) for job in jobs]
-
-    def close(self) -> None:
-        """End the threads; the next call starts others."""
-        with self._lock:
-            pool, self._pool, self._size = self._pool, None, 0
-        if pool is not None:
-            pool.shutdown()
+_scratch, _scratch_for_pieces = (
+    _Scratch(),
+    _Scratch(),
+)  # the thread that decides also collects, with the first
 
 
-_helpers = _Helpers()
-os.register_at_fork(after_in_child=_helpers.forget)
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Returns this process's one pool of threads. It starts one where none is idle: whoever calls from several threads,
+    such as the backward pass's own, may ask for another number in each."""
+    return ThreadPoolExecutor(_MOST_HELPERS, thread_name_prefix="netsim-topk")
 
 
-def together(threads: int, jobs: list[Callable[[], None]]) -> None:
-    """Run the jobs, the first here and the others in the pool; return when all are done."""
-    waiting = _helpers.submit(threads - 1, jobs[1:]) if len(jobs) > 1 else []
+# A forked child has none of its parent's threads.
+os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
+def together(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
+    """Run the jobs, the first here and the others in the pool; returns what they returned, once all are done."""
+    waiting = [_helpers().submit(job) for job in jobs[1:]]
     try:
-        if jobs:
-            jobs[0]()
+        found = [job() for job in jobs[:1]]
     finally:
-        for future in waiting:
-            future.exception()  # nobody may still write to the tensors when this returns
-    for future in waiting:
-        future.result()
+        wait(waiting)  # nobody may still write to the tensors when this returns
+    return [*found, *(future.result() for future in waiting)]
 
 
 @dataclass
 class _Piece:
-    """A stretch of a segment that is collected by one thread, into its own part of the lists."""
+    """A stretch of a segment that is collected by one thread, into its own part of the lists, from ``base`` on.
+
+    ``count``, ``sure`` and ``overflowed`` are what :func:`netsim_ddp.compression.native.candidates.collect` returned.
+    """
 
     start: int
     stop: int
     base: int = 0
     count: int = 0
     sure: int = 0
-    messy: bool = False
+    overflowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,128 +105,96 @@ class Problem:
     indices: AnyInt
 
     def run(self, threads: int) -> int:
-        """Select; answers the first segment where a selected value is not finite, or -1."""
+        """Select; returns the first segment where a selected value is not finite, or -1."""
         threads = min(threads, self.flat.shape[0] // _WORTH_A_THREAD)
-        if threads < 2:
-            bad, _ = self._whole_segments(0, self.ks.shape[0], 0)
-            return bad
-        shared = _Shared(self, threads)
-        if shared.crowded:
-            bad, _ = self._whole_segments(0, self.ks.shape[0], 0)
-            return bad
+        shared = _Shared(self, threads) if threads > 1 else None
+        if shared is None or shared.crowded:
+            return self.whole_segments(0, self.ks.shape[0], 0)
         return shared.run()
 
-    def _whole_segments(self, begin: int, end: int, first: int) -> tuple[int, int]:
-        """Segments ``begin`` to ``end``, whose entries start at ``first``, in this thread."""
+    def whole_segments(self, begin: int, end: int, first: int) -> int:
+        """As :meth:`run`, in this thread, of segments ``begin`` to ``end``, whose entries start at ``first``."""
         offsets, ks = self.offsets[begin : end + 1], self.ks[begin:end]
-        last = first + int(ks.sum())
-        length = kernel.scratch_length(offsets, ks)
-        bad, fallbacks = kernel.select_segments(
-            self.flat,
-            self.grad,
-            self.add,
-            offsets,
-            ks,
-            self.values[first:last],
-            self.indices[first:last],
-            *_scratch.lists(length),
-        )
-        return (bad + begin if bad >= 0 else -1), fallbacks
+        entries = slice(first, first + int(ks.sum()))
+        lists = _scratch.lists(kernel.scratch_length(offsets, ks))
+        values, indices = self.values[entries], self.indices[entries]
+        bad = kernel.select_segments(self.flat, self.grad, self.add, offsets, ks, values, indices, *lists)
+        return bad + begin if bad >= 0 else -1
 
 
 class _Shared:
     """One problem in the hands of several threads."""
 
     def __init__(self, problem: Problem, threads: int) -> None:
-        self.problem, self.threads = problem, threads
+        self.problem = problem
         offsets, ks = problem.offsets, problem.ks
         self.firsts: NDArray[np.int64] = np.zeros(ks.shape[0] + 1, np.int64)
         np.cumsum(ks, out=self.firsts[1:])
         self.cuts = _cuts(offsets, ks, threads)
-        self.bad: list[int] = []
-        self.pieces: dict[int, list[_Piece]] = {}
-        for begin, end in zip(self.cuts, self.cuts[1:], strict=False):
-            for position in (begin, end):
-                s = int(np.searchsorted(offsets, position, side="right")) - 1
-                if position in (0, int(offsets[-1])) or offsets[s] == position:
-                    continue
-                piece = _Piece(max(begin, int(offsets[s])), min(end, int(offsets[s + 1])))
-                listed = self.pieces.setdefault(s, [])
-                if not listed or listed[-1].start != piece.start:  # both cuts may fall into one segment
-                    listed.append(piece)
+        bounds: dict[int, list[int]] = {}
+        for cut in self.cuts[1:-1]:
+            s = _segment_at(offsets, cut)
+            if offsets[s] != cut:
+                bounds.setdefault(s, [int(offsets[s])]).append(cut)
+        self.pieces = {
+            s: [_Piece(start, stop) for start, stop in pairwise([*inside, int(offsets[s + 1])])]
+            for s, inside in bounds.items()
+        }
         length = 0
         for s, pieces in self.pieces.items():
             for piece in pieces:
                 piece.base = length
-                length += kernel.list_limit(int(ks[s])) + kernel.SLACK
+                length += candidates.list_limit(int(ks[s])) + candidates.SLACK
         self.lists = _scratch_for_pieces.lists(length)
         self.brackets = {
-            s: kernel.bracket(
+            s: candidates.bracket(
                 problem.flat, problem.grad, problem.add, int(offsets[s]), int(offsets[s + 1]), int(ks[s])
             )
             for s in self.pieces
         }
         self.crowded = any(
-            reach > kernel.list_limit(int(ks[s])) for s, (_, _, reach) in self.brackets.items()
+            reach > candidates.list_limit(int(ks[s])) for s, (_, _, reach) in self.brackets.items()
         )
         """So many ties that each piece's list would fill: choosing among the lists is one thread's work, and more than
         the threads save."""
 
     def run(self) -> int:
-        stretches = list(zip(self.cuts, self.cuts[1:], strict=False))
-        together(self.threads, [functools.partial(self._stretch, *stretch) for stretch in stretches])
-        for s, pieces in self.pieces.items():
-            self._decide(s, pieces)
-        return min(self.bad, default=-1)
+        bad = together([functools.partial(self._stretch, *stretch) for stretch in pairwise(self.cuts)])
+        bad += [self._decide(s, pieces) for s, pieces in self.pieces.items()]
+        return min((s for s in bad if s >= 0), default=-1)
 
-    def _stretch(self, begin: int, end: int) -> None:
-        problem = self.problem
-        offsets = problem.offsets
+    def _stretch(self, begin: int, end: int) -> int:
+        offsets = self.problem.offsets
         for s, pieces in self.pieces.items():
             for piece in pieces:
                 if begin <= piece.start < end:
                     self._collect(s, piece)
-        inside = int(np.searchsorted(offsets, begin)), int(np.searchsorted(offsets, end, side="right")) - 1
-        if end == offsets[-1]:
-            inside = inside[0], problem.ks.shape[0]
-        if inside[1] > inside[0]:
-            bad, _ = problem._whole_segments(*inside, int(self.firsts[inside[0]]))
-            if bad >= 0:
-                self.bad.append(bad)
+        first = int(np.searchsorted(offsets, begin))
+        last = self.problem.ks.shape[0] if end == offsets[-1] else _segment_at(offsets, end)
+        return self.problem.whole_segments(first, last, int(self.firsts[first])) if last > first else -1
 
     def _collect(self, s: int, piece: _Piece) -> None:
         where, found, _, _ = self.lists
-        k = int(self.problem.ks[s])
-        limit = kernel.list_limit(k)
-        here = slice(piece.base, piece.base + limit + kernel.SLACK)
-        piece.count, piece.sure, piece.messy = kernel.collect(
-            self.problem.flat,
-            self.problem.grad,
-            self.problem.add,
-            piece.start,
-            piece.stop,
-            k,
-            *self.brackets[s][:2],
-            where[here],
-            found[here],
-            limit,
-            np.empty(kernel.BUCKETS, np.int32),
+        problem, k = self.problem, int(self.problem.ks[s])
+        limit = candidates.list_limit(k)
+        here = slice(piece.base, piece.base + limit + candidates.SLACK)
+        stretch = piece.start, piece.stop, k, *self.brackets[s][:2]
+        piece.count, piece.sure, piece.overflowed = candidates.collect(
+            problem.flat, problem.grad, problem.add, *stretch, where[here], found[here], limit
         )
 
-    def _decide(self, s: int, pieces: list[_Piece]) -> None:
+    def _decide(self, s: int, pieces: list[_Piece]) -> int:
         problem = self.problem
-        k = int(problem.ks[s])
-        first = int(self.firsts[s])
+        k, first = int(problem.ks[s]), int(self.firsts[s])
         values, indices = problem.values[first : first + k], problem.indices[first : first + k]
         bases, counts, sure = (
             np.array([getattr(piece, name) for piece in pieces], np.int64)
             for name in ("base", "count", "sure")
         )
-        messy = any(piece.messy for piece in pieces)
+        overflowed = any(piece.overflowed for piece in pieces)
         high = self.brackets[s][1]
-        histogram = np.empty(kernel.BUCKETS, np.int32)
-        kth, last, done = kernel.settle(
-            problem.flat, problem.add, k, high, messy, bases, counts, sure, *self.lists, histogram
+        kth, last, done = candidates.decide(
+            problem.flat, problem.add, k, high, overflowed, bases, counts, sure, *self.lists
         )
         if done:
             where, found, _, _ = self.lists
@@ -251,24 +203,26 @@ class _Shared:
             for piece, sent in zip(pieces, counts.tolist(), strict=True):
                 part, out = slice(piece.base, piece.base + piece.count), slice(at, at + sent)
                 arguments = found[part], where[part], kth, last, values[out], indices[out]
-                jobs.append(functools.partial(kernel.emit, *arguments))
+                jobs.append(functools.partial(candidates.emit, *arguments))
                 at += sent
-            together(self.threads, jobs)
+            together(jobs)
         else:
             start, stop = int(problem.offsets[s]), int(problem.offsets[s + 1])
-            kernel.select_whole(problem.flat, problem.add, start, stop, k, values, indices)
-        if kernel.max_key(values.view(np.int32)) >= kernel.INF_KEY:
-            self.bad.append(s)
-
-
-_scratch_for_pieces = _Scratch()  # the thread that decides also collects, with the other scratch
+            kernel.select_directly(problem.flat, problem.add, start, stop, k, values, indices)
+        return -1 if all_finite(values) else s
 
 
 def release() -> None:
     """Give back what calls of this thread keep for the next one, helper threads included."""
-    _helpers.close()
-    for scratch in (_scratch, _scratch_for_pieces):
-        scratch.lists(0, keep=False)
+    pool = _helpers()
+    _helpers.cache_clear()
+    pool.shutdown()
+    _scratch.arrays = _scratch_for_pieces.arrays = _four(0)
+
+
+def _segment_at(offsets: I64, position: int) -> int:
+    """Returns the segment that ``position`` lies in, or starts."""
+    return int(np.searchsorted(offsets, position, side="right")) - 1
 
 
 def _cuts(offsets: I64, ks: I64, threads: int) -> list[int]:
@@ -277,7 +231,7 @@ def _cuts(offsets: I64, ks: I64, threads: int) -> list[int]:
     cuts = [0]
     for t in range(1, threads):
         position = n * t // threads
-        s = int(np.searchsorted(offsets, position, side="right")) - 1
+        s = _segment_at(offsets, position)
         start, size, k = int(offsets[s]), int(offsets[s + 1] - offsets[s]), int(ks[s])
         if size < _WORTH_A_CUT or kernel.is_direct(size, k):
             position = start
@@ -287,28 +241,24 @@ def _cuts(offsets: I64, ks: I64, threads: int) -> list[int]:
 
 
 def first_bad_segment(grad: F32, residual: F32, offsets: I64, threads: int) -> int:
-    """See :func:`netsim_ddp.compression.native.numba_kernels.first_bad_segment`."""
+    """See :func:`netsim_ddp.compression.native.keys.first_bad_segment`."""
     n = grad.shape[0]
     threads = min(threads, n // _WORTH_A_THREAD)
     if threads < 2:
-        return int(kernel.first_bad_segment(grad, residual, offsets))
+        return int(keys.first_bad_segment(grad, residual, offsets))
     # Small parts, each for whoever is free: a helper may wake late, its processor taken by a library's idle thread.
     parts = iter(range(n - 1 - (n - 1) % _CHECKED_AT_ONCE, -1, -_CHECKED_AT_ONCE))
-    suspects: list[int] = []
 
-    def look() -> None:
-        for start in parts:
-            if not kernel.is_harmless(grad[start : start + _CHECKED_AT_ONCE]):
-                suspects.append(start)
-                return
+    def finds_suspect() -> bool:
+        return any(not keys.is_harmless(grad[start : start + _CHECKED_AT_ONCE]) for start in parts)
 
-    together(threads, [look] * threads)
-    return int(kernel.first_bad_segment(grad, residual, offsets)) if suspects else -1
+    suspect = any(together([finds_suspect] * threads))
+    return int(keys.first_bad_segment(grad, residual, offsets)) if suspect else -1
 
 
 def all_finite(flat: F32) -> bool:
     """Whether ``flat`` holds neither NaN nor inf."""
-    return bool(kernel.max_key(flat.view(np.int32)) < kernel.INF_KEY)
+    return bool(keys.max_key(flat.view(np.int32)) < keys.INF_KEY)
 
 
 def call_every_kernel() -> None:
@@ -317,18 +267,17 @@ def call_every_kernel() -> None:
     offsets, ks = np.array([0, 4]), np.array([1])
     lists = _four(16)
     where, found = lists[:2]
-    histogram = np.zeros(kernel.BUCKETS, np.int32)
-    low, high, _ = kernel.bracket(flat, grad, True, 0, 4, 1)
+    low, high, _ = candidates.bracket(flat, grad, True, 0, 4, 1)
     kernel.scratch_length(offsets, ks)
-    kernel.collect(flat, grad, True, 0, 0, 1, low, high, where, found, 1, histogram)
+    candidates.collect(flat, grad, True, 0, 0, 1, low, high, where, found, 1)
     one = np.zeros(1, np.int64)
-    kernel.settle(flat, True, 1, high, False, one, one.copy(), one.copy(), *lists, histogram)
+    candidates.decide(flat, True, 1, high, False, one, one.copy(), one.copy(), *lists)
     positions: list[AnyInt] = [np.zeros(1, np.int32), np.zeros(1, np.int64)]
     for indices in positions:
         values = np.zeros(1, np.float32)
         kernel.select_segments(flat, grad, True, offsets, ks, values, indices, *lists)
-        kernel.emit(found[:0], where[:0], 0, 0, values, indices)
-        kernel.select_whole(flat, True, 0, 4, 1, values, indices)
-    kernel.first_bad_segment(grad, flat, offsets)
-    kernel.is_harmless(grad)
-    kernel.max_key(where)
+        candidates.emit(found[:0], where[:0], 0, 0, values, indices)
+        kernel.select_directly(flat, True, 0, 4, 1, values, indices)
+    keys.first_bad_segment(grad, flat, offsets)
+    keys.is_harmless(grad)
+    keys.max_key(where)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netsim_ddp.compression.native import vector
-from netsim_ddp.compression.native.numba_kernels import F32, I32, I64, _jit
+from netsim_ddp.compression.native.jit import F32, I32, I64, jit
 
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
@@ -23,7 +23,7 @@ _WORDS = (1 << RICE_SHIFT) - 1
 _HALF = 0xFFFFFFFF
 
 
-@_jit
+@jit
 def _unary_bits(gaps: I32, rice: int) -> int:
     shift = np.int32(rice)
     total = 0
@@ -32,8 +32,8 @@ def _unary_bits(gaps: I32, rice: int) -> int:
     return total + len(gaps)
 
 
-@_jit
-def plan(indices: I32, begin: int, end: int, table: U32) -> bool:
+@jit
+def plan(indices: I32, table: U32, begin: int, end: int) -> bool:
     """Fill the ``table`` of blocks ``begin`` to ``end``; False where the indices do not ascend."""
     gaps = np.empty(BLOCK, np.int32)
     for block in range(begin, end):
@@ -66,7 +66,7 @@ def plan(indices: I32, begin: int, end: int, table: U32) -> bool:
     return True
 
 
-@_jit
+@jit
 def check(table: U32, k: int, numel: int, starts: I64) -> int:
     """Where each block's words start, behind the table, and how many words there are in all; -1 where ``table`` cannot
     belong to ``k`` entries among ``numel`` positions."""
@@ -82,8 +82,8 @@ def check(table: U32, k: int, numel: int, starts: I64) -> int:
     return at
 
 
-@_jit
-def pack(indices: I32, begin: int, end: int, table: U32, starts: I64, words: U32) -> None:
+@jit
+def pack(indices: I32, table: U32, starts: I64, words: U32, begin: int, end: int) -> None:
     """Write the words of blocks ``begin`` to ``end`` to their places."""
     for block in range(begin, end):
         part = indices[block * BLOCK : min((block + 1) * BLOCK, indices.shape[0])]
@@ -109,9 +109,9 @@ def pack(indices: I32, begin: int, end: int, table: U32, starts: I64, words: U32
             low[np.uint64(at)] = pending & _HALF
 
 
-@_jit
+@jit
 def unpack(
-    table: U32, words: U32, begin: int, end: int, k: int, numel: int, starts: I64, indices: I32
+    table: U32, words: U32, k: int, numel: int, starts: I64, indices: I32, begin: int, end: int
 ) -> bool:
     """Write the indices of blocks ``begin`` to ``end``, each block's ascending and below ``numel``; False where they
     cannot be. ``words`` are what :func:`check` counted."""
@@ -149,7 +149,7 @@ def unpack(
     return True
 
 
-@_jit
+@jit
 def quantize(values: F32, scales: F32, levels: I8, received: F32, group: int, seed: int) -> None:
     """Round ``values`` to ``levels`` * scale, one scale per ``group`` values; a negative ``seed`` is to nearest."""
     largest = np.float32(np.finfo(np.float32).max)
@@ -174,7 +174,7 @@ def quantize(values: F32, scales: F32, levels: I8, received: F32, group: int, se
             back[i] = min(max(np.float32(level * scale), -largest), largest)
 
 
-@_jit
+@jit
 def _uniform(counter: int) -> np.float32:
     """A number in [0, 1) for a counter below 2**32: a mixing function, so that order and threads do not matter."""
     x = counter & _HALF
@@ -184,7 +184,7 @@ def _uniform(counter: int) -> np.float32:
     return np.float32(np.float32(x >> 8) * np.float32(2.0**-24))
 
 
-@_jit
+@jit
 def dequantize(scales: F32, levels: I8, group: int, values: F32) -> None:
     largest = np.float32(np.finfo(np.float32).max)
     for block in range(scales.shape[0]):
@@ -198,10 +198,10 @@ def warm() -> None:
     """Compile every signature in use."""
     table, words, starts = np.zeros(2, np.uint32), np.zeros(2, np.uint32), np.zeros(1, np.int64)
     places = np.zeros(1, np.int32)
-    plan(places, 0, 1, table)
-    pack(places, 0, 1, table, starts, words)
+    plan(places, table, 0, 1)
+    pack(places, table, starts, words, 0, 1)
     check(table, 1, 1, starts)
-    unpack(table, words, 0, 1, 1, 1, starts, places)
+    unpack(table, words, 1, 1, starts, places, 0, 1)
     values, levels = np.zeros(1, np.float32), np.zeros(1, np.int8)
     quantize(values, values.copy(), levels, values.copy(), 256, -1)
     dequantize(values, levels, 256, values.copy())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from netsim_ddp.compression.native.numba_kernels import F32, I32, I64, _jit
+from netsim_ddp.compression.native.jit import F32, I32, I64, jit
 
 
-@_jit
+@jit
 def partition(
     values: F32,
     indices: I32,
@@ -65,7 +65,7 @@ def partition(
             i += 1
 
 
-@_jit
+@jit
 def write(
     values: F32,
     local: I32,
@@ -99,13 +99,13 @@ def write(
             i += 1
 
 
-@_jit
+@jit
 def add_at(total: F32, local: I32, values: F32) -> None:
     for i in range(local.size):
         total[local[i]] += values[i]
 
 
-@_jit
+@jit
 def add_noting(total: F32, local: I32, values: F32, before: F32) -> None:
     for i in range(local.size):
         old = total[local[i]]
@@ -113,13 +113,13 @@ def add_noting(total: F32, local: I32, values: F32, before: F32) -> None:
         total[local[i]] = old + values[i]
 
 
-@_jit
+@jit
 def put_at(total: F32, local: I32, values: F32) -> None:
     for i in range(local.size):
         total[local[i]] = values[i]
 
 
-@_jit
+@jit
 def clear_at(total: F32, positions: I32) -> None:
     for i in range(positions.size):
         total[positions[i]] = 0.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from netsim_ddp.compression.native.numba_kernels import F32, I32, _jit
+from netsim_ddp.compression.native.jit import F32, I32, jit
 
 _BLOCK = 4096  # floats between two looks at how full the output is
 _LANES = 64  # sums side by side: one alone would have to be added in order, and no vector can do that
 
 
-@_jit
+@jit
 def above(part: F32, threshold: np.float32, values: F32, indices: I32) -> int:
     room = int(values.shape[0])
     count = 0
@@ -31,7 +31,7 @@ def above(part: F32, threshold: np.float32, values: F32, indices: I32) -> int:
     return count
 
 
-@_jit
+@jit
 def excess(part: F32, threshold: np.float32) -> tuple[float, int]:
     sums, hits = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.int32)
     total, count = 0.0, 0

@@ -38,7 +38,7 @@ def _vector(element: Any, lanes: int = _LANES) -> Any:
     return ir.VectorType(element, lanes)
 
 
-_INTS, _FLOATS, _MASK = _vector(_I32), _vector(_F32), _vector(_BOOL)
+_INTS, _FLOATS = _vector(_I32), _vector(_F32)
 
 
 def _splat(builder: Any, scalar: Any, lanes: int = _LANES) -> Any:
@@ -83,10 +83,6 @@ def _keys(builder: Any, bits: Any, lanes: int = _LANES) -> Any:
     return builder.and_(bits, ir.Constant(_vector(_I32, lanes), [_KEY_MASK] * lanes))
 
 
-def _low_half(builder: Any, both: Any) -> Any:
-    return builder.and_(both, ir.Constant(_I64, 0xFFFFFFFF))
-
-
 def _scan(add: bool) -> Any:
     """Scan ``STRIDE`` floats from ``i`` on and append those with a key >= ``low``; see :data:`scan_add`."""
 
@@ -117,7 +113,7 @@ def _scan(add: bool) -> Any:
                 hits.append((here, bits, builder.icmp_signed(">=", keys, lows), sent))
             steps = ir.Constant(_INTS, list(range(_LANES)))
             for here, bits, candidates, sent in hits:
-                count = _low_half(builder, both)
+                count = builder.and_(both, ir.Constant(_I64, 0xFFFFFFFF))  # the low half
                 positions = builder.add(_splat(builder, builder.trunc(here, _I32)), steps)
                 for kind, array, values in ((kinds[5], where, positions), (kinds[6], found, bits)):
                     slot = _pointer(context, builder, kind, array, count, _INTS)
