@@ -21,29 +21,12 @@ def partition(
     out_local: I32,
     bounds: I64,
 ) -> None:
-    """Two passes over the segments that hold entries: how many each owner gets, and where they go."""
-    owners = bounds.size - 1
-    segments = bits.size
-    k = indices.size
+    """Two passes over the entries: which owner gets each and by which local number, and where they go."""
+    owners, k = bounds.size - 1, indices.size
     turn_owner = np.zeros(owners, np.int64)
+    owner, local = np.empty(k, np.int32), np.empty(k, np.int32)
     i = 0
-    for s in range(segments):
-        end = offsets[s + 1]
-        if i == k:
-            break
-        if indices[i] >= end:
-            continue
-        begin, shift, count = np.int32(offsets[s]), np.int32(bits[s]), np.uint32(parts[s])
-        for turn in range(parts[s]):
-            turn_owner[turn] = (first[s] + turn) % owners + 1
-        while i < k and indices[i] < end:
-            bounds[turn_owner[np.uint32((indices[i] - begin) >> shift) % count]] += 1
-            i += 1
-    for r in range(owners):
-        bounds[r + 1] += bounds[r]
-    next_slot = bounds[:owners].copy()
-    i = 0
-    for s in range(segments):
+    for s in range(bits.size):
         end = offsets[s + 1]
         if i == k:
             break
@@ -57,12 +40,19 @@ def partition(
             inside = np.int32(indices[i] - begin)
             block = np.uint32(inside >> shift)
             row = block // count
-            owner = turn_owner[block - row * count]
-            slot = next_slot[owner]
-            next_slot[owner] = slot + 1
-            out_values[slot] = values[i]
-            out_local[slot] = starts[owner, s] + (np.int64(row) << bits[s]) + (inside & mask)
+            r = turn_owner[block - row * count]
+            owner[i] = r
+            local[i] = starts[r, s] + (np.int64(row) << bits[s]) + (inside & mask)
+            bounds[r + 1] += 1
             i += 1
+    for r in range(owners):
+        bounds[r + 1] += bounds[r]
+    next_slot = bounds[:owners].copy()
+    for i in range(k):
+        slot = next_slot[owner[i]]
+        next_slot[owner[i]] = slot + 1
+        out_values[slot] = values[i]
+        out_local[slot] = local[i]
 
 
 @jit

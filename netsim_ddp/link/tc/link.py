@@ -279,6 +279,7 @@ class TcLink(Link):
             raise LinkUnavailable(
                 f"tc no longer changes the link: {self._driver.failure}", hint="run it again"
             )
+        buckets = self._buckets()
         gone = [0] * self.spec.workers
         if self._forwarding is not None:
             counted = self._forwarding.counted()
@@ -290,7 +291,7 @@ class TcLink(Link):
                 drops=int(inner["drops"]) + int(outer["drops"]) + gone[rank],
                 retransmits=tcp_retransmits(self._ask("read", path="/proc/net/snmp", rank=rank)["text"]),
             )
-            for rank, (inner, outer) in enumerate(self._buckets())
+            for rank, (inner, outer) in enumerate(buckets)
         ]
 
     def lost(self) -> LinkLost | None:
