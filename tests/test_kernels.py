@@ -506,6 +506,42 @@ assert helpers() <= 4
     assert done.returncode == 0, done.stderr
 
 
+@needs_compiled
+def test_warm_compiles_every_signature_that_is_called():
+    """Else the first step of a run would compile, in every rank."""
+    code = """
+import torch
+from netsim_ddp.compression import Codec, accumulate_select, segment_table, select, warm
+from netsim_ddp.compression import shares, thresholds
+from netsim_ddp.compression.native.signatures import SIGNATURES
+torch.get_num_threads = lambda: 2
+warm()
+for index in (torch.int32, torch.int64):
+    offsets, ks = segment_table([2_000_000, 7, 5000], 0.01)
+    flat, k = torch.randn(2_005_007), int(ks.sum())
+    values, indices = torch.empty(k), torch.empty(k, dtype=index)
+    for grad in (flat, torch.ones_like(flat)):
+        select(grad, offsets, ks, values, indices)
+        accumulate_select(grad, flat.clone(), offsets, ks, values, indices)
+for form in ("fp32", "int8", "int8-stochastic"):
+    codec = Codec(form)
+    codec.decode(codec.encode(values, indices), k, flat.numel())
+owned = shares.Shares(2, [flat.numel()], [2], [0])
+out, local = torch.empty(k), torch.empty(k, dtype=torch.int32)
+count = owned.partition(values, indices.int(), out, local)[1]
+written = torch.empty(count, dtype=torch.int32)
+owned.write(0, out[:count], local[:count], 2.0, flat, written)
+shares.add_at(flat, local, out), shares.add_noting(flat, local, out), shares.put_at(flat, local, out)
+shares.clear_at(flat, local)
+thresholds.above(flat, 0.5, out, local), thresholds.excess(flat, 0.5)
+wanted = {}
+for kernel, types in SIGNATURES: wanted.setdefault(kernel, set()).add(types)
+for kernel, types in wanted.items(): assert set(kernel.signatures) == types, kernel
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_compiled_kernels_are_used_wherever_numba_is() -> None:
     """Else every test of theirs is skipped, and every run is slow, without a word."""
     wanted = find_spec("numba") is not None and compiled_kernels()

@@ -26,7 +26,6 @@ fused = compiled_module("fused")
 
 _INT32_END = 2**31
 _BAD_SUM = "the gradient of segment {0}, or its sum with the residual, is not finite"
-_COMPILE_ATTEMPTS = 50  # more than there are compiled functions and signatures
 
 
 class NonFiniteGradient(ArithmeticError):
@@ -53,29 +52,10 @@ def warm() -> None:
                 stacklevel=2,
             )
         return
-    stored: OSError | None = None
-    for _ in range(_COMPILE_ATTEMPTS):
-        try:
-            _call_every_kernel()
-            break
-        except OSError as error:
-            # numba keeps what it compiled and then fails to store it (disk full), one function at a time:
-            # calling again goes one function further.
-            stored = error
-    else:
-        raise stored if stored is not None else RuntimeError("the kernels did not compile")
-    if stored is not None:
-        warnings.warn(f"the compiled kernels could not be stored: {stored}", RuntimeWarning, stacklevel=2)
+    from netsim_ddp.compression.native.signatures import compile_kernels  # which imports numba
 
-
-def _call_every_kernel() -> None:
-    assert fused is not None
-    from netsim_ddp.compression.native import numba_codec, numba_shares, numba_thresholds
-
-    fused.call_every_kernel()
-    numba_shares.warm()
-    numba_codec.warm()
-    numba_thresholds.warm()
+    if (problem := compile_kernels()) is not None:
+        warnings.warn(f"the compiled kernels could not be stored: {problem}", RuntimeWarning, stacklevel=2)
 
 
 def release() -> None:

@@ -112,7 +112,7 @@ def unpack(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
 def _unpack_compiled(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
     assert compiled is not None
     # A copy: the section may start anywhere, and what is checked must not change before it is used.
-    whole = np.frombuffer(section.numpy().tobytes(), "<u4").astype(np.uint32, copy=False)
+    whole = np.frombuffer(bytearray(section.numpy()), "<u4").astype(np.uint32, copy=False)
     blocks = -(-k // BLOCK)
     table, words = whole[: 2 * blocks], whole[2 * blocks :]
     starts: NDArray[np.int64] = np.empty(blocks, np.int64)

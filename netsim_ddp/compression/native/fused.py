@@ -259,25 +259,3 @@ def first_bad_segment(grad: F32, residual: F32, offsets: I64, threads: int) -> i
 def all_finite(flat: F32) -> bool:
     """Whether ``flat`` holds neither NaN nor inf."""
     return bool(keys.max_key(flat.view(np.int32)) < keys.INF_KEY)
-
-
-def call_every_kernel() -> None:
-    """Compile, or load from numba's cache, every signature in use, in this thread."""
-    flat, grad = np.zeros(4, np.float32), np.zeros(4, np.float32)
-    offsets, ks = np.array([0, 4]), np.array([1])
-    lists = _four(16)
-    where, found = lists[:2]
-    low, high, _ = candidates.bracket(flat, grad, True, 0, 4, 1)
-    kernel.scratch_length(offsets, ks)
-    candidates.collect(flat, grad, True, 0, 0, 1, low, high, where, found, 1)
-    one = np.zeros(1, np.int64)
-    candidates.decide(flat, True, 1, high, False, one, one.copy(), one.copy(), *lists)
-    positions: list[AnyInt] = [np.zeros(1, np.int32), np.zeros(1, np.int64)]
-    for indices in positions:
-        values = np.zeros(1, np.float32)
-        kernel.select_segments(flat, grad, True, offsets, ks, values, indices, *lists)
-        candidates.emit(found[:0], where[:0], 0, 0, values, indices)
-        kernel.select_directly(flat, True, 0, 4, 1, values, indices)
-    keys.first_bad_segment(grad, flat, offsets)
-    keys.is_harmless(grad)
-    keys.max_key(where)

@@ -192,16 +192,3 @@ def dequantize(scales: F32, levels: I8, group: int, values: F32) -> None:
         scale = scales[block]
         for i in range(part.shape[0]):
             out[i] = min(max(np.float32(np.float32(part[i]) * scale), -largest), largest)
-
-
-def warm() -> None:
-    """Compile every signature in use."""
-    table, words, starts = np.zeros(2, np.uint32), np.zeros(2, np.uint32), np.zeros(1, np.int64)
-    places = np.zeros(1, np.int32)
-    plan(places, table, 0, 1)
-    pack(places, table, starts, words, 0, 1)
-    check(table, 1, 1, starts)
-    unpack(table, words, 1, 1, starts, places, 0, 1)
-    values, levels = np.zeros(1, np.float32), np.zeros(1, np.int8)
-    quantize(values, values.copy(), levels, values.copy(), 256, -1)
-    dequantize(values, levels, 256, values.copy())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from netsim_ddp.compression.native.jit import F32, I32, I64, jit
 
@@ -113,20 +112,3 @@ def put_at(total: F32, local: I32, values: F32) -> None:
 def clear_at(total: F32, positions: I32) -> None:
     for i in range(positions.size):
         total[positions[i]] = 0.0
-
-
-def warm() -> None:
-    """Compile every signature in use."""
-    values: NDArray[np.float32] = np.zeros(1, np.float32)
-    places: NDArray[np.int32] = np.zeros(1, np.int32)
-    one: NDArray[np.int64] = np.ones(1, np.int64)
-    starts = np.array([[0, 1], [0, 0]])
-    offsets = starts[0].copy()
-    zero = one - 1
-    bounds: NDArray[np.int64] = np.zeros(3, np.int64)
-    partition(values, places, offsets, one, one, zero, starts, values.copy(), places.copy(), bounds)
-    write(values, places, offsets, one, one, starts[1, :1], starts[0], 2.0, values.copy(), places.copy())
-    add_at(values, places, values)
-    add_noting(values, places, values, values.copy())
-    put_at(values, places, values)
-    clear_at(values, places)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from netsim_ddp.compression.native.jit import F32, I32, jit
 
@@ -54,10 +53,3 @@ def excess(part: F32, threshold: np.float32) -> tuple[float, int]:
     for j in range(_LANES):
         count += hits[j]
     return total, count
-
-
-def warm() -> None:
-    """Compile every signature in use."""
-    part: NDArray[np.float32] = np.zeros(4, np.float32)
-    above(part, np.float32(1), part.copy(), np.zeros(4, np.int32))
-    excess(part, np.float32(1))
