@@ -106,7 +106,9 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs:
             self._server = self._link.spawn(
-                module_command("netsim_ddp.ranks.fork_server", "3", settings.model_dump_json(include=PRELOADED)),
+                module_command(
+                    "netsim_ddp.ranks.fork_server", "3", settings.model_dump_json(include=PRELOADED)
+                ),
                 env=self._environment,
                 fds=[theirs.fileno()],
                 share_namespaces=True,
