@@ -13,13 +13,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from netsim_ddp.results import verdicts
-from netsim_ddp.results.intervals import Estimate
-from netsim_ddp.results.stats import median
+from netsim_ddp.results.stats import Estimate
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Scores, Times, fastest_of, judge, repeats_needed
 
 HERE = Path(__file__).parent

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.results.intervals import mean_interval, paired_interval, ratio_interval
-from netsim_ddp.results.student import student_t
+from netsim_ddp.results.stats import Estimate, mean_interval, paired_interval, ratio_interval, t_quantile
 
 # Abramowitz & Stegun, table 26.10, and t(1) = tan(pi (p - 1/2)), t(2) = 2 (p - 1/2) sqrt(2 / (4 p (1 - p))).
 TABLE = [
@@ -26,31 +25,33 @@ TABLE = [
 ]
 
 
+def holds(found: Estimate, value: float) -> bool:
+    return found.low <= value <= found.high
+
+
 @pytest.mark.parametrize(("probability", "freedom", "expected"), TABLE)
 def test_quantiles_of_t_are_those_of_the_table(probability: float, freedom: int, expected: float) -> None:
-    assert student_t(probability, freedom) == pytest.approx(expected, abs=5.1e-4)
-    assert student_t(1 - probability, freedom) == pytest.approx(-student_t(probability, freedom), rel=1e-9)
+    assert t_quantile(probability, freedom) == pytest.approx(expected, abs=5.1e-4)
+    assert t_quantile(1 - probability, freedom) == pytest.approx(-t_quantile(probability, freedom), rel=1e-9)
 
 
 def test_closed_forms_hold_to_ten_digits() -> None:
     for p in (0.6, 0.9, 0.975, 0.9999):
-        assert student_t(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-10)
-        assert student_t(p, 2) == pytest.approx((2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p))), rel=1e-10)
-    assert student_t(0.975, 10**6) == pytest.approx(1.959964, abs=1e-5)
+        assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-10)
+        assert t_quantile(p, 2) == pytest.approx((2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p))), rel=1e-10)
+    assert t_quantile(0.975, 10**6) == pytest.approx(1.959964, abs=1e-5)
 
 
 @pytest.mark.parametrize(("probability", "freedom"), [(0, 3), (1, 3), (math.nan, 3), (0.9, 0)])
 def test_a_quantile_that_does_not_exist_is_an_error(probability: float, freedom: int) -> None:
     with pytest.raises(ValueError, match="no quantile"):
-        student_t(probability, freedom)
+        t_quantile(probability, freedom)
 
 
 def test_means_by_hand() -> None:
     found = mean_interval([1.0, 2.0, 3.0])
     assert (found.value, found.count) == (2.0, 3)
     assert found.half_width == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
-    wider = mean_interval([1.0, 2.0, 3.0], level=0.99)
-    assert wider.low < found.low < found.high < wider.high
 
 
 def test_one_sample_says_nothing_of_its_error() -> None:
@@ -71,7 +72,7 @@ def test_pairs_cancel_what_they_share() -> None:
     found = paired_interval(ours, seeds.tolist())
     assert found.value == pytest.approx(1, abs=0.02)
     assert found.half_width < 0.02
-    assert not found.holds(0.0)
+    assert not holds(found, 0.0)
     with pytest.raises(ValueError, match="argument 2 is"):
         paired_interval([1.0, 2.0], [1.0])
 
@@ -79,7 +80,7 @@ def test_pairs_cancel_what_they_share() -> None:
 @pytest.mark.parametrize("count", [3, 10])
 def test_a_t_interval_covers_95_percent(count: int) -> None:
     samples = np.random.default_rng(count).normal(0, 1, (1000, count))
-    hits = sum(mean_interval(row.tolist()).holds(0.0) for row in samples)
+    hits = sum(holds(mean_interval(row.tolist()), 0.0) for row in samples)
     assert hits / 1000 == pytest.approx(0.95, abs=0.025)  # a standard deviation is 0.007
 
 
@@ -91,7 +92,7 @@ def covered(n: int, m: int, trials: int, *, skewed: bool) -> tuple[float, float]
         noise = generator.normal(0, 0.05, n + m)
         samples = np.exp(4 * noise) if skewed else 1 + noise
         found = ratio_interval(samples[:n].tolist(), (1.3 * samples[n:]).tolist())
-        hits += found.holds(1.3)
+        hits += holds(found, 1.3)
         level = found.level
     return hits / trials, level
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import positive
-from netsim_ddp.results.stats import median
 from netsim_ddp.results.subjects import Figure, Subject
 
 GROUPS = 10

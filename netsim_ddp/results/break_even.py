@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from netsim_ddp.results.student import student_t
+from netsim_ddp.results.stats import t_quantile
 
 Pair = tuple[Sequence[float], Sequence[float]]
 """Of one rate: the base's steps and the method's, seconds, one sample per repeat."""
@@ -172,7 +172,7 @@ def _undecided(steps: Steps, left: int, logs: F64) -> NDArray[np.bool_]:
     variance = each.sum(axis=0)
     spread = (each**2 / np.asarray(degrees)[:, None]).sum(axis=0)
     freedom = np.floor(np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0))
-    half = np.asarray([_t(max(int(f), 1)) for f in freedom]) * np.sqrt(variance)
+    half = np.asarray([t_quantile(0.975, max(int(f), 1)) for f in freedom]) * np.sqrt(variance)
     found: NDArray[np.bool_] = (base_low - ours_high - half <= 0) & (base_high - ours_low + half >= 0)
     return found
 
@@ -185,11 +185,6 @@ def _continued(means: F64, x: F64, left: int, at: F64, chord: F64) -> F64:
             slope = (means[near] - means[far]) / (x[near] - x[far])
             found = np.maximum(found, means[near] + slope * (at - x[near]))
     return chord if np.isneginf(found).any() else found
-
-
-@functools.cache
-def _t(freedom: int) -> float:
-    return student_t(0.975, freedom)
 
 
 def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:

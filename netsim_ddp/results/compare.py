@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
 from netsim_ddp import __version__
@@ -26,7 +27,6 @@ from netsim_ddp.results.comparison import (
 )
 from netsim_ddp.results.identity import RULES, differ
 from netsim_ddp.results.record import Tool, now_utc
-from netsim_ddp.results.stats import median
 from netsim_ddp.results.subjects import Figure, Subject, names
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Judgement, Scores, Times, judge
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
-from netsim_ddp.results import stats
 from netsim_ddp.results.break_even import FEWEST_RATES, Pair, Steps, beyond, crossing, interval
 from netsim_ddp.results.identity import curve_setting, line
 from netsim_ddp.results.limits import bound
@@ -135,7 +135,7 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> 
         points=tuple(zip(steps.rates, (base / ours).tolist(), strict=True)),
         left_out=tuple(sorted(left_out)),
         model_bps=beyond(steps) if kind == "always pays in range" else None,
-        codec_s=stats.median(codec),
+        codec_s=median(codec),
         steps=steps,
     )
 

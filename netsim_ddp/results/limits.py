@@ -17,8 +17,8 @@ step sooner. See :func:`bound`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
-from netsim_ddp.results import stats
 from netsim_ddp.results.probe import HOST_TOLERANCE, MESSAGE_FLOOR_S, MESSAGE_TOLERANCE
 from netsim_ddp.results.record import Bound, Cell, LinkRecord
 
@@ -79,12 +79,12 @@ def exchange(cell: Cell) -> Exchange | None:
             if took is not None and model is not None
         ]
         if found:
-            excess = stats.median([took - model for took, model, _, _ in found])
-            model, wall, line = (stats.median([row[column] for row in found]) for column in (1, 2, 3))
+            excess = median([took - model for took, model, _, _ in found])
+            model, wall, line = (median([row[column] for row in found]) for column in (1, 2, 3))
             rows.append((model + excess, model, wall, line))
     if not rows:
         return None
-    return Exchange(*(stats.median([row[column] for row in rows]) for column in range(4)))
+    return Exchange(*(median([row[column] for row in rows]) for column in range(4)))
 
 
 def short_of_line(link: LinkRecord) -> float | None:

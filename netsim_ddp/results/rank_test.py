@@ -6,10 +6,11 @@ even complete separation happens once in 35 by chance.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -24,22 +25,9 @@ _TRIALS = 2_000
 _SIMULATED_UP_TO = 20
 
 
-@dataclass(frozen=True)
-class RankTest:
-    """``u``: pairs in which the sample of ``new`` is the larger, ties counting half; of n·m pairs in all.
-
-    ``p`` is two-sided: how often chance alone puts ``u`` at least as far from n·m / 2. ``smallest_p`` is the least that
-    any arrangement of these samples could give.
-    """
-
-    u: float
-    p: float
-    smallest_p: float
-    exact: bool
-
-
-def mann_whitney(base: Sequence[float], new: Sequence[float]) -> RankTest:
-    """Test whether ``new`` tends to be larger or smaller than ``base``.
+def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
+    """Two-sided p of whether ``new`` tends to be larger or smaller than ``base``: how often chance alone puts the
+    number of pairs in which the sample of ``new`` is the larger, ties counting half, at least as far from the middle.
 
     The null distribution is that of the rank sum over all C(n + m, n) ways to deal the pooled samples to the two sides
     (Mann and Whitney 1947); equal samples share the mean of their ranks, and their ties are counted, not approximated.
@@ -52,17 +40,13 @@ def mann_whitney(base: Sequence[float], new: Sequence[float]) -> RankTest:
     if not (n and m and np.isfinite(pooled).all()):
         raise ValueError("a rank test needs finite samples on both sides")
     ranks = _doubled_ranks(pooled)
-    u = ranks[:n].sum() / 2 - n * (n + 1) / 2
     if n + m > EXACT_UP_TO:
-        return RankTest(float(u), _approximate_p(float(u), n, m, ranks), 0.0, exact=False)
+        return _approximate_p(float(ranks[:n].sum()) / 2 - n * (n + 1) / 2, n, m, ranks)
     sums, chance = _null(tuple(sorted(ranks.tolist())), n)
     # |sum - mean| times (n + m): whole numbers, so equal distances compare as equal.
     total = int(ranks.sum())
-    distance = np.abs((n + m) * sums - n * total)
     observed = abs((n + m) * int(ranks[:n].sum()) - n * total)
-    p = float(chance[distance >= observed].sum())
-    least = float(chance[distance >= distance[chance > 0].max()].sum())
-    return RankTest(float(u), min(p, 1.0), min(least, 1.0), exact=True)
+    return min(float(chance[np.abs((n + m) * sums - n * total) >= observed].sum()), 1.0)
 
 
 def _doubled_ranks(pooled: np.ndarray) -> np.ndarray:
@@ -124,10 +108,9 @@ def signed_rank(base: Sequence[float], new: Sequence[float]) -> float:
         return 1.0
     ranks = _doubled_ranks(np.abs(differences))
     total = int(ranks.sum())
-    ways = np.zeros(total + 1)
-    ways[0] = 1.0
+    ways = np.ones(1)
     for rank in ranks.tolist():
-        ways[rank:] += ways[:-rank].copy()
+        ways = np.convolve(ways, [1.0, *[0.0] * (rank - 1), 1.0])
     distance = np.abs(2 * np.arange(total + 1) - total)
     observed = abs(2 * int(ranks[differences > 0].sum()) - total)
     return float(ways[distance >= observed].sum() / 2.0 ** len(ranks))
@@ -139,12 +122,19 @@ def paired_p(base: Sequence[float], new: Sequence[float]) -> float:
     The signed-rank test sees small differences through whatever the sides of a pair share, but cannot go below 2 / 2^n.
     The Mann-Whitney test goes to 2 / C(2n, n); what the sides share only makes it say less.
     """
-    return min(1.0, 2 * min(mann_whitney(base, new).p, signed_rank(base, new)))
+    return min(1.0, 2 * min(mann_whitney(base, new), signed_rank(base, new)))
 
 
 def smallest_paired_p(n: int) -> float:
     """The least that :func:`paired_p` can be of ``n`` pairs."""
     return min(1.0, 2 * min(smallest_p(n, n), 2.0 ** (1 - n)))
+
+
+def fewest_repeats(alpha: float, *, paired: bool = False) -> int:
+    """The fewest repeats of each side (``paired``: pairs) whose p can be at most ``alpha``."""
+    return next(
+        n for n in itertools.count(1) if (smallest_paired_p(n) if paired else smallest_p(n, n)) <= alpha
+    )
 
 
 def detectable(n: int, m: int, spread: float, alpha: float) -> float | None:
@@ -160,22 +150,17 @@ def detectable(n: int, m: int, spread: float, alpha: float) -> float | None:
     return math.expm1(_standard_effect(*sorted((n, m)), alpha) * spread)
 
 
-def repeats_to_detect(change: float, spread: float, alpha: float) -> int | None:
-    """Repeats of each side that show ``change`` (0.1 is 10%) four times of five; None above ``MOST_REPEATS``."""
-    low = 1
-    while smallest_p(low, low) > alpha:
-        low += 1
-    if (found := detectable(MOST_REPEATS, MOST_REPEATS, spread, alpha)) is None or found > change:
+def repeats_to_detect(change: float, spread: float, alpha: float, *, least: int = 1) -> int | None:
+    """Repeats of each side, at least ``least``, that show ``change`` (0.1 is 10%) four times of five; None where they are
+    more than ``MOST_REPEATS``."""
+
+    def shown(repeats: int) -> bool:
+        found = detectable(repeats, repeats, spread, alpha)
+        return found is not None and found <= change
+
+    if not shown(MOST_REPEATS):
         return None
-    high = MOST_REPEATS
-    while low < high:
-        middle = (low + high) // 2
-        found = detectable(middle, middle, spread, alpha)
-        if found is not None and found <= change:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return max(least, bisect.bisect_left(range(MOST_REPEATS), True, lo=fewest_repeats(alpha), key=shown))
 
 
 def spread_of(*sides: Sequence[float]) -> float | None:

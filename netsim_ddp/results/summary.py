@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
 from netsim_ddp.results import stats
@@ -135,17 +135,17 @@ def repeat_medians(cell: Cell) -> list[float]:
         ]
         for repeat in cell.repeats
     )
-    return [stats.median(steps) for steps in measured if steps]
+    return [median(steps) for steps in measured if steps]
 
 
 def elapsed_step_s(cell: Cell) -> float | None:
     """Seconds a step took this host when really executed: a replayed cell's other clock."""
     per_repeat = [
-        stats.median([max(record.elapsed_s for record in records) for records in by_step])
+        median([max(record.elapsed_s for record in records) for records in by_step])
         for repeat in cell.repeats
         if (by_step := list(zip(*(rank.steps for rank in repeat.ranks), strict=False)))
     ]
-    return stats.median(per_repeat) if per_repeat else None
+    return median(per_repeat) if per_repeat else None
 
 
 def _measure(cell: Cell) -> Summary | None:
@@ -186,7 +186,7 @@ def _median_steps(repeats: Sequence[Sequence[StepRecord]]) -> list[StepRecord]:
     middle both, so that the phases shown are those of real steps and add up to the step they stand beside."""
     by_repeat = sorted(
         (sorted(steps, key=lambda step: step.wall_s) for steps in repeats),
-        key=lambda steps: stats.median([step.wall_s for step in steps]),
+        key=lambda steps: median([step.wall_s for step in steps]),
     )
     # A mean of means: with 2 and 1 steps in the middle of two repeats the single one counts twice.
     middles = [_middle(steps) for steps in _middle(by_repeat)]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean, median
 from typing import Any, Literal
 
-from netsim_ddp.results import stats
 from netsim_ddp.results.identity import LEARNING_RATE_AXES, setting
 from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
-from netsim_ddp.results.student import student_t
+from netsim_ddp.results.stats import mean_interval
 from netsim_ddp.results.summary import is_dense
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
 
@@ -104,13 +103,12 @@ def baseline(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     return min(found, key=lambda other: setting(other) != setting(cell), default=None)
 
 
-def mean_interval(samples: Sequence[float]) -> MeanInterval:
+def mean_of(samples: Sequence[float]) -> MeanInterval:
     """The mean and its 95% t-interval; none from a single sample, or where one is not finite."""
-    mean = fmean(samples)
-    if len(samples) < 2 or not math.isfinite(mean):
-        return MeanInterval(mean=mean)
-    half = student_t(0.975, len(samples) - 1) * stdev(samples) / math.sqrt(len(samples))
-    return MeanInterval(mean=mean, ci_low=mean - half, ci_high=mean + half)
+    if len(samples) < 2 or not all(map(math.isfinite, samples)):
+        return MeanInterval(mean=fmean(samples))
+    found = mean_interval(samples)
+    return MeanInterval(mean=found.value, ci_low=found.low, ci_high=found.high)
 
 
 def _summary(cell: Cell, dense: Cell | None) -> TrainingSummary | None:
@@ -122,10 +120,10 @@ def _summary(cell: Cell, dense: Cell | None) -> TrainingSummary | None:
     losses = [e.validation_loss for e in last.values() if e.validation_loss is not None]
     summary = TrainingSummary(
         seeds=sorted(repeats),
-        accuracy=mean_interval(accuracies) if accuracies else None,
-        loss=mean_interval(losses) if losses else None,
+        accuracy=mean_of(accuracies) if accuracies else None,
+        loss=mean_of(losses) if losses else None,
         resolution_points=_resolution(cell),
-        epochs_s=stats.median([e.elapsed_s for e in last.values()]),
+        epochs_s=median([e.elapsed_s for e in last.values()]),
         tx_bytes_per_step=fmean(_per_step(repeat) for repeat in repeats.values()),
         residual_bytes=max(rank.residual_bytes for r in repeats.values() for rank in r.ranks),
     )
@@ -175,9 +173,9 @@ def _verdicts(one: _Beside, said: dict[str, Judgement], family: int) -> dict[str
         "seeds_needed": repeats_needed(family, paired=True),
     }
     if one.losses:
-        found["loss_difference_percent"] = mean_interval(one.percents)
+        found["loss_difference_percent"] = mean_of(one.percents)
     if one.accuracies:
-        difference = mean_interval(one.points)
+        difference = mean_of(one.points)
         found["difference_points"] = difference
         found["resolvable_points"] = resolvable(difference, one.resolution)
     if one.accuracies or one.losses:
@@ -203,7 +201,7 @@ def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement
     if (accuracy or loss) == "better":
         return "better"
     first = said.get("accuracy") or said["loss"]
-    share = mean_interval(one.percents) if one.losses else MeanInterval(mean=0.0)
+    share = mean_of(one.percents) if one.losses else MeanInterval(mean=0.0)
     if one.accuracies:
         higher = share.ci_low is not None and share.ci_low > 0 and share.mean > 100 * FLOOR
         within = first.change.low >= -WITHIN_POINTS and not higher
@@ -239,9 +237,9 @@ def _times(
             dense_times.append(other)
     if not mine:
         return {}
-    found: dict[str, Any] = {"time_to_accuracy_s": stats.median(mine), "reached": len(mine)}
+    found: dict[str, Any] = {"time_to_accuracy_s": median(mine), "reached": len(mine)}
     if dense is not None and dense is not cell and len(dense_times) == len(mine):
-        found["time_speedup"] = stats.median([b / a for a, b in zip(mine, dense_times, strict=True) if a > 0])
+        found["time_speedup"] = median([b / a for a, b in zip(mine, dense_times, strict=True) if a > 0])
     return found
 
 

@@ -16,21 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
-from netsim_ddp.results.intervals import Estimate, paired_interval, ratio_interval
 from netsim_ddp.results.rank_test import (
     MOST_REPEATS,
     detectable,
+    fewest_repeats,
     mann_whitney,
     paired_p,
     repeats_to_detect,
     smallest_p,
-    smallest_paired_p,
     spread_of,
 )
-from netsim_ddp.results.stats import median
-from netsim_ddp.results.student import student_t
+from netsim_ddp.results.stats import Estimate, paired_interval, ratio_interval, t_quantile
 
 Verdict = Literal["faster", "slower", "better", "worse", "no change", "inconclusive"]
 
@@ -88,10 +87,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def repeats_needed(family: int, *, alpha: float = ALPHA, paired: bool = False) -> int:
     """Repeats of each side (``paired``: seeds that both have) from which on a claim is possible in a family of so many
     comparisons: the smallest n whose least attainable p is at most alpha / family, and at least ``FEWEST``."""
-    n = FEWEST
-    while (smallest_paired_p(n) if paired else smallest_p(n, n)) > alpha / max(family, 1):
-        n += 1
-    return n
+    return max(FEWEST, fewest_repeats(alpha / max(family, 1), paired=paired))
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Times:
     processes: tuple[Sequence[float], Sequence[float]] | None = None
 
     def test(self) -> float:
-        return mann_whitney(self.base, self.new).p
+        return mann_whitney(self.base, self.new)
 
     def judged(self, p: float, adjusted: float, family: int, alpha: float) -> Judgement:
         needed = repeats_needed(family, alpha=alpha)
@@ -135,8 +131,7 @@ class Times:
         shown = repeats = None
         if spread is not None:
             shown = detectable(count, other, spread, level) if min(count, other) >= FEWEST else None
-            repeats = repeats_to_detect(change, spread, level)
-            repeats = None if repeats is None else max(repeats, FEWEST)
+            repeats = repeats_to_detect(change, spread, level, least=FEWEST)
         if not enough and not significant:
             why = too_few(count, other, family, needed)
         elif significant and self._beyond(ratio.value):
@@ -154,9 +149,7 @@ class Times:
         if self.processes is None:
             return True
         base, new = self.processes
-        if ratio > 1:
-            return min(new) / max(base) > 1 + self.floor
-        return max(new) / min(base) < 1 / (1 + self.floor)
+        return (min(new) / max(base) if ratio > 1 else min(base) / max(new)) > 1 + self.floor
 
 
 @dataclass(frozen=True)
@@ -183,19 +176,17 @@ class Scores:
             )
         difference = paired_interval(self.new, self.base)
         if adjusted <= alpha and seeds >= FEWEST and abs(difference.value) > self.floor:
-            better = (difference.value > 0) == self.more_is_better
-            verdict: Verdict = "better" if better else "worse"
+            verdict: Verdict = "better" if (difference.value > 0) == self.more_is_better else "worse"
             return Judgement(verdict, difference, p, adjusted, family, needed, enough=True)
         if seeds >= FEWEST and -self.floor <= difference.low and difference.high <= self.floor:
             return Judgement("no change", difference, p, adjusted, family, needed, enough)
-        if seeds == 1:
-            why, repeats = f"one seed on both sides shows no noise; a claim needs {needed}", None
-        elif not enough:
-            why, repeats = f"{seeds} seeds on both sides; a claim needs {needed}", None
-        else:
+        repeats = None
+        if enough:
             why = f"{seeds} seeds on both sides leave ±{difference.half_width:.2g}"
-            repeats = _seeds_for(difference, max(self.floor, abs(difference.value)))
-            repeats = None if repeats is None else max(repeats, needed)
+            repeats = _seeds_for(difference, max(self.floor, abs(difference.value)), least=needed)
+        else:
+            found = "one seed on both sides shows no noise" if seeds == 1 else f"{seeds} seeds on both sides"
+            why = f"{found}; a claim needs {needed}"
         shown = None if seeds == 1 else difference.half_width
         return Judgement("inconclusive", difference, p, adjusted, family, needed, enough, why, shown, repeats)
 
@@ -242,11 +233,10 @@ def of_family(family: int, alpha: float = ALPHA) -> str:
     return f"{comparisons(family)}, Holm at {100 * alpha:.3g}%"
 
 
-def _seeds_for(difference: Estimate, half_width: float) -> int | None:
-    """Seeds that would bring the t-interval of ``difference`` down to ``half_width``."""
-    count = difference.count
-    deviation = difference.half_width * math.sqrt(count) / student_t(0.975, count - 1)
+def _seeds_for(difference: Estimate, half_width: float, *, least: int) -> int | None:
+    """Seeds, at least ``least``, that would bring the t-interval of ``difference`` down to ``half_width``."""
+    deviation = difference.half_width * math.sqrt(difference.count) / t_quantile(0.975, difference.count - 1)
     for seeds in range(2, MOST_REPEATS + 1):
-        if student_t(0.975, seeds - 1) * deviation / math.sqrt(seeds) <= half_width:
-            return seeds
+        if t_quantile(0.975, seeds - 1) * deviation / math.sqrt(seeds) <= half_width:
+            return max(seeds, least)
     return None

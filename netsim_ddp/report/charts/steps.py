@@ -24,8 +24,8 @@ from netsim_ddp.report.labels import two_digits
 from netsim_ddp.results.break_even import FURTHEST, continued, curve
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.identity import line
-from netsim_ddp.results.intervals import ratio_interval
 from netsim_ddp.results.record import Cell
+from netsim_ddp.results.stats import ratio_interval
 from netsim_ddp.results.summary import (
     PHASES,
     RIVALS,
