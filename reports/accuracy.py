@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from netsim_ddp.results.record import Cell, load
+from netsim_ddp.results.files import load
+from netsim_ddp.results.record import Cell
 from netsim_ddp.results.training import finished, mean_interval
 
 PAIRS = (

@@ -10,17 +10,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from netsim_ddp.results.record import (
-    Cell,
-    EpochRecord,
-    LinkRecord,
-    RankRecord,
-    RepeatRecord,
-    Result,
-    StepRecord,
-    Tool,
-)
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, StepRecord
 from netsim_ddp.results.summary import summarise
+from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.units import format_rate
 
 PARAMETERS = 1_078_666

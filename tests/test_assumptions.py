@@ -20,7 +20,8 @@ from netsim_ddp.report.export import ci, html, junit, latex, markdown, tidy
 from netsim_ddp.report.terminal.result import render_result
 from netsim_ddp.report.terminal.sweep import render_sweep
 from netsim_ddp.report.terminal.training import render_training
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.files import load
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.tools import launch as launched
 from netsim_ddp.units import format_rate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 from netsim_ddp.results.sides import side
 from netsim_ddp.scenario import build_scenario
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from netsim_ddp.results.record import save
+from netsim_ddp.results.files import save
 from tests.commands import ROOT
 from tests.results_factory import sweep
 

@@ -18,8 +18,10 @@ from netsim_ddp.errors import NothingComparable, UsageError
 from netsim_ddp.report.terminal.compare import markdown, render_comparison
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.comparison import Comparison
-from netsim_ddp.results.record import Cell, EpochRecord, RepeatRecord, Result, save
+from netsim_ddp.results.files import save
+from netsim_ddp.results.record import Cell, RepeatRecord, Result
 from netsim_ddp.results.sides import side, side_of, sides_of
+from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Times, judge
 from tests.commands import answer, complaint
 from tests.test_summary import make_cell, make_link, make_rank, make_result

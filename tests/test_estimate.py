@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 from netsim_ddp.scenario import Scenario, TrainScenario, build
 from netsim_ddp.scenario.matrix import Point
 from netsim_ddp.sweep import estimate

@@ -48,6 +48,7 @@ LIGHT = [
     "",
     ".cli",
     ".scenario",
+    ".results.files",
     ".results.record",
     ".results.summary",
     ".report.terminal.sweep",

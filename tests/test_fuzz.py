@@ -28,7 +28,7 @@ from netsim_ddp.report.export.markdown import document
 from netsim_ddp.report.terminal.result import render_result
 from netsim_ddp.results import codec
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.record import load, to_json
+from netsim_ddp.results.files import load, to_json
 from netsim_ddp.results.sides import side_of
 from netsim_ddp.scenario import TrainScenario, build, build_scenario
 from netsim_ddp.sweep.source import read_plan
@@ -199,7 +199,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Sequence[str]]] = {
     "result, version 1": (result, [(FIXTURES / "result-v1.json").read_text()]),
     "result, version 2": (result, [(FIXTURES / "result-v2.json").read_text()]),
     "benchmarks": (benchmarks, [json.dumps(BENCHMARKS)]),
-    "codec times": (codec_times, [codec.to_json(times(row(), row(numel=10**6), row(ratio=0.1)))]),
+    "codec times": (codec_times, [to_json(times(row(), row(numel=10**6), row(ratio=0.1)))]),
     "checkpoint": (checkpoint, [_manifest()]),
 }
 

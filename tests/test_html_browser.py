@@ -14,7 +14,7 @@ import pytest
 
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export.html import page
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 from tests.results_factory import make, sweep, training
 from tests.test_report_cli import HEADLINE
 from tests.test_reports import hostile

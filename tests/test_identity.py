@@ -12,6 +12,7 @@ from netsim_ddp.errors import NothingComparable, UsageError
 from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.results.compare import Rules, compare
+from netsim_ddp.results.files import load
 from netsim_ddp.results.identity import (
     AS_MEASURED,
     BY_BYTES,
@@ -25,7 +26,7 @@ from netsim_ddp.results.identity import (
 )
 from netsim_ddp.results.labels import label
 from netsim_ddp.results.merge import merge
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.sides import side
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.units import format_rate

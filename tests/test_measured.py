@@ -15,8 +15,8 @@ import yaml
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.measured.measurement import Goodput, Measurement
 from netsim_ddp.link.measured.profile import from_probe, read_measurement, write_profile
+from netsim_ddp.results.files import to_json
 from netsim_ddp.results.probe import Bulk, RoundTrip
-from netsim_ddp.results.record import to_json
 from netsim_ddp.scenario import build_scenario
 from tests.commands import answer, complaint
 from tests.test_probe import CEILING, record

@@ -17,8 +17,9 @@ from netsim_ddp.link.probe.peer import serve
 from netsim_ddp.link.probe.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
 from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.report.terminal.probe import render_probe
+from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
-from netsim_ddp.results.record import LinkRecord, Tool
+from netsim_ddp.results.record import LinkRecord
 from tests.commands import command, complaint
 
 pytestmark = pytest.mark.alone

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.results import record
+from netsim_ddp.results import files
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.record import Result, Summary, load, parse, save, to_json
+from netsim_ddp.results.files import load, parse, save, to_json
+from netsim_ddp.results.record import Result, Summary
 from netsim_ddp.results.sides import side_of
 from netsim_ddp.results.summary import summarise
 from tests.test_summary import make_cell, make_result
@@ -69,7 +70,7 @@ def test_a_failed_write_keeps_the_old_file(
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record.os, "fsync", broken)
+    monkeypatch.setattr(files.os, "fsync", broken)
     with pytest.raises(EnvironmentFault, match="No space left on device"):
         save(result.model_copy(update={"command": "another"}), path)
     assert path.read_text() == before
@@ -82,7 +83,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record.os, "replace", interrupted)
+    monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(result, tmp_path / "result.json")
     assert os.listdir(tmp_path) == []
@@ -111,7 +112,7 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load(tmp_path / "absent.json")
     with pytest.raises(UsageError, match="cannot read"):
         load(tmp_path)
-    monkeypatch.setattr(record, "MAX_FILE_BYTES", 3)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 3)
     (tmp_path / "large.json").write_text("{}  ")
     with pytest.raises(UsageError, match="larger than"):
         load(tmp_path / "large.json")
@@ -122,7 +123,7 @@ def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: py
         file.truncate(100 * 10**6)
     with pytest.raises(UsageError, match=r"huge\.json is larger than 64 MiB: not a result file"):
         load(tmp_path / "huge.json")
-    monkeypatch.setattr(record, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="/dev/zero is larger than 1 MiB"):
         load(Path("/dev/zero"))  # which says that it is empty
 
@@ -252,4 +253,4 @@ def test_an_unknown_key_is_refused(result: Result) -> None:
 
 
 def test_the_time_of_creation_is_utc() -> None:
-    assert record.now_utc().endswith("+00:00")
+    assert files.now_utc().endswith("+00:00")

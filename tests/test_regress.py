@@ -16,7 +16,8 @@ import pytest
 
 from netsim_ddp.errors import EnvironmentFault, RankError, RankTimeout, UsageError
 from netsim_ddp.results.compare import Rules, compare
-from netsim_ddp.results.record import Result, load, to_json
+from netsim_ddp.results.files import load, to_json
+from netsim_ddp.results.record import Result
 from netsim_ddp.steps.runner import Event
 from netsim_ddp.tools.methods_present import Present, present
 from netsim_ddp.tools.regress import absolute, measure, side_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from netsim_ddp.results.record import save
+from netsim_ddp.results.files import save
 from tests.commands import ROOT
 from tests.results_factory import sweep, training
 

@@ -18,7 +18,8 @@ import pytest
 from netsim_ddp.report import facts
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export import ci, citations, figures, html, junit, latex, markdown, tidy
-from netsim_ddp.results.record import Cell, CodeRecord, Result, load
+from netsim_ddp.results.files import load
+from netsim_ddp.results.record import Cell, CodeRecord, Result
 from tests.results_factory import make, sweep, training
 from tests.test_summary import make_cell, make_result
 

@@ -17,7 +17,7 @@ from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.report.terminal.selections import render_selections
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 
 SHAPES = {
     "a": torch.Size([30, 20]),

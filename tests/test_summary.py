@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.results.record import (
-    Cell,
-    LinkRecord,
-    RankRecord,
-    RepeatRecord,
-    Result,
-    StepRecord,
-    Summary,
-    Tool,
-)
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, StepRecord, Summary
 from netsim_ddp.results.summary import PHASES, elapsed_step_s, notes, slowest_steps, summarise
 
 DEFAULT_PHASES = {"compute": 50.0, "other": 1.0}

@@ -16,18 +16,8 @@ from rich.console import Console
 from netsim_ddp.errors import LinkUnavailable, NetsimError, RankError, UsageError
 from netsim_ddp.report.terminal.sweep import render_sweep
 from netsim_ddp.report.terminal.sweep_progress import SweepTable
-from netsim_ddp.results.record import (
-    Cell,
-    LinkRecord,
-    RankRecord,
-    RepeatRecord,
-    Result,
-    StepRecord,
-    load,
-    parse,
-    save,
-    to_json,
-)
+from netsim_ddp.results.files import load, parse, save, to_json
+from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, StepRecord
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario import Scenario, TrainScenario
 from netsim_ddp.scenario.matrix import expand

@@ -9,19 +9,11 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.report.terminal.training import render_training, sentences
-from netsim_ddp.results.record import (
-    Cell,
-    EpochRecord,
-    LinkRecord,
-    RankRecord,
-    Recipe,
-    RepeatRecord,
-    Result,
-    Tool,
-    TrainingSummary,
-    parse,
-)
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import parse
+from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result
 from netsim_ddp.results.training import summarise_training, time_to
+from netsim_ddp.results.training_record import EpochRecord, Recipe, TrainingSummary
 
 SAMPLES = 400
 

@@ -72,8 +72,9 @@ def compress(
     from netsim_ddp.cli.saving import Kept
     from netsim_ddp.compression.codec import Codec
     from netsim_ddp.report.terminal.codec import render_codec_times
-    from netsim_ddp.results.codec import CodecTimes, to_json
-    from netsim_ddp.results.record import Tool, now_utc
+    from netsim_ddp.results.codec import CodecTimes
+    from netsim_ddp.results.fields import Tool
+    from netsim_ddp.results.files import now_utc, to_json
     from netsim_ddp.steps.environment import environment
     from netsim_ddp.tools.compress import Plan, measure
 

@@ -49,7 +49,7 @@ def check(
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.methods import parse_method, takes
-    from netsim_ddp.results.record import write_whole
+    from netsim_ddp.results.files import write_whole
     from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.units import parse_duration
 

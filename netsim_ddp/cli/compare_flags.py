@@ -132,7 +132,7 @@ def show(comparison: Comparison, *, json: str | None, markdown: str | None, juni
     from netsim_ddp.report.export import gate
     from netsim_ddp.report.labels import clean
     from netsim_ddp.report.terminal import compare as report
-    from netsim_ddp.results.record import to_json, write_whole
+    from netsim_ddp.results.files import to_json, write_whole
 
     documents = (
         (json, to_json(comparison)),
@@ -163,7 +163,7 @@ def red_where_it_fails(junit: str | None) -> Iterator[None]:
         raise  # its comparison has been written
     except BaseException as error:
         from netsim_ddp.report.export import gate
-        from netsim_ddp.results.record import write_whole
+        from netsim_ddp.results.files import write_whole
 
         if junit == "-":
             write_document(gate.broken(error))

@@ -34,7 +34,7 @@ def doctor(
     """Check this machine: imports, kernel, tc, namespaces, netem, TUN, Gloo, NCCL, cores, /dev/shm, a step."""
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import EnvironmentFault, UsageError
-    from netsim_ddp.results.record import write_whole
+    from netsim_ddp.results.files import write_whole
     from netsim_ddp.tools.checks import CHECKS, run_check
 
     for name in checks or ():
@@ -64,7 +64,7 @@ def _document(checks: list[Check]) -> str:
     from json import dumps
 
     from netsim_ddp import __version__
-    from netsim_ddp.results.record import now_utc
+    from netsim_ddp.results.files import now_utc
 
     statuses = {check.status for check in checks}
     document: dict[str, Any] = {

@@ -61,7 +61,7 @@ def launch(
 
     from netsim_ddp.link.launch import timeout_error
     from netsim_ddp.report.terminal.launch import render_launch
-    from netsim_ddp.results.record import save
+    from netsim_ddp.results.files import save
     from netsim_ddp.tools.launch import launch_program
 
     with progress(bar=False) as report:

@@ -88,7 +88,7 @@ def probe(
 
     from netsim_ddp.errors import LinkOffTarget
     from netsim_ddp.report.terminal.probe import render_probe
-    from netsim_ddp.results.record import save, to_json
+    from netsim_ddp.results.files import save, to_json
     from netsim_ddp.tools.probe import probe_link
 
     with progress(bar=False) as report:

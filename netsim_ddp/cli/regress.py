@@ -55,8 +55,8 @@ def regress(
     All other flags are netsim run's and say what is measured: --config, --method, --workers, --bandwidth ..."""
     from netsim_ddp.names import is_reference
     from netsim_ddp.results.compare import compare
-    from netsim_ddp.results.record import to_json as text_of
-    from netsim_ddp.results.record import write_whole
+    from netsim_ddp.results.files import to_json as text_of
+    from netsim_ddp.results.files import write_whole
     from netsim_ddp.steps.runner import Event
     from netsim_ddp.tools import regress as bench
     from netsim_ddp.tools.methods_present import present

@@ -106,7 +106,7 @@ def _check(wanted: dict[str, str]) -> None:
 
 def _collect(names: list[str]) -> Collection:
     from netsim_ddp.report.collection import Collection, Source
-    from netsim_ddp.results.record import load
+    from netsim_ddp.results.files import load
 
     sources = []
     for name in names:
@@ -146,7 +146,7 @@ def _builder(flag: str) -> Callable[[Collection], str]:
 
 
 def _write(target: str, text: str) -> None:
-    from netsim_ddp.results.record import write_whole
+    from netsim_ddp.results.files import write_whole
 
     if target == "-":
         write_document(text)

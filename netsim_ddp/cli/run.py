@@ -64,7 +64,7 @@ def run(
 
     from netsim_ddp.report.terminal.result import render_result
     from netsim_ddp.report.terminal.selections import render_selections
-    from netsim_ddp.results.record import to_json
+    from netsim_ddp.results.files import to_json
     from netsim_ddp.steps import runner
 
     def show(result: Result) -> None:

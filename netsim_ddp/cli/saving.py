@@ -32,14 +32,14 @@ class Kept:
 
     def save(self, result: Result) -> None:
         """Called by a runner after every repeat."""
-        from netsim_ddp.results.record import to_json
+        from netsim_ddp.results.files import to_json
 
         self.last = result
         self.write(to_json(result))
 
     def write(self, document: str) -> None:
         """Write ``document`` to all files."""
-        from netsim_ddp.results.record import write_whole
+        from netsim_ddp.results.files import write_whole
 
         for path in self._all():
             try:

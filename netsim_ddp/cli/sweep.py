@@ -235,7 +235,7 @@ def _execute(going: Sweep, command: object, files: Kept, show: Callable[[Result]
 
 def _show(result: Result, json: str | None) -> None:
     if json == "-":
-        from netsim_ddp.results.record import to_json
+        from netsim_ddp.results.files import to_json
 
         write_document(to_json(result))
         return

@@ -64,7 +64,7 @@ def train(
     trace_file = None if files.trace_steps is None else writable(files.trace_steps)
 
     from netsim_ddp.report.terminal.training import render_training
-    from netsim_ddp.results.record import to_json
+    from netsim_ddp.results.files import to_json
     from netsim_ddp.training import runner
 
     def show(result: Result) -> None:

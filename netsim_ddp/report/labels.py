@@ -14,7 +14,8 @@ from netsim_ddp.results.identity import setting
 from netsim_ddp.results.labels import clean as clean
 from netsim_ddp.results.labels import label as label
 from netsim_ddp.results.labels import plain as plain
-from netsim_ddp.results.record import Cell, Interval, MeanInterval
+from netsim_ddp.results.record import Cell, Interval
+from netsim_ddp.results.training_record import MeanInterval
 
 if TYPE_CHECKING:
     from rich.console import Console

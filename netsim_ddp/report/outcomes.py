@@ -9,9 +9,9 @@ from statistics import fmean
 from netsim_ddp.report.collection import Block, Entry
 from netsim_ddp.report.labels import DASH, points
 from netsim_ddp.report.terminal.training import RULE, too_few
-from netsim_ddp.results.record import EpochRecord, TrainingSummary
 from netsim_ddp.results.stats import mean_interval
 from netsim_ddp.results.summary import ALONE
+from netsim_ddp.results.training_record import EpochRecord, TrainingSummary
 from netsim_ddp.units import format_bytes, format_duration
 
 HEADERS = (

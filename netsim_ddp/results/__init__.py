@@ -23,6 +23,6 @@ def load(path: str | os.PathLike[str]) -> Result:
     Raises:
         UsageError: unreadable, not JSON, of a newer schema, or keys missing or of the wrong type.
     """
-    from netsim_ddp.results import record
+    from netsim_ddp.results import files
 
-    return record.load(Path(path))
+    return files.load(Path(path))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import positive
@@ -20,7 +20,7 @@ from netsim_ddp.results.subjects import Figure, Subject
 GROUPS = 10
 
 
-def is_benchmarks(data: Any) -> bool:
+def is_benchmarks(data: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether ``data``, the decoded JSON of a file, is what ``pytest --benchmark-json`` writes."""
     return isinstance(data, dict) and "benchmarks" in data and "machine_info" in data
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
-from netsim_ddp.results.record import Tool
+from netsim_ddp.results.fields import Strict, Tool, validated
 
 KIND: Literal["netsim-codec-times"] = "netsim-codec-times"
 # Bounded as in a result file: what nobody can have measured must not overflow where it is read.
@@ -25,11 +25,7 @@ Size = Annotated[int, Field(ge=1, le=10**18)]
 Bytes = Annotated[int, Field(ge=0, le=10**18)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CodecRow(_Record):
+class CodecRow(Strict):
     """One size, ratio, input, device and number of threads.
 
     ``select_s`` is feedback and selection together; ``floor_s`` the memory floor ``residual.add_(grad)``; ``add_s``
@@ -68,7 +64,7 @@ class CodecRow(_Record):
         )
 
 
-class CodecTimes(_Record):
+class CodecTimes(Strict):
     """A whole file."""
 
     kind: Literal["netsim-codec-times"] = KIND
@@ -82,10 +78,6 @@ class CodecTimes(_Record):
     rows: list[CodecRow] = Field(default_factory=list)
 
 
-def to_json(times: CodecTimes) -> str:
-    return times.model_dump_json(indent=1) + "\n"
-
-
 def load(path: Path) -> CodecTimes:
     """Read and check a file of ``netsim bench compress``.
 
@@ -96,18 +88,13 @@ def load(path: Path) -> CodecTimes:
     data = reading.parse_json(reading.read_text(path, hint=hint), source=str(path), hint=hint)
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise UsageError(f"{path} holds no codec times", hint=hint)
-    try:
-        times = CodecTimes.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+    times = validated(CodecTimes, data, source=str(path), hint=hint)
     if not times.rows:
         raise UsageError(f"{path} holds no row", hint=hint)
     return times
 
 
-class Substitute(_Record):
+class Substitute(Strict):
     """Codec times of one device, to stand in for those measured here.
 
     Points are ``(size, seconds)``, ascending: selection by the size of the tensor, for the ratio of the file that is
@@ -115,7 +102,7 @@ class Substitute(_Record):
     what it costs), above the last in proportion.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     source: str
     device: str

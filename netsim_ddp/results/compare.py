@@ -25,8 +25,9 @@ from netsim_ddp.results.comparison import (
     plain,
     time_name,
 )
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.identity import RULES, differ
-from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.results.subjects import Figure, Subject, names
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Judgement, Scores, Times, judge
 

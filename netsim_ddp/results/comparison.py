@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from netsim_ddp.results.record import Seconds, Strict, Tool
+from netsim_ddp.results.fields import Seconds, Strict, Tool
 from netsim_ddp.results.verdicts import Verdict
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from netsim_ddp.results.record import LinkRecord, Strict, Tool
+from netsim_ddp.results.fields import Strict, Tool
+from netsim_ddp.results.record import LinkRecord
 
 
 class LaunchRank(Strict):

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from netsim_ddp.results.record import LinkRecord, Strict, Tool
+from netsim_ddp.results.fields import Strict, Tool
+from netsim_ddp.results.record import LinkRecord
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 BULK_TOLERANCE = 0.01

@@ -151,8 +151,10 @@ def detectable(n: int, m: int, spread: float, alpha: float) -> float | None:
 
 
 def repeats_to_detect(change: float, spread: float, alpha: float, *, least: int = 1) -> int | None:
-    """Repeats of each side, at least ``least``, that show ``change`` (0.1 is 10%) four times of five; None where they are
-    more than ``MOST_REPEATS``."""
+    """Repeats of each side, at least ``least``, that show ``change`` (0.1 is 10%) four times of five.
+
+    None where they are more than ``MOST_REPEATS``.
+    """
 
     def shown(repeats: int) -> bool:
         found = detectable(repeats, repeats, spread, alpha)

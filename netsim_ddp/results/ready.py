@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import one_line
+from netsim_ddp.results.fields import validated
 
 KIND: Literal["netsim-ready-times"] = "netsim-ready-times"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -105,9 +106,9 @@ def load(path: Path, model: str) -> ReadyTimes:
     shown = one_line(str(path))
     data = reading.parse_json(reading.read_text(path, hint=_HINT), source=shown, hint=_HINT)
     if isinstance(data, dict) and data.get("kind") == KIND:
-        found = _validated(data, shown)
+        found = validated(ReadyTimes, data, source=shown, hint=_HINT)
     elif isinstance(data, dict) and isinstance(data.get("ready"), dict) and data["ready"]:
-        all_of = [_validated(each, shown) for each in data["ready"].values()]
+        all_of = [validated(ReadyTimes, each, source=shown, hint=_HINT) for each in data["ready"].values()]
         of_model = [each for each in all_of if each.model == model] or all_of
         if len({each.model for each in of_model}) > 1:
             models = ", ".join(dict.fromkeys(one_line(str(each.model), 40) for each in of_model))
@@ -116,12 +117,3 @@ def load(path: Path, model: str) -> ReadyTimes:
     else:
         raise UsageError(f"{shown} holds no ready times", hint=_HINT)
     return found.model_copy(update={"source": path.name})
-
-
-def _validated(data: Mapping[str, Any], shown: str) -> ReadyTimes:
-    try:
-        return ReadyTimes.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(one_line(f"{shown}: {where}: {first['msg']}", 200), hint=_HINT) from None

@@ -1,4 +1,4 @@
-"""The result file: its schema, written atomically, read with checks.
+"""The schema of the result file; :mod:`netsim_ddp.results.files` reads and writes it.
 
 Version 1 had neither training nor sweeps; version 2 did not say of what commits it was, nor in a training's cells which
 collective ran, and its times to an accuracy were compared the other way round; version 3 took buckets to become full
@@ -6,49 +6,25 @@ in proportion to their bytes under an emulated compute, and its bucket link dela
 
 SI units stand in the key names. Every raw step sample is kept; ``summary`` holds what the tables show and can
 be computed again from the samples (``netsim_ddp.results.summary``). Times are seconds, sizes bytes, rates
-bit/s. The files are strict JSON: a diverged loss is written as the string "NaN", which ``load`` reads back.
+bit/s.
 """
 
 from __future__ import annotations
 
-import datetime
-import gc
-import os
-import tempfile
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
-from netsim_ddp import reading
-from netsim_ddp.errors import UsageError, cannot_write
-from netsim_ddp.reading import one_line
+from netsim_ddp.results.fields import Count, Finite, Positive, Rate, Seconds, Strict, Tool
 from netsim_ddp.results.ready import ReadyTimes
+from netsim_ddp.results.training_record import EpochRecord, Recipe, TrainingSummary
 
 SCHEMA_VERSION: Literal[4] = 4
-MAX_FILE_BYTES = reading.MAX_FILE_BYTES
 
 Bound = Literal["", ">=", "<=", "none"]
 Mechanism = Literal["tc", "bucket", "host", "none"]
 Execution = Literal["concurrent", "replayed"]
 Status = Literal["complete", "partial", "failed"]
-# A NaN among the times would turn into a median without anybody noticing; a NaN loss is a finding.
-# Bounded too: what nobody can have measured must not overflow where it is added up or shown.
-Seconds = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
-Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e18, le=1e18)]
-Count = Annotated[int, Field(ge=-(10**18), le=10**18)]
-Rate = Annotated[int, Field(gt=0, le=10**18)]
-Positive = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e18)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
-
-
-class Tool(Strict):
-    name: str = "netsim"
-    version: str
 
 
 class CodeRecord(Strict):
@@ -111,14 +87,9 @@ class LinkRecord(Strict):
         return f"{self.mechanism}/tbf+{self.delay_by}" if self.delay_by else self.mechanism
 
 
-class StepRecord(Strict):
-    """One rank's step. The seven phases add up to ``wall_s``; ``hidden_s`` stands beside them.
+class Phases(Strict):
+    """The seven phases of a step, seconds."""
 
-    ``elapsed_s`` is the clock of a replayed step's real execution and equals ``wall_s`` when concurrent.
-    """
-
-    wall_s: Annotated[Seconds, Field(ge=0)]
-    elapsed_s: Seconds
     compute_s: Seconds
     compress_s: Seconds
     communicate_s: Seconds
@@ -126,6 +97,20 @@ class StepRecord(Strict):
     decompress_s: Seconds
     optimizer_s: Seconds
     other_s: Seconds
+
+
+class _Clocks(Strict):
+    wall_s: Annotated[Seconds, Field(ge=0)]
+    elapsed_s: Seconds
+
+
+# In a file, fields stand in the order of the bases from the last to the first.
+class StepRecord(Phases, _Clocks):
+    """One rank's step. The seven phases add up to ``wall_s``; ``hidden_s`` stands beside them.
+
+    ``elapsed_s`` is the clock of a replayed step's real execution and equals ``wall_s`` when concurrent.
+    """
+
     hidden_s: Seconds = 0.0
     loss: float | None = None
     exchange_s: Seconds | None = None
@@ -186,28 +171,6 @@ class RankRecord(Strict):
     steps: list[StepRecord]
 
 
-class EpochRecord(Strict):
-    """One epoch of a training run. ``train_loss`` and ``train_accuracy`` are means over the epoch's steps and all
-    ranks, accuracies fractions of 1; a model without classes has none.
-
-    ``elapsed_s`` is the training clock at the epoch's end, from the run's first step on; it stands still while the
-    model is validated or saved. ``tx_bytes`` is what the rank that sent most sent in this epoch.
-    """
-
-    epoch: Count
-    steps: Count
-    learning_rate: Finite
-    train_loss: float
-    train_accuracy: float | None = None
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    elapsed_s: Seconds
-    tx_bytes: Count
-    skipped_steps: Count = 0
-    phases_s: dict[str, Seconds] = Field(default_factory=dict)
-    """Seconds of this epoch by phase, rank 0's; waiting for other ranks is part of ``communicate``."""
-
-
 class RepeatRecord(Strict):
     """One fresh set of processes. A training run is one repeat with a ``seed`` of its own; its ranks keep no steps."""
 
@@ -220,84 +183,6 @@ class RepeatRecord(Strict):
     epochs: list[EpochRecord] = Field(default_factory=list)
 
 
-class TunedRate(Strict):
-    """A learning rate that was tried on a seed of its own, which is not among those evaluated."""
-
-    learning_rate: Finite
-    validation_loss: float | None
-    validation_accuracy: float | None = None
-
-
-class Recipe(Strict):
-    """How a training cell was trained: what its curves do not tell.
-
-    ``tx_are`` says what the bytes of its epochs are: ``measured`` at the interface, ``charged`` by the token bucket, or
-    ``predicted`` by the method's formula, headers included, on a link that is not shaped. ``validation_samples`` is the
-    number of predictions that an accuracy is a fraction of.
-    """
-
-    optimizer: str
-    learning_rate: Finite
-    epochs: Count
-    validation_samples: Count | None = None
-    tx_are: Literal["measured", "charged", "predicted"] = "predicted"
-    target: Finite | None = None
-    tuned: list[TunedRate] = Field(default_factory=list)
-    tune_seed: Count | None = None
-
-
-class MeanInterval(Strict):
-    """A mean over seeds with its 95% t-interval; a single seed has none."""
-
-    mean: float
-    ci_low: float | None = None
-    ci_high: float | None = None
-
-
-class TrainingSummary(Strict):
-    """What the tables show of a training cell; ``netsim_ddp.results.training`` computes it from the curves.
-
-    Accuracies are fractions, differences to the dense cell of the same setting in percentage points (accuracy) or in
-    percent of its loss, paired by seed. ``resolution_points`` is what one validation sample weighs;
-    ``resolvable_points`` what a difference must exceed to be told from none with these seeds.
-    ``verdict`` is of accuracy and loss together: *worse* where either is, whatever the other is. ``comparisons`` is
-    how many accuracies and losses of the result were judged together, ``seeds_needed`` how many seeds a claim needs.
-    ``time_to_accuracy_s`` is the training clock at the end of the first epoch that comes within a point of the dense
-    run's final accuracy of the same seed (or reaches the ``target`` that was given), the median over the seeds that do;
-    ``time_speedup`` is the time that the dense cell takes to the same accuracy over that: above 1 is faster.
-    """
-
-    seeds: list[Count]
-    accuracy: MeanInterval | None = None
-    loss: MeanInterval | None = None
-    difference_points: MeanInterval | None = None
-    loss_difference_percent: MeanInterval | None = None
-    resolution_points: Finite | None = None
-    resolvable_points: Finite | None = None
-    verdict: Literal["baseline", "within", "worse", "better", "not resolvable"] | None = None
-    accuracy_verdict: Literal["worse", "better", "not resolvable"] | None = None
-    loss_verdict: Literal["worse", "better", "not resolvable"] | None = None
-    comparisons: Count = 0
-    seeds_needed: Count = 0
-    epochs_s: Seconds
-    time_to_accuracy_s: Seconds | None = None
-    reached: Count = 0
-    time_speedup: Finite | None = None
-    tx_bytes_per_step: Finite
-    wire_reduction: Finite | None = None
-    residual_bytes: Count = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _before_version_3(cls, data: Any) -> Any:
-        """``time_ratio`` was its inverse."""
-        if isinstance(data, dict) and "time_ratio" in data:
-            data = dict(data)
-            ratio = data.pop("time_ratio")
-            data["time_speedup"] = 1 / ratio if isinstance(ratio, int | float) and ratio > 0 else None
-        return data
-
-
 class Interval(Strict):
     """A median over repeats with its bootstrap 95% interval."""
 
@@ -306,7 +191,11 @@ class Interval(Strict):
     ci_high: Seconds
 
 
-class Summary(Strict):
+class _StepTime(Strict):
+    step_s: Interval
+
+
+class Summary(Phases, _StepTime):
     """What the table shows of one cell.
 
     Phases are seconds: those of the slowest rank in the median step (in the mean of the two in the middle, where there
@@ -314,14 +203,6 @@ class Summary(Strict):
     (``speedup_vs_dense16``), fp32 dense overlapped, and fp32 dense (``speedup``). Sizes are the largest rank's.
     """
 
-    step_s: Interval
-    compute_s: Seconds
-    compress_s: Seconds
-    communicate_s: Seconds
-    wait_s: Seconds
-    decompress_s: Seconds
-    optimizer_s: Seconds
-    other_s: Seconds
     hidden_s: Seconds
     efficiency: Finite
     speedup_vs_dense16: Finite | None = None
@@ -408,120 +289,3 @@ class Result(Strict):
     Shares of backward, and forward's of both."""
     warnings: list[str] = Field(default_factory=list)
     cells: list[Cell] = Field(default_factory=list)
-
-
-def now_utc() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def to_json(result: Strict) -> str:
-    return result.model_dump_json(indent=1) + "\n"
-
-
-def save(result: Strict, path: Path) -> None:
-    """Write ``result`` atomically; see :func:`write_whole`."""
-    write_whole(to_json(result), path)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Write ``text`` atomically: a reader sees the old file or the new one, never a half.
-
-    Raises:
-        UsageError: the folder is missing or cannot be written.
-        EnvironmentFault: the disk is full, or a quota.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def load(path: Path) -> Result:
-    """Read and check a result file.
-
-    Raises:
-        UsageError: unreadable, too large, not JSON, a newer schema, or keys missing or of the wrong type.
-    """
-    return parse_json(read_bytes(path), source=str(path))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file from anywhere.
-
-    Raises:
-        UsageError: unreadable, or larger than ``MAX_FILE_BYTES``.
-    """
-    return reading.read_bytes(path, limit=MAX_FILE_BYTES, wanted="a result file")
-
-
-def decode(content: bytes, *, source: str) -> Any:
-    """The JSON in ``content``, whatever it says.
-
-    Raises:
-        UsageError: it is not JSON.
-    """
-    return reading.parse_json(reading.decode_text(content, source=source, wanted="JSON"), source=source)
-
-
-def parse_json(content: bytes, *, source: str) -> Result:
-    """The result in ``content``.
-
-    Raises:
-        UsageError: as :func:`decode` and :func:`parse`.
-    """
-    with suppress(ValidationError):
-        return _validated(content)
-    return parse(decode(content, source=source), source=source)
-
-
-def _validated(content: bytes) -> Result:
-    """``content`` straight into records. Tens of thousands of them are born and none dies, which the cycle collector
-    would look through again and again: a file of 200 cells loads five times as fast without it."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return Result.model_validate_json(content)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def parse(data: Any, *, source: str) -> Result:
-    """Check ``data`` (the decoded JSON of ``source``) against the schema.
-
-    Raises:
-        UsageError: not a result, a newer schema, or keys missing or of the wrong type.
-    """
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version is None:
-        raise UsageError(f"{source} is not a netsim result file: it has no schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{source} has schema version {one_line(str(version), 40)}; this netsim reads up to {SCHEMA_VERSION}",
-            hint="upgrade netsim",
-        )
-    kind = data.get("kind", "steps")
-    if kind not in ("steps", "training"):
-        raise UsageError(f"{source} is not a netsim result file: it holds a {one_line(str(kind), 40)}")
-    try:
-        return Result.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = one_line(".".join(str(part) for part in first["loc"]))
-        raise UsageError(f"{source}: {where}: {one_line(first['msg'])}") from error

@@ -8,8 +8,9 @@ from pathlib import Path
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.benchmarks import is_benchmarks, machine, of_benchmarks
 from netsim_ddp.results.compare import Side
+from netsim_ddp.results.files import decode, parse_json, read_bytes
 from netsim_ddp.results.identity import LIBRARIES, WORK
-from netsim_ddp.results.record import Result, decode, parse_json, read_bytes
+from netsim_ddp.results.record import Result
 from netsim_ddp.results.subjects import Subject, joined, of_result
 
 
@@ -51,7 +52,7 @@ def side_of(path: Path) -> Side:
     """Read a result file, or one of pytest-benchmark.
 
     Raises:
-        UsageError: as ``netsim_ddp.results.record.load``.
+        UsageError: as ``netsim_ddp.results.files.load``.
     """
     content = read_bytes(path)
     if b'"machine_info"' in content:

@@ -15,18 +15,10 @@ from typing import Any, Literal, TypeVar
 from netsim_ddp.results import stats
 from netsim_ddp.results.identity import setting
 from netsim_ddp.results.limits import bound, is_limited
-from netsim_ddp.results.record import Bound, Cell, RankRecord, RepeatRecord, StepRecord, Summary
+from netsim_ddp.results.record import Bound, Cell, Phases, RankRecord, RepeatRecord, StepRecord, Summary
 
 _T = TypeVar("_T")
-PHASES = (
-    "compute_s",
-    "compress_s",
-    "communicate_s",
-    "wait_s",
-    "decompress_s",
-    "optimizer_s",
-    "other_s",
-)
+PHASES = tuple(Phases.model_fields)
 # Clock reads between phases cost microseconds; more than this is a phase nobody timed.
 UNEXPLAINED_FLOOR = 0.01
 

@@ -13,9 +13,10 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from netsim_ddp.results.identity import LEARNING_RATE_AXES, setting
-from netsim_ddp.results.record import Cell, EpochRecord, MeanInterval, RepeatRecord, TrainingSummary
+from netsim_ddp.results.record import Cell, RepeatRecord
 from netsim_ddp.results.stats import mean_interval
 from netsim_ddp.results.summary import is_dense
+from netsim_ddp.results.training_record import EpochRecord, MeanInterval, TrainingSummary
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
 
 WITHIN_POINTS = 1.0

@@ -24,7 +24,9 @@ from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.ranks.pool import Pool
-from netsim_ddp.results.record import Cell, ReplayRecord, Result, Tool, now_utc
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
+from netsim_ddp.results.record import Cell, ReplayRecord, Result
 from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.scenario import Scenario, Settings, available_cores

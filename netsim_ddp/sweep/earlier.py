@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.results.files import load
 from netsim_ddp.results.identity import outdated, rules, same_machine
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.sweep.plan import Run, trains
 

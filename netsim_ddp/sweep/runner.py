@@ -14,8 +14,10 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.errors import EnvironmentFault, NetsimError
 from netsim_ddp.ranks.pool import Pool
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.ready import ReadyTimes
-from netsim_ddp.results.record import Cell, LinkRecord, Result, Tool, now_utc
+from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import notes
 from netsim_ddp.scenario.matrix import Matrix
 from netsim_ddp.steps.code_versions import code_of

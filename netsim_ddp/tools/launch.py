@@ -13,8 +13,10 @@ from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.launch import LaunchedRank, Outcome, launch
 from netsim_ddp.link.probe.probe import prove
 from netsim_ddp.link.tc.link import TcLink
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.launch import Launch, LaunchRank
-from netsim_ddp.results.record import LinkRecord, Tool, now_utc
+from netsim_ddp.results.record import LinkRecord
 from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record

@@ -15,8 +15,9 @@ from netsim_ddp.link.probe.probe import measure
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.probe import Probe, host_limited, judge, slowest
-from netsim_ddp.results.record import Tool, now_utc
 from netsim_ddp.scenario import Scenario, Settings
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record

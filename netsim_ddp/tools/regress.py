@@ -16,8 +16,9 @@ from pathlib import Path
 
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.results.compare import Side
+from netsim_ddp.results.files import parse_json
 from netsim_ddp.results.merge import merge
-from netsim_ddp.results.record import Result, parse_json
+from netsim_ddp.results.record import Result
 from netsim_ddp.results.sides import side
 from netsim_ddp.scenario.catalogue import find
 from netsim_ddp.steps.runner import Event, Report

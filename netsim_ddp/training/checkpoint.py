@@ -28,7 +28,9 @@ from pydantic import Field, ValidationError
 
 from netsim_ddp.errors import UsageError, cannot_write
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.results.record import EpochRecord, Strict, to_json, write_whole
+from netsim_ddp.results.fields import Strict
+from netsim_ddp.results.files import to_json, write_whole
+from netsim_ddp.results.training_record import EpochRecord
 
 KEPT = 2
 RUN_FILE = "run.json"

@@ -16,18 +16,12 @@ from netsim_ddp import __version__
 from netsim_ddp.errors import NetsimError, RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.pool import Pool, Started
-from netsim_ddp.results.record import (
-    Cell,
-    Recipe,
-    RepeatRecord,
-    Result,
-    Tool,
-    load,
-    now_utc,
-    save,
-)
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import load, now_utc, save
+from netsim_ddp.results.record import Cell, RepeatRecord, Result
 from netsim_ddp.results.trace import TRACED_STEPS, KeepTrace, traced_laps
 from netsim_ddp.results.training import summarise_training
+from netsim_ddp.results.training_record import Recipe
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment

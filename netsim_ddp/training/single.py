@@ -12,7 +12,8 @@ from netsim_ddp.link.probe.probe import ProbeReport, check
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.jobs import Job, jobs_for
 from netsim_ddp.ranks.launcher import Launcher
-from netsim_ddp.results.record import EpochRecord, RankRecord, RepeatRecord
+from netsim_ddp.results.record import RankRecord, RepeatRecord
+from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.training.checkpoint import Manifest, Slot, settings_of, sums_of
 from netsim_ddp.units import format_bytes, format_duration

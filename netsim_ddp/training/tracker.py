@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import EnvironmentFault, UsageError, cannot_write
 from netsim_ddp.reading import read_text
-from netsim_ddp.results.record import write_whole
+from netsim_ddp.results.files import write_whole
 
 FILE_NAME = "metrics.jsonl"
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.pool import Started
-from netsim_ddp.results.record import Cell, TunedRate
+from netsim_ddp.results.record import Cell
+from netsim_ddp.results.training_record import TunedRate
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.runner import Event, Report
 from netsim_ddp.training.single import Training

@@ -10,7 +10,7 @@ import pytest
 
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export import html, markdown, tidy
-from netsim_ddp.results.record import load, save
+from netsim_ddp.results.files import load, save
 from tests.results_factory import sweep
 
 

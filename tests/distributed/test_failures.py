@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 
 MODEL = '''
 import os, time

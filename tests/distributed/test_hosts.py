@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 from tests.commands import ROOT, command
 from tests.distributed.test_failures import MODEL
 from tests.distributed.test_run import MODEL_PARAMETERS, tc_or_skip

@@ -22,7 +22,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, parse_method
-from netsim_ddp.results.record import load
+from netsim_ddp.results.files import load
 from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, Trials
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
+from netsim_ddp.results.files import load
 from netsim_ddp.results.limits import exchange
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import PHASES
 from tests.links import usable
 

@@ -16,7 +16,8 @@ import netsim_ddp
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.ranks.pool import Pool
-from netsim_ddp.results.record import Result, load
+from netsim_ddp.results.files import load
+from netsim_ddp.results.record import Result
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
 from tests.links import usable

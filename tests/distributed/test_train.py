@@ -24,8 +24,10 @@ from netsim_ddp.methods import MethodSpec
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.ranks.pool import Started
 from netsim_ddp.report.export.trace import ROWS, trace_json
-from netsim_ddp.results.record import Cell, EpochRecord, Result, load, save
+from netsim_ddp.results.files import load, save
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.trace import TracedLap
+from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.scenario import TrainScenario, build
 from netsim_ddp.steps.runner import Event
 from netsim_ddp.training.checkpoint import Manifest, Slot

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from netsim_ddp.results.record import Cell, Result, load
+from netsim_ddp.results.files import load
+from netsim_ddp.results.record import Cell, Result
 
 MODELS = Path(__file__).parent.parent / "fixtures"
 ROOT = MODELS.parent.parent

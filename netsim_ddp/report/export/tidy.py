@@ -25,7 +25,8 @@ from typing import Any
 from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.labels import clean
-from netsim_ddp.results.record import EpochRecord, LinkRecord, RankRecord, SelectedStep, StepRecord, Summary
+from netsim_ddp.results.record import LinkRecord, RankRecord, SelectedStep, StepRecord, Summary
+from netsim_ddp.results.training_record import EpochRecord
 
 WHERE = (
     "row", "file", "cell", "method", "params", "label", "model", "dataset", "workers", "bandwidth_bps", "delay_s",

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from netsim_ddp.report.assumptions import why_bucket
 from netsim_ddp.report.labels import DASH, clean, count_of, encodable, groups, label, plain, points
-from netsim_ddp.results.record import Cell, MeanInterval, Result, TrainingSummary
+from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
+from netsim_ddp.results.training_record import MeanInterval, TrainingSummary
 from netsim_ddp.results.verdicts import FLOOR, of_family
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
