@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
-from tests.links import usable
 from netsim_ddp.results.files import load
+from tests.links import usable
 
 START_S, LEFT_S = 90.0, 1.0
 MARK = "NETSIM_TEST_MARK"
