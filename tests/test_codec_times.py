@@ -23,7 +23,7 @@ from netsim_ddp.results.files import load as load_result
 from netsim_ddp.results.files import to_json
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.steps.execution import substituted_seconds
-from netsim_ddp.tools import compress
+from netsim_ddp.tools import codec_bench
 from tests.commands import command, complaint
 
 
@@ -46,13 +46,13 @@ def times(*rows: CodecRow) -> CodecTimes:
 def test_the_command_line_names_what_there_is():
     assert set(VALUES) == set(VALUE_FORMATS)
     assert set(INDICES) == set(INDEX_FORMATS)
-    assert INPUTS == compress.INPUTS
+    assert INPUTS == codec_bench.INPUTS
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_inputs_are_what_their_names_say_and_repeat(name):
     recording = torch.arange(7.0)
-    one, two = (compress.make_input(name, 5000, recording) for _ in range(2))
+    one, two = (codec_bench.make_input(name, 5000, recording) for _ in range(2))
     assert torch.equal(one, two)
     assert one.shape == (5000,)
     assert torch.isfinite(one).all()
@@ -85,7 +85,7 @@ def test_a_run_measures_every_combination_and_the_same_rounds_of_each(tmp_path: 
         assert r.message_bytes <= Codec("int8").capacity(r.entries, r.numel)
         parts = ("floor_s", "select_s", "encode_s", "decode_s", "add_s")
         assert {len(getattr(r, name)) for name in parts} == {4}
-        assert len(r.topk_s) == len(r.argpartition_s) == compress.SLOW_ROUNDS
+        assert len(r.topk_s) == len(r.argpartition_s) == codec_bench.SLOW_ROUNDS
         assert r.copy_s == []
 
 
@@ -122,19 +122,19 @@ def test_sizes_as_people_write_them():
 
 
 def test_a_device_or_memory_that_is_not_there_is_the_environments_fault():
-    plan = compress.Plan(("cpu",), (1,), (10**15,), (0.1,), ("normal",), 1, Codec())
+    plan = codec_bench.Plan(("cpu",), (1,), (10**15,), (0.1,), ("normal",), 1, Codec())
     with pytest.raises(EnvironmentFault, match="GB"):
-        next(compress.measure(plan, print))
+        next(codec_bench.measure(plan, print))
     if not torch.cuda.is_available():
-        plan = compress.Plan(("cuda",), (1,), (10,), (0.1,), ("normal",), 1, Codec())
+        plan = codec_bench.Plan(("cuda",), (1,), (10,), (0.1,), ("normal",), 1, Codec())
         with pytest.raises(EnvironmentFault, match="GPU"):
-            next(compress.measure(plan, print))
+            next(codec_bench.measure(plan, print))
 
 
 def test_the_topk_and_argpartition_jobs_do_the_same_as_the_kernel():
     gradient = torch.randn(5000, generator=torch.Generator().manual_seed(1))
-    bench = compress._Bench(
-        gradient, 0.02, compress.Plan(("cpu",), (1,), (5000,), (0.02,), ("x",), 1, Codec())
+    bench = codec_bench._Bench(
+        gradient, 0.02, codec_bench.Plan(("cpu",), (1,), (5000,), (0.02,), ("x",), 1, Codec())
     )
     left = []
     for job in (bench._select, bench._topk, bench._argpartition):

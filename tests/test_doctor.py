@@ -20,7 +20,7 @@ from torch import Tensor
 
 from netsim_ddp.compression import kernels
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable
-from netsim_ddp.tools import checks
+from netsim_ddp.tools import doctor
 from tests.links import usable
 
 pytestmark = pytest.mark.alone
@@ -77,7 +77,7 @@ def test_this_machine_is_fit_and_every_check_has_its_line(machine: Machine) -> N
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     assert done.stderr == b""
     shown = statuses(done)
-    assert list(shown) == list(checks.CHECKS)
+    assert list(shown) == list(doctor.CHECKS)
     assert "FAIL" not in shown.values()
     document = json.loads((machine.folder / "out.json").read_text(encoding="utf-8"))
     assert {check["name"]: check["status"] for check in document["checks"]} == shown
@@ -162,12 +162,12 @@ def test_a_link_that_cannot_be_made_never_refers_to_the_doctor(
     def refused(*_: object) -> Any:
         raise LinkUnavailable("tc could not make the link", hint=hint)
 
-    monkeypatch.setattr(checks, "TcLink", refused)
-    finding = checks.tc()
+    monkeypatch.setattr(doctor, "TcLink", refused)
+    finding = doctor.tc()
     assert (finding.status, finding.found) == ("WARN", "tc could not make the link")
     assert "--link bucket" in finding.remedy
     assert "doctor" not in finding.remedy
-    assert checks.netem().status == "WARN"
+    assert doctor.netem().status == "WARN"
 
 
 @pytest.mark.privileged
@@ -184,8 +184,8 @@ def test_netem_is_judged_by_whether_the_kernel_adds_it(
             pass
     except LinkUnavailable as error:
         pytest.skip(f"tc links cannot be made here: {error.message}")
-    monkeypatch.setattr(checks, "_NETEM", f"qdisc add dev lo root {kind}")
-    finding = checks.netem()
+    monkeypatch.setattr(doctor, "_NETEM", f"qdisc add dev lo root {kind}")
+    finding = doctor.netem()
     assert finding.status == status, finding
     assert bool(finding.remedy) == (status == "WARN")
 
@@ -195,8 +195,8 @@ def test_a_check_that_hangs_is_ended_at_its_deadline(
 ) -> None:
     machine.breaks("numpy", "import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(machine.folder / "broken"))
-    monkeypatch.setitem(checks.CHECKS, "numpy", dataclasses.replace(checks.CHECKS["numpy"], deadline_s=0.5))  # type: ignore[arg-type]
-    check = checks.run_check("numpy")
+    monkeypatch.setitem(doctor.CHECKS, "numpy", dataclasses.replace(doctor.CHECKS["numpy"], deadline_s=0.5))  # type: ignore[arg-type]
+    check = doctor.run_check("numpy")
     assert (check.status, check.found) == ("FAIL", "no answer within 0.5 s")
     assert check.remedy == "try again: netsim doctor numpy"
 
@@ -239,9 +239,9 @@ def test_a_kernel_that_errs_is_found(monkeypatch: pytest.MonkeyPatch, what: str)
         honest(grad, residual, offsets, ks, values, indices)
         {"values": values, "indices": indices}[what][-5] += 1  # among the zeros, where all are equal
 
-    assert checks.kernel().status in ("PASS", "WARN")
+    assert doctor.kernel().status in ("PASS", "WARN")
     monkeypatch.setattr(kernels, "accumulate_select", wrong)
-    finding = checks.kernel()
+    finding = doctor.kernel()
     assert finding.status == "FAIL"
 
 
@@ -253,8 +253,8 @@ def test_a_link_off_target_warns_when_the_step_itself_works(monkeypatch: pytest.
         if trained[-1] == "auto":
             raise LinkOffTarget("the link delivers 80 Mbit/s", hint="free this machine's cores")
 
-    monkeypatch.setattr(checks, "_train", train)
-    finding = checks.step()
+    monkeypatch.setattr(doctor, "_train", train)
+    finding = doctor.step()
     assert trained == ["auto", "none"]
     assert (finding.status, finding.remedy) == ("WARN", "free this machine's cores")
     assert "80 Mbit/s" in finding.found
@@ -269,8 +269,8 @@ def test_a_busy_or_small_machine_is_warned_of(
 ) -> None:
     monkeypatch.setattr("netsim_ddp.scenario.available_cores", lambda: count)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(checks, "available_bytes", lambda: 16 * 10**9)
-    finding = checks.cores()
+    monkeypatch.setattr(doctor, "available_bytes", lambda: 16 * 10**9)
+    finding = doctor.cores()
     assert finding.status == status
     assert advice in finding.remedy
 

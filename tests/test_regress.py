@@ -19,9 +19,9 @@ from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.files import load, to_json
 from netsim_ddp.results.record import Result
 from netsim_ddp.steps.runner import Event
-from netsim_ddp.tools.methods_present import Present, present
-from netsim_ddp.tools.regress import absolute, measure, side_of
-from netsim_ddp.tools.states import State, two_states
+from netsim_ddp.tools.regress.measure import absolute, measure, side_of
+from netsim_ddp.tools.regress.methods import Available, available
+from netsim_ddp.tools.regress.states import State, two_states
 from tests.commands import ROOT, complaint
 from tests.distributed.test_cleanup import marked
 from tests.test_summary import make_cell, make_result
@@ -131,7 +131,7 @@ def test_the_next_one_clears_away_after_one_that_was_killed(repository: Path, tm
     temporary.mkdir()
     code = """
 import pathlib, sys, time
-from netsim_ddp.tools.states import two_states
+from netsim_ddp.tools.regress.states import two_states
 with two_states("HEAD", pathlib.Path(sys.argv[1])):
     print("there", flush=True)
     time.sleep(600)
@@ -288,21 +288,21 @@ def test_a_built_in_method_that_one_state_lacks_is_left_to_the_other(tmp_path: P
         for name, unknown in (("base", {"new"}), ("head", {"old", "topk,option=1"}))
     )
     methods = ["dense", "new", "old", "topk,option=1"]
-    base, head = present((states[0], states[1]), methods, None, timeout_s=30)
+    base, head = available((states[0], states[1]), methods, None, timeout_s=30)
     assert (base.methods, base.lacks) == (["dense", "old", "topk,option=1"], ["new"])
     assert (head.methods, head.lacks) == (["dense", "new"], ["old", "topk,option=1"])
-    same, _ = present((states[0], states[0]), ["dense", "old"], None, timeout_s=30)
+    same, _ = available((states[0], states[0]), ["dense", "old"], None, timeout_s=30)
     assert same.methods is None, "nothing is left out"
     with pytest.raises(UsageError, match="'new' is neither in base nor in head"):
-        present((states[0], states[0]), methods, None, timeout_s=30)
+        available((states[0], states[0]), methods, None, timeout_s=30)
 
 
 def test_a_state_without_any_of_the_methods_is_not_run(tmp_path: Path) -> None:
     log = tmp_path / "log"
     state = printing(tmp_path / "head", make_result([make_cell("new", [100])]), log)
     words = ["--method", "new", "--seed", "1", "--method=other"]
-    found = (Present([], ["new"]), Present(["new"], []))
-    base, head = measure((state, state), words, repeats=2, timeout_s=30, report=silent, presents=found)
+    found = (Available([], ["new"]), Available(["new"], []))
+    base, head = measure((state, state), words, repeats=2, timeout_s=30, report=silent, available=found)
     assert base is None
     assert head is not None
     assert (

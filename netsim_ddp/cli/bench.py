@@ -76,7 +76,7 @@ def compress(
     from netsim_ddp.results.fields import Tool
     from netsim_ddp.results.files import now_utc, to_json
     from netsim_ddp.steps.environment import environment
-    from netsim_ddp.tools.compress import Plan, measure
+    from netsim_ddp.tools.codec_bench import Plan, measure
 
     path = None if json in (None, "-") else writable(Path(str(json)))
     times = CodecTimes(

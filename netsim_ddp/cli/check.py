@@ -50,7 +50,7 @@ def check(
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.methods import parse_method, takes
     from netsim_ddp.results.files import write_whole
-    from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, check_method
+    from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.units import parse_duration
 
     spec = parse_method(method)

@@ -13,7 +13,7 @@ from netsim_ddp.cli.streams import open_console, write_document
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from netsim_ddp.tools.checks import Check
+    from netsim_ddp.tools.doctor import Check
 
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 _INDENT = 7  # len("[PASS] ")
@@ -35,7 +35,7 @@ def doctor(
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import EnvironmentFault, UsageError
     from netsim_ddp.results.files import write_whole
-    from netsim_ddp.tools.checks import CHECKS, run_check
+    from netsim_ddp.tools.doctor import CHECKS, run_check
 
     for name in checks or ():
         if name not in CHECKS:

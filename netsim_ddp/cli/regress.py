@@ -58,9 +58,9 @@ def regress(
     from netsim_ddp.results.files import to_json as text_of
     from netsim_ddp.results.files import write_whole
     from netsim_ddp.steps.runner import Event
-    from netsim_ddp.tools import regress as bench
-    from netsim_ddp.tools.methods_present import present
-    from netsim_ddp.tools.states import two_states
+    from netsim_ddp.tools.regress import measure as bench
+    from netsim_ddp.tools.regress.methods import available
+    from netsim_ddp.tools.regress.states import two_states
     from netsim_ddp.units import parse_duration
 
     rules = flags.rules_of(fail_above, fail_on, only, alpha)
@@ -82,7 +82,7 @@ def regress(
             name.partition(":")[0] for name in (*methods, model or "") if is_reference(name.split(",")[0])
         ]
         with two_states(base, package, modules) as states, progress() as report:
-            found = present(states, methods, model, timeout_s=seconds)
+            found = available(states, methods, model, timeout_s=seconds)
             for state, each in zip(states, found, strict=True):
                 for note in each.notes:
                     report(Event("warning", f"{state.name} cannot be measured with {note}"))
@@ -93,7 +93,7 @@ def regress(
                 timeout_s=seconds,
                 report=report,
                 save=keep,
-                presents=found,
+                available=found,
             )
         before, after = (
             bench.side_of(result, state, each)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from netsim_ddp.compression import Codec, accumulate_select, segment_table
 from netsim_ddp.compression.shares import add_at
-from netsim_ddp.tools.compress import make_input
+from netsim_ddp.tools.codec_bench import make_input
 
 N = 25_557_032  # ResNet-50's parameters
 RATIOS = [0.1, 0.01, 0.001]

@@ -11,18 +11,19 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from netsim_ddp.communication.shaped.group import ShapedProcessGroup
 
@@ -51,8 +52,8 @@ _SOCKET = (
     *("recv", "recv_into", "recvfrom", "recvmsg"),
 )
 _DISTRIBUTED = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
-TELLER = "netsim-progress"
-_OURS = ("netsim-lifeline", TELLER)
+PROGRESS_THREAD = "netsim-progress"
+_OURS = ("netsim-lifeline", PROGRESS_THREAD)
 """The threads that talk with the command."""
 
 
@@ -76,14 +77,14 @@ class Call:
 
 
 @dataclass
-class Watch:
+class Recorder:
     """While :meth:`installed`, notes every call with ``where`` it was made."""
 
     rank: int
     ranks: int
     where: str = "outside"
     calls: list[Call] = field(default_factory=list)
-    talks: list[tuple[str, str]] = field(default_factory=list)
+    connections: list[tuple[str, str]] = field(default_factory=list)
     """(where, what) of sockets and stores."""
     waits: list[tuple[str, str]] = field(default_factory=list)
     """(where, what) of waiting for something that was not over."""
@@ -102,38 +103,24 @@ class Watch:
             self.where = before
 
     @contextmanager
-    def installed(self) -> Iterator[Watch]:
-        undo = list[tuple[Any, str, Any]]()
-
-        def patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-            own = owner.__dict__.get(name)
-            undo.append((owner, name, own))
-            setattr(owner, name, make(getattr(owner, name)))
-
-        for group in (dist.ProcessGroup, ShapedProcessGroup):
-            for name in (*_INPUT, *_RECEIVES):
-                if name in group.__dict__:
-                    patch(group, name, functools.partial(self._operation, name))
-        for name in _STORE:
-            if hasattr(Store, name):
-                patch(Store, name, functools.partial(self._talk, f"Store.{name}"))
-        for name in _SOCKET:
-            patch(socket.socket, name, functools.partial(self._talk, f"socket.{name}"))
-        for owner in {dist.Work, *_subclasses(dist.Work)}:
-            for name in ("wait", "synchronize"):
-                if name in owner.__dict__:
-                    patch(owner, name, functools.partial(self._waiting, f"Work.{name}"))
-        for name in ("wait", "value"):
-            if name in torch._C.Future.__dict__:
-                patch(torch._C.Future, name, functools.partial(self._waiting, f"Future.{name}"))
-        try:
-            yield self
-        finally:
-            for owner, name, own in reversed(undo):
-                if own is None:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, own)
+    def installed(self) -> Iterator[None]:
+        operations, waits = (*_INPUT, *_RECEIVES), ("wait", "synchronize")
+        targets: list[tuple[str, Any, tuple[str, ...], Callable[[str, Any], Any]]] = [
+            ("", dist.ProcessGroup, operations, self._operation),
+            ("", ShapedProcessGroup, operations, self._operation),
+            ("Store.", Store, _STORE, self._connection),
+            ("socket.", socket.socket, _SOCKET, self._connection),
+            *(("Work.", kind, waits, self._waiting) for kind in {dist.Work, *_subclasses(dist.Work)}),
+            ("Future.", torch._C.Future, ("wait", "value"), self._waiting),
+        ]
+        with ExitStack() as stack:
+            for label, owner, names, wrapped in targets:
+                for name in names:
+                    # What a class inherits is replaced in the class that has it; a socket's base is not ours to change.
+                    if name in vars(owner) or (owner is socket.socket and hasattr(owner, name)):
+                        replacement = wrapped(label + name, getattr(owner, name))
+                        stack.enter_context(mock.patch.object(owner, name, replacement))
+            yield
 
     @property
     def inside(self) -> bool:
@@ -150,7 +137,8 @@ class Watch:
             self._inside.depth = 1
             try:
                 if name in _INPUT or name == "recv":
-                    noted.again = self._again(original, group, args, kwargs)
+                    copies = tree_map_only(Tensor, torch.clone, args)
+                    noted.again = functools.partial(original, group, *copies, **kwargs)
                 noted.work = original(group, *args, **kwargs)
             finally:
                 self._inside.depth = 0
@@ -183,16 +171,11 @@ class Watch:
         )
         return 1 - (splits[self.rank] / max(1, sum(splits)) if splits else 1 / self.ranks)
 
-    def _again(self, original: Any, group: Any, args: tuple[Any, ...], kwargs: Any) -> Callable[[], Any]:
-        """The same operation, on tensors of its own."""
-        copies = _copied(args)
-        return lambda: original(group, *copies, **kwargs)
-
-    def _talk(self, what: str, original: Any) -> Any:
+    def _connection(self, what: str, original: Any) -> Any:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             if not self.inside and threading.current_thread().name not in _OURS:
-                self.talks.append((self.where, what))
+                self.connections.append((self.where, what))
             return original(*args, **kwargs)
 
         return call
@@ -220,7 +203,7 @@ class Watch:
 
     def forget(self) -> None:
         self.calls.clear()
-        self.talks.clear()
+        self.connections.clear()
         self.waits.clear()
         self._waited.clear()
 
@@ -237,14 +220,6 @@ def _tensors(value: Any) -> list[Tensor]:
     return [each for each in leaves if isinstance(each, Tensor)]
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(each) for each in value)
-    return value
-
-
 def _torch_alone() -> bool:
     """Whether no Python but torch's, and this module's, has led here."""
     frame: FrameType | None = sys._getframe(1)
@@ -258,13 +233,13 @@ def _torch_alone() -> bool:
 _TORCH = str(Path(torch.__file__).parent)
 
 
-class Arithmetic(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts the elements that this thread's torch operations write or read, other than views and empty memory, and
     notes operations of torch.distributed that pass no method of a process group's class."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watch, self._home = watch, threading.get_ident()
+        self._recorder, self._home = recorder, threading.get_ident()
         self.elements = 0
         self.largest = ("", 0)
         self.distributed: list[str] = []
@@ -275,9 +250,9 @@ class Arithmetic(TorchDispatchMode):
         if threading.get_ident() != self._home and _torch_alone():
             return answer  # Gloo's own thread moves data, with this thread's mode
         if func.namespace in _DISTRIBUTED:
-            if not self._watch.inside:
+            if not self._recorder.inside:
                 self.distributed.append(str(func))
-        elif not (func.is_view or func.overloadpacket.__name__ in _FREE or self._watch.inside):
+        elif not (func.is_view or func.overloadpacket.__name__ in _FREE or self._recorder.inside):
             size = max((each.numel() for each in _tensors((args, answer))), default=0)
             self.elements += size
             if size > self.largest[1]:

@@ -1,7 +1,7 @@
 """What ``netsim doctor`` asks of a machine: one function per check, each run in a process of its own.
 
 A check that hangs, crashes its interpreter or prints must not take the others with it: :func:`run_check` starts
-``python -m netsim_ddp.tools.checks NAME``, gives it a deadline and reads its one-line answer. Killing that process
+``python -m netsim_ddp.tools.doctor NAME``, gives it a deadline and reads its one-line answer. Killing that process
 is enough, because links and workers end with the process that made them.
 
 PASS: works. WARN: netsim runs without it, or measures worse. FAIL: ``netsim run`` would not work.
@@ -352,7 +352,7 @@ def run_check(name: str) -> Check:
     begin = time.perf_counter()
     try:
         done = subprocess.run(
-            module_command("netsim_ddp.tools.checks", name),
+            module_command("netsim_ddp.tools.doctor", name),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=plan.deadline_s,

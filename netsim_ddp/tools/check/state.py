@@ -1,10 +1,9 @@
-"""Trials of what a method keeps between steps: its state, the residual's bytes, and its memory."""
+"""Checks of what a method keeps between steps: its state, the residual's bytes, and its memory."""
 
 from __future__ import annotations
 
 import collections
 import copy
-import ctypes
 import functools
 import gc
 import io
@@ -14,7 +13,6 @@ import sys
 import types
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from netsim_ddp.references import one_line
-from netsim_ddp.tools.trials.bench import MIDDLE, SMALL, Bench, Fault, Found, Run, Shapes, digest
+from netsim_ddp.tools.check import CheckFailed, require
+from netsim_ddp.tools.check.context import MIDDLE, SMALL, Context, Passed, Run, Shapes, digest
+from netsim_ddp.tools.memory import release_freed, resident_bytes
 from netsim_ddp.units import format_bytes
 
 STEPS = 5
@@ -34,43 +34,48 @@ GROWS_BYTES = 1e6 / 100
 RESIDUAL_TOLERANCE, RESIDUAL_SPARE = 0.05, 1024
 
 
-def state(bench: Bench) -> Found:
+def state(context: Context) -> Passed:
     """Saved, loaded into a new instance and into one that has been used, and continued, against going on without."""
-    run, plain = Run(bench, SMALL), Run(bench, SMALL)
+    run, plain = Run(context, SMALL), Run(context, SMALL)
+
+    def goes_on(run: Run) -> list[str]:
+        return [digest(run.step(STEPS + step)) for step in range(STEPS)]
+
     for step in range(STEPS):
         run.step(step)
         plain.step(step)
-    kept = run.method.state_dict()
-    on = [digest(run.step(STEPS + step)) for step in range(STEPS)]  # what was saved must not follow
-    if on != [digest(plain.step(STEPS + step)) for step in range(STEPS)]:
-        raise Fault("state_dict() changes what comes after it")
-    loaded = _through_a_file(kept)
+    saved = run.method.state_dict()
+    continued = goes_on(run)  # what was saved must not follow
+    require(continued == goes_on(plain), "state_dict() changes what comes after it")
+    loaded = _through_a_file(saved)
     before = _fingerprint(loaded)
     for about, used in (("a new instance", 0), ("an instance that has been used", STEPS)):
-        again = Run(bench, SMALL, f"with the state loaded into {about}")
+        again = Run(context, SMALL, f"with the state loaded into {about}")
         for step in range(used):
             again.step(100 + step)
         again.method.load_state_dict(loaded)
-        if on != [digest(again.step(STEPS + step)) for step in range(STEPS)]:
-            raise Fault(
-                f"continued from its state_dict in {about} it gives other bits: save, as copies, and load all that the"
-                " next step depends on"
-            )
-        if _fingerprint(loaded) != before:
-            raise Fault(
-                "load_state_dict() keeps the caller's tensors, and the steps after it change them: copy"
-            )
-    return Found("continued from its state_dict, in a new instance and in a used one, it gives the same bits")
+        require(
+            continued == goes_on(again),
+            f"continued from its state_dict in {about} it gives other bits: save, as copies, and load all that the"
+            " next step depends on",
+        )
+        require(
+            _fingerprint(loaded) == before,
+            "load_state_dict() keeps the caller's tensors, and the steps after it change them: copy",
+        )
+    return Passed(
+        "continued from its state_dict, in a new instance and in a used one, it gives the same bits"
+    )
 
 
-def _through_a_file(kept: Mapping[str, Any]) -> Any:
-    saved = io.BytesIO()
-    torch.save(kept, saved)
-    saved.seek(0)
+def _through_a_file(saved: Mapping[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
     try:
-        return torch.load(saved, weights_only=True)
+        return torch.load(file, weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever the user's state does to the unpickler
-        raise Fault(
+        raise CheckFailed(
             f"its state_dict is not plain ({one_line(error)[:120]}): torch.load(weights_only=True) takes tensors,"
             " numbers, text, lists and dicts"
         ) from None
@@ -82,16 +87,16 @@ def _fingerprint(state: Any) -> list[str]:
     ]
 
 
-def residual(bench: Bench) -> Found:
+def residual(context: Context) -> Passed:
     """``residual_bytes`` beside what the state holds and what the object keeps."""
-    run = Run(bench, MIDDLE)
+    run = Run(context, MIDDLE)
     for step in range(STEPS):
         average = run.step(step)
     told = run.method.residual_bytes
     after = max(float(run.average(torch.zeros(run.numel)).norm()) for _ in range(2))
-    held = [leaf for leaf in tree_leaves(run.method.state_dict()) if isinstance(leaf, Tensor)]
-    everything = sum(each.numel() * each.element_size() for each in held)
-    kept = _like_gradients(bench, held, run.numel)
+    tensors = [leaf for leaf in tree_leaves(run.method.state_dict()) if isinstance(leaf, Tensor)]
+    everything = sum(each.nbytes for each in tensors)
+    kept = _like_gradients(context, tensors, run.numel)
     reachable = _reachable_bytes(run)
     fault = None
     if told == 0 and after > 1e-3 * float(average.norm()):
@@ -101,33 +106,28 @@ def residual(bench: Bench) -> Found:
         )
     elif told < kept * (1 - RESIDUAL_TOLERANCE) - RESIDUAL_SPARE:
         fault = f"residual_bytes says {told:,} and its state keeps {kept:,} bytes of the gradient's shapes"
-    elif told > max(everything, 0) * (1 + RESIDUAL_TOLERANCE) + RESIDUAL_SPARE:
+    elif told > everything * (1 + RESIDUAL_TOLERANCE) + RESIDUAL_SPARE:
         fault = f"residual_bytes says {told:,} and its state keeps {everything:,} bytes in all"
     elif told > reachable * (1 + RESIDUAL_TOLERANCE) + RESIDUAL_SPARE:
         fault = f"residual_bytes says {told:,} and the method's tensors take {reachable:,} bytes in all"
-    bench.agree(fault)
-    return Found(
-        f"{format_bytes(told)}, of {format_bytes(everything)} in its state"
-        if told
-        else "no residual, as it says"
-    )
+    context.agree(fault)
+    found = f"{format_bytes(told)}, of {format_bytes(everything)} in its state"
+    return Passed(found if told else "no residual, as it says")
 
 
-def _like_gradients(bench: Bench, held: list[Tensor], numel: int) -> int:
+def _like_gradients(context: Context, tensors: list[Tensor], numel: int) -> int:
     """Bytes of floating tensors that are shaped like the gradient, one of its parameters, or a rank's share of it."""
-    ranks = bench.group.world_size
-    shapes = set(MIDDLE.values())
+    ranks, shapes = context.group.world_size, set(MIDDLE.values())
     shares = {numel, numel // ranks, -(-numel // ranks), *(math.prod(shape) for shape in shapes)}
     return sum(
-        each.numel() * each.element_size()
-        for each in held
+        each.nbytes
+        for each in tensors
         if each.is_floating_point() and (tuple(each.shape) in shapes or each.numel() in shares)
     )
 
 
 def _reachable_bytes(run: Run) -> int:
     """Bytes of every tensor and array that the method's object leads to, beside the gradient's own."""
-    own = {run.flat.data.untyped_storage().data_ptr()}
     seen, storages, todo = set[int](), dict[int, int](), [run.method, *run.segments]
     while todo:
         value = todo.pop()
@@ -141,53 +141,50 @@ def _reachable_bytes(run: Run) -> int:
             storages[value.__array_interface__["data"][0]] = value.nbytes
         else:
             todo += _parts(value)
-    return sum(size for place, size in storages.items() if place not in own)
+    storages.pop(run.flat.data.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
 
 
 def _parts(value: Any) -> list[Any]:
     """What ``value`` holds: elements, attributes, what a function has closed over; not modules, classes or globals."""
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset | collections.deque):
-        return list(value)
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, types.MethodType):
-        return [value.__self__, value.__func__]
-    if isinstance(value, types.FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-    if isinstance(value, type | types.ModuleType):
-        return []
+    match value:
+        case Mapping():
+            return list(value.values())
+        case list() | tuple() | set() | frozenset() | collections.deque():
+            return list(value)
+        case functools.partial():
+            return [value.func, *value.args, *value.keywords.values()]
+        case types.MethodType():
+            return [value.__self__, value.__func__]
+        case types.FunctionType():
+            return [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        case type() | types.ModuleType():
+            return []
     return list(getattr(value, "__dict__", {}).values())
 
 
-def memory(bench: Bench) -> Found:
+def memory(context: Context) -> Passed:
     """The process's memory over many steps; what grows in every stretch of them is a leak."""
-    run = Run(bench, GROWTH)
-    readings = list[int]()
+    run, readings = Run(context, GROWTH), list[int]()
     for step in range(WARM + WINDOW * WINDOWS + 1):
         run.step(step)
         if step >= WARM and (step - WARM) % WINDOW == 0:
             readings.append(_resident_bytes())
     grown = min(after - before for before, after in pairwise(readings)) / WINDOW
-    fault = None
-    if grown > GROWS_BYTES:
-        fault = (
-            f"memory grows by {grown * 100 / 1e6:.1f} MB per 100 steps of {run.numel:,} parameters, steadily: something"
-            " is kept of every step"
-        )
-    bench.agree(fault)
-    return Found(f"memory has stopped growing after {WARM} steps")
+    fault = (
+        f"memory grows by {grown * 100 / 1e6:.1f} MB per 100 steps of {run.numel:,} parameters, steadily: something"
+        " is kept of every step"
+    )
+    context.agree(fault if grown > GROWS_BYTES else None)
+    return Passed(f"memory has stopped growing after {WARM} steps")
 
 
 def _resident_bytes() -> int:
     """What this process has of the machine's memory, after what is free was given back."""
     gc.collect()
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
+    release_freed()
+    try:
+        return resident_bytes("VmRSS")
+    except OSError:  # no /proc: the highest so far
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-    return int(statm.read_text().split()[1]) * resource.getpagesize()

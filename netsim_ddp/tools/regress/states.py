@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import netsim_ddp
-from netsim_ddp.errors import EnvironmentFault, UsageError
+from netsim_ddp.errors import EnvironmentFault, RankTimeout, UsageError
 
 GIT_DEADLINE_S = 120.0
 TEMPORARY = "netsim-regress-"
+UNWIND_S = 30.0
+"""How long a run may take to clear away its link and workers when it is asked to stop."""
 _SOURCES = "src"
 """Where a package lies that is not at the top of its repository."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, its stdout, and the lines of its stderr that are not empty."""
+
+    code: int
+    out: bytes
+    lines: list[str]
+
+    @property
+    def last(self) -> str:
+        """The last line on stderr, without netsim's name."""
+        return self.lines[-1].removeprefix("netsim: ") if self.lines else "nothing"
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,54 @@ class State:
     def is_netsim(self) -> bool:
         """Whether what is measured is netsim itself."""
         return any((folder / "netsim_ddp" / "__init__.py").is_file() for folder in self.own)
+
+    def run(self, words: Sequence[str], *, timeout_s: float, doing: str) -> Ended:
+        """Run this Python with the arguments ``words`` and this state's modules; ``doing`` says what for.
+
+        Its working folder is empty: a module that lay there would be found before the state's.
+
+        Raises:
+            RankTimeout: it did not end within ``timeout_s`` seconds.
+        """
+        paths = [*map(str, self.paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with (
+            tempfile.TemporaryDirectory(prefix=TEMPORARY) as empty,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=empty,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise RankTimeout(
+                    f"{self.name}: {doing} did not end within {timeout_s:g} s", hint="raise --deadline"
+                ) from None
+            finally:
+                _end(process)
+            out.seek(0)
+            err.seek(0)
+            lines = [line.strip() for line in err.read().decode(errors="replace").split("\n")]
+            return Ended(code, out.read(), [line for line in lines if line])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to clear away its link and workers, then insist."""
+    if process.poll() is not None:
+        return
+    with undisturbed():
+        process.terminate()
+        try:
+            process.wait(UNWIND_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, parse_method
 from netsim_ddp.results.files import load
-from netsim_ddp.tools.method_check import CHECKS, NOT_SEEN, Trials
+from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, CheckRanks
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / folder) for folder in ("examples", "tests", "."))
@@ -164,18 +164,18 @@ def verdicts(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trials() -> Iterator[Trials]:
+def ranks() -> Iterator[CheckRanks]:
     """Ranks that find the examples and the planted methods; one start for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
-        with choose(LinkSpec(3, 10**9), "bucket", print) as link, Trials(link, timeout_s=5) as trials:
-            yield trials
+        with choose(LinkSpec(3, 10**9), "bucket", print) as link, CheckRanks(link, timeout_s=5) as ranks:
+            yield ranks
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_fault_fails_the_check_that_is_for_it(trials: Trials, planted: str) -> None:
+def test_a_planted_fault_fails_the_check_that_is_for_it(ranks: CheckRanks, planted: str) -> None:
     check, said = PLANTED[planted]
-    finding = trials.check(check, parse_method(f"planted_methods:{planted}"))
+    finding = ranks.check(check, parse_method(f"planted_methods:{planted}"))
     assert finding.passed is False, finding.found
     assert said in finding.found
 
@@ -185,22 +185,22 @@ def test_every_check_catches_something() -> None:
 
 
 @pytest.mark.parametrize("honest", HONEST)
-def test_an_honest_method_passes(trials: Trials, honest: str) -> None:
+def test_an_honest_method_passes(ranks: CheckRanks, honest: str) -> None:
     method = parse_method(honest)
-    findings = [trials.check(name, method) for name in CHECKS if name != "time"]
+    findings = [ranks.check(name, method) for name in CHECKS if name != "time"]
     assert {finding.name: finding.found for finding in findings if finding.passed is False} == {}
     assert {finding.name for finding in findings if finding.passed is None} <= LEFT_OPEN
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_built_in_method_passes(trials: Trials, name: str) -> None:
-    findings = [trials.check(each, parse_method(name)) for each in ASKED_OF_BUILT_IN]
+def test_a_built_in_method_passes(ranks: CheckRanks, name: str) -> None:
+    findings = [ranks.check(each, parse_method(name)) for each in ASKED_OF_BUILT_IN]
     assert {finding.name: finding.found for finding in findings if finding.passed is False} == {}
 
 
-def test_what_conserves_cannot_ask_of_an_unbiased_method_unbiased_does(trials: Trials) -> None:
+def test_what_conserves_cannot_ask_of_an_unbiased_method_unbiased_does(ranks: CheckRanks) -> None:
     qsgd = parse_method("compressors:QSGD")
-    found = {name: trials.check(name, qsgd) for name in ("conserves", "unbiased")}
+    found = {name: ranks.check(name, qsgd) for name in ("conserves", "unbiased")}
     assert [found["conserves"].passed, found["unbiased"].passed] == [None, True]
 
 

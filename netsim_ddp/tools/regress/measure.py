@@ -7,14 +7,10 @@ what the machine does falls on both alike.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
+from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, UsageError
 from netsim_ddp.results.compare import Side
 from netsim_ddp.results.files import parse_json
 from netsim_ddp.results.merge import merge
@@ -22,11 +18,9 @@ from netsim_ddp.results.record import Result
 from netsim_ddp.results.sides import side
 from netsim_ddp.scenario.catalogue import find
 from netsim_ddp.steps.runner import Event, Report
-from netsim_ddp.tools.methods_present import Present, takes
-from netsim_ddp.tools.states import TEMPORARY, State, undisturbed
+from netsim_ddp.tools.regress.methods import START, Available, takes
+from netsim_ddp.tools.regress.states import State
 
-UNWIND_S = 30.0
-"""How long a run may take to clear away its link and workers when it is asked to stop."""
 _FILES = (
     "--config",
     "--codec-from",
@@ -38,13 +32,6 @@ _FILES = (
     "--text",
 )
 _KINDS: dict[int, type[NetsimError]] = {2: UsageError, 3: RankError, 4: EnvironmentFault}
-# `python -m netsim_ddp`, killed when this process is (PR_SET_PDEATHSIG, SIGKILL): its own helpers then clear away.
-_START = """
-import ctypes, runpy, sys
-if sys.platform.startswith("linux"):
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-runpy.run_module("netsim_ddp", run_name="__main__", alter_sys=True)
-"""
 NO_BASELINE = ("--baseline", "none")
 
 
@@ -56,26 +43,26 @@ def measure(
     timeout_s: float,
     report: Report,
     save: Callable[[Result | None, Result | None], None] | None = None,
-    presents: tuple[Present, Present] = (Present(), Present()),
+    available: tuple[Available, Available] = (Available(), Available()),
 ) -> tuple[Result | None, Result | None]:
     """``netsim run WORDS`` of both states, ``repeats`` times each and in turns; all repeats of each as one result.
 
     Args:
         timeout_s: the longest that one run may take.
         save: sees what there is after each pair of runs.
-        presents: what each state can be asked for; one that has none of the methods is not run, and has no result.
+        available: what each state can be asked for; one that has none of the methods is not run, and has no result.
 
     Raises:
         NetsimError: a run failed, with the state it was and what it said.
     """
     words = absolute(words)
-    asked = [_restricted(words, each.methods) for each in presents]
+    asked = [_restricted(words, each.methods) for each in available]
     if not any(word.partition("=")[0] == "--baseline" for word in words):
         # Each state is held against the other one: what every method is held against beside them would cost a run.
         for state, theirs in zip(states, asked, strict=True):
             if takes(state, NO_BASELINE, timeout_s=timeout_s):
                 theirs.extend(NO_BASELINE)
-    each_runs = [each.methods != [] for each in presents]
+    each_runs = [each.methods != [] for each in available]
     found: tuple[list[Result], list[Result]] = ([], [])
     total = repeats * sum(each_runs)
 
@@ -83,16 +70,15 @@ def measure(
         base, head = (merge(each) if each else None for each in found)
         return base, head
 
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as empty:
-        for repeat in range(repeats):
-            for index in (0, 1) if repeat % 2 == 0 else (1, 0):
-                if each_runs[index]:
-                    done = sum(len(each) for each in found)
-                    text = f"{states[index].name}, run {repeat + 1} of {repeats}"
-                    report(Event("progress", text, done, total))
-                    found[index].append(_run(states[index], asked[index], Path(empty), timeout_s))
-            if save is not None:
-                save(*merged())
+    for repeat in range(repeats):
+        for index in (0, 1) if repeat % 2 == 0 else (1, 0):
+            if each_runs[index]:
+                done = sum(len(each) for each in found)
+                text = f"{states[index].name}, run {repeat + 1} of {repeats}"
+                report(Event("progress", text, done, total))
+                found[index].append(_run(states[index], asked[index], timeout_s))
+        if save is not None:
+            save(*merged())
     report(Event("progress", "done", total, total))
     return merged()
 
@@ -109,7 +95,7 @@ def _restricted(words: Sequence[str], methods: Sequence[str] | None) -> list[str
     return [*kept, *(word for method in methods for word in ("--method", method))]
 
 
-def side_of(result: Result | None, state: State, found: Present) -> Side:
+def side_of(result: Result | None, state: State, found: Available) -> Side:
     """One side of the comparison: a state that could not be asked for any method has measured nothing."""
     measured = Side(state.name, ()) if result is None else side(result, state.name)
     # Measured in turns: the load that one state's run found is in part what the other's has left.
@@ -139,52 +125,13 @@ def _absolute(flag: str, value: str) -> str:
     return os.path.abspath(value) if os.path.exists(value) else value
 
 
-def _run(state: State, words: Sequence[str], folder: Path, timeout_s: float) -> Result:
-    """One repeat. ``folder`` is empty: a module that lay there would be found before the state's."""
-    paths = [*map(str, state.paths), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-c", _START, "run", *words, "--repeats", "1", "--json", "-"]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-        )
-        try:
-            code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise RankTimeout(
-                f"{state.name}: netsim run did not end within {timeout_s:g} s", hint="raise --deadline"
-            ) from None
-        finally:
-            _end(process)
-        out.seek(0)
-        err.seek(0)
-        if code != 0:
-            raise _failure(state, code, err.read().decode(errors="replace"))
-        return parse_json(out.read(), source=f"{state.name}: the output of netsim run")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to clear away its link and workers, then insist."""
-    if process.poll() is not None:
-        return
-    with undisturbed():
-        process.terminate()
-        try:
-            process.wait(UNWIND_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _failure(state: State, code: int, said: str) -> NetsimError:
-    lines = [line for line in said.splitlines() if line.strip()]
-    last = lines[-1].removeprefix("netsim: ") if lines else "nothing"
-    kind = _KINDS.get(code, NetsimError)
-    error = kind(f"{state.name}: {last}")
+def _run(state: State, words: Sequence[str], timeout_s: float) -> Result:
+    """One repeat."""
+    command = ["-c", START, "run", *words, "--repeats", "1", "--json", "-"]
+    ended = state.run(command, timeout_s=timeout_s, doing="netsim run")
+    if ended.code == 0:
+        return parse_json(ended.out, source=f"{state.name}: the output of netsim run")
+    error = _KINDS.get(ended.code, NetsimError)(f"{state.name}: {ended.last}")
     if isinstance(error, RankError):
-        error.details = "\n".join(lines[:-1][-30:])
-    return error
+        error.details = "\n".join(ended.lines[:-1][-30:])
+    raise error

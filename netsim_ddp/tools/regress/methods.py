@@ -7,17 +7,14 @@ head, and in base, which head may well have mended, it counts as absent.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from netsim_ddp.errors import RankTimeout, UsageError
+from netsim_ddp.errors import UsageError
 from netsim_ddp.names import TORCHVISION_PREFIX, is_reference
-from netsim_ddp.tools.states import TEMPORARY, State
+from netsim_ddp.tools.regress.states import TEMPORARY, State
 
 # Imports what is named, and writes of each whether it is there, from where, or why not: a JSON list, into a file of
 # its own, since a module may print. It runs in the state, whose netsim may be of another version: none is imported.
@@ -43,11 +40,18 @@ with open(out, "w", encoding="utf-8") as file:
 """
 # What a command line of any version checks before it does anything.
 _VALIDATE = ("--link", "tc", "--show-commands")
-_NETSIM = "import runpy; runpy.run_module('netsim_ddp', run_name='__main__', alter_sys=True)"
+# `python -m netsim_ddp`, killed when this process is (PR_SET_PDEATHSIG, SIGKILL): its own helpers then clear away.
+START = """
+import ctypes, runpy, sys
+if sys.platform.startswith("linux"):
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+runpy.run_module("netsim_ddp", run_name="__main__", alter_sys=True)
+"""
+_IMPORTING = "importing its modules"
 
 
 @dataclass
-class Present:
+class Available:
     """What can be measured of each state. ``methods`` are those to name on its command line, as they were written; None
     for all of them. ``lacks`` are those that the other state has."""
 
@@ -56,9 +60,9 @@ class Present:
     notes: list[str] = field(default_factory=list)
 
 
-def present(
+def available(
     states: tuple[State, State], methods: Sequence[str], model: str | None, *, timeout_s: float
-) -> tuple[Present, Present]:
+) -> tuple[Available, Available]:
     """Of ``methods`` (as ``--method`` takes them) those that each of base and head has.
 
     Args:
@@ -80,15 +84,19 @@ def present(
                 f"{key!r} is neither in {states[0].name} nor in head",
                 hint=ours.said or theirs.why or "your own is named my_module:factory",
             )
-    return _present(base, methods, model, own), _present(head, methods, model, own)
+    return _available(base, methods, model, own), _available(head, methods, model, own)
 
 
 def takes(state: State, words: Sequence[str], *, timeout_s: float) -> bool:
     """Whether the ``netsim run`` of ``state`` knows the flags ``words``: its netsim may be of another version."""
-    if not state.is_netsim:
-        return True
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-        return _run(state, ["-c", _NETSIM, "run", *_VALIDATE, *words], folder, timeout_s)[0] == 0
+    return not state.is_netsim or _refusal(state, words, timeout_s) is None
+
+
+def _refusal(state: State, words: Sequence[str], timeout_s: float) -> str | None:
+    """Returns why the ``netsim run`` of ``state`` refuses the flags ``words``; None where it takes them."""
+    command = ["-c", START, "run", *_VALIDATE, *words]
+    ended = state.run(command, timeout_s=timeout_s, doing=_IMPORTING)
+    return None if ended.code == 0 else ended.last
 
 
 def _key(method: str) -> str:
@@ -112,15 +120,17 @@ class _Seen:
         return self.there and (self.own or not of_the_repository)
 
 
-def _present(seen: Mapping[str, _Seen], methods: Sequence[str], model: str | None, own: set[str]) -> Present:
+def _available(
+    seen: Mapping[str, _Seen], methods: Sequence[str], model: str | None, own: set[str]
+) -> Available:
     lost = [text for text in methods if not seen[_key(text)].usable(_key(text) in own)]
     if model is not None and not seen[model].usable(model in own):
         lost = list(methods)
     if not lost:
-        return Present()
+        return Available()
     broken = {key: seen[key].why for key in [*map(_key, lost), *([model] if model else [])] if seen[key].why}
     notes = [f"{key}: {why}" for key, why in broken.items()]
-    return Present([text for text in methods if text not in lost], lost, notes)
+    return Available([text for text in methods if text not in lost], lost, notes)
 
 
 def _those_of(state: State, keys: Sequence[str], models: Sequence[str], timeout_s: float) -> dict[str, _Seen]:
@@ -138,9 +148,9 @@ def _imported(state: State, names: Sequence[str], timeout_s: float) -> dict[str,
         return {}
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         out = Path(folder) / "found.json"
-        code, said = _run(state, ["-c", _LOOK, str(out), *names], folder, timeout_s)
-        if code != 0:
-            raise UsageError(f"{state.name}: importing {', '.join(names)} ended Python: {said}")
+        ended = state.run(["-c", _LOOK, str(out), *names], timeout_s=timeout_s, doing=_IMPORTING)
+        if ended.code != 0:
+            raise UsageError(f"{state.name}: importing {', '.join(names)} ended Python: {ended.last}")
         rows = json.loads(out.read_text(encoding="utf-8"))
     found = {}
     for name, row in zip(names, rows, strict=True):
@@ -152,36 +162,9 @@ def _imported(state: State, names: Sequence[str], timeout_s: float) -> dict[str,
 
 def _built_in(state: State, flags: Mapping[str, str], timeout_s: float) -> dict[str, _Seen]:
     """Of netsim's own methods and models, each with its flag, those that this state's command line refuses."""
-
-    def refusal(some: Sequence[str]) -> str | None:
-        words = [word for name in some for word in (flags[name], name)]
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
-            code, said = _run(state, ["-c", _NETSIM, "run", *_VALIDATE, *words], folder, timeout_s)
-        return None if code == 0 else said.removeprefix("netsim: ")
-
     names = [name for name in flags if name != "dense"]  # is always there
-    if not names or refusal(names) is None:
+    words = [word for name in names for word in (flags[name], name)]
+    if not names or _refusal(state, words, timeout_s) is None:
         return {}
-    return {name: _Seen(False, said=said) for name in names if (said := refusal([name])) is not None}
-
-
-def _run(state: State, words: Sequence[str], folder: str, timeout_s: float) -> tuple[int, str]:
-    """The exit code, and the last line on stderr."""
-    paths = [*map(str, state.paths), *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RankTimeout(
-            f"{state.name}: importing its modules did not end within {timeout_s:g} s", hint="raise --deadline"
-        ) from None
-    lines = done.stderr.decode(errors="replace").split("\n")
-    return done.returncode, next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    found = {name: _refusal(state, [flags[name], name], timeout_s) for name in names}
+    return {name: _Seen(False, said=said) for name, said in found.items() if said is not None}

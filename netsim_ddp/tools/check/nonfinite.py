@@ -1,4 +1,4 @@
-"""The trial of one rank's NaN, inf and -inf: every rank hears of it in the same step, and the next one is right."""
+"""The check of one rank's NaN, inf and -inf: every rank hears of it in the same step, and the next one is right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from netsim_ddp.tools.trials.bench import SMALL, Bench, Fault, Found, Run, digest
+from netsim_ddp.tools.check import CheckFailed, require
+from netsim_ddp.tools.check.conservation import projection
+from netsim_ddp.tools.check.context import SMALL, Context, Passed, Run, digest
 
 BEFORE, AFTER = (0, 1), (3, 4, 5)
 BAD = 2
@@ -52,26 +54,25 @@ def _cases(ranks: int, numel: int) -> Iterator[_Case]:
     yield _Case("gradients whose sum overflows", put(LARGEST, numel // 3, None), finite=True)
 
 
-def nonfinite(bench: Bench) -> Found:
-    untouched = Run(bench, SMALL)
+def nonfinite(context: Context) -> Passed:
+    undisturbed = Run(context, SMALL)
+    numel, told = undisturbed.numel, set[str]()
     for step in BEFORE:
-        untouched.step(step)
-    reference = sum((untouched.step(step).double() for step in AFTER), torch.zeros(untouched.numel).double())
-    numel = untouched.numel
-    told = set[str]()
-    for case in _cases(bench.group.world_size, numel):
-        run = Run(bench, SMALL, f"with {case.text}")
+        undisturbed.step(step)
+    reference = torch.stack([undisturbed.step(step).double() for step in AFTER]).sum(0)
+    for case in _cases(context.group.world_size, numel):
+        run = Run(context, SMALL, f"with {case.text}")
         for step in BEFORE:
             run.step(step)
-        gradient = bench.gradient(numel, BAD)
-        case.spoil(gradient, bench.group.rank)
+        gradient = context.gradient(numel, BAD)
+        case.spoil(gradient, context.group.rank)
         outcome, _ = run.outcome(gradient)
-        rows = bench.gather(outcome)
+        rows = context.gather(outcome)
         _judge(case, rows)
         if not case.finite:
             told.add(rows[0].split(" in segment")[0])
-        _goes_on(bench, run, case, reference)
-    return Found(
+        _judge_steps_after(context, run, case, reference)
+    return Passed(
         f"a NaN, inf or -inf of any rank, in any place: every rank {' or '.join(sorted(told))}, and right again at the"
         " next step"
     )
@@ -80,49 +81,46 @@ def nonfinite(bench: Bench) -> Found:
 def _judge(case: _Case, rows: list[str]) -> None:
     if len(set(rows)) == 1 and (rows[0] != "finite" or case.finite):
         return
-    if set(rows) == {"finite"}:
-        raise Fault(
-            f"{case.text} is swallowed: every rank goes on with a finite average. Let the message say so, then raise on"
-            " all ranks or let it through to the average"
-        )
-    blind = [rank for rank, row in enumerate(rows) if row == "finite"]
+    require(
+        set(rows) != {"finite"},
+        f"{case.text} is swallowed: every rank goes on with a finite average. Let the message say so, then raise on"
+        " all ranks or let it through to the average",
+    )
     each = "; ".join(f"rank {rank}: {row}" for rank, row in enumerate(rows))
-    if blind:
-        raise Fault(f"{case.text} is not seen by rank {blind[0]} ({each})")
-    raise Fault(f"{case.text}: the ranks do not do the same in the same step ({each})")
+    for rank, row in enumerate(rows):
+        require(row != "finite", f"{case.text} is not seen by rank {rank} ({each})")
+    raise CheckFailed(f"{case.text}: the ranks do not do the same in the same step ({each})")
 
 
-def _goes_on(bench: Bench, run: Run, case: _Case, reference: Tensor) -> None:
+def _judge_steps_after(context: Context, run: Run, case: _Case, reference: Tensor) -> None:
     """The steps after: the same everywhere, finite, and about what they would have been."""
-    came, largest = torch.zeros_like(reference), 0.0
+    applied, largest = torch.zeros_like(reference), 0.0
     for number, step in enumerate(AFTER, start=1):
-        gradient = bench.gradient(run.numel, step)
+        gradient = run.gradient(step)
         outcome, average = run.outcome(gradient)
-        rows = bench.gather([outcome, None if average is None else digest(average), float(gradient.norm())])
-        outcomes = [row[0] for row in rows]
+        rows = context.gather([outcome, None if average is None else digest(average), float(gradient.norm())])
+        outcomes, digests, norms = zip(*rows, strict=True)
         after = f"{number} steps after {case.text}" if number > 1 else f"one step after {case.text}"
         if case.finite and len(set(outcomes)) == 1 and outcomes[0] != "finite":
-            return  # what was finite may be owed, and overflows again
+            return  # what was finite may be in the residual, and overflows again
         for rank, each in enumerate(outcomes):
-            if each != "finite":
-                raise Fault(f"{after}, rank {rank}: {each}")
-        if len({row[1] for row in rows}) > 1:
-            raise Fault(f"{after}, the ranks' averages are not the same bits")
+            require(each == "finite", f"{after}, rank {rank}: {each}")
+        require(len(set(digests)) == 1, f"{after}, the ranks' averages are not the same bits")
         assert average is not None
-        came += average
-        largest = max(largest, *(row[2] for row in rows))
+        applied += average
+        largest = max(largest, *norms)
     if case.finite:
         return
     size = float(reference.norm())
-    if float((came - reference).norm()) > 3 * size + 3 * largest:
-        raise Fault(
-            f"after {case.text}, the next steps' averages are {float(came.norm()) / size:.1e} times as large as"
-            " without: keep it out of the residual"
-        )
-    owed = torch.stack([bench.mean(run.numel, step) for step in AFTER]).sum(0)
-    held, usual = (float(each.dot(owed) / owed.dot(owed)) for each in (came, reference))
-    if held < 0.2 * usual:
-        raise Fault(
-            f"after {case.text}, the next steps' averages hold {held:.2f} of their gradients, and {usual:.2f} without:"
-            " the method does not recover"
-        )
+    require(
+        float((applied - reference).norm()) <= 3 * size + 3 * largest,
+        f"after {case.text}, the next steps' averages are {float(applied.norm()) / size:.1e} times as large as"
+        " without: keep it out of the residual",
+    )
+    wanted = torch.stack([context.mean(run.numel, step) for step in AFTER]).sum(0)
+    held, usual = projection(applied, wanted), projection(reference, wanted)
+    require(
+        held >= 0.2 * usual,
+        f"after {case.text}, the next steps' averages hold {held:.2f} of their gradients, and {usual:.2f} without:"
+        " the method does not recover",
+    )
