@@ -11,19 +11,19 @@ READY := $(VENV)/.ready
 run: $(READY)
 	$(BIN)/netsim run --bandwidth 1gbps --ratio 0.01
 
-# What measures time runs alone; the rest, which waits more than it works, in a few processes at once.
-define SUITE
-$(BIN)/python -m pytest -m alone
-$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist loadfile
-endef
+# What measures time runs alone; the rest, which waits more than it works, in a few processes at once, the files with
+# real ranks first.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: check
-	$(SUITE)
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" $(PARALLEL)
 
-# The same tests with the compiled kernels switched off, in this process and all that it starts.
+# What runs kernels, with the compiled ones switched off in this process and all that it starts.
 test-torch: export NETSIM_KERNELS = torch
 test-torch: $(READY)
-	$(SUITE)
+	$(BIN)/python -m pytest -m "kernels and alone"
+	$(BIN)/python -m pytest -m "kernels and not alone" $(PARALLEL)
 
 check: $(READY)
 	$(BIN)/ruff check .

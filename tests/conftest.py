@@ -1,8 +1,15 @@
-"""What all tests need of the process that they run in."""
+"""What all tests need of the process that they run in, which of them run the kernels, and what was skipped."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections import Counter
+
+import pytest
+
+KERNELS = ("netsim_ddp.compression", "netsim_ddp.communication", "tests.distributed.ranks")
+"""A test module that imports something of these runs the kernels; others are marked ``kernels`` by hand."""
 
 
 def pytest_configure() -> None:
@@ -10,3 +17,28 @@ def pytest_configure() -> None:
     interrupted."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run the kernels, before ``-m`` chooses."""
+    found: dict[object, bool] = {}
+    for item in items:
+        module = getattr(item, "module", None)
+        if module not in found:
+            homes = [getattr(value, "__module__", None) or "" for value in vars(module).values()]
+            homes += [getattr(value, "__name__", "") for value in vars(module).values()]
+            found[module] = any(isinstance(home, str) and home.startswith(KERNELS) for home in homes)
+        if found[module]:
+            item.add_marker("kernels")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add what was skipped, and why, to the file that ``NETSIM_SKIPPED`` names: a line for each test and reason."""
+    if path := os.environ.get("NETSIM_SKIPPED"):
+        found = Counter(
+            (report.nodeid.partition("[")[0], str(report.longrepr[2]).removeprefix("Skipped: "))
+            for report in terminalreporter.stats.get("skipped", [])
+        )
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{test} ({count}): {why}\n" for (test, why), count in found.items())

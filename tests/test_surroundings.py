@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.commands import ROOT, answer, complaint
 from tests.distributed.test_run import tc_or_skip
 
-ROOT = Path(__file__).parent.parent
 BASELINE = ROOT / "reports" / "baseline.json"
 RUN = [
     "run",
@@ -78,11 +78,10 @@ EXPORTERS = [
 
 @pytest.mark.parametrize("flag", EXPORTERS)
 def test_a_document_is_utf8_on_an_ascii_stdout(flag: str, tmp_path: Path) -> None:
-    wanted = netsim(["report", str(BASELINE), flag, "-"], tmp_path)
+    wanted = answer(["report", str(BASELINE), flag, "-"], tmp_path)
     found = netsim(["report", str(BASELINE), flag, "-"], tmp_path, env=ASCII)
     assert (found.returncode, found.stderr) == (0, b"")
-    assert found.stdout == wanted.stdout
-    found.stdout.decode("utf-8")
+    assert found.stdout.decode("utf-8") == wanted.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_a_document_is_utf8_on_an_ascii_stdout(flag: str, tmp_path: Path) -> Non
     ],
 )
 def test_no_command_breaks_on_ascii_streams(words: list[str], tmp_path: Path) -> None:
-    wanted = netsim(words, tmp_path)
+    wanted = answer(words, tmp_path)
     found = netsim(words, tmp_path, env=ASCII)
     assert found.returncode == wanted.returncode
     assert b"Traceback" not in found.stderr
@@ -133,7 +132,7 @@ def test_a_gate_stays_red_when_its_reader_leaves(tmp_path: Path) -> None:
     (tmp_path / "new.json").write_text(
         json.dumps(_benchmarks({"t.py::x": [2e-3 + i * 1e-6 for i in range(50)]}))
     )
-    assert netsim(["compare", "base.json", "new.json"], tmp_path).returncode == 5
+    assert answer(["compare", "base.json", "new.json"], tmp_path).returncode == 5
     done = shell("$NETSIM compare base.json new.json | true; echo ${PIPESTATUS[0]}", tmp_path)
     assert done.stdout.strip() == "5"
 
@@ -153,17 +152,14 @@ def test_a_round_of_zero_seconds_leaves_out_its_benchmark_alone(tmp_path: Path) 
     good = [1e-3 + i * 1e-6 for i in range(50)]
     (tmp_path / "base.json").write_text(json.dumps(_benchmarks({"t.py::x": good, "t.py::y": good})))
     (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [0.0, *good], "t.py::y": good})))
-    done = netsim(["compare", "base.json", "new.json", "--markdown", "-"], tmp_path)
+    done = answer(["compare", "base.json", "new.json", "--markdown", "-"], tmp_path)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.decode()
-    assert "t.py::x is left out: 1 of its 51 rounds in new.json took 0 s" in said
-    assert "t.py::y" in said
+    assert "t.py::x is left out: 1 of its 51 rounds in new.json took 0 s" in done.stdout
+    assert "t.py::y" in done.stdout
     (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [0.0, *good]})))
-    done = netsim(["compare", "base.json", "new.json"], tmp_path)
-    assert (done.returncode, done.stderr.count(b"\n")) == (6, 1)
-    assert b"t.py::x is left out" in done.stderr
+    assert "t.py::x is left out" in complaint(["compare", "base.json", "new.json"], tmp_path, code=6)
     (tmp_path / "new.json").write_text(json.dumps(_benchmarks({"t.py::x": [-1.0, *good]})))
-    assert netsim(["compare", "base.json", "new.json"], tmp_path).returncode == 2
+    assert answer(["compare", "base.json", "new.json"], tmp_path).returncode == 2
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
@@ -183,17 +179,27 @@ def test_one_worker_has_no_speedup(command: str, tmp_path: Path) -> None:
         found = cell["summary"] if command == "run" else cell["training"]
         for key in ("speedup", "speedup_vs_overlapped", "wire_reduction", "verdict", "time_ratio"):
             assert found.get(key) is None, key
-    for flag in ("--html", "--markdown", "--csv"):
-        document = netsim(["report", "out.json", flag, "-"], tmp_path)
+    documents = {
+        flag: answer(["report", "out.json", flag, "-"], tmp_path)
+        for flag in ("--html", "--markdown", "--csv")
+    }
+    for document in documents.values():
         assert document.returncode == 0, document.stderr
-        assert b"x dense" not in document.stdout
-    markdown = netsim(["report", "out.json", "--markdown", "-"], tmp_path).stdout.decode()
-    assert "One worker exchanges nothing" in markdown
+        assert "x dense" not in document.stdout
+    assert "One worker exchanges nothing" in documents["--markdown"].stdout
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(closing: str, tmp_path: Path) -> None:
-    done = shell(f"$NETSIM {' '.join(RUN)} --json out.json {closing}; echo $? > code", tmp_path)
+def test_a_report_with_closed_streams(closing: str, tmp_path: Path) -> None:
+    wanted = answer(["report", str(BASELINE), "--csv", "-"], tmp_path).stdout
+    done = shell(f"$NETSIM report {BASELINE} --csv out.csv {closing}; echo $? > code", tmp_path)
+    assert (tmp_path / "code").read_text().strip() == "0", done.stderr
+    assert done.stdout + done.stderr == ""
+    assert (tmp_path / "out.csv").read_text() == wanted
+
+
+def test_a_run_with_all_streams_closed(tmp_path: Path) -> None:
+    done = shell(f"$NETSIM {' '.join(RUN)} --json out.json <&- >&- 2>&-; echo $? > code", tmp_path)
     assert (tmp_path / "code").read_text().strip() == "0", done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["status"] == "complete"
@@ -255,10 +261,8 @@ def test_a_file_that_was_asked_for_and_cannot_be_written_is_an_error(full: Path,
 @pytest.mark.parametrize("flag", EXPORTERS)
 def test_an_export_to_a_full_disk_is_one_line(flag: str, full: Path, tmp_path: Path) -> None:
     (full / "fill").write_bytes(b"x" * 8192)
-    done = netsim(["report", str(BASELINE), flag, str(full / "out")], tmp_path)
-    assert done.returncode == 4
-    assert done.stderr.count(b"\n") == 1
-    assert b"cannot write" in done.stderr
+    said = complaint(["report", str(BASELINE), flag, str(full / "out")], tmp_path, code=4)
+    assert "cannot write" in said
     assert [path.name for path in full.iterdir()] == ["fill"]
 
 
@@ -273,9 +277,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["--csv", "--html"])
 def test_a_path_that_cannot_be_is_refused_first(flag: str, target: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    done = netsim(["report", str(BASELINE), flag, target], tmp_path)
-    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
-    assert f"cannot write {target}".encode() in done.stderr
+    assert f"cannot write {target}" in complaint(["report", str(BASELINE), flag, target], tmp_path)
 
 
 def test_a_private_umask_stays_private(tmp_path: Path) -> None:
@@ -314,18 +316,17 @@ def test_without_shared_memory_one_line_says_so(how: str, tmp_path: Path) -> Non
 
 
 def test_the_doctor_knows_shared_memory(tmp_path: Path) -> None:
-    done = netsim(["doctor", "shm"], tmp_path)
+    done = answer(["doctor", "shm"], tmp_path)
     assert done.returncode == 0
-    assert b"[PASS] shm" in done.stdout
+    assert "[PASS] shm" in done.stdout
 
 
-@pytest.mark.parametrize("limit", [64, 100, 256])
 @pytest.mark.parametrize("link", ["bucket", "tc"])
-def test_few_descriptors_are_enough_for_two_workers(link: str, limit: int, tmp_path: Path) -> None:
+def test_few_descriptors_are_enough_for_two_workers(link: str, tmp_path: Path) -> None:
     if link == "tc":
         tc_or_skip()
     words = f"run -n 2 --link {link} --steps 2 --warmup 1 --repeats 1 --method topk --bandwidth 100mbps"
-    done = shell(f"ulimit -n {limit}; $NETSIM {words}", tmp_path)
+    done = shell(f"ulimit -n 64; $NETSIM {words}", tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -353,9 +354,9 @@ def test_a_low_soft_limit_is_raised(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["types", "torch"])
-def test_a_users_file_is_not_the_standard_library(name: str, tmp_path: Path) -> None:
-    (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')\n")
+def test_a_users_file_is_not_the_standard_library(tmp_path: Path) -> None:
+    for name in ("types", "torch"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name} was imported')\n")
     command = Path(sys.executable).parent / "netsim"
     if not command.exists():
         pytest.skip("netsim is not installed")
@@ -364,21 +365,19 @@ def test_a_users_file_is_not_the_standard_library(name: str, tmp_path: Path) -> 
 
 
 ODD = {
-    "terminal": {
+    "terminal and numbers": {
         "COLUMNS": "0",
         "LINES": "0",
         "TERM": "dumb",
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
-    },
-    "folders": {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"},
-    "numbers": {
         "OMP_NUM_THREADS": "banana",
         "MKL_NUM_THREADS": "0,4",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONOPTIMIZE": "2",
     },
+    "folders": {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"},
 }
 
 

@@ -102,7 +102,7 @@ def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3, 4, 5, 8]))
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3, 4, 8]))
 def trained(request: pytest.FixtureRequest) -> list[dict[str, list[dict[str, Any]]]]:
     workers, kernels = request.param
     return on_ranks(train, workers, kernels=kernels)

@@ -124,7 +124,7 @@ def everything(rank: int, workers: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3], torch=[3]))
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
 def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     workers, kernels = request.param
     return on_ranks(everything, workers, kernels=kernels)

@@ -63,7 +63,7 @@ def overflow(rank: int, workers: int) -> dict[Any, dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3], torch=[3]))
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
 def overflowed(request: pytest.FixtureRequest) -> list[dict[Any, dict[str, Any]]]:
     workers, kernels = request.param
     return on_ranks(overflow, workers, kernels=kernels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -59,10 +58,7 @@ def constant(rank: int, workers: int) -> dict[Any, dict[str, Any]]:
     return found
 
 
-# Eight ranks without the compiled kernels take minutes on two cores, and show what four show.
-@pytest.fixture(
-    scope="module", params=[2, 3, 4] if os.environ.get("NETSIM_KERNELS") == "torch" else [2, 3, 4, 8]
-)
+@pytest.fixture(scope="module", params=[2, 3, 4])
 def applied(request: pytest.FixtureRequest) -> dict[Any, dict[str, Any]]:
     found: dict[Any, dict[str, Any]] = on_ranks(constant, request.param)[0]
     return found

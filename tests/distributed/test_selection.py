@@ -76,7 +76,7 @@ def step_through(rank: int, workers: int) -> dict[Any, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
+@pytest.fixture(scope="module", params=workers_and_kernels([2, 4]))
 def stepped(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any]]]]:
     workers, kernels = request.param
     return on_ranks(step_through, workers, kernels=kernels)

@@ -1,21 +1,9 @@
-"""The process group ``netsim`` in real processes: right data, never early, counted, or refused by name.
-
-A fresh interpreter (this file, run as a script) forks the ranks: pytest's own process may already have
-threads. It runs every case once per number of workers and prints one JSON document.
-"""
+"""The process group ``netsim`` in real processes: right data, never early, counted, or refused by name."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import queue
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -26,17 +14,17 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.communication.shaped.futures import DeadlineTimer
-from netsim_ddp.communication.shaped.group import ShapedProcessGroup, register, shaped_group
+from netsim_ddp.communication.shaped.group import ShapedProcessGroup, shaped_group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
 from netsim_ddp.link.bucket.operations import GroupMember, OperationTable
 from netsim_ddp.link.bucket.schedule import Operation, charges
+from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.alone
 
 RATE = 50_000_000
 NUMEL = 250_000
-DEADLINE_S = 120.0
 BIG = Operation("allreduce", 4 * NUMEL, itemsize=4)
 
 
@@ -205,66 +193,9 @@ def body(rank: int, workers: int) -> dict[str, Any]:
     return found
 
 
-def rank_main(rank: int, workers: int, path: str, table: OperationTable, results: Any) -> None:
-    torch.set_num_threads(1)
-    try:
-        register(BucketSpec.uniform(workers, RATE), table)
-        dist.init_process_group(
-            "netsim",
-            init_method=f"file://{path}",
-            rank=rank,
-            world_size=workers,
-            timeout=timedelta(seconds=60),
-        )
-        results.put((rank, body(rank, workers), None))
-        dist.destroy_process_group()
-    except BaseException:
-        results.put((rank, None, traceback.format_exc()))
-        raise
-
-
-def script(workers: int) -> dict[str, Any]:
-    context = multiprocessing.get_context("fork")
-    table, results = OperationTable(workers), context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "store")
-        ranks = [
-            context.Process(target=rank_main, args=(r, workers, path, table, results), daemon=True)
-            for r in range(workers)
-        ]
-        for process in ranks:
-            process.start()
-        found: dict[str, Any] = {}
-        try:
-            for _ in ranks:
-                rank, value, error = results.get(timeout=DEADLINE_S)
-                if error:
-                    return {"error": f"rank {rank}: {error}"}
-                found[str(rank)] = value
-            for process in ranks:
-                process.join(20)
-            found["exitcodes"] = [process.exitcode for process in ranks]
-        except queue.Empty:
-            return {"error": f"only ranks {sorted(found)} answered within {DEADLINE_S} s"}
-        finally:
-            for process in ranks:
-                if process.is_alive():
-                    process.kill()
-    return found
-
-
 @pytest.fixture(scope="module", params=[2, 3, 4])
 def run(request):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "ignore", __file__, str(request.param)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S + 60, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "error" not in found, found.get("error", "") + done.stderr[-2000:]
-    assert found.pop("exitcodes") == [0] * request.param, done.stderr[-2000:]
-    return request.param, [found[str(r)] for r in range(request.param)]
+    return request.param, on_ranks(body, request.param, bucket_bps=RATE)
 
 
 def ideal(workers: int, op: Operation = BIG) -> float:
@@ -411,7 +342,3 @@ def test_the_timer_is_never_early_and_a_callback_may_wait_for_a_later_one():
     assert [(name, ok) for name, ok, _ in log] == [("first", True), ("wait", True)]
     assert log[0][2] >= start + 0.02
     assert log[1][2] >= start + 0.10
-
-
-if __name__ == "__main__":
-    print(json.dumps(script(int(sys.argv[1]))))

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, Result
+from tests.fixtures.user_models import WORKING
 
 MODELS = Path(__file__).parent.parent / "fixtures"
 ROOT = MODELS.parent.parent
@@ -68,30 +70,8 @@ def refused(folder: Path, model: str, *words: str) -> str:
     return done.stderr.splitlines()[-1]
 
 
-WORKING = [
-    "Base",
-    "Sometimes",
-    "OnSomeRanks",
-    "LastUnused",
-    "Tied",
-    "frozen",
-    "lazy",
-    "Embedded",
-    "half",
-    "mixed",
-    "Penalty",
-    "Noisy",
-    "checkpointed",
-    "from_generator",
-    "from_numpy",
-    "from_random",
-    "from_system",
-]
-
-
-def sweep(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]:
-    """Every model in turn, in one command; a cell that fails does not end it."""
-    matrix = {"model": [f"user_models:{model}" for model in models]}
+def sweep(folder: Path, matrix: dict[str, list[Any]], **settings: object) -> list[Cell]:
+    """Every cell in turn, in one command; one that fails does not end it."""
     plan = {"workers": 2, "link": "none", "threads": 1, "timeout": "30s", "repeats": 1, **settings}
     if plan.get("command") != "train":
         plan["baseline"] = "none"
@@ -109,14 +89,30 @@ def sweep(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]
     return load(folder / "out.json").cells
 
 
+def sweep_working(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]:
+    """Every model of WORKING that is named, all of them forked from one interpreter."""
+    return sweep(
+        folder, {"seed": [WORKING.index(each) for each in models]}, model="user_models:numbered", **settings
+    )
+
+
+def sweep_refused(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]:
+    return sweep(folder, {"model": [f"user_models:{each}" for each in models]}, **settings)
+
+
 UNEVEN = ["Sometimes", "OnSomeRanks", "LastUnused", "from_system"]
 """Models of which not every rank has every gradient, or the same values."""
 
 
 @pytest.mark.parametrize(("execution", "models"), [("concurrent", WORKING), ("replayed", UNEVEN)])
 def test_run_takes_every_model_that_ddp_takes(execution: str, models: list[str], tmp_path: Path) -> None:
-    cells = sweep(tmp_path, models, methods=METHODS, ratio=0.1, steps=3, warmup=1, execution=execution)
+    cells = sweep_working(
+        tmp_path, models, methods=METHODS, ratio=0.1, steps=3, warmup=1, execution=execution
+    )
     assert len(cells) == len(models) * (len(METHODS) + 1)  # dense runs both ways
+    assert len({cell.repeats[0].ranks[0].parameters_sha256 for cell in cells}) > len(
+        models
+    )  # and each is another
     assert {cell.id: cell.error for cell in cells if cell.error} == {}
     for cell in cells:
         assert [len(rank.steps) for rank in cell.repeats[0].ranks] == [3, 3]
@@ -125,7 +121,9 @@ def test_run_takes_every_model_that_ddp_takes(execution: str, models: list[str],
 
 def test_train_takes_them_too(tmp_path: Path) -> None:
     plan = {"command": "train", "methods": ["dense", "topk"], "epochs": 1, "steps_per_epoch": 3}
-    cells = sweep(tmp_path, [*UNEVEN, "half", "lazy", "from_numpy"], **plan)
+    models = [*UNEVEN, "half", "lazy", "from_numpy"]
+    cells = sweep_working(tmp_path, models, **plan)
+    assert len(cells) == len(models) * len(plan["methods"])
     assert {cell.id: cell.error for cell in cells if cell.error} == {}
     assert all(len(cell.repeats[0].epochs) == 1 for cell in cells)
 
@@ -154,7 +152,7 @@ REFUSED = {
 
 
 def test_what_no_rank_can_train_is_refused_by_name(tmp_path: Path) -> None:
-    cells = sweep(tmp_path, REFUSED, methods=["topk"], steps=4)
+    cells = sweep_refused(tmp_path, REFUSED, methods=["topk"], steps=4)
     assert len(cells) == len(REFUSED)
     for cell in cells:
         assert not cell.repeats, cell.id
@@ -163,7 +161,7 @@ def test_what_no_rank_can_train_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_train_refuses_them_too(tmp_path: Path) -> None:
     models = ["Tuple", "SparseEmbedded", "Freezing", "other_shapes"]
-    for cell in sweep(tmp_path, models, methods=["topk"], command="train", epochs=1):
+    for cell in sweep_refused(tmp_path, models, methods=["topk"], command="train", epochs=1):
         assert not cell.repeats, cell.id
         assert REFUSED[str(cell.model).partition(":")[2]] in str(cell.error)
 
