@@ -71,20 +71,26 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
 def _table(
     rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven | None]]], console: Console
 ) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     ends = [[pays_below(one) for one in found] for _, found in rows]
-    units = {_UNIT.search(text) for texts in ends for text in texts} - {None}
-    shared = {found[0] for found in units if found}
+    shared = {match[0] for texts in ends for text in texts if (match := _UNIT.search(text))}
     unit = shared.pop() if len(shared) == 1 else ""
     # One unit for all stands above them: with it in every cell, 80 columns would cut it off.
     interval = "\n(95% interval)" if any("(" in text for texts in ends for text in texts) else ""
     first = f"pays below,{unit}{interval}" if unit else f"pays below{interval}"
+    table = _empty_table()
     for header in (first, *(f"than {rival}" for rival in rivals)):
         table.add_column(header, no_wrap=True, overflow="ellipsis", vertical="bottom")
     for (name, _), found in zip(rows, ends, strict=True):
-        texts = [name, *(text.removesuffix(unit) for text in found)]
-        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
+        _add_row(table, [name, *(text.removesuffix(unit) for text in found)], console)
     return table
+
+
+def _empty_table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+
+
+def _add_row(table: Table, texts: Sequence[str], console: Console) -> None:
+    table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
 
 
 def _line(text: str, console: Console) -> Text:
@@ -126,15 +132,14 @@ def _codec_table(rival: str, named: Sequence[tuple[str, BreakEven]], console: Co
     if not known:
         return None
     unit, scale = ("Gbit/s", 1e9) if any(one.highest_bps >= 1e9 for _, one in known) else ("Mbit/s", 1e6)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    table = _empty_table()
     table.add_column(f"than {rival}, by codec, {unit}", no_wrap=True, overflow="ellipsis")
     table.add_column("codec, ms", justify="right")
     for factor in _CODEC_FACTORS:
         table.add_column(f"x {factor:g}", justify="right")
     for name, one in known:
         at = [_at(one, one.codec_s * factor, scale) for factor in _CODEC_FACTORS]
-        texts = [name, two_digits(one.codec_s * 1e3), *at]
-        table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
+        _add_row(table, [name, two_digits(one.codec_s * 1e3), *at], console)
     return table
 
 

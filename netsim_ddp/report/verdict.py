@@ -16,7 +16,7 @@ from netsim_ddp.results.claims import Claim, claims, named_rival
 from netsim_ddp.results.labels import group_label
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell, Result, Summary
-from netsim_ddp.results.summary import ALONE, baseline, is_dense, is_dense16
+from netsim_ddp.results.summary import ALONE, held_against, is_dense, is_dense16
 from netsim_ddp.results.verdicts import FLOOR, of_family
 from netsim_ddp.units import format_bytes, format_duration
 
@@ -64,8 +64,8 @@ def _group_verdict(cells: Sequence[Cell], found: Mapping[int, Claim]) -> list[st
         return [ALONE]
     rivals = [cell for cell in measured if not is_dense(cell) and named_rival(cell, measured) is not cell]
     rivals.sort(key=lambda cell: _summary(cell).step_s.median)
-    plain = baseline(measured[0], measured, overlap=False)
-    overlapped = baseline(measured[0], measured, overlap=True)
+    plain = held_against(measured[0], measured, "plain")
+    overlapped = held_against(measured[0], measured, "overlapped")
     dense = plain or overlapped
     if dense is None:
         return ["No speedup is given: no dense baseline ran here."]
@@ -148,8 +148,8 @@ def _against(claim: Claim, cells: Sequence[Cell]) -> str:
 
 def _beside(cell: Cell, rival: Cell, cells: Sequence[Cell]) -> list[str]:
     """Factors against the baselines that are not the named rival: ``14.8x dense``."""
-    plain, overlapped = (baseline(cell, cells, overlap=overlap) for overlap in (False, True))
     half = next((each for each in cells if each.summary and is_dense16(each)), None)
+    plain, overlapped = held_against(cell, cells, "plain"), held_against(cell, cells, "overlapped")
     others = [each for each in (half, plain, overlapped) if each and each is not rival and each is not cell]
     shown = [each for each in others if bound(cell, each) != "none"]
     return [f"{_factor(each, cell)} {label(each, cells)}" for each in shown]

@@ -94,10 +94,14 @@ def crossing(steps: Steps, slower_s: float = 0.0) -> float:
         return 0.0
     if pays == len(gain):
         return math.inf
-    left, right = pays - 1, pays
-    above, below = (float(base[i] * (1 - math.exp(-gain[i]))) for i in (left, right))
+    return _zero(steps, pays - 1, base * (1 - np.exp(-gain)))
+
+
+def _zero(steps: Steps, left: int, values: F64) -> float:
+    """The rate between ``left`` and ``left + 1`` at which the line through ``values`` over 1 / rate is 0."""
     x = steps.inverse
-    return 1 / float(x[left] + (x[right] - x[left]) * above / (above - below))
+    above, below = float(values[left]), float(values[left + 1])
+    return 1 / float(x[left] + (x[left + 1] - x[left]) * above / (above - below))
 
 
 def interval(steps: Steps) -> tuple[float, float] | None:
@@ -138,11 +142,8 @@ def _accepted(steps: Steps, left: int) -> tuple[float, float] | None:
 def _lines_meet(steps: Steps, left: int) -> float | None:
     """The rate between ``left`` and ``left + 1`` at which the lines through the means are equal."""
     (base, _, _), (ours, _, _) = steps.means
-    near, far = (float(base[i] - ours[i]) for i in (left, left + 1))
-    if near * far >= 0:
-        return None
-    x = steps.inverse
-    return 1 / float(x[left] + (x[left + 1] - x[left]) * near / (near - far))
+    apart = base - ours
+    return None if apart[left] * apart[left + 1] >= 0 else _zero(steps, left, apart)
 
 
 def _edge(steps: Steps, left: int, decided: float, undecided: float) -> float:

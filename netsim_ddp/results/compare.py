@@ -28,7 +28,7 @@ from netsim_ddp.results.comparison import (
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.identity import RULES, differ
-from netsim_ddp.results.subjects import Figure, Subject, names
+from netsim_ddp.results.subjects import Figure, Key, Subject, names
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Judgement, Scores, Times, judge
 
 Kinds = Literal["times", "bytes", "scores"]
@@ -81,11 +81,18 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
             )
     ours, theirs = _by_key(new.subjects), _by_key(base.subjects)
     shown = names([*base.subjects, *new.subjects])
-    both = [key for key in theirs if key in ours]
-    opened = [_Open(Pair(name=shown[key]), theirs[key], ours[key], rules) for key in both]
-    questions = [question for each in opened for question in each.questions]
-    judged = iter(judge(questions, alpha=rules.alpha))
-    pairs = [each.closed(judged) for each in opened]
+    pairs = {key: Pair(name=shown[key]) for key in theirs if key in ours}
+    asked = [
+        (pair, figure, question)
+        for key, pair in pairs.items()
+        for figure, question in _questions(pair, theirs[key], ours[key], rules)
+    ]
+    judged = judge([question for _, _, question in asked], alpha=rules.alpha)
+    for (pair, figure, question), found in zip(asked, judged, strict=True):
+        if isinstance(question, Times):
+            pair.times.append(_time_row(figure, question, found, rules))
+        else:
+            pair.scores.append(_score_row(figure, question, found, rules))
     comparison = Comparison(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
@@ -93,89 +100,59 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
         new=new.name,
         floor=rules.floor,
         alpha=rules.alpha,
-        family=len(questions),
-        pairs=pairs,
+        family=len(asked),
+        pairs=list(pairs.values()),
         only_in_base=[shown[key] for key in theirs if key not in ours],
         only_in_new=[shown[key] for key in ours if key not in theirs],
         notes=[*_of_rules(base, new), *_notes(base, new)],
     )
     told = base.lacks or new.lacks  # a method that one side alone has is nothing to fail for
-    if not told and not any(pair.times or pair.figures or pair.scores for pair in pairs):
+    if not told and not any(pair.times or pair.figures or pair.scores for pair in comparison.pairs):
         raise NothingComparable(f"nothing is comparable: {_why_nothing(comparison, base, new, rules)}")
-    for pair in pairs:
+    for pair in comparison.pairs:
         pair.failures = failures(pair, rules)
-    comparison.failures = [f"{pair.name}: {text}" for pair in pairs for text in pair.failures]
+        comparison.failures += [f"{pair.name}: {text}" for text in pair.failures]
     if "missing" in rules.fail_on:
         comparison.failures += [f"{name}: only in {comparison.base}" for name in comparison.only_in_base]
     return comparison
 
 
-def _by_key(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], Subject]:
+def _by_key(subjects: Iterable[Subject]) -> dict[Key, Subject]:
     """A cell that stands twice in a file is its first."""
-    found: dict[tuple[tuple[str, str], ...], Subject] = {}
+    found: dict[Key, Subject] = {}
     for subject in subjects:
         found.setdefault(subject.key, subject)
     return found
 
 
-class _Open:
-    """A pair whose times and scores wait for their verdicts, which depend on all the others'."""
-
-    def __init__(self, pair: Pair, base: Subject, new: Subject, rules: Rules) -> None:
-        self._pair, self._rules = pair, rules
-        self._times: dict[str, Times] = {}
-        self._scores: dict[str, Scores] = {}
-        if "times" in rules.only:
-            self._ask_times(base, new)
-        if "bytes" in rules.only:
-            same_bits = base.bits is not None and base.bits == new.bits
-            rows = (
-                _figure_row(figure, known, new.figures[figure], same_bits=same_bits)
-                for figure, known in base.figures.items()
-                if figure in new.figures
-            )
-            pair.figures = [row for row in rows if row is not None]
-            pair.missing += [figure for figure in base.figures if figure not in new.figures]
-        if "scores" in rules.only:
-            self._ask_scores(base, new)
-
-    @property
-    def questions(self) -> list[Times | Scores]:
-        return [*self._times.values(), *self._scores.values()]
-
-    def closed(self, judged: Iterator[Judgement]) -> Pair:
-        """The pair with its rows, of the next of ``judged``."""
-        self._pair.times = [
-            _time_row(figure, asked, next(judged), self._rules) for figure, asked in self._times.items()
-        ]
-        self._pair.scores = [
-            _score_row(figure, asked, next(judged), self._rules) for figure, asked in self._scores.items()
-        ]
-        return self._pair
-
-    def _ask_times(self, base: Subject, new: Subject) -> None:
-        limits, floor = self._rules.limits, self._rules.floor
+def _questions(pair: Pair, base: Subject, new: Subject, rules: Rules) -> Iterator[tuple[str, Times | Scores]]:
+    """The times and scores of a cell that wait for their verdicts, which depend on all the others'. ``pair`` gets the
+    figures that do not vary, and what the new side lacks."""
+    if "times" in rules.only:
         for figure, known in base.times.items():
-            if figure != "median" and figure not in limits:
+            if figure != "median" and figure not in rules.limits:
                 continue
             if figure not in new.times:
-                self._pair.missing.append(figure)
+                pair.missing.append(figure)
             elif min(known) > 0 and min(new.times[figure]) > 0:  # else a phase that the method has not
-                least = min(floor, limits.get(figure, floor))
-                self._times[figure] = _question(known, new.times[figure], base, new, least)
-
-    def _ask_scores(self, base: Subject, new: Subject) -> None:
-        for figure, known in base.scores.items():
+                least = min(rules.floor, rules.limits.get(figure, rules.floor))
+                yield figure, _question(known, new.times[figure], base, new, least)
+    if "bytes" in rules.only:
+        same_bits = base.bits is not None and base.bits == new.bits
+        for figure, value in base.figures.items():
+            if figure not in new.figures:
+                pair.missing.append(figure)
+            elif (row := _figure_row(figure, value, new.figures[figure], same_bits=same_bits)) is not None:
+                pair.figures.append(row)
+    if "scores" in rules.only:
+        for figure, by_seed in base.scores.items():
             other = new.scores.get(figure, {})
-            if seeds := sorted(known.keys() & other.keys()):
-                self._scores[figure] = Scores(
-                    [known[seed] for seed in seeds],
-                    [other[seed] for seed in seeds],
-                    floor=min(self._rules.limits.get(figure, math.inf), SCORE_FLOORS[figure]),
-                    more_is_better=figure == "accuracy",
-                )
+            if seeds := sorted(by_seed.keys() & other.keys()):
+                floor = min(rules.limits.get(figure, math.inf), SCORE_FLOORS[figure])
+                known, found = ([scores[seed] for seed in seeds] for scores in (by_seed, other))
+                yield figure, Scores(known, found, floor, more_is_better=figure == "accuracy")
             else:
-                self._pair.missing.append(figure)
+                pair.missing.append(figure)
 
 
 def _question(
@@ -250,16 +227,16 @@ def _of_rules(base: Side, new: Side) -> list[str]:
     return list(dict.fromkeys(said for said in found if said is not None))
 
 
-def _without_rules(subject: Subject) -> tuple[tuple[str, str], ...]:
+def _without_rules(subject: Subject) -> Key:
     return tuple(part for part in subject.key if part[0] not in RULES)
 
 
 def _notes(base: Side, new: Side) -> list[str]:
     """What a reader must know before a ratio of times."""
     differ = [
-        f"{key} {base.machine[key]} and {new.machine[key]}"
-        for key in base.machine
-        if key in new.machine and base.machine[key] != new.machine[key]
+        f"{key} {value} and {new.machine[key]}"
+        for key, value in base.machine.items()
+        if new.machine.get(key, value) != value
     ]
     found = []
     if differ:
@@ -320,33 +297,26 @@ def failures(pair: Pair, rules: Rules) -> list[str]:
     """A sentence for everything of ``pair`` that ``rules.fail_on`` asks to fail for."""
     found: list[str] = []
     if "regression" in rules.fail_on:
-        found += _regressions(pair)
+        found += [
+            f"{time_name(row.figure)} is {row.ratio.value - 1:.0%} slower"
+            f" ({row.ratio.low:.2f}x to {row.ratio.high:.2f}x)"
+            for row in pair.times
+            if row.fails
+        ]
+        found += [
+            f"{row.figure} changed from {plain(row.base)} to {plain(row.new)}"
+            for row in pair.figures
+            if row.changed
+        ]
+        found += [
+            f"{row.figure} is {abs(row.difference):.2g}{' points' * (row.figure == 'accuracy')} worse"
+            for row in pair.scores
+            if row.fails
+        ]
     if "inconclusive" in rules.fail_on:
-        found += _undecided(pair)
+        rows = [(time_name(row.figure), row.verdict) for row in pair.times]
+        rows += [(row.figure, row.verdict) for row in pair.scores]
+        found += [f"{name} is not decided" for name, verdict in rows if verdict == "inconclusive"]
     if "missing" in rules.fail_on:
         found += [f"no {name} any more" for name in pair.missing]
     return found
-
-
-def _regressions(pair: Pair) -> list[str]:
-    found = [
-        f"{time_name(row.figure)} is {row.ratio.value - 1:.0%} slower"
-        f" ({row.ratio.low:.2f}x to {row.ratio.high:.2f}x)"
-        for row in pair.times
-        if row.fails
-    ]
-    found += [
-        f"{row.figure} changed from {plain(row.base)} to {plain(row.new)}"
-        for row in pair.figures
-        if row.changed
-    ]
-    for score in pair.scores:
-        if score.fails:
-            points = " points" if score.figure == "accuracy" else ""
-            found.append(f"{score.figure} is {abs(score.difference):.2g}{points} worse")
-    return found
-
-
-def _undecided(pair: Pair) -> list[str]:
-    times = [f"{time_name(row.figure)} is not decided" for row in pair.times if row.verdict == "inconclusive"]
-    return times + [f"{row.figure} is not decided" for row in pair.scores if row.verdict == "inconclusive"]

@@ -64,27 +64,15 @@ def exchange(cell: Cell) -> Exchange | None:
     """
     rows = []
     for repeat in cell.repeats:
-        known = [
-            (
-                steps[0].exchange_s,
-                steps[0].model_s,
-                max(step.wall_s for step in steps),
-                steps[0].line_s or steps[0].model_s or 0.0,
-            )
-            for steps in zip(*(rank.steps for rank in repeat.ranks), strict=False)
-        ]
         found = [
-            (took, model, wall, line)
-            for took, model, wall, line in known
-            if took is not None and model is not None
+            (took - model, model, max(step.wall_s for step in steps), steps[0].line_s or model)
+            for steps in zip(*(rank.steps for rank in repeat.ranks), strict=False)
+            if (took := steps[0].exchange_s) is not None and (model := steps[0].model_s) is not None
         ]
         if found:
-            excess = median([took - model for took, model, _, _ in found])
-            model, wall, line = (median([row[column] for row in found]) for column in (1, 2, 3))
-            rows.append((model + excess, model, wall, line))
-    if not rows:
-        return None
-    return Exchange(*(median([row[column] for row in rows]) for column in range(4)))
+            excess, model_s, wall, line = map(median, zip(*found, strict=True))
+            rows.append((model_s + excess, model_s, wall, line))
+    return Exchange(*map(median, zip(*rows, strict=True))) if rows else None
 
 
 def short_of_line(link: LinkRecord) -> float | None:

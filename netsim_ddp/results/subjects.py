@@ -27,6 +27,10 @@ COUNTED_SLACK = 500
 """Bytes per rank and step: a few acknowledgements more or less, which weigh where a message is small."""
 
 
+Key = tuple[tuple[str, str], ...]
+"""All parts of an identity, sorted."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure that does not vary between runs of the same code, or hardly.
@@ -60,11 +64,11 @@ class Subject:
     """Where several samples come from one process: the median of each process."""
 
     @property
-    def key(self) -> tuple[tuple[str, str], ...]:
+    def key(self) -> Key:
         return tuple(sorted(self.identity.items()))
 
 
-def names(subjects: Iterable[Subject]) -> dict[tuple[tuple[str, str], ...], str]:
+def names(subjects: Iterable[Subject]) -> dict[Key, str]:
     """A short name per key: the first part of its identity, and those that are not the same in all."""
     known = {each.key: each for each in subjects}
     parts = dict.fromkeys(part for each in known.values() for part in each.identity)

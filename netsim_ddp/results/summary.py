@@ -8,7 +8,7 @@ execution only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
@@ -56,42 +56,25 @@ ALONE = (
 )
 
 
-def baseline(cell: Cell, cells: Iterable[Cell], *, overlap: bool) -> Cell | None:
-    """The measured dense cell of ``cell``'s setting, of the same ``threads`` where there is a choice; None with one
-    worker, which exchanges nothing."""
-    if cell.workers == 1:
-        return None
-    found = [
-        other
-        for other in cells
-        if other.summary and is_dense(other) and other.overlap == overlap and setting(other) == setting(cell)
-    ]
-    return min(found, key=lambda other: other.threads != cell.threads, default=None)
-
-
-def baseline16(cell: Cell, cells: Iterable[Cell]) -> Cell | None:
-    """The measured 16-bit dense cell of ``cell``'s setting that overlaps with backward: bf16 on NCCL and fp16 on Gloo
-    where both ran, as ``--baseline auto`` chooses; None with one worker, or where none ran."""
-    if cell.workers == 1:
-        return None
-    found = [
-        other
-        for other in cells
-        if other.summary and other.overlap and is_dense16(other) and setting(other) == setting(cell)
-    ]
-    usual = "bf16" if cell.backend == "nccl" else "fp16"
-    return min(
-        found,
-        key=lambda other: (usual not in other.id, other.threads != cell.threads),
-        default=None,
-    )
-
-
 def held_against(cell: Cell, cells: Iterable[Cell], rival: Rival) -> Cell | None:
-    """The cell that is ``rival`` to ``cell``, if it was measured."""
-    if rival == "dense16":
-        return baseline16(cell, cells)
-    return baseline(cell, cells, overlap=rival == "overlapped")
+    """The measured cell of ``cell``'s setting that is ``rival`` to it, of the same ``threads`` where there is a choice.
+
+    Of 16-bit dense it is bf16 on NCCL and fp16 on Gloo where both ran, as ``--baseline auto`` chooses. None with one
+    worker, which exchanges nothing, or where it was not measured.
+    """
+    if cell.workers == 1:
+        return None
+    is_rival = is_dense16 if rival == "dense16" else is_dense
+    found = [
+        other
+        for other in cells
+        if other.summary
+        and is_rival(other)
+        and other.overlap == (rival != "plain")
+        and setting(other) == setting(cell)
+    ]
+    usual = "" if rival != "dense16" else "bf16" if cell.backend == "nccl" else "fp16"
+    return min(found, key=lambda other: (usual not in other.id, other.threads != cell.threads), default=None)
 
 
 def speedup_bound(summary: Summary, rival: Rival) -> Bound | None:
@@ -118,26 +101,19 @@ def slowest_steps(repeat: RepeatRecord) -> list[StepRecord]:
     return [max(records, key=lambda record: record.wall_s) for records in by_step]
 
 
-def repeat_medians(cell: Cell) -> list[float]:
-    """One number per repeat: its median step, seconds."""
-    measured = (
-        [
-            max(walls)
-            for walls in zip(*([step.wall_s for step in rank.steps] for rank in repeat.ranks), strict=False)
-        ]
-        for repeat in cell.repeats
+def repeat_medians(cell: Cell, clock: Literal["wall_s", "elapsed_s"] = "wall_s") -> list[float]:
+    """One number per repeat: its median step by ``clock``, seconds."""
+    clocks = (
+        [[getattr(step, clock) for step in rank.steps] for rank in repeat.ranks] for repeat in cell.repeats
     )
+    measured = ([max(ranks) for ranks in zip(*each, strict=False)] for each in clocks)
     return [median(steps) for steps in measured if steps]
 
 
 def elapsed_step_s(cell: Cell) -> float | None:
     """Seconds a step took this host when really executed: a replayed cell's other clock."""
-    per_repeat = [
-        median([max(record.elapsed_s for record in records) for records in by_step])
-        for repeat in cell.repeats
-        if (by_step := list(zip(*(rank.steps for rank in repeat.ranks), strict=False)))
-    ]
-    return median(per_repeat) if per_repeat else None
+    elapsed = repeat_medians(cell, "elapsed_s")
+    return median(elapsed) if elapsed else None
 
 
 def _measure(cell: Cell) -> Summary | None:
@@ -147,25 +123,19 @@ def _measure(cell: Cell) -> Summary | None:
         return None
     step = stats.interval(repeat_medians(cell))
     median_steps = _median_steps([steps for _, steps in repeats])
-
-    def phase(name: str) -> float:
-        return fmean(getattr(record, name) for record in median_steps)
-
-    phases: dict[str, Any] = {name: phase(name) for name in PHASES}
-    if not math.fsum(phases.values()) > 0:
-        phases["other_s"] = step.median
-
-    def bytes_per_step(count: Callable[[RankRecord], int]) -> float:
-        return fmean(max(count(rank) / len(rank.steps) for rank in repeat.ranks) for repeat, _ in repeats)
-
+    found: dict[str, Any] = {
+        name: fmean(getattr(record, name) for record in median_steps) for name in (*PHASES, "hidden_s")
+    }
+    if not math.fsum(found[name] for name in PHASES) > 0:
+        found["other_s"] = step.median
+    for name in ("tx_bytes", "payload_bytes"):
+        largest = (max(getattr(rank, name) / len(rank.steps) for rank in each.ranks) for each, _ in repeats)
+        found[f"{name}_per_step"] = fmean(largest)
     ranks = [rank for repeat, _ in repeats for rank in repeat.ranks]
     return Summary(
         step_s=step,
-        **phases,
-        hidden_s=phase("hidden_s"),
-        efficiency=_ratio(phases["compute_s"], step.median) or 0.0,
-        tx_bytes_per_step=bytes_per_step(lambda rank: rank.tx_bytes),
-        payload_bytes_per_step=bytes_per_step(lambda rank: rank.payload_bytes),
+        **found,
+        efficiency=_ratio(found["compute_s"], step.median) or 0.0,
         residual_bytes=max(rank.residual_bytes for rank in ranks),
         peak_memory_bytes=max(rank.peak_memory_bytes for rank in ranks),
         first_loss=_mean_loss(ranks, 0),
@@ -201,9 +171,7 @@ def _mark_host_limited(cell: Cell) -> Cell:
 
 def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     """``summary`` with what needs the dense cells of the same setting."""
-    half = baseline16(cell, cells)
-    dense = baseline(cell, cells, overlap=False)
-    overlapped = baseline(cell, cells, overlap=True)
+    dense16, overlapped, dense = (held_against(cell, cells, rival) for rival in RIVALS)
     sender = dense or overlapped  # both move the same bytes
     reduction = None
     if sender and sender.summary:
@@ -211,8 +179,8 @@ def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     return summary.model_copy(
         update={
             "wire_reduction": reduction or None,
-            "speedup_vs_dense16": _speedup(half, cell, summary),
-            "speedup_vs_dense16_bound": half and bound(cell, half),
+            "speedup_vs_dense16": _speedup(dense16, cell, summary),
+            "speedup_vs_dense16_bound": dense16 and bound(cell, dense16),
             "speedup": _speedup(dense, cell, summary),
             "speedup_bound": dense and bound(cell, dense),
             "speedup_vs_overlapped": _speedup(overlapped, cell, summary),

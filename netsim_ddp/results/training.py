@@ -17,7 +17,7 @@ from netsim_ddp.results.record import Cell, RepeatRecord
 from netsim_ddp.results.stats import mean_interval
 from netsim_ddp.results.summary import is_dense
 from netsim_ddp.results.training_record import EpochRecord, MeanInterval, TrainingSummary
-from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, judge, repeats_needed
+from netsim_ddp.results.verdicts import FLOOR, Judgement, Scores, Verdict, judge, repeats_needed
 
 WITHIN_POINTS = 1.0
 """A method that loses no more accuracy than this, its interval's worse end included, is *within* dense; and an accuracy
@@ -128,15 +128,13 @@ def _summary(cell: Cell, dense: Cell | None) -> TrainingSummary | None:
         tx_bytes_per_step=fmean(_per_step(repeat) for repeat in repeats.values()),
         residual_bytes=max(rank.residual_bytes for r in repeats.values() for rank in r.ranks),
     )
-    if dense is None:
-        return summary.model_copy(update=_times(cell, None, repeats, {}))
-    theirs = finished(dense)
-    found: dict[str, Any] = _times(cell, dense, repeats, theirs)
-    if summary.tx_bytes_per_step:
+    theirs = finished(dense) if dense is not None else {}
+    found = _times(cell, dense, repeats, theirs)
+    if theirs and summary.tx_bytes_per_step:
         sent = fmean(_per_step(repeat) for repeat in theirs.values())
         found["wire_reduction"] = sent / summary.tx_bytes_per_step or None
     if dense is cell:
-        return summary.model_copy(update={**found, "verdict": "baseline"})
+        found["verdict"] = "baseline"
     return summary.model_copy(update=found)
 
 
@@ -164,9 +162,7 @@ def _beside(cell: Cell, dense: Cell) -> _Beside:
 
 def _verdicts(one: _Beside, said: dict[str, Judgement], family: int) -> dict[str, Any]:
     """What the summary holds of a cell's differences to dense, and of how they were judged."""
-    accuracy, loss = (_word(said.get(name)) for name in ("accuracy", "loss"))
-    if one.diverged:
-        loss = "worse"
+    accuracy, loss = _word(said.get("accuracy")), "worse" if one.diverged else _word(said.get("loss"))
     found: dict[str, Any] = {
         "accuracy_verdict": accuracy,
         "loss_verdict": loss,
@@ -185,11 +181,8 @@ def _verdicts(one: _Beside, said: dict[str, Judgement], family: int) -> dict[str
 
 
 def _word(judgement: Judgement | None) -> Said | None:
-    if judgement is None:
-        return None
-    if judgement.verdict == "worse":
-        return "worse"
-    return "better" if judgement.verdict == "better" else "not resolvable"
+    words: dict[Verdict, Said] = {"worse": "worse", "better": "better"}
+    return words.get(judgement.verdict, "not resolvable") if judgement is not None else None
 
 
 def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Beside) -> str:
@@ -246,7 +239,11 @@ def _times(
 
 def time_to(epochs: Sequence[EpochRecord], accuracy: float) -> float | None:
     """Seconds on the training clock at the end of the first epoch that validates at ``accuracy`` or more."""
-    for epoch in epochs:
-        if epoch.validation_accuracy is not None and epoch.validation_accuracy >= accuracy - 1e-9:
-            return epoch.elapsed_s
-    return None
+    return next(
+        (
+            epoch.elapsed_s
+            for epoch in epochs
+            if epoch.validation_accuracy is not None and epoch.validation_accuracy >= accuracy - 1e-9
+        ),
+        None,
+    )
