@@ -131,3 +131,9 @@ def cannot_write(path: object, error: OSError) -> NetsimError:
     if error.errno in EXHAUSTED:
         return EnvironmentFault(text, hint=EXHAUSTED[error.errno])
     return UsageError(text, hint="name a file in a folder you can write to")
+
+
+def describe(error: BaseException) -> str:
+    """Returns ``ValueError: its message`` without line breaks."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,14 +1,20 @@
-"""Names of models and datasets, and their cheap checks. Imports neither torch nor numpy."""
+"""Names of models and datasets, and ``my_module:name``, a user's own model or method, found by import.
+
+Imports neither torch nor numpy, and nothing but what the user names.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, describe
 
 TORCHVISION_PREFIX = "torchvision:"
 
@@ -63,11 +69,6 @@ class DatasetInfo:
             return "x".join(str(size) for size in self.shape) + " images"
         return f"contexts of {self.shape[0]} tokens"
 
-    @property
-    def small(self) -> bool:
-        """Whether it holds small images."""
-        return self.kind == "images" and max(self.shape[1:]) <= SMALL_IMAGE
-
 
 DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(
@@ -100,15 +101,54 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'topk'?`` or the whole list."""
+    """:func:`did_you_mean`, and all that is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}? known: {', '.join(names)}" if close else f"known: {', '.join(names)}"
+    return f"{did_you_mean(word, names)}known: {', '.join(names)}"
 
 
 def is_reference(name: str) -> bool:
     """Whether ``name`` is well-formed ``module:attribute``."""
     return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
+
+
+def load_reference(what: str, reference: str, choices: str) -> Any:
+    """What ``reference`` names.
+
+    The current directory is put first on ``sys.path`` and stays there, since the module may import its neighbours
+    later.
+
+    Args:
+        what: the kind of thing, for messages: ``model``. choices: what else could have been named.
+
+    Raises:
+        UsageError: no such module or attribute, or the module fails when it is imported.
+    """
+    module_name, _, attribute_path = reference.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        value: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a script may end itself
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"{what} {reference!r}: there is no module {error.name!r}",
+                hint=f"looked in {here} and on PYTHONPATH; or choose from {choices}",
+            ) from error
+        raise UsageError(
+            f"{what} {reference!r}: importing {module_name!r} failed: {describe(error)}",
+            hint=f"try it alone: python -c 'import {module_name}'",
+        ) from error
+    for attribute in attribute_path.split("."):
+        if not hasattr(value, attribute):
+            offered = [name for name, item in vars(value).items() if callable(item) and name[0] != "_"]
+            near = did_you_mean(attribute, offered)
+            listing = f"it has {', '.join(sorted(offered)[:8])}" if offered else "it defines no function"
+            raise UsageError(
+                f"{what} {reference!r}: {module_name!r} has no {attribute!r}", hint=f"{near}{listing}"
+            )
+        value = getattr(value, attribute)
+    return value
 
 
 def check_model(name: str) -> str:
@@ -159,11 +199,6 @@ def default_dataset(model: str) -> str:
     return "text" if model == "transformer" else "digits"
 
 
-def default_classes(model: str) -> int:
-    """Number of classes that ``model`` is built for where the user names none."""
-    return DATASETS[default_dataset(model)].classes
-
-
 def fitted(model: str, dataset: str) -> str:
     """The model that is built when ``model`` is to train on ``dataset``: ResNets get their small stem for small images.
 
@@ -181,4 +216,5 @@ def fitted(model: str, dataset: str) -> str:
             f"model {model!r} is for {kind}, and {dataset} holds {info.kind}",
             hint=f"choose a dataset from {fitting}, or another model",
         )
-    return model + SMALL_SUFFIX if info.small and f"{model}{SMALL_SUFFIX}" in MODELS else model
+    small = info.kind == "images" and max(info.shape[1:]) <= SMALL_IMAGE
+    return model + SMALL_SUFFIX if small and f"{model}{SMALL_SUFFIX}" in MODELS else model

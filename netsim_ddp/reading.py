@@ -12,6 +12,7 @@ import math
 import os
 import re
 import select
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,6 @@ def _next(handle: int, shown: str, hint: str | None) -> bytes:
             raise UsageError(f"cannot read {shown}: it is a pipe that nobody writes to", hint=hint)
         return data
     raise UsageError(f"cannot read {shown}: nothing came from it for {PATIENCE_S:g} s", hint=hint)
-
-
-def exists(name: str) -> bool:
-    """Whether there is something by this name; no name is too strange to ask."""
-    try:
-        return os.path.exists(name)
-    except ValueError:
-        return False
 
 
 def decode_text(content: bytes, *, source: str, wanted: str = "text", hint: str | None = None) -> str:
@@ -253,10 +246,5 @@ def finite(word: str) -> float:
 
 def positive(value: Any) -> float | None:
     """``value`` as a number if it is one that is more than zero and finite, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and number > 0 else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 < value <= sys.float_info.max else None

@@ -16,7 +16,7 @@ ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
     {"errors", "log", "units", "names", "reading", "switches"},
     {"options"},
-    {"methods", "origin", "references"},
+    {"methods", "origin"},
     {"results"},
     {"link"},
     {"scenario"},

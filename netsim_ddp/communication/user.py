@@ -7,8 +7,8 @@ from typing import Any
 
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method
-from netsim_ddp.errors import NetsimError, UsageError
-from netsim_ddp.references import load_reference, one_line
+from netsim_ddp.errors import NetsimError, UsageError, describe
+from netsim_ddp.names import load_reference
 
 
 def build_user_method(
@@ -34,7 +34,7 @@ def build_user_method(
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"method {reference!r} failed while building: {one_line(error)}",
+            f"method {reference!r} failed while building: {describe(error)}",
             hint="it is called as factory(flat, group, key=value ...) with the options given",
         ) from error
     if not isinstance(method, Method):

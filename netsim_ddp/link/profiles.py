@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.timeline import read_yaml
 from netsim_ddp.names import suggest
-from netsim_ddp.reading import exists
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ def profile(name: str) -> Mapping[str, Any]:
     if name in PROFILES:
         return PROFILES[name].values
     path = Path(name)
-    if not exists(name) and path.suffix.lower() not in (".yaml", ".yml", ".json") and path.name == name:
+    if (
+        not os.path.exists(name)
+        and path.suffix.lower() not in (".yaml", ".yml", ".json")
+        and path.name == name
+    ):
         raise UsageError(f"link profile {name!r} is not known", hint=suggest(name, PROFILES))
     hint = "write keys such as 'bandwidth: 1gbps', one on a line"
     data = read_yaml(path, "link profile", hint)

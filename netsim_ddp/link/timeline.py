@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,16 +107,16 @@ def trace(value: Any, *, what: str) -> tuple[Changes, float | None]:
 def _names(value: str, what: str) -> list[str]:
     """The file of both directions, or one for each. A name may hold colons, as that of a time of day does."""
     cuts = [at for at, char in enumerate(value) if char == ":"]
-    if reading.exists(value) or not cuts:
+    if os.path.exists(value) or not cuts:
         return [value]
     pairs = [(value[:at], value[at + 1 :]) for at in cuts]
-    there = [pair for pair in pairs if all(name and reading.exists(name) for name in pair)]
+    there = [pair for pair in pairs if all(name and os.path.exists(name) for name in pair)]
     if len(there) == 1:
         return list(there[0])
     if there:
         raise UsageError(f"{what} {value} can be cut at several colons", hint="rename the files")
     if len(pairs) == 1 and all(pairs[0]):
-        missing = next(name for name in pairs[0] if not reading.exists(name))
+        missing = next(name for name in pairs[0] if not os.path.exists(name))
         raise UsageError(
             f"cannot read {what} {missing}: no such file, nor one named {value}", hint="name a file"
         )

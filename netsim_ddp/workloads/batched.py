@@ -22,10 +22,16 @@ def generator(*keys: int) -> torch.Generator:
 
 
 class Batched(Dataset[Batch]):
-    """Examples that come a batch at a time: ``self[i]`` is one pair, ``__getitems__`` one stacked batch."""
+    """Examples that come a batch at a time: ``self[i]`` is one pair, ``__getitems__`` one stacked batch.
+
+    Attributes:
+        length: how many examples there are.
+    """
+
+    length: int
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.length
 
     def __getitem__(self, index: int) -> Batch:
         inputs, targets = self.__getitems__([index])

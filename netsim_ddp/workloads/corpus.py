@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
@@ -33,7 +32,9 @@ def read_corpus(text: str | Path | None) -> bytes:
         raise UsageError(f"text {str(path)!r} is neither a file nor a folder", hint=_HINT)
     found = bytearray()
     try:
-        for file in _files(path):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if not file.is_file() or any(part.startswith(".") for part in file.relative_to(path).parts):
+                continue
             with file.open("rb") as opened:
                 content = opened.read(MOST_BYTES + 1)
             if b"\0" not in content:
@@ -47,15 +48,6 @@ def read_corpus(text: str | Path | None) -> bytes:
     if not found:
         raise UsageError(f"{path} holds no text", hint=_HINT)
     return bytes(found)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-        return
-    for each in sorted(path.rglob("*")):
-        if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts):
-            yield each
 
 
 def _standard_library() -> bytes:

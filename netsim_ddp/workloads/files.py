@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from netsim_ddp.errors import EnvironmentFault
+from netsim_ddp.errors import EnvironmentFault, describe
 from netsim_ddp.link.base import module_command
-from netsim_ddp.references import one_line
 from netsim_ddp.units import format_duration
 
 SILENCE_S = 60.0
@@ -63,7 +62,7 @@ def data_folder(data_dir: str | Path | None) -> Path:
 
 def present(dataset: str, data_dir: str | Path | None) -> bool:
     """Whether all files of ``dataset`` are there; true of a set that has none."""
-    return next(_missing(dataset, data_folder(data_dir)), None) is None
+    return not _missing(dataset, data_folder(data_dir))
 
 
 def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart: bool = False) -> Path:
@@ -83,7 +82,7 @@ def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart:
         return folder
     place = folder / FILES[dataset].folder
     if not download:
-        name = next(_missing(dataset, folder)).name
+        name = _missing(dataset, folder)[0].name
         raise EnvironmentFault(
             f"{dataset} is not here: there is no {name} in {place}",
             hint=f"write --download, or --data-dir and the folder that holds {FILES[dataset].folder}",
@@ -100,10 +99,11 @@ def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart:
     return folder
 
 
-def _missing(dataset: str, folder: Path) -> Iterator[Path]:
-    if dataset in FILES:
-        paths = (folder / FILES[dataset].folder / name for name in FILES[dataset].names)
-        yield from (path for path in paths if not path.is_file())
+def _missing(dataset: str, folder: Path) -> list[Path]:
+    paths = (
+        [folder / FILES[dataset].folder / name for name in FILES[dataset].names] if dataset in FILES else []
+    )
+    return [path for path in paths if not path.is_file()]
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _download(dataset: str, folder: Path) -> None:
                 with contextlib.redirect_stdout(sys.stderr):  # older torchvision tells there what it does
                     getattr(datasets, files.reader)(fresh, download=True)
             except Exception as error:
-                raise _no_download(dataset, folder, one_line(error)) from error
+                raise _no_download(dataset, folder, describe(error)) from error
             (folder / files.folder).mkdir(parents=True, exist_ok=True)
             for name in files.names:
                 os.replace(Path(fresh, files.folder, name), folder / files.folder / name)

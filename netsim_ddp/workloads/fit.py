@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, describe
 from netsim_ddp.names import DATASETS
-from netsim_ddp.references import one_line
 from netsim_ddp.workloads.models import seeded
 
 TRIED_BATCH = 2
@@ -58,7 +57,7 @@ def check_training(module: nn.Module, model: str, dataset: str, batch_size: int,
         try:
             found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
         except (Exception, SystemExit) as error:  # whatever the user's layers raise
-            raise UsageError(f"model {model!r} has no backward pass: {one_line(error)}") from error
+            raise UsageError(f"model {model!r} has no backward pass: {describe(error)}") from error
     for (name, _), gradient in zip(named, found, strict=True):
         if gradient is not None and gradient.layout != torch.strided:
             raise UsageError(
@@ -88,7 +87,7 @@ def _logits(module: nn.Module, model: str, dataset: str, count: int) -> Tensor:
                 hint = "write --batch-size 2 or more, which BatchNorm needs"
         else:
             many = f"the {info.input} of {dataset}"
-        raise UsageError(f"model {model!r} cannot take {many}: {one_line(error)}", hint=hint) from error
+        raise UsageError(f"model {model!r} cannot take {many}: {describe(error)}", hint=hint) from error
     wanted = [count, info.classes] if images else [count, *info.shape, info.classes]
     got = list(outputs.shape) if isinstance(outputs, Tensor) else None
     if got is None or len(got) != len(wanted) or got[:-1] != wanted[:-1] or got[-1] < wanted[-1]:

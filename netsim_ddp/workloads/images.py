@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsim_ddp.errors import EnvironmentFault
+from netsim_ddp.errors import EnvironmentFault, describe
 from netsim_ddp.names import DATASETS
-from netsim_ddp.references import one_line
 from netsim_ddp.workloads.batched import (
     NOISE_STREAM,
     SPLIT_STREAM,
@@ -54,9 +53,7 @@ class Digits(Batched):
         deviation, mean = torch.std_mean(images[training], correction=0)
         self.images = (images[indices] - mean) / deviation
         self.labels = labels[indices]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        self.length = len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
@@ -87,11 +84,9 @@ class Read(Batched):
 
     def __init__(self, name: str, folder: Path, *, train: bool) -> None:
         self.images, self.labels = raw_images(name, folder, train)
+        self.length = len(self.labels)
         mean, deviation = _SCALES[name]
         self._scale = [torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
@@ -118,7 +113,7 @@ def raw_images(name: str, folder: Path, train: bool) -> Batch:
     except Exception as error:
         place = folder / FILES[name].folder
         raise EnvironmentFault(
-            f"{name}'s files in {place} are damaged: {one_line(error)}",
+            f"{name}'s files in {place} are damaged: {describe(error)}",
             hint="delete that folder, then write --download",
         ) from error
     return images, labels
@@ -137,12 +132,9 @@ class Synthetic(Batched):
         self.shape, self.classes = (channels, height, width), info.classes
         length = info.train if train else info.validation
         assert length is not None  # generated sets have their sizes
-        self._length = length
+        self.length = length
         self._seed, self._split = seed, int(train)
         self._tables: Batch | None = None
-
-    def __len__(self) -> int:
-        return self._length
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned loader process draws its own tables, faster than it would receive them.

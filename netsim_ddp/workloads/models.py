@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, describe
 from netsim_ddp.names import (
+    DATASETS,
     MODEL_PATTERNS,
     MODELS,
     SMALL_SUFFIX,
     TORCHVISION_PREFIX,
     check_model,
-    default_classes,
+    default_dataset,
     did_you_mean,
+    load_reference,
 )
-from netsim_ddp.references import load_reference, one_line
 from netsim_ddp.workloads.transformer import Transformer
 
 
@@ -90,17 +91,14 @@ def get_model(
     """
     check_model(name)
     if num_classes is None:
-        num_classes = default_classes(name)
+        num_classes = DATASETS[default_dataset(name)].classes
     if num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
     if seed < 0:
         raise UsageError(f"seed must not be negative, got {seed}", hint="write for example 0")
-    if name == "simple_cnn":
+    if name in ("simple_cnn", "transformer"):
         with seeded(seed):
-            return SimpleCNN(num_classes, channels or 1)
-    if name == "transformer":
-        with seeded(seed):
-            return Transformer(num_classes)
+            return SimpleCNN(num_classes, channels or 1) if name == "simple_cnn" else Transformer(num_classes)
     if name in MODELS:
         return _resnet(name, num_classes, channels or 3, seed)
     if name.startswith(TORCHVISION_PREFIX):
@@ -165,7 +163,7 @@ def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
             model = build(**arguments)
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"model {reference!r} failed while building: {one_line(error)}",
+            f"model {reference!r} failed while building: {describe(error)}",
             hint="it is called as build(num_classes=...) if it has that parameter, else as build()",
         ) from error
     if not isinstance(model, nn.Module):
@@ -178,12 +176,7 @@ def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
 
 def _accepts(function: Callable[..., Any], keyword: str) -> bool:
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins and C extensions have no signature
+        inspect.signature(function).bind_partial(**{keyword: None})
+    except (TypeError, ValueError):  # no such parameter, or no signature, as some builtins and C extensions
         return False
-    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD
-        or (parameter.name == keyword and parameter.kind in by_keyword)
-        for parameter in parameters
-    )
+    return True

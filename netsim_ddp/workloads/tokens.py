@@ -50,9 +50,7 @@ class Text(Batched):
         chosen = order[held_out:] if train else order[:held_out]
         within = CONTEXT * torch.arange(CONTEXTS_PER_BLOCK)
         self.starts = (BLOCK * chosen.sort().values.unsqueeze(1) + within).flatten()
-
-    def __len__(self) -> int:
-        return len(self.starts)
+        self.length = len(self.starts)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         places = self.starts[torch.as_tensor(indices)].unsqueeze(1) + torch.arange(CONTEXT)
@@ -74,19 +72,15 @@ class SyntheticText(Batched):
 
     def __init__(self, name: str, *, train: bool, seed: int) -> None:
         info = DATASETS[name]
-        self.classes, (self.length,) = info.classes, info.shape
-        count = info.train if train else info.validation
-        assert count is not None
-        self._count, self._split = count, int(train)
-        self._stream = _stream(self.classes, seed)
-
-    def __len__(self) -> int:
-        return self._count
+        length = info.train if train else info.validation
+        assert length is not None  # generated sets have their sizes
+        self.length, (self.context,), self._split = length, info.shape, int(train)
+        self._stream = _stream(info.classes, seed)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        room = len(self._stream) - self.length
+        room = len(self._stream) - self.context
         starts = torch.tensor([scattered(2 * index + self._split, room) for index in indices])
-        places = starts.unsqueeze(1) + torch.arange(self.length)
+        places = starts.unsqueeze(1) + torch.arange(self.context)
         return self._stream[places].long(), self._stream[places + 1].long()
 
 

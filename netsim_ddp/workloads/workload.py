@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from netsim_ddp.workloads.fit import check_fit, check_training
 from netsim_ddp.workloads.models import get_model
 
 
+@dataclass(eq=False)
 class Workload:
     """A model and the data of one rank, on one device. Built by :func:`build_workload`.
 
@@ -30,22 +32,14 @@ class Workload:
         unused: names of the parameters that got no gradient when training was tried.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        train_loader: Loader,
-        validation_loader: Loader,
-        device: torch.device,
-        *,
-        unused: Sequence[str] = (),
-    ) -> None:
-        self.unused = list(unused)
-        self.model = model
-        self.train_loader = train_loader
-        self.validation_loader = validation_loader
-        self.device = device
-        self.epoch = self.batch = 0
-        self._batches: Iterator[Batch] | None = None
+    model: nn.Module
+    train_loader: Loader
+    validation_loader: Loader
+    device: torch.device
+    unused: list[str] = field(default_factory=list)
+    epoch: int = field(default=0, init=False)
+    batch: int = field(default=0, init=False)
+    _batches: Iterator[Batch] | None = field(default=None, init=False, repr=False)
 
     @property
     def parameters_count(self) -> int:
@@ -57,10 +51,11 @@ class Workload:
         """The same on every rank."""
         return len(self.train_loader)
 
-    def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
+    def start_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Have :meth:`next_batch` go on with batch ``first_batch`` of ``epoch``; those before it are not decoded.
 
-        ``first_batch`` may be ``batches_per_epoch``: then the next batch is the first of the epoch after.
+        Returns the batches from there on. ``first_batch`` may be ``batches_per_epoch``: then the next batch is the
+        first of the epoch after.
 
         Raises:
             ValueError: a position outside the epoch.
@@ -73,21 +68,16 @@ class Workload:
         self.epoch, self.batch = epoch, first_batch
         self.train_loader.sampler.set_epoch(epoch, first_batch)
         self._batches = iter(self.train_loader)
+        return self._batches
 
     def next_batch(self) -> Batch:
         """The next (inputs, targets), on the device; shapes and types as in :func:`get_dataloaders`.
 
         Never ends: a new epoch starts with a new shuffle, so ranks that call it equally often stay in step.
         """
-        if self._batches is None:
-            self.start_epoch(self.epoch, self.batch)
-        assert self._batches is not None
-        batch = next(self._batches, None)
-        if batch is None:
-            self.start_epoch(self.epoch + 1)
-            batch = next(self._batches)
+        batches = self._batches if self._batches is not None else self.start_epoch(self.epoch, self.batch)
+        inputs, targets = next(batches, None) or next(self.start_epoch(self.epoch + 1))
         self.batch += 1
-        inputs, targets = batch
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

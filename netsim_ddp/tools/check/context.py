@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Local, Method, Segment, Wire
+from netsim_ddp.errors import describe
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
-from netsim_ddp.references import one_line
 from netsim_ddp.tools.check import require
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -151,7 +151,7 @@ class Run:
         try:
             average = self.average(gradient)
         except Exception as error:  # noqa: BLE001 - what it raises is the outcome
-            told = f"raised {one_line(error)[:120]}"
+            told = f"raised {describe(error)[:120]}"
             self.context.progress(self.steps, f"waiting for the others, having {told}{self.about}")
             return f"raised {type(error).__name__} in segment {self.last}", None
         if self.method.skipped:

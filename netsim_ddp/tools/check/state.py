@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from netsim_ddp.references import one_line
+from netsim_ddp.errors import describe
 from netsim_ddp.tools.check import CheckFailed, require
 from netsim_ddp.tools.check.context import MIDDLE, SMALL, Context, Passed, Run, Shapes, digest
 from netsim_ddp.tools.memory import release_freed, resident_bytes
@@ -76,7 +76,7 @@ def _through_a_file(saved: Mapping[str, Any]) -> Any:
         return torch.load(file, weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever the user's state does to the unpickler
         raise CheckFailed(
-            f"its state_dict is not plain ({one_line(error)[:120]}): torch.load(weights_only=True) takes tensors,"
+            f"its state_dict is not plain ({describe(error)[:120]}): torch.load(weights_only=True) takes tensors,"
             " numbers, text, lists and dicts"
         ) from None
 
