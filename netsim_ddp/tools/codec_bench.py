@@ -6,11 +6,8 @@ machine falls on all alike.
 
 from __future__ import annotations
 
-import ctypes
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +20,7 @@ from netsim_ddp.compression.topk import segment_table
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.results.codec import CodecRow
+from netsim_ddp.tools.memory import release_freed, resident_bytes
 from netsim_ddp.workloads import build_workload
 from netsim_ddp.workloads.emulated import record_gradient_sets
 
@@ -221,30 +219,16 @@ class _Bench:
             self._select()
             return torch.cuda.max_memory_allocated(self.device) - before
         kernels.release()
-        _trim()
+        release_freed()
         try:
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")  # sets the high-water mark to what is resident now
-            resident = _resident("VmRSS")
+            resident = resident_bytes("VmRSS")
             self._select()
-            peak = _resident("VmHWM") - resident
-        except (OSError, ValueError):
+            peak = resident_bytes("VmHWM") - resident
+        except OSError:
             return None
         return max(0, peak)
-
-
-def _trim() -> None:
-    """Have the C library give freed memory back: what it keeps would be used again without being seen."""
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident(name: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"no {name}")
-    return int(found[1]) * 1024
 
 
 def _check_memory(numel: int) -> None:

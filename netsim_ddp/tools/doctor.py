@@ -13,25 +13,24 @@ import importlib
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from netsim_ddp.errors import LinkOffTarget, LinkUnavailable, NetsimError
-from netsim_ddp.link.base import Exit, Link, die_with_parent, module_command
+from netsim_ddp.link.base import Exit, die_with_parent, module_command
 from netsim_ddp.link.probe.probe import check as check_rate
 from netsim_ddp.link.probe.probe import probe
 from netsim_ddp.link.semaphores import FOLDER, REMEDY
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.channel import namespace_remedy
-from netsim_ddp.link.tc.link import TcLink, find_tool
+from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.link.tc.tun import REMEDY as REMEDY_TUN
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.memory import available_bytes
@@ -46,7 +45,6 @@ Status = Literal["PASS", "WARN", "FAIL"]
 OLDEST_PYTHON = (3, 11)
 LITTLE_MEMORY = 10**9
 TC_RATE_BPS = 10**9
-COMMAND_TIMEOUT_S = 10.0
 BUCKET = "--link bucket works without it"
 
 
@@ -202,12 +200,13 @@ def netem() -> Finding:
     """Add a real 1 ms of delay inside a link's namespace; the loopback there is ours alone."""
     try:
         with TcLink(LinkSpec(1, TC_RATE_BPS)) as link:
-            code, said = _command(link, [str(find_tool("tc")), *_NETEM.split()])
+            _, refusal = link.run_tool(0, "tc", *_NETEM.split())
     except NetsimError as error:
         return Finding("WARN", f"not tried without tc: {error.message}", "see tc above: netem needs it")
-    if code == 0:
+    if refusal is None:
         return Finding("PASS", "a 1 ms delay was added inside a namespace")
-    return Finding("WARN", f"tc refuses: {said.removeprefix('Error: ')}", CHECKS["netem"].remedy)
+    said = refusal.splitlines()[0].removeprefix("Error: ")
+    return Finding("WARN", f"tc refuses: {said}", CHECKS["netem"].remedy)
 
 
 _NETEM = "qdisc add dev lo root netem delay 1ms"
@@ -223,26 +222,6 @@ def tun() -> Finding:
     except LinkUnavailable as error:
         remedy = error.hint or CHECKS["tun"].remedy
         return Finding("WARN", error.message, "see tc above" if "/dev/net/tun" not in remedy else remedy)
-
-
-def _command(link: Link, argv: Sequence[str]) -> tuple[int | None, str]:
-    """Run ``argv`` where rank 0 lives; its exit code and the first line of what it said."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            shell = ["sh", "-c", 'exec "$0" "$@" >&3 2>&3', *argv]
-            process = link.spawn(shell, rank=0, fds=[theirs.fileno()])
-        ours.settimeout(COMMAND_TIMEOUT_S)
-        said = b""
-        while data := ours.recv(4096):
-            said += data
-    deadline = time.monotonic() + COMMAND_TIMEOUT_S
-    while (ended := process.poll()) is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{argv[0]} did not end within {COMMAND_TIMEOUT_S:g} s")
-        time.sleep(0.01)
-    lines = said.decode(errors="replace").strip().splitlines()
-    return ended.code, lines[0] if lines else str(ended)
 
 
 def shm() -> Finding:
@@ -365,7 +344,7 @@ def run_check(name: str) -> Check:
         return Check(**json.loads(done.stdout))
     except ValueError:
         code = done.returncode
-        ended = Exit(code, None) if code >= 0 else Exit(None, -code)
+        ended = Exit.of_code(code)
         said = done.stderr.decode(errors="replace").strip().splitlines()
         found = f"the check's process: {ended}{', ' + said[-1] if said else ''}"
         return Check(name, "FAIL", time.perf_counter() - begin, found, plan.remedy)

@@ -202,7 +202,6 @@ class ProbeTask(Task):
     def _collective(self, operation: _Operation) -> Collective:
         """The slowest rank's time per call, calls following each other, as nccl-tests measures it."""
         self.say(f"timing {operation.name} of {operation.size} bytes")
-        operation.fill()
         operation.run()
         wrong = sum(self.channel.gather("checked", operation.wrong()))
         samples = []
@@ -225,28 +224,31 @@ class ProbeTask(Task):
 
 
 class _Operation:
-    """One collective on float32 data whose result is known: element i of rank r holds r + i mod 7."""
+    """One collective on float32 data whose result is known: element i of rank r holds r + i mod 7.
+
+    ``gathered`` has room for every rank's ``each`` elements.
+    """
 
     name: str
 
     def __init__(self, group: Group, size: int) -> None:
-        self.group, self.ranks = group, group.world_size
-        self.each = max(1, size // 4 // self.ranks)
+        self.ranks, self.each = group.world_size, max(1, size // 4 // group.world_size)
         self.size = 4 * self.each * self.ranks
         self.bus_factor = (self.ranks - 1) / self.ranks
         """What each rank's link carries each way, in units of ``size``."""
+        self.data = self.pattern(group.rank, self.each)
+        self.gathered = [torch.empty(self.each) for _ in range(self.ranks)]
 
-    def _pattern(self, rank: int, count: int) -> torch.Tensor:
+    def pattern(self, rank: int, count: int) -> torch.Tensor:
         return torch.arange(count, dtype=torch.float32).remainder_(7).add_(rank)
-
-    def fill(self) -> None:
-        raise NotImplementedError
 
     def run(self) -> None:
         raise NotImplementedError
 
     def wrong(self) -> int:
-        raise NotImplementedError
+        """Returns how many elements are not what they should be after the first :meth:`run`."""
+        parts = enumerate(self.gathered)
+        return sum(int((part != self.pattern(rank, self.each)).sum()) for rank, part in parts)
 
 
 class _AllReduce(_Operation):
@@ -255,32 +257,21 @@ class _AllReduce(_Operation):
     def __init__(self, group: Group, size: int) -> None:
         super().__init__(group, size)
         self.bus_factor *= 2
-
-    def fill(self) -> None:
-        self.data = self._pattern(self.group.rank, self.size // 4)
+        self.data = self.pattern(group.rank, self.size // 4)
 
     def run(self) -> None:
         dist.all_reduce(self.data)
 
     def wrong(self) -> int:
-        expected = sum(self._pattern(rank, self.size // 4) for rank in range(self.ranks))
+        expected = sum(self.pattern(rank, self.size // 4) for rank in range(self.ranks))
         return int((self.data != expected).sum())
 
 
 class _AllGather(_Operation):
     name = "all_gather"
 
-    def fill(self) -> None:
-        self.data = self._pattern(self.group.rank, self.each)
-        self.gathered = [torch.empty(self.each) for _ in range(self.ranks)]
-
     def run(self) -> None:
         dist.all_gather(self.gathered, self.data)
-
-    def wrong(self) -> int:
-        return sum(
-            int((part != self._pattern(rank, self.each)).sum()) for rank, part in enumerate(self.gathered)
-        )
 
 
 class _Exchange(_Operation):
@@ -288,21 +279,15 @@ class _Exchange(_Operation):
 
     name = "exchange"
 
-    def fill(self) -> None:
-        self.data = self._pattern(self.group.rank, self.each)
-        self.rooms = [torch.empty(self.each) for _ in range(self.ranks)]
-        self.rooms[self.group.rank].copy_(self.data)
-        rooms = [room.view(torch.uint8) for room in self.rooms]
+    def __init__(self, group: Group, size: int) -> None:
+        super().__init__(group, size)
+        self.gathered[group.rank].copy_(self.data)
+        incoming = [part.view(torch.uint8) for part in self.gathered]
         outgoing = [self.data.view(torch.uint8)] * self.ranks
-        self.wire = PeerExchange("exchange", self.group, outgoing, rooms, 4 * self.each)
+        self.wire = PeerExchange("exchange", group, outgoing, incoming, 4 * self.each)
 
     def run(self) -> None:
         self.wire.run()
-
-    def wrong(self) -> int:
-        return sum(
-            int((part != self._pattern(rank, self.each)).sum()) for rank, part in enumerate(self.rooms)
-        )
 
 
 def _wait(work: dist.Work | None) -> None:

@@ -162,7 +162,7 @@ class TcLink(Link):
         # One process for all consecutive steps with the same tool and namespace.
         for (rank, tool), batch in groupby(steps, key=lambda step: (step.rank, step.argv[0])):
             text = "".join(" ".join(step.argv[1:]) + "\n" for step in batch)
-            _, problem = self._run(rank, tool, "-batch", "-", text=text)
+            _, problem = self.run_tool(rank, tool, "-batch", "-", text=text)
             if problem is not None:
                 raise _refusal(tool, problem)
         self._check_configuration()
@@ -181,7 +181,7 @@ class TcLink(Link):
         how, wanted = self.spec.delay_by, needs_delay_by(self.spec)
         if not wanted and how != "tun":
             return None
-        if how != "tun" and self._run(None, "tc", *_TRY_NETEM.split())[1] is None:
+        if how != "tun" and self.run_tool(None, "tc", *_TRY_NETEM.split())[1] is None:
             return "netem"
         needs = f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''}"
         bucket = "use --link bucket, which has delay and jitter; or "
@@ -313,13 +313,13 @@ class TcLink(Link):
         if self.delay_by != "netem":
             return
         for step in netem(self.spec if on else replace(self.spec, delay_s=0.0, jitter_s=0.0, loss=0.0)):
-            _, problem = self._run(step.rank, *step.argv)
+            _, problem = self.run_tool(step.rank, *step.argv)
             if problem is not None:
                 raise LinkUnavailable(f"tc cannot change the delay: {problem.splitlines()[0]}")
 
     def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
         """The root qdiscs of a rank's namespace, or of the bridge's."""
-        out, problem = self._run(rank, "tc", "-s", "-j", "qdisc", "show")
+        out, problem = self.run_tool(rank, "tc", "-s", "-j", "qdisc", "show")
         if problem is not None:
             raise LinkUnavailable(f"tc cannot show its counters: {problem.splitlines()[0]}")
         return [qdisc for qdisc in json.loads(out) if qdisc.get("root")]
@@ -335,7 +335,7 @@ class TcLink(Link):
             arguments["rank"] = self._numbers[arguments["rank"]]
         return self._connected().ask(request, **arguments)
 
-    def _run(self, rank: int | None, tool: str, *words: str, text: str = "") -> tuple[str, str | None]:
+    def run_tool(self, rank: int | None, tool: str, *words: str, text: str = "") -> tuple[str, str | None]:
         """Run ``ip`` or ``tc`` in a namespace, with ``text`` as its input.
 
         Returns:
