@@ -11,7 +11,7 @@ import pytest
 
 from tests.foreign import METHOD, ROOT, Machine, clean, git, propose, repository, wheel
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 NEW = """
 from gradients.methods import Mine
@@ -71,7 +71,7 @@ def test_netsim_is_installed_and_no_checkout(machine: Machine, tmp_path: Path) -
 
 
 def test_nothing_changed_is_green(machine: Machine, upstream: Path, tmp_path: Path) -> None:
-    code, said, root = gate(machine, propose(upstream, {}, tmp_path / "clone"), repeats=2)
+    code, said, root = gate(machine, propose(upstream, {}, tmp_path / "clone"), repeats=1)
     assert code == 0, said
     assert root.get("tests") == "2"
     assert "base (origin/main)" in said, "a clone has no main of its own"
@@ -88,22 +88,14 @@ def test_nothing_changed_is_green(machine: Machine, upstream: Path, tmp_path: Pa
         assert own["version"] == result["tool"]["version"]
 
 
-def test_a_planted_slowdown_is_red(machine: Machine, upstream: Path, tmp_path: Path) -> None:
-    clone = propose(upstream, {METHODS: METHOD.format(sleep=0.2, more=0)}, tmp_path / "clone")
-    code, said, root = gate(machine, clone, repeats=5)
-    assert code == 5, said
-    (failure,) = root.findall(".//failure")
-    assert "slower" in failure.get("message", "")
-    (case,) = [each for each in root.iter("testcase") if each.find("failure") is not None]
-    assert case.get("name", "").startswith("gradients.methods:Mine")
-
-
 def test_planted_bytes_are_red(machine: Machine, upstream: Path, tmp_path: Path) -> None:
     clone = propose(upstream, {METHODS: METHOD.format(sleep=0, more=1000)}, tmp_path / "clone")
     code, said, root = gate(machine, clone, repeats=1)
     assert code == 5, said
     assert "payload bytes changed" in said
-    assert any("payload bytes changed" in each.get("message", "") for each in root.iter("failure"))
+    (case,) = [each for each in root.iter("testcase") if each.find("failure") is not None]
+    assert case.get("name", "").startswith("gradients.methods:Mine")
+    assert any("payload bytes changed" in each.get("message", "") for each in case.iter("failure"))
 
 
 def test_a_method_that_only_head_has_is_green(machine: Machine, upstream: Path, tmp_path: Path) -> None:

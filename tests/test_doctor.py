@@ -23,8 +23,6 @@ from netsim_ddp.errors import LinkOffTarget, LinkUnavailable
 from netsim_ddp.tools import doctor
 from tests.links import usable
 
-pytestmark = pytest.mark.alone
-
 DEADLINE_S = 240
 LINE = re.compile(r"\[(PASS|WARN|FAIL)\] (\S+) +(\d+) ms  (\S.*)")
 
@@ -72,6 +70,7 @@ def words(text: bytes) -> str:
     return " ".join(text.decode().split())
 
 
+@pytest.mark.alone
 def test_this_machine_is_fit_and_every_check_has_its_line(machine: Machine) -> None:
     done = machine.doctor("--json", "out.json")
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -14,8 +14,6 @@ from netsim_ddp.link.bucket.pace import Changing, OnCredit
 from netsim_ddp.link.bucket.schedule import Operation, message_bytes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
 
-pytestmark = pytest.mark.alone
-
 MOMENTS = st.floats(0, 20)
 TIMELINES = st.lists(st.tuples(st.floats(0.1, 3), st.integers(10**6, 10**9)), min_size=1, max_size=5)
 

@@ -22,8 +22,6 @@ from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord
 from tests.commands import command, complaint
 
-pytestmark = pytest.mark.alone
-
 CEILING = 1e9 * 1448 / 1514
 
 
@@ -142,6 +140,7 @@ def test_the_table_fits_and_says_what_the_host_carries(width: int) -> None:
     assert "…" not in text
 
 
+@pytest.mark.alone
 def test_peers_measure_a_loopback() -> None:
     with HostLink(LinkSpec(3, 10**9), "none") as link, Peers(link) as peers:
         rates = peers.bulk(list(link.spec.ring()), 0.2)

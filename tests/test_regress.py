@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -25,8 +26,6 @@ from netsim_ddp.tools.regress.states import State, two_states
 from tests.commands import ROOT, complaint
 from tests.distributed.test_cleanup import marked
 from tests.test_summary import make_cell, make_result
-
-pytestmark = pytest.mark.alone
 
 METHOD = """
 import time
@@ -69,13 +68,26 @@ def worktrees(top: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     (tmp_path / "kept").mkdir()
     words = ["--base", "HEAD", "--package", str(repository / "src"), "--repeats", "5"]
     words += ["--method", "mine:Mine", "--link", "none", "--workers", "2", "--steps", "2", "--warmup", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", "regress", *words, "--save", "kept", "--json", "-"],
+        [
+            sys.executable,
+            "-m",
+            "netsim_ddp",
+            "regress",
+            *words,
+            "--save",
+            "kept",
+            "--json",
+            "-",
+            "--junit",
+            "out.xml",
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")},
         capture_output=True,
@@ -84,6 +96,13 @@ def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 5, done.stderr
+    (case,) = [
+        each
+        for each in ElementTree.parse(tmp_path / "out.xml").iter("testcase")
+        if each.find("failure") is not None
+    ]
+    assert case.get("name", "").startswith("mine:Mine")
+    assert "slower" in case.findall("failure")[0].get("message", "")
     (pair,) = json.loads(done.stdout)["pairs"]
     (row,) = pair["times"]
     assert row["verdict"] == "slower"

@@ -119,7 +119,6 @@ PLANTED: dict[str, tuple[str, str]] = {
 }
 """Methods of tests/planted_methods.py, the check that each must fail, and what it must say."""
 HONEST = [
-    "my_method:SharedRandom,ratio=0.2",
     "compressors:SignFeedback",
     "compressors:QSGD",
     "compressors:RotatedSign",

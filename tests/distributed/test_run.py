@@ -22,7 +22,7 @@ from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import PHASES
 from tests.links import usable
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.kernels
 
 DEADLINE_S = 240
 MODEL_PARAMETERS = 1_078_666
@@ -71,6 +71,7 @@ def slow_link(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return measured(tmp_path_factory.mktemp("slow"), *SLOW, "--link", request.param, *methods)
 
 
+@pytest.mark.alone
 def test_every_cell_is_there_and_complete(slow_link: Result) -> None:
     assert [(cell.method, cell.overlap) for cell in slow_link.cells] == [
         ("dense", False),
@@ -89,6 +90,7 @@ def test_every_cell_is_there_and_complete(slow_link: Result) -> None:
     assert slow_link.model_parameters == MODEL_PARAMETERS
 
 
+@pytest.mark.alone
 def test_bytes_at_the_interface_are_what_the_formula_says(slow_link: Result) -> None:
     for cell in slow_link.cells:
         for rank in cell.repeats[0].ranks:
@@ -96,6 +98,7 @@ def test_bytes_at_the_interface_are_what_the_formula_says(slow_link: Result) -> 
             assert rank.tx_bytes == pytest.approx(rank.predicted_tx_bytes, rel=0.02), (cell.id, rank.rank)
 
 
+@pytest.mark.alone
 def test_dense_communicates_as_fast_as_the_line_allows(slow_link: Result) -> None:
     dense = slow_link.cells[0]
     payload = 2 * 3 / 4 * 4 * MODEL_PARAMETERS
@@ -108,12 +111,14 @@ def test_dense_communicates_as_fast_as_the_line_allows(slow_link: Result) -> Non
     assert found.took_s == pytest.approx(communicate, rel=0.1)
 
 
+@pytest.mark.alone
 def test_the_link_delivers_what_was_asked(slow_link: Result) -> None:
     for cell in slow_link.cells:
         assert cell.link.requested_bps == cell.link.configured_bps == 100_000_000
         assert cell.link.measured_bps == pytest.approx(100e6 * 1448 / 1514, rel=0.05)
 
 
+@pytest.mark.alone
 def test_phases_add_up_to_the_step(slow_link: Result) -> None:
     for cell in slow_link.cells:
         for rank in cell.repeats[0].ranks:
@@ -125,6 +130,7 @@ def test_phases_add_up_to_the_step(slow_link: Result) -> None:
         assert total == pytest.approx(cell.summary.step_s.median)
 
 
+@pytest.mark.alone
 def test_compression_sends_less_and_is_faster_on_a_slow_link(slow_link: Result) -> None:
     dense, overlapped, half, fp16, gathered, topk, topk_fp16 = (_summary(cell) for cell in slow_link.cells)
     assert half.wire_reduction == pytest.approx(2, rel=0.02)
@@ -151,6 +157,7 @@ def _summary(cell: Cell) -> Any:
     return cell.summary
 
 
+@pytest.mark.alone
 def test_all_ranks_end_with_the_same_parameters(slow_link: Result) -> None:
     for cell in slow_link.cells:
         assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
@@ -172,6 +179,7 @@ def test_loss_falls_on_the_digits(tmp_path: Path, workers: int) -> None:
         assert sum(losses[-5:]) / 5 < 0.8 * losses[0], cell.id
 
 
+@pytest.mark.alone
 def test_emulated_compute_takes_the_time_it_was_given(tmp_path: Path) -> None:
     words = ["--link", "bucket", "--workers", "2", "--compute", "50ms", "--bandwidth", "1gbps"]
     result = measured(tmp_path, *words, "--steps", "4", "--warmup", "1", "--repeats", "1")
@@ -220,6 +228,7 @@ def ordinary_user() -> tuple[int, str, dict[str, str]]:
     pytest.skip("no interpreter that an ordinary user may run: this one lies in a private folder")
 
 
+@pytest.mark.alone
 @pytest.mark.privileged
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already")
 def test_an_ordinary_user_gets_the_same_link() -> None:

@@ -22,8 +22,6 @@ from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
 from tests.links import usable
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(netsim_ddp.__file__).parent.parent
 DEADLINE_S = 240
 MATRIX = """
@@ -127,6 +125,7 @@ def test_a_sweep_is_stopped_continued_and_repaired(tmp_path: Path) -> None:
     assert "replay: netsim sweep .netsim/sweep-small.json" in out
 
 
+@pytest.mark.alone
 @pytest.mark.privileged
 def test_two_links_and_one_interpreter_serve_several_runs() -> None:
     try:
