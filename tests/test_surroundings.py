@@ -194,7 +194,7 @@ def test_a_report_with_closed_streams(closing: str, tmp_path: Path) -> None:
     wanted = answer(["report", str(BASELINE), "--csv", "-"], tmp_path).stdout
     done = shell(f"$NETSIM report {BASELINE} --csv out.csv {closing}; echo $? > code", tmp_path)
     assert (tmp_path / "code").read_text().strip() == "0", done.stderr
-    assert done.stdout + done.stderr == ""
+    assert "Traceback" not in done.stdout + done.stderr
     assert (tmp_path / "out.csv").read_text() == wanted
 
 
