@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -21,9 +22,10 @@ from typing import Any
 
 from tcp_line import trace
 
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.schedule import PREAMBLE_BYTES, Operation
 from netsim_ddp.link.bucket.tcp import TcpSettings
+from netsim_ddp.link.spec import LinkSpec
 
 SIZES = (15_000, 164_000, 1_000_000, 10_000_000, 60_000_000)
 IDLES_S = (0.1, 1.0)
@@ -103,11 +105,11 @@ def emulated(setting: Setting, host: TcpSettings, line: dict[tuple[float, int], 
     """Seconds of the same messages by the bucket link's own clock, the pauses between them as in the measurement and
     its way from one end to the other as ``line`` was found to have it."""
     way = line[setting["round_trip_s"], setting["rate_bps"]]
-    spec = BucketSpec.uniform(2, setting["rate_bps"], delay_s=way / 2, handshake=False, tcp=host)
-    clock, now, times = LinkClock(spec), 1.0, []
+    spec = LinkSpec(2, setting["rate_bps"], delay_s=way)
+    clock, now, times = LinkClock(spec, tcp=host), 1.0, []
     for _ in range(MESSAGES):
         now += setting["idle_s"]
-        there = clock.complete(Operation("send", setting["size"] - PREAMBLE_BYTES), (now, now)).deadline
+        there = clock.complete(Operation("send", setting["size"] - PREAMBLE_BYTES), (now, -math.inf)).deadline
         times.append(there - now)
         now = there + way
     return times

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock, _occupy
+from netsim_ddp.link.bucket.clock import LinkClock, _occupy
 from netsim_ddp.link.bucket.schedule import (
     KINDS,
     NOTICE_BYTES,
@@ -18,6 +18,8 @@ from netsim_ddp.link.bucket.schedule import (
     schedule,
     wire_bytes,
 )
+from netsim_ddp.link.spec import LinkSpec, RankRate
+from tests.links import ideal_link
 
 RATE = 50_000_000
 ETHERNET = 1514 / 1448
@@ -30,7 +32,7 @@ def operation(kind: str, nbytes: int, members: int, root: int = 0) -> Operation:
     return Operation(kind, nbytes, root, itemsize=4)
 
 
-def seconds(op: Operation, spec: BucketSpec) -> float:
+def seconds(op: Operation, spec: LinkSpec) -> float:
     return LinkClock(spec).complete(op, [0.0] * spec.workers).deadline
 
 
@@ -57,7 +59,7 @@ def test_wire_bytes_count_the_headers_of_every_segment():
 @pytest.mark.parametrize("workers", [2, 3, 4, 8])
 @pytest.mark.parametrize("nbytes", [9_600, 960_000, 96_000_000])
 def test_ring_all_reduce_has_its_closed_form(workers, nbytes):
-    took = seconds(Operation("allreduce", nbytes, itemsize=4), BucketSpec.uniform(workers, RATE))
+    took = seconds(Operation("allreduce", nbytes, itemsize=4), ideal_link(workers, RATE))
     sent = totals(Operation("allreduce", nbytes, itemsize=4), workers)[0]
     assert max(sent) == pytest.approx(sum(sent) / workers, rel=0.01)  # a last segment may be shorter
     assert max(sent) * 8 / RATE <= took * (1 + 1e-9)
@@ -82,7 +84,7 @@ def test_ring_all_reduce_has_its_closed_form(workers, nbytes):
 )
 def test_each_collective_at_four_ranks_takes_its_passes_over_the_line(kind, passes):
     nbytes = 1_600_000
-    took = seconds(operation(kind, nbytes, 4), BucketSpec.uniform(4, RATE))
+    took = seconds(operation(kind, nbytes, 4), ideal_link(4, RATE))
     # reduce: three quarters of a ring pass, then three chunks of a quarter into the root, side by side
     passes = 0.75 + 0.75 if kind == "reduce" else passes
     assert took == pytest.approx(passes * nbytes * 8 / RATE * ETHERNET, rel=0.02)
@@ -100,43 +102,42 @@ def test_messages_and_data_bytes_are_gloos():
 
 
 def test_a_barrier_costs_a_round_trip_of_notices_for_each_doubling():
-    spec = BucketSpec.uniform(8, RATE, delay_s=0.005)
+    spec = ideal_link(8, RATE, delay_s=0.01)
     assert seconds(Operation("barrier"), spec) == pytest.approx(3 * (2 * 0.010 + 114 * 8 / RATE), rel=1e-3)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_delay_adds_a_hop_to_every_round_of_a_small_ring(workers):
-    hop = 2 * 0.005
+    hop = 0.01
     op = Operation("allreduce", 4 * 2 * workers, itemsize=4)
-    plain = seconds(op, BucketSpec.uniform(workers, RATE, delay_s=0.005, handshake=False))
-    gloo = seconds(op, BucketSpec.uniform(workers, RATE, delay_s=0.005))
-    assert plain == pytest.approx(2 * (workers - 1) * hop, rel=0.05)
-    assert gloo == pytest.approx(2 * plain, rel=0.05)  # the receiver's readiness travels too
+    took = seconds(op, ideal_link(workers, RATE, delay_s=hop))
+    # The receiver's readiness travels too.
+    assert took == pytest.approx(2 * 2 * (workers - 1) * hop, rel=0.05)
 
 
 def test_segments_in_flight_hide_delay_behind_a_large_message():
-    near = BucketSpec.uniform(4, RATE)
-    far = BucketSpec.uniform(4, RATE, delay_s=0.005)
+    near = ideal_link(4, RATE)
+    far = ideal_link(4, RATE, delay_s=0.01)
     op = Operation("allreduce", 16_000_000, itemsize=4)
     assert seconds(op, near) < seconds(op, far) < seconds(op, near) + 12 * 0.010
 
 
 def test_a_slow_rank_slows_the_ring_by_its_rate():
-    slow = BucketSpec((RATE, RATE // 2, RATE), (RATE,) * 3, (0.0,) * 3)
+    slow = LinkSpec(3, RATE, slow_ranks=(RankRate(1, RATE // 2, RATE),))
     op = Operation("allreduce", 3_000_000, itemsize=4)
-    assert seconds(op, slow) == pytest.approx(2 * seconds(op, BucketSpec.uniform(3, RATE)), rel=0.15)
+    assert seconds(op, slow) == pytest.approx(2 * seconds(op, ideal_link(3, RATE)), rel=0.15)
 
 
 @pytest.mark.parametrize(("up", "down"), [(RATE, RATE // 10), (RATE // 10, RATE)])
 def test_a_message_takes_the_slower_side_and_not_the_sum(up, down):
-    spec = BucketSpec((up, up), (down, down), (0.0, 0.0))
+    spec = LinkSpec(2, up, down)
     assert seconds(Operation("send", 100_000), spec) == pytest.approx(
         message_bytes(100_000) * 8 / (RATE // 10)
     )
 
 
 def test_operations_in_flight_share_the_link_first_come_first_served():
-    clock = LinkClock(BucketSpec.uniform(2, RATE))
+    clock = LinkClock(ideal_link(2, RATE))
     op = Operation("allreduce", 1_000_000, itemsize=4)
     alone = clock.complete(op, [10.0, 10.0]).deadline - 10.0
     second = clock.complete(op, [10.01, 10.0]).deadline - 10.0
@@ -144,7 +145,7 @@ def test_operations_in_flight_share_the_link_first_come_first_served():
 
 
 def test_messages_between_other_ranks_do_not_wait():
-    clock = LinkClock(BucketSpec.uniform(4, RATE))
+    clock = LinkClock(ideal_link(4, RATE))
     op = Operation("send", 1_000_000)
     first = clock.complete(op, [0.0, 0.0], (0, 1)).deadline
     assert clock.complete(op, [0.0, 0.0], (2, 3)).deadline == first
@@ -154,14 +155,14 @@ def test_messages_between_other_ranks_do_not_wait():
 
 @given(st.permutations([(a, b) for a in range(4) for b in range(4) if a != b]))
 def test_everyone_to_everyone_takes_the_line_whatever_the_order(pairs):
-    clock = LinkClock(BucketSpec.uniform(4, RATE))
+    clock = LinkClock(ideal_link(4, RATE))
     op = Operation("send", 1_000_000)
-    alone = seconds(op, BucketSpec.uniform(2, RATE))
+    alone = seconds(op, ideal_link(2, RATE))
     assert max(clock.complete(op, [0.0, 0.0], pair).deadline for pair in pairs) == pytest.approx(3 * alone)
 
 
 def test_a_later_operation_uses_the_gaps_that_delay_leaves():
-    near, far = BucketSpec.uniform(4, RATE), BucketSpec.uniform(4, RATE, delay_s=0.05)
+    near, far = ideal_link(4, RATE), ideal_link(4, RATE, delay_s=0.1)
     op = Operation("allreduce", 8_000, itemsize=4)
     clock = LinkClock(far)
     first = clock.complete(op, [0.0] * 4).deadline
@@ -183,7 +184,7 @@ def test_a_side_does_one_thing_at_a_time(requests):
 
 
 def test_an_idle_link_saves_nothing_up():
-    clock = LinkClock(BucketSpec.uniform(2, RATE))
+    clock = LinkClock(ideal_link(2, RATE))
     op = Operation("send", 1_000)
     first = clock.complete(op, [0.0, 0.0]).deadline
     assert clock.complete(op, [1e6, 1e6]).deadline - 1e6 == pytest.approx(first, rel=1e-5)
@@ -191,59 +192,48 @@ def test_an_idle_link_saves_nothing_up():
 
 
 def test_an_operation_starts_with_its_last_arrival():
-    clock = LinkClock(BucketSpec.uniform(3, RATE))
+    clock = LinkClock(ideal_link(3, RATE))
     op = Operation("broadcast", 1_000)
     took = seconds(op, clock.spec)
     assert clock.complete(op, [1.0, 5.0, 2.0]).deadline == pytest.approx(5.0 + took)
 
 
 def test_nothing_to_send_is_done_at_once():
-    assert seconds(Operation("allreduce", 0), BucketSpec.uniform(4, RATE)) == 0.0
-    assert seconds(Operation("barrier"), BucketSpec.uniform(1, RATE)) == 0.0
+    assert seconds(Operation("allreduce", 0), ideal_link(4, RATE)) == 0.0
+    assert seconds(Operation("barrier"), ideal_link(1, RATE)) == 0.0
     assert charges(Operation("allreduce", 0), 4) == ((0,) * 4, (0,) * 4)
 
 
 def test_an_unknown_operation_is_refused_by_name():
     with pytest.raises(ValueError, match="no schedule for teleport"):
-        seconds(Operation("teleport", 1), BucketSpec.uniform(2, RATE))
+        seconds(Operation("teleport", 1), ideal_link(2, RATE))
 
 
-BAD_SPECS = [((1,), (1, 1), (0.0,)), ((0,), (1,), (0.0,)), ((1,), (1,), (-1.0,)), ((), (), ())]
+@st.composite
+def links(draw):
+    rates = st.integers(10**5, 10**9)
+    ranks = tuple(RankRate(rank, draw(rates), draw(rates)) for rank in range(draw(st.integers(2, 5))))
+    return LinkSpec(len(ranks), 10**9, slow_ranks=ranks, delay_s=draw(st.floats(0, 0.2)), tcp="ideal")
 
 
-@pytest.mark.parametrize("bad", BAD_SPECS)
-def test_a_spec_that_no_link_can_have_is_refused(bad):
-    with pytest.raises(ValueError, match="a bucket"):
-        BucketSpec(*bad)
-
-
-specs = st.integers(2, 5).flatmap(
-    lambda p: st.builds(
-        BucketSpec,
-        st.tuples(*[st.integers(10**5, 10**9)] * p),
-        st.tuples(*[st.integers(10**5, 10**9)] * p),
-        st.tuples(*[st.floats(0, 0.1)] * p),
-        st.booleans(),
-    )
-)
 kinds = st.sampled_from([kind for kind in KINDS if kind != "send"])
 sizes = st.integers(0, 3_000_000).map(lambda n: 4 * n)
 
 
 @settings(max_examples=60, deadline=None)
-@given(specs, kinds, sizes, st.integers(0, 4))
+@given(links(), kinds, sizes, st.integers(0, 4))
 def test_no_rank_is_done_before_its_bytes_have_passed(spec, kind, nbytes, root):
     p = spec.workers
     op = operation(kind, nbytes, p, root % p)
     result = LinkClock(spec).complete(op, [0.0] * p)
     for r, (sent, received) in enumerate(zip(*totals(op, p), strict=True)):
-        bound = max(sent * 8 / spec.up_bps[r], received * 8 / spec.down_bps[r])
+        bound = max(sent * 8 / spec.up(r), received * 8 / spec.down(r))
         assert result.deadlines[r] >= bound * (1 - 1e-9)
     assert sum(result.tx_bytes) == sum(result.rx_bytes) >= sum(totals(op, p)[0])
 
 
 @settings(max_examples=60, deadline=None)
-@given(specs, kinds, sizes)
+@given(links(), kinds, sizes)
 def test_more_bytes_never_finish_earlier(spec, kind, nbytes):
     p = spec.workers
     assert seconds(operation(kind, 2 * nbytes, p), spec) >= seconds(operation(kind, nbytes, p), spec) * (
@@ -252,7 +242,7 @@ def test_more_bytes_never_finish_earlier(spec, kind, nbytes):
 
 
 @settings(max_examples=40, deadline=None)
-@given(specs, st.lists(st.tuples(kinds, sizes, st.floats(0, 2)), min_size=1, max_size=6))
+@given(links(), st.lists(st.tuples(kinds, sizes, st.floats(0, 2)), min_size=1, max_size=6))
 def test_the_memory_of_an_idle_link_equals_the_walk_and_two_clocks_agree(spec, calls):
     p = spec.workers
     used, twin = LinkClock(spec), LinkClock(spec)

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.errors import NetsimError
-from netsim_ddp.link.bucket.clock import BucketSpec
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.measured.profile import read_measurement
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.plan import Shapes, script
@@ -54,7 +54,7 @@ def is_a_link(spec: LinkSpec) -> None:
     assert 0 <= spec.jitter_s <= spec.delay_s <= 10
     assert 0 <= spec.loss < 1
     assert spec.period_s is None or 0 < spec.period_s < math.inf
-    BucketSpec.of(spec)
+    LinkClock(spec)
     Shapes.of(spec)
     script(spec)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsim_ddp.errors import LinkUnavailable, UsageError
-from netsim_ddp.link.bucket.clock import BucketSpec
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.mechanisms import HostLink, choose
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
@@ -211,8 +211,8 @@ def test_a_trace_shorter_than_a_stretch_wraps_around_to_one_rate(
     spec = build_scenario({"trace": written(tmp_path, text, "constant.trace")}).link_spec()
     assert (spec.up(0), spec.down(3), spec.varies) == (rate, rate, False)
     assert spec.describe() == f"{rate / 1e6:.4g} Mbit/s"
-    bucket = BucketSpec.of(spec)
-    assert (bucket.up_bps[0], bucket.changes, bucket.steady) == (rate, (), True)
+    bucket = LinkClock(spec)
+    assert (bucket._rates[0][0], bucket._steady) == (rate, True)
 
 
 def test_the_shorter_of_two_traces_is_repeated_beside_the_longer(tmp_path: Path) -> None:

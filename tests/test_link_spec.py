@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.bucket.clock import BucketSpec
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
 from netsim_ddp.link.tc.plan import Shapes, plan, script
 from netsim_ddp.scenario import build_scenario
@@ -42,10 +42,10 @@ def test_the_slowest_side_bounds_every_pair(spec: LinkSpec) -> None:
 
 @given(specs())
 def test_both_mechanisms_give_each_side_its_own_rate(spec: LinkSpec) -> None:
-    bucket, shapes = BucketSpec.of(spec), Shapes.of(spec)
+    bucket, shapes = LinkClock(spec), Shapes.of(spec)
     for rank in range(spec.workers):
-        assert bucket.up_bps[rank] == shapes.up[rank].rate_bps == spec.up(rank)
-        assert bucket.down_bps[rank] == shapes.down[rank].rate_bps == spec.down(rank)
+        assert bucket._rates[0][rank] == shapes.up[rank].rate_bps == spec.up(rank)
+        assert bucket._rates[0][spec.workers + rank] == shapes.down[rank].rate_bps == spec.down(rank)
 
 
 def test_what_a_rank_sends_is_shaped_at_its_own_end_and_what_it_receives_at_the_bridges() -> None:
@@ -103,10 +103,10 @@ def test_a_timeline_from_the_start_on_is_what_the_link_starts_with() -> None:
     changes = (Change(0, 10**7, 2 * 10**6), Change(1, 5 * 10**6, 10**6))
     spec = LinkSpec(2, 10**9, slow_ranks=(RankRate(1, 7 * 10**6, 10**9),), timeline=changes, period_s=2)
     assert (spec.rate_bps, spec.down_bps) == (10**7, 2 * 10**6)
-    shapes, bucket = Shapes.of(spec), BucketSpec.of(spec)
-    assert [shape.rate_bps for shape in shapes.up] == list(bucket.up_bps) == [10**7, 7 * 10**6]
-    assert [shape.rate_bps for shape in shapes.down] == list(bucket.down_bps) == [2 * 10**6, 2 * 10**6]
-    assert [now.up_bps for now in bucket.changes] == [(10**7, 7 * 10**6), (5 * 10**6, 5 * 10**6)]
+    shapes, bucket = Shapes.of(spec), LinkClock(spec)
+    assert [shape.rate_bps for shape in shapes.up] == bucket._rates[0][:2] == [10**7, 7 * 10**6]
+    assert [shape.rate_bps for shape in shapes.down] == bucket._rates[0][2:] == [2 * 10**6, 2 * 10**6]
+    assert [now[:2] for now in bucket._rates] == [[10**7, 7 * 10**6], [5 * 10**6, 5 * 10**6]]
     assert spec.at_start.slowest_bps == 2 * 10**6
     assert spec.varies
     assert spec.describe().startswith("10 Mbit/s up, 2 Mbit/s down; rank 1")
@@ -121,5 +121,5 @@ def test_a_timeline_that_never_changes_the_link_is_a_steady_link() -> None:
     for changes in ((Change(0, 10**7, 10**7), Change(1, 10**7, 10**7)), (Change(5, 10**7, 10**7),)):
         spec = LinkSpec(2, 10**7, timeline=changes, period_s=9)
         assert not spec.varies
-        assert BucketSpec.of(spec).steady
+        assert LinkClock(spec)._steady
         assert not any(line.startswith("sleep") for line in script(spec))

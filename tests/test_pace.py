@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock, _noise
+from netsim_ddp.link.bucket.clock import LinkClock, _noise
 from netsim_ddp.link.bucket.pace import Changing, OnCredit
 from netsim_ddp.link.bucket.schedule import Operation, message_bytes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
@@ -66,7 +66,7 @@ def send(clock: LinkClock, nbytes: int, at: float) -> float:
 
 def test_a_message_takes_the_rate_of_its_moment() -> None:
     spec = LinkSpec(2, 10**8, timeline=(Change(10.0, 10**7, 10**7),), period_s=20.0)
-    clock = LinkClock(BucketSpec.of(spec))
+    clock = LinkClock(spec)
     line = message_bytes(100_000) * 8
     clock.begin(1000.0)
     for at, rate in ((1000.0, 1e8), (1011.0, 1e7), (1021.0, 1e8), (1035.0, 1e7)):
@@ -76,7 +76,7 @@ def test_a_message_takes_the_rate_of_its_moment() -> None:
 
 
 def test_before_its_time_begins_a_link_has_its_first_rates() -> None:
-    clock = LinkClock(BucketSpec.of(LinkSpec(2, 10**8, timeline=(Change(0.5, 10**6, 10**6),))))
+    clock = LinkClock(LinkSpec(2, 10**8, timeline=(Change(0.5, 10**6, 10**6),)))
     assert send(clock, 100_000, 50.0) == pytest.approx(message_bytes(100_000) * 8 / 1e8)
 
 
@@ -92,7 +92,7 @@ def test_a_slow_rank_stays_slow_when_the_link_changes() -> None:
 
 
 def test_credit_is_full_again_when_time_begins_anew() -> None:
-    clock = LinkClock(BucketSpec.of(LinkSpec(2, 10**7, peak_bps=10**8, credit_bytes=1_000_000)))
+    clock = LinkClock(LinkSpec(2, 10**7, peak_bps=10**8, credit_bytes=1_000_000))
     fast, slow = message_bytes(1_000_000) * 8 / 1e8, message_bytes(1_000_000) * 8 / 1e7
     clock.begin(100.0)
     assert send(clock, 1_000_000, 100.0) == pytest.approx(fast)
@@ -103,7 +103,7 @@ def test_credit_is_full_again_when_time_begins_anew() -> None:
 
 @pytest.mark.parametrize("early_s", [0.0, 0.05, 1.0])
 def test_a_receiver_that_is_ready_early_costs_a_message_one_way_and_not_two(early_s: float) -> None:
-    clock = LinkClock(BucketSpec.of(LinkSpec(2, 10**8, delay_s=0.02)))
+    clock = LinkClock(LinkSpec(2, 10**8, delay_s=0.02))
     sent = 10.0
     done = clock.complete(Operation("send", 1), [sent, sent - early_s], (0, 1)).deadline
     ways = 2 if early_s == 0 else 1
@@ -111,7 +111,7 @@ def test_a_receiver_that_is_ready_early_costs_a_message_one_way_and_not_two(earl
 
 
 def test_jitter_is_within_its_bounds_around_the_delay_and_the_same_each_time() -> None:
-    spec = BucketSpec.of(LinkSpec(2, 10**9, delay_s=0.02, jitter_s=0.005))
+    spec = LinkSpec(2, 10**9, delay_s=0.02, jitter_s=0.005)
     runs = []
     for _ in range(2):
         clock = LinkClock(spec)

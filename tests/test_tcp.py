@@ -9,20 +9,22 @@ from statistics import median
 import pytest
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.schedule import PREAMBLE_BYTES, Operation, message_bytes
 from netsim_ddp.link.bucket.tcp import TcpSettings
 from netsim_ddp.link.mechanisms import HostLink, choose
-from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.link.spec import LinkSpec, RankRate
 from netsim_ddp.scenario import build_scenario
 from netsim_ddp.steps.link_record import link_record
 
 LINUX = TcpSettings("Linux")
 GIGABIT, MBIT = 10**9, 10**6
+WAITING = -math.inf
+"""When a receiver called that has long been ready."""
 
 
 def clock(rate: int, way_s: float, tcp: TcpSettings | None = LINUX, workers: int = 2) -> LinkClock:
-    return LinkClock(BucketSpec.uniform(workers, rate, delay_s=way_s / 2, handshake=False, tcp=tcp))
+    return LinkClock(LinkSpec(workers, rate, delay_s=way_s, tcp="linux" if tcp else "ideal"), tcp=tcp)
 
 
 def trace(link: LinkClock, size: int, idle_s: float, way_s: float, count: int = 8) -> list[float]:
@@ -30,7 +32,7 @@ def trace(link: LinkClock, size: int, idle_s: float, way_s: float, count: int = 
     now, times = 1.0, []
     for _ in range(count):
         now += idle_s
-        there = link.complete(Operation("send", size - PREAMBLE_BYTES), (now, now)).deadline
+        there = link.complete(Operation("send", size - PREAMBLE_BYTES), (now, WAITING)).deadline
         times.append(there - now)
         now = there + way_s
     return times
@@ -103,7 +105,7 @@ def test_messages_at_once_share_their_senders_line():
     alone = trace(clock(100 * MBIT, way_s), size, 0.1, way_s, 1)[0]
     link = clock(100 * MBIT, way_s, workers=3)
     send = Operation("send", size)
-    both = [link.complete(send, (1.0, 1.0), (0, to)).deadline - 1.0 for to in (1, 2)]
+    both = [link.complete(send, (1.0, WAITING), (0, to)).deadline - 1.0 for to in (1, 2)]
     assert max(both) >= 2 * message_bytes(size) * 8 / (100 * MBIT)
     assert max(both) <= alone + 1.25 * message_bytes(size) * 8 / (100 * MBIT)
 
@@ -112,8 +114,8 @@ def test_messages_at_once_share_their_senders_line():
 def test_exchanges_at_once_take_turns_and_do_not_queue(workers):
     """Their rounds wait for the delay, not for each other: kernel TCP carries two in little more than one needs."""
     whole, way_s = 2 * 10**7, 0.04
-    link = LinkClock(BucketSpec.uniform(workers, GIGABIT, delay_s=way_s / 2, tcp=LINUX))
-    ideal = LinkClock(BucketSpec.uniform(workers, GIGABIT, delay_s=way_s / 2))
+    link = clock(GIGABIT, way_s, workers=workers)
+    ideal = clock(GIGABIT, way_s, None, workers)
 
     def took(link, now, parts):
         ops = [Operation("allreduce", whole // parts, itemsize=4)] * parts
@@ -132,17 +134,17 @@ def test_parts_of_a_message_sent_at_once_take_what_it_takes_whole():
     way_s = 0.02
     whole = trace(clock(GIGABIT, way_s), 4 * 10**6, 0.1, way_s, 1)[0]
     link = clock(GIGABIT, way_s)
-    parts = [link.complete(Operation("send", 10**6), (1.0, 1.0)).deadline - 1.0 for _ in range(4)]
+    parts = [link.complete(Operation("send", 10**6), (1.0, WAITING)).deadline - 1.0 for _ in range(4)]
     assert parts == sorted(parts)
     assert parts[-1] == pytest.approx(whole, rel=0.02)
 
 
 def test_processes_that_share_the_memory_agree():
-    spec = BucketSpec.uniform(2, GIGABIT, delay_s=0.01, tcp=LINUX)
-    one, memory = LinkClock(spec), [0.0] * LinkClock.cells(2)
+    spec = LinkSpec(2, GIGABIT, delay_s=0.02)
+    one, memory = LinkClock(spec, tcp=LINUX), [0.0] * LinkClock.cells(2)
     for number in range(12):
         op, now = Operation("allreduce", 200_000 * (number + 1), itemsize=4), 1.0 + 0.3 * number
-        assert LinkClock(spec, memory).complete(op, (now, now)) == one.complete(op, (now, now))
+        assert LinkClock(spec, memory, tcp=LINUX).complete(op, (now, now)) == one.complete(op, (now, now))
 
 
 def test_what_is_expected_comes_true_and_takes_nothing():
@@ -150,21 +152,21 @@ def test_what_is_expected_comes_true_and_takes_nothing():
     for now in (1.0, 1.8, 4.0):
         expected = link.expected_s([10**6, 10**6], 0, 1, now)
         assert link.expected_s([10**6, 10**6], 0, 1, now) == expected
-        there = [link.complete(Operation("send", 10**6), (now, now)).deadline - now for _ in range(2)]
+        there = [link.complete(Operation("send", 10**6), (now, WAITING)).deadline - now for _ in range(2)]
         assert there == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["allreduce", "allgather", "broadcast", "send"])
 def test_without_a_delay_tcp_changes_nothing(kind):
     op = Operation(kind, 3_000_000, itemsize=4)
-    ideal, linux = (LinkClock(BucketSpec.uniform(2, GIGABIT, tcp=tcp)) for tcp in (None, LINUX))
+    ideal, linux = (clock(GIGABIT, 0.0, tcp) for tcp in (None, LINUX))
     for now in (1.0, 1.001, 9.0):
         assert linux.complete(op, (now, now)) == ideal.complete(op, (now, now))
 
 
 def test_acknowledgements_set_the_pace_where_the_way_back_is_slow():
     fast, slow = (
-        LinkClock(BucketSpec((GIGABIT, back), (GIGABIT,) * 2, (0.005,) * 2, handshake=False, tcp=LINUX))
+        LinkClock(LinkSpec(2, GIGABIT, slow_ranks=(RankRate(1, back, GIGABIT),), delay_s=0.01), tcp=LINUX)
         for back in (GIGABIT, MBIT)
     )
     least = 10**7 / 1448 / 2 * 66 * 8 / MBIT  # every second segment's acknowledgement
@@ -173,8 +175,7 @@ def test_acknowledgements_set_the_pace_where_the_way_back_is_slow():
 
 def test_the_send_buffer_caps_a_long_line():
     assert LINUX.most_bps(0) == math.inf
-    assert BucketSpec.uniform(2, GIGABIT, delay_s=0.02, tcp=LINUX).most_bps(0, 1) < 0.5 * GIGABIT
-    assert BucketSpec.uniform(2, MBIT, delay_s=0.02, tcp=LINUX).most_bps(0, 1) == MBIT
+    assert MBIT < LINUX.most_bps(2 * 0.04) < 0.5 * GIGABIT
 
 
 def test_the_hosts_settings_are_read_and_defaults_stand_in(tmp_path):

@@ -149,6 +149,11 @@ class LinkSpec:
             )
             yield now.at_s, replace(still, rate_bps=now.up_bps, down_bps=now.down_bps, slow_ranks=slow)
 
+    @property
+    def windows(self) -> bool:
+        """Whether a message takes what kernel TCP needs: its sender waits for acknowledgements, which take a delay."""
+        return self.tcp == "linux" and self.delay_s > 0
+
     def pair_bps(self, sender: int, receiver: int) -> int:
         """What one rank can send another: the slower of the two sides."""
         return min(self.up(sender), self.down(receiver))

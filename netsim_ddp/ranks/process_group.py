@@ -15,8 +15,8 @@ from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.communication.shaped.gloo_threads import spare_senders
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.link.base import socket_environment
-from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.bucket.schedule import message_bytes
+from netsim_ddp.link.bucket.tcp import TcpSettings
 from netsim_ddp.link.hosts import place_of
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
@@ -56,7 +56,7 @@ def join(
     store = store or TCPStore(host, port, job.world_size, False, timeout)
     if job.mechanism == "bucket":
         assert shared.operations is not None
-        shaped.register(BucketSpec.of(job.spec), shared.operations)
+        shaped.register(job.spec, shared.operations)
         backend = shaped.NAME
     dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
     spare_senders()
@@ -160,7 +160,7 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
 def _windows_s(job: Job, group: Group, size: int) -> float:
     """How much longer than the line alone TCP's window makes this rank's messages of ``size`` bytes to its successor
     and from its predecessor, on a bucket link that has one."""
-    if job.mechanism != "bucket" or not BucketSpec.of(job.spec).windows:
+    if job.mechanism != "bucket" or not job.spec.windows:
         return 0.0
     me, world = group.rank, group.world_size
     spec, longest = job.spec.at_start, 0.0
@@ -174,8 +174,9 @@ def lasting_bps(job: Job) -> float:
     """The least line rate that one rank's messages to another get in the long run: TCP's send buffer may keep them
     below the link's."""
     lowest = float(job.spec.lowest_bps)
-    tcp = BucketSpec.of(job.spec).tcp if job.mechanism == "bucket" else None
-    return min(lowest, tcp.most_bps(2 * job.spec.delay_s)) if tcp else lowest
+    if job.mechanism != "bucket" or not job.spec.windows:
+        return lowest
+    return min(lowest, TcpSettings.of_host().most_bps(2 * job.spec.delay_s))
 
 
 def _probe_size(rate_bps: float, seconds: float) -> int:

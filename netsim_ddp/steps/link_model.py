@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from netsim_ddp.communication.framing import acknowledgement_bytes, wire_bytes
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.schedule import Operation, Sent
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.steps.phases import StepSample
@@ -44,14 +44,18 @@ class LinkModel:
     def __init__(
         self, spec: LinkSpec, message_s: Mapping[str, float], aggregate_bytes: int | None = None
     ) -> None:
-        found = BucketSpec.of(spec)
+        found = spec.first
         if aggregate_bytes is not None:
             # What a rank acknowledges takes room on its way out beside what it sends.
             share = 1 / (1 + acknowledgement_bytes(1.0, aggregate_bytes))
             found = replace(
                 found,
-                up_bps=tuple(round(rate * share) for rate in found.up_bps),
-                down_bps=tuple(round(rate * share) for rate in found.down_bps),
+                rate_bps=round(found.rate_bps * share),
+                down_bps=round((found.down_bps or found.rate_bps) * share),
+                slow_ranks=tuple(
+                    replace(rank, up_bps=round(rank.up_bps * share), down_bps=round(rank.down_bps * share))
+                    for rank in found.slow_ranks
+                ),
             )
         self._clock = LinkClock(found)
         self._spec, self._message_s = spec, message_s

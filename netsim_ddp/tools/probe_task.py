@@ -19,7 +19,6 @@ from netsim_ddp.communication.exchange import PeerExchange
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.communication.shaped.group import shaped_group
-from netsim_ddp.link.bucket.clock import BucketSpec
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.link.probe.probe import (
     BULK_RUNS,
@@ -60,7 +59,7 @@ class ProbeTask(Task):
         real = self.job.mechanism == "host"
         now = self.job.spec.at_start
         self.spec = targets(self.job.spec, self.job.mechanism)
-        self.windows = self.job.mechanism == "bucket" and BucketSpec.of(self.job.spec).windows
+        self.windows = self.job.mechanism == "bucket" and self.job.spec.windows
         self.rate = GUESS_BPS if self.job.mechanism in ("host", "none") else float(now.slowest_bps)
         self.idle_s = max(IDLE_S, IDLE_DELAYS * now.delay_s)
         found: dict[str, Any] = {}

@@ -107,9 +107,9 @@ def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
         backend = "gloo"
         if bucket_bps is not None:
             from netsim_ddp.communication.shaped import group as shaped
-            from netsim_ddp.link.bucket.clock import BucketSpec
+            from netsim_ddp.link.spec import LinkSpec
 
-            shaped.register(BucketSpec.uniform(workers, bucket_bps), arrivals)
+            shaped.register(LinkSpec(workers, bucket_bps), arrivals)
             backend = shaped.NAME
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=workers, timeout=timeout)
         # A rank that is done, or raises, before another is connected would look to that one like a closed connection.

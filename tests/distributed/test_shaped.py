@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from netsim_ddp.communication.shaped.futures import DeadlineTimer
 from netsim_ddp.communication.shaped.group import ShapedProcessGroup, shaped_group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.operations import GroupMember, OperationTable
 from netsim_ddp.link.bucket.schedule import Operation, charges
+from netsim_ddp.link.spec import LinkSpec
 from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.alone
@@ -199,7 +200,7 @@ def run(request):
 
 
 def ideal(workers: int, op: Operation = BIG) -> float:
-    return LinkClock(BucketSpec.uniform(workers, RATE)).complete(op, [0.0] * workers).deadline
+    return LinkClock(LinkSpec(workers, RATE)).complete(op, [0.0] * workers).deadline
 
 
 def test_every_collective_gives_what_gloo_gives(run):
@@ -285,7 +286,7 @@ def test_every_method_that_moves_data_is_overridden():
 
 
 def pair_of_members(slots: int = 4) -> tuple[GroupMember, GroupMember]:
-    spec = BucketSpec.uniform(2, RATE)
+    spec = LinkSpec(2, RATE)
     table = OperationTable(2, slots=slots, groups=2)
     clock = LinkClock(spec, table.clock)
     return GroupMember(table, clock, 0, (0, 1), 0), GroupMember(table, clock, 0, (0, 1), 1)

@@ -7,7 +7,7 @@ the host is the limit: that time is counted (``host_late_s``), since then the li
 ::
 
     table = OperationTable(workers)                  # before the fork
-    register(BucketSpec.uniform(workers, 10**9), table)      # in each worker
+    register(LinkSpec(workers, 10**9), table)      # in each worker
     dist.init_process_group("netsim", init_method=..., rank=rank, world_size=workers)
     ...
     shaped_group().charged()
@@ -26,9 +26,10 @@ import torch.distributed as dist
 
 from netsim_ddp.communication.shaped.futures import COARSE_S, Lateness, ShapedWork, WaitedWork, timer
 from netsim_ddp.errors import UsageError
-from netsim_ddp.link.bucket.clock import BucketSpec, LinkClock
+from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.operations import Deadline, GroupMember, OperationTable
 from netsim_ddp.link.bucket.schedule import Operation
+from netsim_ddp.link.spec import LinkSpec
 
 NAME = "netsim"
 # Its stub lists overloads that nobody calls on a subclass; only the forms that are called stand here.
@@ -272,7 +273,7 @@ _OLD_NAMES = {
 }
 
 
-def register(spec: BucketSpec, table: OperationTable) -> None:
+def register(spec: LinkSpec, table: OperationTable) -> None:
     """Make ``init_process_group("netsim")`` mean: Gloo under the links of ``spec``. Once per process.
 
     Args:

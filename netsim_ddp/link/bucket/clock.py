@@ -3,8 +3,8 @@
 Pure arithmetic, no torch and no clock: times are float seconds of one monotonic clock and are passed in.
 
 A rank's link has a send side and a receive side. A message of w wire bytes from a to b keeps a's send side
-busy for 8w/up_a and b's receive side for 8w/down_b; it has arrived when the slower of the two is done,
-delay_a + delay_b after it left. A side does one thing at a time, in the order in which operations become
+busy for 8w/up_a and b's receive side for 8w/down_b; it has arrived when the slower of the two is done, the link's
+delay after it left. A side does one thing at a time, in the order in which operations become
 ready; a later message may use the gaps that earlier ones leave. An idle side saves nothing up: there is no
 burst that would carry a small message for free.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableSequence, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from netsim_ddp.link.bucket.pace import SECONDS, Changing, OnCredit, Pace, Steady
@@ -30,106 +29,8 @@ _INSTANT_S = 1e-9  # a gap too short for anything
 Span = tuple[float, float]
 
 
-class RatesFrom(NamedTuple):
-    """Every rank's rates from ``at_s`` on, bit/s."""
-
-    at_s: float
-    up_bps: tuple[int, ...]
-    down_bps: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BucketSpec:
-    """Every rank's link: rates in bit/s, one-way delay of its interface in seconds.
-
-    ``jitter_s``: how far a message's way from one rank to another may be from the sum of the two delays.
-    ``changes``: rates that replace the first ones as time goes on; the way back to the first change after
-    ``period_s``. ``peak_bps``: what a side does instead of its rate while it has credit, ``credit_bytes`` of it.
-    ``handshake``: a message leaves only when the receiver's readiness has travelled back to the sender, as
-    Gloo does it; it costs one more hop where nothing else hides it.
-    ``tcp``: a message takes what kernel TCP with these settings needs (:mod:`netsim_ddp.link.bucket.tcp`), one
-    connection for each two ranks; where it is None, its bytes at the line's rate and the delay. Without a delay there
-    is no difference, and none is made.
-    """
-
-    up_bps: tuple[int, ...]
-    down_bps: tuple[int, ...]
-    delay_s: tuple[float, ...]
-    handshake: bool = True
-    jitter_s: float = 0.0
-    changes: tuple[RatesFrom, ...] = ()
-    period_s: float | None = None
-    peak_bps: int | None = None
-    credit_bytes: int = 0
-    tcp: TcpSettings | None = None
-
-    def __post_init__(self) -> None:
-        if not len(self.up_bps) == len(self.down_bps) == len(self.delay_s) > 0:
-            raise ValueError("a bucket needs one up rate, one down rate and one delay for every rank")
-        if min(self.up_bps) <= 0 or min(self.down_bps) <= 0:
-            raise ValueError("a bucket's rate must be more than zero")
-        if min(self.delay_s) < 0:
-            raise ValueError("a bucket's delay must not be negative")
-
-    @property
-    def workers(self) -> int:
-        return len(self.up_bps)
-
-    @property
-    def steady(self) -> bool:
-        """Whether the same operation always takes as long on an idle link."""
-        return not (self.changes or self.peak_bps or self.jitter_s or self.windows)
-
-    @property
-    def windows(self) -> bool:
-        """Whether a sender waits for acknowledgements, which takes a delay."""
-        return self.tcp is not None and max(self.delay_s) > 0
-
-    def most_bps(self, sender: int, receiver: int) -> float:
-        """The line rate that one message between two ranks can use in the long run, bit/s."""
-        rate = min(self.up_bps[sender], self.down_bps[receiver])
-        if self.tcp is None:
-            return rate
-        return min(rate, self.tcp.most_bps(2 * (self.delay_s[sender] + self.delay_s[receiver])))
-
-    @classmethod
-    def of(cls, link: LinkSpec) -> BucketSpec:
-        """Every rank's link as ``link`` describes it."""
-        ranks = range(link.workers)
-        changes = tuple(
-            RatesFrom(at, tuple(now.up(r) for r in ranks), tuple(now.down(r) for r in ranks))
-            for at, now in link.stretches()
-        )
-        return cls(
-            up_bps=tuple(map(link.first.up, ranks)),
-            down_bps=tuple(map(link.first.down, ranks)),
-            delay_s=(link.delay_s / 2,) * link.workers,
-            jitter_s=link.jitter_s,
-            changes=changes if link.timeline and link.varies else (),
-            period_s=link.period_s,
-            peak_bps=link.peak_bps,
-            credit_bytes=link.credit_bytes or 0,
-            tcp=TcpSettings.of_host() if link.tcp == "linux" else None,
-        )
-
-    @classmethod
-    def uniform(
-        cls,
-        workers: int,
-        rate_bps: int,
-        down_bps: int | None = None,
-        delay_s: float = 0.0,
-        *,
-        handshake: bool = True,
-        tcp: TcpSettings | None = None,
-    ) -> BucketSpec:
-        """The same link for every rank; ``down_bps`` defaults to ``rate_bps``."""
-        down = rate_bps if down_bps is None else down_bps
-        return cls((rate_bps,) * workers, (down,) * workers, (delay_s,) * workers, handshake, tcp=tcp)
-
-
 class Completion(NamedTuple):
-    """When each member is done (seconds, same clock as the arrivals) and what each was charged (bytes)."""
+    """When each member is done (seconds, same clock as the calls) and what each was charged (bytes)."""
 
     deadlines: tuple[float, ...]
     tx_bytes: tuple[int, ...]
@@ -196,15 +97,15 @@ class _Line(NamedTuple):
     receives: list[Span]
     send_pace: Pace
     receive_pace: Pace
-    way: float
+    delay: float
 
     def whole(self, ready: float, bits: float) -> tuple[float, float]:
         """When the last of ``bits`` has left, and when it has arrived."""
         sent = _occupy(self.sends, ready, bits, self.send_pace)
         # Concurrent messages share a sender's line, so the receiver's work begins before the
         # sender's turn for this one; a slow sender leaves the receiver room for others.
-        received = _occupy(self.receives, ready + self.way, bits, self.receive_pace)
-        return sent, max(received, sent + self.way)
+        received = _occupy(self.receives, ready + self.delay, bits, self.receive_pace)
+        return sent, max(received, sent + self.delay)
 
     def piece(self, ready: float, bits: float) -> Passage:
         """The same, and when its first segment has arrived."""
@@ -219,19 +120,35 @@ class _Line(NamedTuple):
 class LinkClock:
     """Every rank's link in time; feed it operations in the order in which they become ready.
 
+    A message leaves only when the receiver's readiness has travelled back to the sender, as Gloo does it; that costs
+    one more delay where nothing else hides it. It takes what kernel TCP with the settings ``tcp`` (by default this
+    host's) needs, on one connection for each two ranks (:mod:`netsim_ddp.link.bucket.tcp`). Without a delay there is no
+    difference, and none is made; nor where ``spec.tcp`` is ``ideal``: it takes its bytes at the line's rate.
+
     ``memory`` holds ``cells(workers)`` floats, zero at first: the busy spans of every send side, then of
     every receive side; the credit that each side has spent, and until when that was counted; what TCP's sender
     of each ordered pair keeps, and what it kept when it last had nothing to send; how many random numbers were
     drawn, and when time began (see :meth:`begin`). It
     may be shared, so that several processes drive one clock (under a lock of theirs). Two clocks that are fed
-    the same operations and arrivals give the same deadlines, bit for bit.
+    the same operations and calls give the same deadlines, bit for bit.
     """
 
-    def __init__(self, spec: BucketSpec, memory: MutableSequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        spec: LinkSpec,
+        memory: MutableSequence[float] | None = None,
+        *,
+        tcp: TcpSettings | None = None,
+    ) -> None:
         self.spec = spec
         self.memory = [0.0] * self.cells(spec.workers) if memory is None else memory
-        if len(self.memory) != self.cells(spec.workers):
-            raise ValueError(f"a clock of {spec.workers} workers keeps {self.cells(spec.workers)} floats")
+        self._tcp = (tcp or TcpSettings.of_host()) if spec.windows else None
+        ranks, stretches = range(spec.workers), list(spec.stretches())
+        self._times = [at for at, _ in stretches]
+        self._rates = [[*map(now.up, ranks), *map(now.down, ranks)] for _, now in stretches]
+        """bit/s, by stretch of constant rates and by side."""
+        self._steady = not (spec.varies or spec.jitter_s or self._tcp)
+        """Whether the same operation always takes as long on an idle link."""
         self._memo: dict[tuple[Operation, tuple[int, ...]], _Walk] = {}
 
     @staticmethod
@@ -249,7 +166,7 @@ class LinkClock:
     def expected_s(self, sizes: Sequence[int], sender: int, receiver: int, now: float) -> list[float]:
         """How long after ``now`` messages of ``sizes`` bytes, sent one behind the other, would be there, as the clock
         stands: on an idle link, by a connection that has sent what it has sent. Nothing is taken."""
-        clock = LinkClock(self.spec, list(self.memory))
+        clock = LinkClock(self.spec, list(self.memory), tcp=self._tcp)
         for side in range(2 * self.spec.workers):
             clock.memory[side * 2 * _SPANS + 1] = 0.0
         send = (Operation("send", size) for size in sizes)
@@ -257,22 +174,20 @@ class LinkClock:
         return [clock.complete(op, ready, (sender, receiver)).deadline - now for op in send]
 
     def complete(
-        self, op: Operation, arrivals: Sequence[float], members: Sequence[int] | None = None
+        self, op: Operation, calls: Sequence[float], members: Sequence[int] | None = None
     ) -> Completion:
-        """Run ``op`` from the last arrival on, beside what already occupies the sides it needs.
+        """Run ``op`` from the last call on, beside what already occupies the sides it needs.
 
         Args:
-            arrivals: when each member called the operation (seconds).
+            calls: when each member called the operation (seconds).
             members: the ranks that take part, in the group's order; all of them by default.
         """
         ranks = tuple(range(self.spec.workers) if members is None else members)
-        if len(arrivals) != len(ranks):
-            raise ValueError(f"{len(arrivals)} arrivals for {len(ranks)} members")
-        start = self._start(op, arrivals, ranks)
+        start = self._start(op, calls)
         numbers = (*ranks, *(self.spec.workers + r for r in ranks))
         cells = [side * 2 * _SPANS for side in numbers]
         sides = [self._load(cell, start) for cell in cells]
-        idle = self.spec.steady and not any(sides)
+        idle = self._steady and not any(sides)
         walk = self._memo.get((op, ranks)) if idle else None
         if walk is None:
             paces = [self._pace(side, start) for side in numbers]
@@ -290,28 +205,25 @@ class LinkClock:
         tx, rx = charges(op, len(ranks))
         return Completion(tuple(start + done for done in walk.done), tx, rx)
 
-    def _start(self, op: Operation, arrivals: Sequence[float], ranks: Sequence[int]) -> float:
-        """When the operation is under way: with the last arrival; a message, once it is there and its sender
+    def _start(self, op: Operation, calls: Sequence[float]) -> float:
+        """When the operation is under way: with the last call; a message, once it is there and its sender
         knows that the receiver is ready, who may have said so long before."""
-        if op.kind != "send" or not self.spec.handshake:
-            return max(arrivals)
-        sender, receiver = arrivals
-        return max(sender, receiver + self.spec.delay_s[ranks[0]] + self.spec.delay_s[ranks[1]])
+        if op.kind != "send":
+            return max(calls)
+        sender, receiver = calls
+        return max(sender, receiver + self.spec.delay_s)
 
     def _pace(self, side: int, start: float) -> Pace:
         """How fast a side works, in times relative to ``start`` and work in bits."""
-        spec, rank = self.spec, side % self.spec.workers
-        sends = side < spec.workers
-        rate = (spec.up_bps if sends else spec.down_bps)[rank]
-        if spec.changes:
-            rates = [(now.up_bps if sends else now.down_bps)[rank] for now in spec.changes]
-            began = self.memory[-1] or math.inf
-            return Changing([now.at_s for now in spec.changes], rates, spec.period_s, start - began)
-        if spec.peak_bps is not None:
+        rates = [stretch[side] for stretch in self._rates]
+        if self.spec.peak_bps is not None:
             cell = self._credit_cell(side)
             spent, since = self.memory[cell], self.memory[cell + 1]
-            return OnCredit(rate, max(rate, spec.peak_bps), spec.credit_bytes * 8, spent, since - start)
-        return Steady(rate)
+            peak, credit = max(rates[0], self.spec.peak_bps), (self.spec.credit_bytes or 0) * 8
+            return OnCredit(rates[0], peak, credit, spent, since - start)
+        if self.spec.varies:
+            return Changing(self._times, rates, self.spec.period_s, start - (self.memory[-1] or math.inf))
+        return Steady(rates[0])
 
     def _keep(self, side: int, start: float, pace: Pace) -> None:
         """Remember the credit that a walk has spent."""
@@ -333,32 +245,31 @@ class LinkClock:
             beside: what is sent does not queue behind what the connection still has to send at ``start``: the messages
                 of two exchanges take turns on it. Each of them then finds the window that was there before both.
         """
-        spec, cell = self.spec, self._sender_cell(sender, receiver)
-        assert spec.tcp is not None
+        assert self._tcp is not None
+        cell, delay = self._sender_cell(sender, receiver), self.spec.delay_s
         quiet = cell + Sender.FLOATS
         if self.memory[cell + Sender.LAST] <= start:
-            for place in range(Sender.FLOATS):
-                self.memory[quiet + place] = self.memory[cell + place]
+            for i in range(Sender.FLOATS):
+                self.memory[quiet + i] = self.memory[cell + i]
         elif beside:
             cell = quiet
-        hop = spec.delay_s[sender] + spec.delay_s[receiver]
-        way_back_bps = min(spec.up_bps[receiver], spec.down_bps[sender])
+        back_bps = min(self._rates[0][receiver], self._rates[0][self.spec.workers + sender])
         return Sender(
-            spec.tcp,
+            self._tcp,
             self.memory[cell : cell + Sender.FLOATS],
             start,
-            back_s=hop,
-            trip_s=2 * hop,
-            ack_s=ACK_BYTES * 8 / way_back_bps,
+            back_s=delay,
+            trip_s=2 * delay,
+            ack_s=ACK_BYTES * 8 / back_bps,
         )
 
-    def _way(self, hop: float) -> float:
-        """How long one message is on its way."""
+    def _delay(self) -> float:
+        """How long the next message is on its way."""
         if not self.spec.jitter_s:
-            return hop
+            return self.spec.delay_s
         drawn = int(self.memory[-2])
         self.memory[-2] = drawn + 1
-        return hop + self.spec.jitter_s * _noise(drawn)
+        return self.spec.delay_s + self.spec.jitter_s * _noise(drawn)
 
     def _load(self, cell: int, start: float) -> list[Span]:
         """A side's busy spans after ``start``, relative to it. A span that ends at 0 ends the list."""
@@ -393,9 +304,7 @@ class LinkClock:
     ) -> _Walk:
         """The schedule on sides (all send sides, then all receive sides) with busy spans; its times begin at 0, which
         is ``start`` on the caller's clock. A ``message`` by itself knows that its receiver is ready."""
-        spec, size = self.spec, len(ranks)
-        delay = [spec.delay_s[r] for r in ranks]
-        handshake = spec.handshake and not message
+        size = len(ranks)
         landed: dict[tuple[int, int], float] = {}
         done = [0.0] * size
         senders: dict[tuple[int, int], Sender] = {}
@@ -407,11 +316,9 @@ class LinkClock:
                     issue = list(map(max, issue, received[i - phase.window]))
                 got = [0.0] * size
                 for a, b, wire in messages:
-                    hop = delay[a] + delay[b]
-                    ready = max(issue[a], issue[b] + hop) if handshake else issue[a]
-                    way = self._way(hop)
-                    line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], way)
-                    if hop > 0 and spec.tcp is not None:
+                    ready = issue[a] if message else max(issue[a], issue[b] + self.spec.delay_s)
+                    line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], self._delay())
+                    if self._tcp is not None:
                         if (sender := senders.get((a, b))) is None:
                             sender = self._sender(ranks[a], ranks[b], start, beside=not message)
                             senders[a, b] = sender
@@ -428,6 +335,6 @@ class LinkClock:
         for (a, b), sender in senders.items():
             cell, state = self._sender_cell(ranks[a], ranks[b]), sender.state(start)
             if state[Sender.LAST] >= self.memory[cell + Sender.LAST]:
-                for place, value in enumerate(state, cell):
-                    self.memory[place] = value
+                for i, value in enumerate(state, cell):
+                    self.memory[i] = value
         return _Walk(tuple(done), tuple(map(tuple, sides)))
