@@ -7,7 +7,9 @@ import re
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.link.base import Counters
@@ -56,25 +58,21 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
     names = _names(environ)
     if names is None:
         return None
-    rank, world_size = (_number(environ, name) for name in names[:2])
+    found = {name: _number(environ, name) for name in names if name in environ}
+    rank, world_size = found[names[0]], found[names[1]]
     if world_size == 1:
         return None
-    if not 0 <= rank < world_size:
-        raise UsageError(
-            f"{names[0]}={rank} is not a rank of {names[1]}={world_size}",
-            hint=f"ranks count from 0; {_alone(names)}",
-        )
-    local_rank = _number(environ, names[2]) if names[2] in environ else 0
-    local_world_size = _number(environ, names[3]) if names[3] in environ else 1
-    if names[2] in environ and names[3] in environ and not 0 <= local_rank < local_world_size:
-        raise UsageError(
-            f"{names[2]}={local_rank} is not a rank of {names[3]}={local_world_size}",
-            hint=_alone(names),
-        )
+    for (rank_name, size_name), advice in ((names[:2], "ranks count from 0; "), (names[2:], "")):
+        if {rank_name, size_name} <= found.keys() and not 0 <= found[rank_name] < found[size_name]:
+            raise UsageError(
+                f"{rank_name}={found[rank_name]} is not a rank of {size_name}={found[size_name]}",
+                hint=f"{advice}{_alone(names)}",
+            )
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{restart}"
-    return Place(rank, world_size, local_rank, local_world_size, *_meeting(environ, names), store, run)
+    local_rank, local_world_size = found.get(names[2], 0), found.get(names[3], 1)
+    return Place(rank, world_size, local_rank, local_world_size, *_rendezvous(environ, names), store, run)
 
 
 def _names(environ: Mapping[str, str]) -> tuple[str, str, str, str] | None:
@@ -122,8 +120,8 @@ def _alone(names: Sequence[str]) -> str:
     return f"unset {' '.join(names)} to run alone on this machine"
 
 
-def _meeting(environ: Mapping[str, str], names: Sequence[str]) -> tuple[str, int]:
-    """Where the ranks meet: a host and its port.
+def _rendezvous(environ: Mapping[str, str], names: Sequence[str]) -> tuple[str, int]:
+    """Returns the rendezvous of the ranks: a host and its port.
 
     Raises:
         UsageError: nothing says so; ``names``, which make this a rank, may be left over from something else.
@@ -179,20 +177,20 @@ def route_to(master: str, environ: Mapping[str, str]) -> tuple[str, str]:
         EnvironmentFault: there is none.
     """
     hint = "set GLOO_SOCKET_IFNAME to the interface that reaches the other hosts"
+    known = _interfaces()
     if wanted := environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]:
-        address = _interfaces().get(wanted)
-        if address is None:
+        if wanted not in known:
             raise EnvironmentFault(
                 f"GLOO_SOCKET_IFNAME={wanted}: no such interface with an IPv4 address", hint=hint
             )
-        return address, wanted
+        return known[wanted], wanted
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((master, 9))  # sends nothing: the kernel only looks up the route
             address = probe.getsockname()[0]
     except OSError as error:
         raise EnvironmentFault(f"no route to {master}: {error.strerror or error}", hint=hint) from None
-    for name, owned in _interfaces().items():
+    for name, owned in known.items():
         if owned == address:
             return address, name
     raise EnvironmentFault(f"no interface has the address {address} that leads to {master}", hint=hint)
@@ -203,11 +201,9 @@ def _interfaces() -> dict[str, str]:
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
-            try:
+            with suppress(OSError):  # it has none
                 packed = fcntl.ioctl(sock.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # it has none
-            found[name] = socket.inet_ntoa(packed[20:24])
+                found[name] = socket.inet_ntoa(packed[20:24])
     return found
 
 
@@ -218,17 +214,16 @@ def interface_counters(interface: str) -> Counters:
         EnvironmentFault: this system has no /proc/net/dev, or no such interface in it.
     """
     try:
-        with open("/proc/net/dev", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-        with open("/proc/net/snmp", encoding="ascii") as file:
-            snmp = file.read()
+        devices, snmp = (Path("/proc/net", name).read_text(encoding="ascii") for name in ("dev", "snmp"))
     except OSError as error:
         raise EnvironmentFault(
             f"no interface counters: {error.strerror}", hint="real hosts need Linux"
         ) from None
-    fields = next((row.split() for name, row in lines.items() if name.strip() == interface), None)
-    if fields is None:
+    rows = (line.partition(":") for line in devices.splitlines())
+    counts = {name.strip(): row.split() for name, colon, row in rows if colon}
+    if interface not in counts:
         raise EnvironmentFault(f"/proc/net/dev does not know the interface {interface}")
+    fields = counts[interface]
     return Counters(
         tx_bytes=int(fields[8]),
         rx_bytes=int(fields[0]),

@@ -18,7 +18,7 @@ from netsim_ddp.errors import INTERRUPTED, RankTimeout
 from netsim_ddp.link.base import Endpoint, Exit, Link, Process, socket_environment
 from netsim_ddp.units import format_duration
 
-MASTER_PORT = 29500  # torchrun's default; nobody else lives in rank 0's namespace
+MASTER_PORT = 29500  # torchrun's default; no other program is in rank 0's namespace
 GRACE_S = 5.0  # for the others to end by themselves, when one has failed
 DRAIN_S = 1.0  # a background process may hold a rank's output open for ever
 POLL_S = 0.02
@@ -56,9 +56,9 @@ class Outcome:
             return INTERRUPTED
         if self.timed_out:
             return RankTimeout.exit_code
-        if self.first_failure is None or self.first_failure.exit is None:
+        ended = None if self.first_failure is None else self.first_failure.exit
+        if ended is None:
             return 0
-        ended = self.first_failure.exit
         return ended.code if ended.code is not None else 128 + (ended.signal or 0)
 
 
@@ -92,7 +92,7 @@ def launch(
     timeout_s: float | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run ``argv`` once per rank and answer how it went. Ctrl-C reaches the ranks as SIGINT; a second one ends
+    """Run ``argv`` once per rank; returns how it went. Ctrl-C reaches the ranks as SIGINT; a second one ends
     the waiting for them.
 
     Args:
@@ -137,7 +137,7 @@ class _Stream:
     rest: bytearray = field(default_factory=bytearray)
 
     def read(self) -> bool:
-        """Pass on the lines that are there; False at the end. A carriage return ends a line too: that is how
+        """Pass on the lines that are there; returns False at the end. A carriage return ends a line too: that is how
         progress bars are drawn."""
         data = os.read(self.fd, READ_BYTES)
         self.rest += data
@@ -164,62 +164,47 @@ class _Running:
 
     def until_ended(self) -> None:
         """Until all ranks have ended, or one failed or the time is up and the rest is ended too."""
-        while self._living():
-            self._turn()
-            if self._outcome.first_failure is not None:
-                self.end(signal.SIGTERM)
-                return
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                self._outcome.timed_out = True
-                self.end(signal.SIGTERM)
-                return
-        self._drain()
+        outcome = self._outcome
+        while self._left() and outcome.first_failure is None and not outcome.timed_out:
+            self._poll()
+            if self._left() and outcome.first_failure is None and self._deadline is not None:
+                outcome.timed_out = time.monotonic() > self._deadline
+        self.end(signal.SIGTERM)
 
     def end(self, number: int) -> None:
-        """Tell the ranks that are left to end, and give them a moment for it."""
-        for rank in self._living():
+        """Tell the ranks that are left to end, give them a moment for it, and pass on the last output of all."""
+        for rank in self._left():
             rank.ended_here = True
             rank.process.signal(number)
-        patience = time.monotonic() + GRACE_S
-        while self._living() and time.monotonic() < patience:
-            self._turn()
-        self._drain()
+        deadline = time.monotonic() + GRACE_S
+        while self._left() and time.monotonic() < deadline:
+            self._poll()
+        deadline = time.monotonic() + DRAIN_S
+        while self._selector.get_map() and time.monotonic() < deadline:
+            self._pass_on(POLL_S)
 
     def close(self) -> None:
         for key in list(self._selector.get_map().values()):
             self._close(key.data)
         self._selector.close()
 
-    def _living(self) -> list[LaunchedRank]:
+    def _left(self) -> list[LaunchedRank]:
         return [rank for rank in self._outcome.ranks if rank.exit is None]
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         self._pass_on(POLL_S)
-        for rank in self._living():
+        for rank in self._left():
             rank.exit = rank.process.poll()
-            if rank.exit is None:
-                continue
             rank.wall_s = time.monotonic() - rank.began
-            failed = rank.exit.code != 0
+            failed = rank.exit is not None and rank.exit.code != 0
             if failed and not rank.ended_here and self._outcome.first_failure is None:
                 self._outcome.first_failure = rank
 
-    def _pass_on(self, seconds: float) -> bool:
-        """Pass on what arrives; False when nothing did."""
-        if not self._selector.get_map():
-            time.sleep(seconds)
-            return False
-        ready = self._selector.select(seconds)
-        for key, _ in ready:
+    def _pass_on(self, seconds: float) -> None:
+        """Pass on what is written within ``seconds``."""
+        for key, _ in self._selector.select(seconds):
             if not key.data.read():
                 self._close(key.data)
-        return bool(ready)
-
-    def _drain(self) -> None:
-        """The last words of ranks that have ended."""
-        patience = time.monotonic() + DRAIN_S
-        while self._selector.get_map() and time.monotonic() < patience:
-            self._pass_on(POLL_S)
 
     def _close(self, stream: _Stream) -> None:
         self._selector.unregister(stream.fd)

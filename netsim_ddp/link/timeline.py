@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import operator
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,18 +56,6 @@ def timeline(value: Any, *, what: str) -> tuple[Changes, float | None]:
     if not isinstance(value, list) or not value:
         raise UsageError(f"{what} holds no changes", hint=_EXAMPLE)
     changes = [_change(entry, f"{what}, entry {number}") for number, entry in enumerate(value, 1)]
-    _check(changes, period, what)
-    return changes, period
-
-
-def _change(entry: Any, what: str) -> dict[str, float]:
-    if not isinstance(entry, dict) or set(entry) != {"at", "bandwidth"}:
-        raise UsageError(f"{what} is not {{at, bandwidth}}", hint=_EXAMPLE)
-    up, down = parse_directions(str(entry["bandwidth"]), what=f"{what}: bandwidth")
-    return {"at_s": parse_duration(str(entry["at"]), what=f"{what}: at"), "up_bps": up, "down_bps": down}
-
-
-def _check(changes: Changes, period: float | None, what: str) -> None:
     times = [change["at_s"] for change in changes]
     for number, (before, after) in enumerate(itertools.pairwise(times), 2):
         if after <= before:
@@ -78,6 +67,14 @@ def _check(changes: Changes, period: float | None, what: str) -> None:
         raise UsageError(f"{what} repeats after {period:g}s, before its last change", hint="repeat later")
     if len(changes) > MAX_CHANGES:
         raise UsageError(f"{what} has {len(changes)} changes", hint=f"{MAX_CHANGES} at most")
+    return changes, period
+
+
+def _change(entry: Any, what: str) -> dict[str, float]:
+    if not isinstance(entry, dict) or set(entry) != {"at", "bandwidth"}:
+        raise UsageError(f"{what} is not {{at, bandwidth}}", hint=_EXAMPLE)
+    up, down = parse_directions(str(entry["bandwidth"]), what=f"{what}: bandwidth")
+    return {"at_s": parse_duration(str(entry["at"]), what=f"{what}: at"), "up_bps": up, "down_bps": down}
 
 
 def trace(value: Any, *, what: str) -> tuple[Changes, float | None]:
@@ -125,10 +122,8 @@ def _names(value: str, what: str) -> list[str]:
 
 def _deliveries(path: Path, what: str) -> list[int]:
     times: list[int] = []
-    for number, line in enumerate(read_text(path, what).splitlines(), 1):
-        text = line.strip()
-        if not text:
-            continue
+    lines = enumerate(map(str.strip, read_text(path, what).splitlines()), 1)
+    for number, text in filter(operator.itemgetter(1), lines):
         if not text.isascii() or not text.isdecimal() or len(text) > 12:
             raise UsageError(
                 f"{what} {path}, line {number}: {text[:20]!r} is not a time in whole milliseconds",

@@ -54,15 +54,10 @@ def documents(text: str) -> list[Any]:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Repeated] = {}
     for key, value in pairs:
-        if key not in found:
-            found[key] = value
-        elif isinstance(found[key], Repeated):
-            found[key].append(value)
-        else:
-            found[key] = Repeated([found[key], value])
-    return found
+        found.setdefault(key, Repeated()).append(value)
+    return {key: values if len(values) > 1 else values[0] for key, values in found.items()}
 
 
 def from_iperf3(found: Sequence[Any], source: str) -> Measurement:
@@ -84,16 +79,13 @@ def from_iperf3(found: Sequence[Any], source: str) -> Measurement:
     _not_paced(start, test, rates, source)
     goodputs = [Goodput(rate, *spread) for rate, spread in zip(rates, _spreads(data, rates), strict=True)]
     when = _part(start, "timestamp", source, {}).get("time", "time unknown")
-    remarks: tuple[str, ...] = ()
-    if len(both) == 1:
-        way = "server to client" if test.get("reverse") == 1 else "client to server"
-        remarks = (f"from {way}; the other way was not measured",)
+    way = "server to client" if test.get("reverse") == 1 else "client to server"
     return Measurement(
         goodputs[0],
         f"iperf3, {one_line(str(when), 60)}",
         goodputs[1] if len(goodputs) > 1 else None,
         delay_s=_delay(end, source),
-        remarks=remarks,
+        remarks=() if len(both) > 1 else (f"from {way}; the other way was not measured",),
     )
 
 
@@ -199,10 +191,8 @@ def _not_paced(
 ) -> None:
     """Refuse a test that reached what ``-b`` or ``--fq-rate`` told its sender: the line may carry more."""
     streams = positive(test.get("num_streams")) or 1
-    told = [
-        positive(place.get(key)) for place in (test, start) for key in ("target_bitrate", "fqrate", "fq_rate")
-    ]
-    targets = [each for each in told if each]
+    told = [part.get(key) for part in (test, start) for key in ("target_bitrate", "fqrate", "fq_rate")]
+    targets = [rate for rate in map(positive, told) if rate]
     if targets and max(rates) >= PACED * min(targets) * streams:
         raise UsageError(
             f"{source}: the sender was told to send {min(targets) * streams / 1e6:g} Mbit/s (-b) and did; "
@@ -235,13 +225,15 @@ def _spreads(data: Mapping[str, Any], rates: Sequence[float]) -> list[tuple[floa
 def _delay(end: Mapping[str, Any], source: str) -> float | None:
     """Half of the shortest round trip that a sender saw; only Linux and a few others tell it."""
     streams = end.get("streams")
-    shortest = []
-    for each in streams if isinstance(streams, list) else []:
-        sender = each.get("sender") if isinstance(each, dict) else None
-        if isinstance(sender, dict) and (trip := positive(sender.get("min_rtt"))):
-            shortest.append(trip / 1e6)
-    if not shortest:
+    senders = [
+        each.get("sender")
+        for each in (streams if isinstance(streams, list) else [])
+        if isinstance(each, dict)
+    ]
+    found = [positive(sender.get("min_rtt")) for sender in senders if isinstance(sender, dict)]
+    shortest = min((trip / 1e6 for trip in found if trip), default=None)
+    if shortest is None:
         return None
-    if min(shortest) > MAX_RTT_S:
-        raise UsageError(f"{source}: a round trip of {min(shortest):g} s is none", hint="remove its min_rtt")
-    return min(shortest) / 2
+    if shortest > MAX_RTT_S:
+        raise UsageError(f"{source}: a round trip of {shortest:g} s is none", hint="remove its min_rtt")
+    return shortest / 2

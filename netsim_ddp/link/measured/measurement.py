@@ -61,7 +61,10 @@ class Measurement:
             UsageError: no link can be what was measured.
         """
         sides = [self.up] if self.down is None else [self.up, self.down]
-        values = {"about": ", ".join(self._about()), "source": self.source}
+        about = [f"{name} {side}" for name, side in zip(("goodput", "back"), sides, strict=False)]
+        if self.delay_s is not None:
+            about.append(f"one way {format_duration(self.delay_s)}")
+        values = {"about": ", ".join([*about, *self.remarks]), "source": self.source}
         values["bandwidth"] = ":".join(dict.fromkeys(_rate(side.bps) for side in sides))
         if self.delay_s is not None and self.delay_s >= SHORTEST_DELAY_S:
             values["delay"] = f"{self.delay_s * 1e6:.0f}us"
@@ -69,14 +72,6 @@ class Measurement:
                 values["jitter"] = f"{min(self.jitter_s, self.delay_s) * 1e6:.0f}us"
         self._check(values)
         return values
-
-    def _about(self) -> list[str]:
-        parts = [f"goodput {self.up}"]
-        if self.down is not None:
-            parts.append(f"back {self.down}")
-        if self.delay_s is not None:
-            parts.append(f"one way {format_duration(self.delay_s)}")
-        return [*parts, *self.remarks]
 
     def _check(self, values: dict[str, str]) -> None:
         """Whatever a file says, a profile that is written is one that netsim takes."""

@@ -238,17 +238,13 @@ def _guessed(words: list[str]) -> Iterator[list[int]]:
 
 
 def _sample(size: int, words: list[str], at: int) -> Sample | None:
-    figures = [Figure.of(word) for word in words[at : at + 3]]
-    if len(figures) < 3 or None in figures:
+    figures = [figure for figure in map(Figure.of, words[at : at + 3]) if figure is not None]
+    if len(figures) < 3 or size <= 0 or figures[0].value <= 0:
         return None
-    time, algbw, busbw = (each for each in figures if each is not None)
-    if size <= 0 or time.value <= 0:
-        return None
-    return Sample(size, _scaled(time, 1e-6), _scaled(algbw, 1e9), _scaled(busbw, 1e9))
-
-
-def _scaled(figure: Figure, unit: float) -> Figure:
-    return Figure(figure.value * unit, figure.half * unit)
+    units = (1e-6, 1e9, 1e9)
+    return Sample(
+        size, *(Figure(each.value * u, each.half * u) for each, u in zip(figures, units, strict=True))
+    )
 
 
 def _operation(names: Iterable[str], source: str) -> str | None:
@@ -404,8 +400,8 @@ def _largest(samples: Sequence[Sample], source: str) -> list[Sample]:
     Raises:
         UsageError: its time is that of calls and rounds: a smaller size takes as long.
     """
-    sizes = sorted({each.size for each in samples if each.time.half / each.time.value < 0.005})
-    size = max(sizes or [each.size for each in samples])
+    precise = [each.size for each in samples if each.time.half / each.time.value < 0.005]
+    size = max(precise or [each.size for each in samples])
     found = [each for each in samples if each.size == size]
     took = median(each.time.value for each in found)
     smaller = [each for each in samples if each.size <= size / 1.5]

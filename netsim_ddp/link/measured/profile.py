@@ -13,12 +13,24 @@ from pydantic import ValidationError
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.measured.iperf3 import documents, from_iperf3
-from netsim_ddp.link.measured.launcher_lines import without_prefixes
 from netsim_ddp.link.measured.measurement import Goodput, Measurement
 from netsim_ddp.link.measured.nccl_tests import from_report, from_table, is_report, looks_like
 from netsim_ddp.reading import one_line
 from netsim_ddp.results.probe import Probe, slowest
 
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_PREFIXES = re.compile(
+    r"""(?:\s*(?:
+        \[[^\[\]\s]*\d+,\s?\d+\](?:<std\w+>):\ ?                                    # [1,0]<stdout>:
+      | \[\d+\]\ (?=\s*[{}\[\]"#\d])                                            # [0]
+      | \[[\w.-]+(?:/[\w.-]+)+\]\ ?                                             # [pod/worker-0/nccl]
+      | \d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)\ ?(?:std(?:out|err)\ [FP]\ )?
+      | \d{1,5}:\ ?(?=[\s{}\[\]"#\d]|$)                                         # 0:
+      | [A-Za-z][\w.-]*\s*\|\ ?                                                 # worker-0  |
+      | [A-Za-z][\w.-]*:\ (?=\s*[{}\[\]"#\d])                                   # host0:
+    ))+""",
+    re.VERBOSE,
+)
 _KNOWN = "name the output of netsim probe --json, iperf3 -J or nccl-tests"
 _OTHERS = {
     r"^\[ *ID\] +Interval +Transfer": ("the text of iperf3", "repeat the test with -J"),
@@ -74,20 +86,17 @@ def read_measurement(path: Path) -> Measurement:
     if not found:
         raise _no_measurement(written, text, source)
     first = found[0]
-    if (is_report(first) or _is_probe(first)) and any(each != first for each in found):
+    is_probe = isinstance(first, dict) and first.get("kind") == "probe"
+    if (is_report(first) or is_probe) and any(each != first for each in found):
         raise UsageError(
             f"{source} holds {len(found)} JSON documents",
             hint="write each measurement into a file of its own",
         )
-    if _is_probe(first):
+    if is_probe:
         return from_probe(_probe(first, source))
     if is_report(first):
         return from_report(first, source)
     return from_iperf3(found, source)
-
-
-def _is_probe(data: object) -> bool:
-    return isinstance(data, dict) and data.get("kind") == "probe"
 
 
 def _no_measurement(written: str, text: str, source: str) -> UsageError:
@@ -136,6 +145,16 @@ def from_probe(probe: Probe) -> Measurement:
 
 def _spread(samples: Sequence[float]) -> float:
     """Half of the range that nine of ten samples lie in."""
-    ordered = sorted(samples)
-    cut = len(ordered) // 20
-    return (ordered[len(ordered) - 1 - cut] - ordered[cut]) / 2
+    ordered, cut = sorted(samples), len(samples) // 20
+    return (ordered[-1 - cut] - ordered[cut]) / 2
+
+
+def without_prefixes(text: str) -> str:
+    """Returns ``text`` without what launchers and log collectors put before every line of a program's output.
+
+    mpirun and mpiexec (``--tag-output``, ``-l``), srun ``-l``, kubectl and docker compose, the timestamps of Kubernetes
+    and of a workflow's log, and a terminal's colours. No line of JSON and no row of a table begins like any of them.
+    Lines keep their numbers.
+    """
+    lines = _COLOUR.sub("", text).split("\n")
+    return "\n".join(line[match.end() :] if (match := _PREFIXES.match(line)) else line for line in lines)

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from netsim_ddp.link.spec import FASTEST_BPS, SEGMENT_WIRE, LinkSpec
@@ -80,11 +81,9 @@ class Shapes:
         spec = spec.first
 
         def shape(rate_bps: int) -> Shape:
+            found = shape_for(max(rate_bps, spec.peak_bps or 0), spec.workers)
             if spec.peak_bps is not None:
-                peak = shape_for(max(rate_bps, spec.peak_bps), spec.workers)
-                found = replace(peak, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=peak)
-            else:
-                found = shape_for(rate_bps, spec.workers)
+                found = replace(found, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=found)
             # Packets are lost and delayed whole: one of many segments would lose or delay them all at once.
             if spec.loss or spec.jitter_s:
                 found = replace(found, gso=SEGMENT_WIRE)
@@ -142,17 +141,12 @@ def plan(
     def ip(rank: int | None, *words: str) -> None:
         steps.append(Step(rank, ("ip", *words)))
 
-    def bridge(name: str) -> None:
-        ip(None, "link", "add", name, "type", "bridge", "mcast_snooping", "0")
-        ip(None, "link", "set", name, "addrgenmode", "none", "up")
-
-    if delay_by != "tun":
-        bridge("br0")
     for rank, namespace in enumerate(namespaces):
-        name = "br0"
+        name = f"br{rank}" if delay_by == "tun" else "br0"
+        if delay_by == "tun" or rank == 0:
+            ip(None, "link", "add", name, "type", "bridge", "mcast_snooping", "0")
+            ip(None, "link", "set", name, "addrgenmode", "none", "up")
         if delay_by == "tun":
-            name = f"br{rank}"
-            bridge(name)
             tap = ("dev", f"t{rank}", "txqueuelen", str(TAP_QUEUE), "master", name)
             ip(None, "link", "set", *tap, "addrgenmode", "none", "up")
         outer = f"v{rank}"
@@ -164,10 +158,9 @@ def plan(
         ip(rank, "address", "add", f"{address(rank)}/16", "dev", "eth0")
         ip(rank, "link", "set", "eth0", *segments, "addrgenmode", "none", "up")
         # ARP would be counted as traffic of whichever step it happens to fall in.
-        for other in range(spec.workers):
-            if other != rank:
-                where = ("dev", "eth0", "lladdr", mac(other), "nud", "permanent")
-                ip(rank, "neigh", "replace", address(other), *where)
+        for other in (other for other in range(spec.workers) if other != rank):
+            where = ("dev", "eth0", "lladdr", mac(other), "nud", "permanent")
+            ip(rank, "neigh", "replace", address(other), *where)
         route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", address(rank), "congctl", congestion)
         ip(rank, "route", "replace", *route)
         steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_tbf(shapes.up[rank]))))
@@ -192,23 +185,15 @@ def needs_delay_by(spec: LinkSpec) -> list[str]:
 def _netem(spec: LinkSpec, shape: Shape) -> list[str]:
     # What is on its way waits in netem's queue too: in packets, of which the smallest that bulk makes are full.
     on_its_way = shape.rate_bps / 8 * (spec.delay_s + spec.jitter_s)
-    words = [
-        "parent",
-        "1:1",
-        "handle",
-        "10:",
-        "netem",
-        "limit",
-        str(math.ceil((on_its_way + shape.limit) / SEGMENT_WIRE)),
-    ]
+    words = f"parent 1:1 handle 10: netem limit {math.ceil((on_its_way + shape.limit) / SEGMENT_WIRE)}"
     if spec.delay_s:
-        words += ["delay", f"{spec.delay_s * 1e6:.0f}us", f"{spec.jitter_s * 1e6:.0f}us"]
+        words += f" delay {spec.delay_s * 1e6:.0f}us {spec.jitter_s * 1e6:.0f}us"
     if spec.jitter_s and not spec.reorder:
         # netem with a rate counts each delay from when the packet before leaves, so that none overtakes it.
-        words += ["rate", f"{FASTEST_BPS}bit"]
+        words += f" rate {FASTEST_BPS}bit"
     if spec.loss:
-        words += ["loss", f"{spec.loss * 100:.6g}%"]
-    return words
+        words += f" loss {spec.loss * 100:.6g}%"
+    return words.split()
 
 
 def _tbf(shape: Shape) -> list[str]:
@@ -257,11 +242,9 @@ def script(spec: LinkSpec) -> list[str]:
     for step in plan(spec, Shapes.of(spec), names[1:], spec.congestion or "cubic", delay_by):
         tool, *words = step.argv
         lines.append(shlex.join([tool, "-n", _named(step.rank), *words]))
-    last = 0.0
-    for at, now in list(spec.stretches())[1:] if spec.varies else []:
+    for (before, _), (at, now) in pairwise(spec.stretches() if spec.varies else ()):
+        lines.append(f"sleep {at - before:g}")
         batches = change(now, [None, *ranks])
-        lines.append(f"sleep {at - last:g}")
-        last = at
         lines += [
             f"tc -n {_named(rank)} {line}" for rank, text in batches.items() for line in text.splitlines()
         ]
