@@ -51,6 +51,5 @@ class Lines:
             if len(self._buffer) > LINE_LIMIT:
                 raise ValueError("a message without end on the control channel")
             return []
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest)
+        *lines, self._buffer = self._buffer.split(b"\n")
         return [json.loads(line) for line in lines]

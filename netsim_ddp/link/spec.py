@@ -100,16 +100,15 @@ class LinkSpec:
 
     def up(self, rank: int) -> int:
         """What ``rank`` may send, bit/s."""
-        own = self._own(rank)
-        return own.up_bps if own else self.rate_bps
+        return self._of(rank)[0]
 
     def down(self, rank: int) -> int:
         """What ``rank`` may receive, bit/s."""
-        own = self._own(rank)
-        return own.down_bps if own else self.down_bps or self.rate_bps
+        return self._of(rank)[1]
 
-    def _own(self, rank: int) -> RankRate | None:
-        return next((each for each in self.slow_ranks if each.rank == rank), None)
+    def _of(self, rank: int) -> tuple[int, int]:
+        own = ((each.up_bps, each.down_bps) for each in self.slow_ranks if each.rank == rank)
+        return next(own, (self.rate_bps, self.down_bps or self.rate_bps))
 
     @cached_property
     def varies(self) -> bool:

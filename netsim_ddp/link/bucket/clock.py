@@ -14,11 +14,12 @@ What is sent to whom, and what waits for what, is :mod:`netsim_ddp.link.bucket.s
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
 from netsim_ddp.link.bucket.pace import SECONDS, Changing, OnCredit, Pace, Steady
-from netsim_ddp.link.bucket.schedule import Operation, Phase, charges, schedule
+from netsim_ddp.link.bucket.schedule import Operation, charges, schedule
 from netsim_ddp.link.bucket.tcp import ACK_BYTES, Passage, Sender, TcpSettings
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
 
@@ -27,6 +28,8 @@ _SPANS = 32  # separate busy spans that a side remembers; more are joined, as if
 _INSTANT_S = 1e-9  # a gap too short for anything
 
 Span = tuple[float, float]
+_Walk = tuple[tuple[float, ...], tuple[tuple[Span, ...], ...]]
+"""A completion relative to its start: when each member is done, and what its sides are busy with."""
 
 
 class Completion(NamedTuple):
@@ -39,13 +42,6 @@ class Completion(NamedTuple):
     @property
     def deadline(self) -> float:
         return max(self.deadlines)
-
-
-class _Walk(NamedTuple):
-    """A completion relative to its start: when each member is done, and what its sides are busy with."""
-
-    done: tuple[float, ...]
-    sides: tuple[tuple[Span, ...], ...]
 
 
 def _occupy(busy: list[Span], earliest: float, work: float, pace: Pace = SECONDS) -> float:
@@ -183,7 +179,9 @@ class LinkClock:
             members: the ranks that take part, in the group's order; all of them by default.
         """
         ranks = tuple(range(self.spec.workers) if members is None else members)
-        start = self._start(op, calls)
+        start = max(calls)
+        if op.kind == "send":  # its sender knows that the receiver is ready, who may have said so long before
+            start = max(calls[0], calls[1] + self.spec.delay_s)
         numbers = (*ranks, *(self.spec.workers + r for r in ranks))
         cells = [side * 2 * _SPANS for side in numbers]
         sides = [self._load(cell, start) for cell in cells]
@@ -191,27 +189,20 @@ class LinkClock:
         walk = self._memo.get((op, ranks)) if idle else None
         if walk is None:
             paces = [self._pace(side, start) for side in numbers]
-            phases = schedule(op, len(ranks))
-            walk = self._walk(phases, ranks, sides, paces, start, message=op.kind == "send")
+            walk = self._walk(op, ranks, sides, paces, start)
             for side, pace in zip(numbers, paces, strict=True):
-                self._keep(side, start, pace)
+                if isinstance(pace, OnCredit):
+                    cell = self._credit_cell(side)
+                    self.memory[cell], self.memory[cell + 1] = pace.spent, start + pace.since
             if idle:
                 # Training repeats the same few operations on an idle link: one walk serves them all.
                 if len(self._memo) >= _MEMO_ENTRIES:
                     self._memo.clear()
                 self._memo[op, ranks] = walk
-        for cell, spans in zip(cells, walk.sides, strict=True):
+        done, busy = walk
+        for cell, spans in zip(cells, busy, strict=True):
             self._store(cell, start, spans)
-        tx, rx = charges(op, len(ranks))
-        return Completion(tuple(start + done for done in walk.done), tx, rx)
-
-    def _start(self, op: Operation, calls: Sequence[float]) -> float:
-        """When the operation is under way: with the last call; a message, once it is there and its sender
-        knows that the receiver is ready, who may have said so long before."""
-        if op.kind != "send":
-            return max(calls)
-        sender, receiver = calls
-        return max(sender, receiver + self.spec.delay_s)
+        return Completion(tuple(start + each for each in done), *charges(op, len(ranks)))
 
     def _pace(self, side: int, start: float) -> Pace:
         """How fast a side works, in times relative to ``start`` and work in bits."""
@@ -224,12 +215,6 @@ class LinkClock:
         if self.spec.varies:
             return Changing(self._times, rates, self.spec.period_s, start - (self.memory[-1] or math.inf))
         return Steady(rates[0])
-
-    def _keep(self, side: int, start: float, pace: Pace) -> None:
-        """Remember the credit that a walk has spent."""
-        if isinstance(pace, OnCredit):
-            cell = self._credit_cell(side)
-            self.memory[cell], self.memory[cell + 1] = pace.spent, start + pace.since
 
     def _credit_cell(self, side: int) -> int:
         return 2 * self.spec.workers * 2 * _SPANS + 2 * side
@@ -249,8 +234,7 @@ class LinkClock:
         cell, delay = self._sender_cell(sender, receiver), self.spec.delay_s
         quiet = cell + Sender.FLOATS
         if self.memory[cell + Sender.LAST] <= start:
-            for i in range(Sender.FLOATS):
-                self.memory[quiet + i] = self.memory[cell + i]
+            self.memory[quiet : quiet + Sender.FLOATS] = self.memory[cell:quiet]
         elif beside:
             cell = quiet
         back_bps = min(self._rates[0][receiver], self._rates[0][self.spec.workers + sender])
@@ -267,9 +251,8 @@ class LinkClock:
         """How long the next message is on its way."""
         if not self.spec.jitter_s:
             return self.spec.delay_s
-        drawn = int(self.memory[-2])
-        self.memory[-2] = drawn + 1
-        return self.spec.delay_s + self.spec.jitter_s * _noise(drawn)
+        self.memory[-2] += 1
+        return self.spec.delay_s + self.spec.jitter_s * _noise(int(self.memory[-2]) - 1)
 
     def _load(self, cell: int, start: float) -> list[Span]:
         """A side's busy spans after ``start``, relative to it. A span that ends at 0 ends the list."""
@@ -294,21 +277,19 @@ class LinkClock:
 
     def _walk(
         self,
-        phases: Sequence[Phase],
+        op: Operation,
         ranks: Sequence[int],
         sides: list[list[Span]],
         paces: Sequence[Pace],
         start: float,
-        *,
-        message: bool,
     ) -> _Walk:
-        """The schedule on sides (all send sides, then all receive sides) with busy spans; its times begin at 0, which
-        is ``start`` on the caller's clock. A ``message`` by itself knows that its receiver is ready."""
-        size = len(ranks)
+        """The schedule of ``op`` on sides (all send sides, then all receive sides) with busy spans; its times begin at
+        0, which is ``start`` on the caller's clock."""
+        size, message = len(ranks), op.kind == "send"
         landed: dict[tuple[int, int], float] = {}
         done = [0.0] * size
         senders: dict[tuple[int, int], Sender] = {}
-        for phase in phases:
+        for phase in schedule(op, size):
             issue = list(done)  # Gloo drains its pipeline between phases
             received: list[list[float]] = []
             for i, messages in enumerate(phase.rounds):
@@ -319,15 +300,13 @@ class LinkClock:
                     ready = issue[a] if message else max(issue[a], issue[b] + self.spec.delay_s)
                     line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], self._delay())
                     if self._tcp is not None:
-                        if (sender := senders.get((a, b))) is None:
-                            sender = self._sender(ranks[a], ranks[b], start, beside=not message)
-                            senders[a, b] = sender
-                        sent, _, arrived = sender.send(ready, wire, line.piece)
+                        if (a, b) not in senders:
+                            senders[a, b] = self._sender(ranks[a], ranks[b], start, beside=not message)
+                        sent, _, arrived = senders[a, b].send(ready, wire, line.piece)
                     else:
                         sent, arrived = line.whole(ready, wire * 8)
                     # A stream delivers in order, whatever the jitter.
-                    arrived = max(arrived, landed.get((a, b), 0.0))
-                    landed[a, b] = arrived
+                    arrived = landed[a, b] = max(arrived, landed.get((a, b), 0.0))
                     got[b] = max(got[b], arrived)
                     done[a] = max(done[a], sent)
                     done[b] = max(done[b], arrived)
@@ -335,6 +314,5 @@ class LinkClock:
         for (a, b), sender in senders.items():
             cell, state = self._sender_cell(ranks[a], ranks[b]), sender.state(start)
             if state[Sender.LAST] >= self.memory[cell + Sender.LAST]:
-                for i, value in enumerate(state, cell):
-                    self.memory[i] = value
-        return _Walk(tuple(done), tuple(map(tuple, sides)))
+                self.memory[cell : cell + Sender.FLOATS] = array("d", state)
+        return tuple(done), tuple(map(tuple, sides))

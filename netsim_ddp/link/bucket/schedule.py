@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
 
-MSS = SEGMENT_PAYLOAD
 HEADER_BYTES = SEGMENT_WIRE - SEGMENT_PAYLOAD  # Ethernet 14, IP 20, TCP 20 + 12
 PREAMBLE_BYTES = 48  # Gloo's, in front of every message
 MAX_SEGMENT_BYTES = 1 << 20  # Gloo's ring segment
@@ -23,7 +22,7 @@ MAX_SEGMENT_BYTES = 1 << 20  # Gloo's ring segment
 
 def wire_bytes(payload: int) -> int:
     """Bytes that ``payload`` bytes take on an Ethernet of MTU 1500, each segment's headers included."""
-    return payload + HEADER_BYTES * -(-payload // MSS)
+    return payload + HEADER_BYTES * -(-payload // SEGMENT_PAYLOAD)
 
 
 def message_bytes(payload: int) -> int:

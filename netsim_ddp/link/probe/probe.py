@@ -106,14 +106,13 @@ def check(link: Link, report: ProbeReport) -> None:
         LinkOffTarget: the pair alone got less or more than the ceiling, by over 5%.
     """
     spec = link.spec.at_start
-    ceiling = spec.ceiling_bps
-    error = report.alone_bps / ceiling - 1
+    error = report.alone_bps / spec.ceiling_bps - 1
     if abs(error) <= SHORT_TOLERANCE:
         return
     low = error < 0
     raise LinkOffTarget(
         f"the {link.description} link delivers {format_rate(report.alone_bps)}, {abs(error):.0%} "
-        f"{'below' if low else 'above'} the {format_rate(ceiling)} that {format_rate(spec.slowest_bps)}"
+        f"{'below' if low else 'above'} the {format_rate(spec.ceiling_bps)} that {format_rate(spec.slowest_bps)}"
         " leaves after headers",
         hint="ask for a lower --bandwidth, or free this machine's cores" if low else "use --link bucket",
     )
@@ -126,8 +125,10 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
         LinkOffTarget: the link is not what was asked for, however often it is tried.
     """
     tries = 0
-    while (measured := probe(link)) is not None:
+    while True:
         tries += 1
+        if (measured := probe(link)) is None:
+            return None
         _log.info(
             "the probe found %s for one pair alone, %s for the slowest of all at once",
             format_rate(measured.alone_bps),
@@ -139,8 +140,6 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
         except LinkOffTarget:
             if tries == SHORT_TRIES:
                 raise
-    if measured is None:
-        return None
     ceiling = link.spec.at_start.ceiling_bps
     if measured.host_limited(ceiling):
         warn(
@@ -232,25 +231,21 @@ class Peers:
             control.close()  # its process reads the end of file and exits
 
     def bulk(self, pairs: Sequence[tuple[int, int]], seconds: float, streams: int = 1) -> list[float]:
-        """Goodput of each ``(sender, receiver)``, all at once, in bit/s as the receivers saw it, by as many connections
-        each as there are ``streams``."""
+        """Returns the goodput of each ``(sender, receiver)``, all at once, in bit/s as the receivers saw it, by as many
+        connections each as there are ``streams``."""
         self._start(list(pairs) * streams, transfer="bulk", seconds=seconds)
-        totals = dict.fromkeys(pairs, 0.0)
-        for pair in list(pairs) * streams:
-            totals[pair] += self._hear(pair[1])["bps"]
-        return [totals[pair] for pair in pairs]
+        found = [self._hear(receiver)["bps"] for _, receiver in list(pairs) * streams]
+        return [sum(found[number :: len(pairs)]) for number in range(len(pairs))]
 
     def messages(self, pair: tuple[int, int], size: int, count: int, idle_s: float = IDLE_S) -> list[float]:
         """Seconds that each of ``count`` messages of ``size`` bytes took, each after an idle pause."""
         self._start([pair], transfer="messages", size=size, count=count, warmup=WARM_UP, idle_s=idle_s)
-        times: list[float] = self._hear(pair[0])["seconds"]
-        return times
+        return list(self._hear(pair[0])["seconds"])
 
     def pings(self, pair: tuple[int, int], count: int) -> list[float]:
         """Seconds that one byte took there and back, ``count`` times."""
         self._start([pair], transfer="pings", count=count)
-        times: list[float] = self._hear(pair[0])["seconds"]
-        return times
+        return list(self._hear(pair[0])["seconds"])
 
     def _start(self, pairs: Sequence[tuple[int, int]], **order: Any) -> None:
         ports = []

@@ -115,10 +115,8 @@ class Helper:
 
     @staticmethod
     def _own_namespace() -> int:
-        fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PASSED)
-        os.close(fd)
-        return high
+        with open("/proc/self/ns/net", "rb") as file:
+            return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, PASSED)
 
     def namespaces(self, count: int) -> dict[str, Any]:
         """Make ``count`` more anonymous network namespaces; answers their descriptors in this process, and the
@@ -173,8 +171,7 @@ class Helper:
         (address, host name) of all, its host has a name of its own: the first one's. If one that is called ``vital``
         fails, this process ends, and with it all that runs on the link."""
         namespace = self.home if rank is None else self.ranks[rank]
-        pid = os.fork()
-        if pid:
+        if pid := os.fork():
             self.children.add(pid)
             if vital is not None:
                 self.vital[pid] = vital
@@ -187,9 +184,8 @@ class Helper:
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
             os.chdir(cwd)
-            if share_namespaces:
-                for fd in self.ranks:
-                    os.set_inheritable(fd, True)
+            for fd in self.ranks if share_namespaces else ():
+                os.set_inheritable(fd, True)
             enter_namespace(namespace)
             if names:
                 name_host(names)
@@ -234,8 +230,7 @@ class Helper:
                 os.read(wake_read, 4096)
                 self.reap()
             if self.control.fileno() in readable:
-                messages = requests.receive()
-                if messages is None:
+                if (messages := requests.receive()) is None:
                     return
                 for message in messages:  # the command awaits each answer, so the descriptors are this one's
                     fds, requests.fds = requests.fds, []
@@ -276,8 +271,7 @@ def main(fd: int, user_namespace: bool) -> NoReturn:
         send(control, {"error": str(error)})
         os._exit(1)
     die_with_parent()  # again: gaining the capabilities of a user namespace cleared it
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         control.close()
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
