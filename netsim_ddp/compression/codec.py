@@ -167,17 +167,11 @@ class Codec:
             indices = packed
         else:
             indices = from_bytes(message[:split], self._index)
-            _check_indices(indices, numel)
+            if not bool((indices[1:] > indices[:-1]).all()):
+                raise CodecError("the indices do not ascend")
+            if k and not 0 <= int(indices[0]) <= int(indices[-1]) < numel:  # the ends bound the rest
+                raise CodecError(f"an index lies outside [0, {numel})")
         values = self._value.read(message[split:])
         if not all_finite(values):
             raise CodecError("a value is not finite")
         return values, indices
-
-
-def _check_indices(indices: Tensor, numel: int) -> None:
-    if indices.numel() == 0:
-        return
-    if not bool((indices[1:] > indices[:-1]).all()):
-        raise CodecError("the indices do not ascend")
-    if int(indices[0]) < 0 or int(indices[-1]) >= numel:  # ascending, so the ends bound the rest
-        raise CodecError(f"an index lies outside [0, {numel})")

@@ -41,10 +41,6 @@ def bounds(k: int) -> tuple[int, int]:
 class ThresholdSelector(Selector):
     """What the two have in common: use the estimate, or give it up."""
 
-    def __init__(self) -> None:
-        self.misses = 0
-        """Segments whose threshold was given up, since the start."""
-
     def most(self, n: int, k: int) -> int:
         return min(n, bounds(k)[1])
 
@@ -67,12 +63,11 @@ class ThresholdSelector(Selector):
         return first
 
     def _by_threshold(self, segment: int, part: Tensor, k: int, values: Tensor, indices: Tensor) -> int:
-        """Entries at or above the estimate; -1 where their number is out of bounds."""
+        """Returns the number of entries at or above the estimate; -1 where it is out of bounds."""
         count = above(part, self._threshold(segment, part, k), values, indices)
         fewest, most = bounds(k)
         if fewest <= count <= most:
             return count
-        self.misses += 1
         self._missed(segment)
         return -1
 
@@ -115,15 +110,13 @@ class FittedSelector(ThresholdSelector):
     KEPT = 0.25  # by every stage but the last
 
     def __init__(self) -> None:
-        super().__init__()
         self._stages: dict[int, int] = {}
 
     def _threshold(self, segment: int, part: Tensor, k: int) -> float:
         kept, threshold = k / part.numel(), 0.0
         stages = min(self._stages.get(segment, 1), 1 + int(math.log(kept, self.KEPT)))
         for stage in range(stages):
-            last = stage == stages - 1
-            aim = kept / self.KEPT**stage if last else self.KEPT
+            aim = kept / self.KEPT**stage if stage == stages - 1 else self.KEPT
             total, count = excess(part, threshold)
             if not count:
                 break

@@ -84,14 +84,12 @@ def _scan(
     ``both`` counts the candidates in its low half and those >= ``high``, which become 0, in its high half.
     """
     least, sure = np.int32(low), np.int32(high)
-    i = start
     if _COMPRESS:
         whole = start + (stop - start) // vector.STRIDE * vector.STRIDE
-        if add:
-            for i in range(start, whole, vector.STRIDE):
+        for i in range(start, whole, vector.STRIDE):
+            if add:
                 both = vector.scan_add(flat, grad, i, least, sure, where, found, both)
-        else:
-            for i in range(start, whole, vector.STRIDE):
+            else:
                 both = vector.scan_only(flat, grad, i, least, sure, where, found, both)
     else:
         whole = start + (stop - start) // vector.MASK_STRIDE * vector.MASK_STRIDE

@@ -33,7 +33,7 @@ def above(part: F32, threshold: np.float32, values: F32, indices: I32) -> int:
 @jit
 def excess(part: F32, threshold: np.float32) -> tuple[float, int]:
     sums, hits = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.int32)
-    total, count = 0.0, 0
+    total = 0.0
     for start in range(0, part.shape[0], _BLOCK):
         block = part[start : start + _BLOCK]
         whole = block.shape[0] // _LANES * _LANES
@@ -50,6 +50,4 @@ def excess(part: F32, threshold: np.float32) -> tuple[float, int]:
         for j in range(_LANES):
             total += sums[j]
             sums[j] = np.float32(0.0)
-    for j in range(_LANES):
-        count += hits[j]
-    return total, count
+    return total, hits.sum()
