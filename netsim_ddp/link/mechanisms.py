@@ -154,7 +154,8 @@ def choose(spec: LinkSpec, how: str, note: Callable[[str], None], *, beside: TcL
     except LinkUnavailable as error:
         if missing := bucket.unsupported():
             without = ", or leave it away: --loss 0" if spec.loss else ""
-            message = f"{error.message}, and the bucket link has no {missing[0]}"
-            raise LinkUnavailable(message, hint=f"{error.hint}{without}") from None
+            raise LinkUnavailable(
+                f"{error.message}, and the bucket link has no {missing[0]}", hint=f"{error.hint}{without}"
+            ) from None
         note(f"link: bucket, because {error.message}")
         return bucket

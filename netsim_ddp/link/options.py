@@ -75,8 +75,11 @@ class LinkOptions(BaseModel):
         if isinstance(value, str) and any(char.isdigit() for char in value):
             origin = Origin.of(info)
             with origin.naming("link"):
-                hint = f"--link says how the link is made: auto, tc, bucket or none; its rate is --bandwidth {value}"
-                raise UsageError(f"{origin.label('link')} {value!r} is not known here", hint=hint)
+                raise UsageError(
+                    f"{origin.label('link')} {value!r} is not known here",
+                    hint="--link says how the link is made: auto, tc, bucket or none; its rate is "
+                    f"--bandwidth {value}",
+                )
         return value
 
     def spec_for(self, workers: int) -> LinkSpec:
@@ -87,9 +90,10 @@ class LinkOptions(BaseModel):
                 link has.
         """
         if self.jitter_s > self.delay_s:
-            jitter, delay = format_duration(self.jitter_s), format_duration(self.delay_s)
-            hint = f"write for example --delay {self.jitter_s * 1e3:g}ms"
-            raise UsageError(f"jitter {jitter} is more than the delay {delay}", hint=hint)
+            raise UsageError(
+                f"jitter {format_duration(self.jitter_s)} is more than the delay {format_duration(self.delay_s)}",
+                hint=f"write for example --delay {self.jitter_s * 1e3:g}ms",
+            )
         if self.reorder and not self.jitter_s:
             raise UsageError(
                 "packets overtake each other only where their delays differ",
@@ -130,17 +134,18 @@ class LinkOptions(BaseModel):
     def _check_changes(self) -> None:
         if (self.peak_bps is None) != (self.credit_bytes is None):
             missing, present = ("peak", "credit") if self.peak_bps is None else ("credit", "peak")
-            hint = "write for example --peak 10gbps --credit 5GB"
             raise UsageError(
-                f"{present} needs {missing} beside it: together they are a token bucket", hint=hint
+                f"{present} needs {missing} beside it: together they are a token bucket",
+                hint="write for example --peak 10gbps --credit 5GB",
             )
-        if self.peak_bps is not None and self.timeline_changes:
+        if self.peak_bps is None:
+            return
+        if self.timeline_changes:
             raise UsageError("a link has a timeline or a credit, not both", hint="leave one of them away")
         fastest = max(self.bandwidth_bps, self.bandwidth_down_bps or 0)
-        if self.peak_bps is not None and self.peak_bps <= fastest:
-            peak, rate = format_rate(self.peak_bps), format_rate(fastest)
+        if self.peak_bps <= fastest:
             raise UsageError(
-                f"the peak {peak} is no more than the bandwidth {rate}",
+                f"the peak {format_rate(self.peak_bps)} is no more than the bandwidth {format_rate(fastest)}",
                 hint="--bandwidth is what is left after it",
             )
 
@@ -167,13 +172,13 @@ class Spelling(NamedTuple):
         if isinstance(value, Mapping) and self.parse is not timeline:
             raise UsageError(f"{what} is a mapping, not a value", hint=f"write for example {example}")
         try:
-            parsed: Iterable[Any] = self.parse(value, what=what)
+            return list(self.parse(value, what=what))
         except UsageError as error:
             if not self.meaning or any(char.isdigit() for char in str(value)):
                 raise
-            hint = f"it is {self.meaning}: write for example {example}"
-            raise UsageError(error.message, hint=hint) from None
-        return parsed
+            raise UsageError(
+                error.message, hint=f"it is {self.meaning}: write for example {example}"
+            ) from None
 
 
 def _bandwidth(value: Any, *, what: str) -> tuple[int, int | None]:
@@ -182,9 +187,8 @@ def _bandwidth(value: Any, *, what: str) -> tuple[int, int | None]:
 
 
 def _slow_ranks(value: Any, *, what: str) -> tuple[list[dict[str, int]]]:
-    items: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
     found: dict[int, dict[str, int]] = {}
-    for item in items:
+    for item in value if isinstance(value, list | tuple) else [value]:
         match = re.fullmatch(r"\s*(\d{1,9})\s*=\s*(.+)", str(item))
         if match is None:
             raise UsageError(f"{what} {item!r} is not RANK=RATE", hint="write for example 3=100mbps")
@@ -216,8 +220,10 @@ def _loss(value: Any, *, what: str) -> tuple[float]:
     try:
         share = parse_ratio(value, what=what)
         if isinstance(value, str) and not text.endswith("%"):
-            hint = f"write {text}%, or {share * 100:.6g}% if it is a share of 1"
-            raise UsageError(f"{what} {text!r} has no unit", hint=hint)
+            raise UsageError(
+                f"{what} {text!r} has no unit",
+                hint=f"write {text}%, or {share * 100:.6g}% if it is a share of 1",
+            )
         return (share,)
     except UsageError as error:
         if "is not a fraction" not in error.message:

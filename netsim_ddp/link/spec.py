@@ -92,10 +92,9 @@ class LinkSpec:
         rates += [rate for each in self.timeline for rate in (each.up_bps, each.down_bps)]
         for rate in (min(rates), max(rates)):
             if not SLOWEST_BPS <= rate <= FASTEST_BPS:
-                low, high = format_rate(SLOWEST_BPS), format_rate(FASTEST_BPS)
                 raise UsageError(
                     f"no link has {format_rate(rate)}",
-                    hint=f"write a rate from {low} to {high}, such as 100mbps",
+                    hint=f"write a rate from {format_rate(SLOWEST_BPS)} to {format_rate(FASTEST_BPS)}, such as 100mbps",
                 )
 
     def up(self, rank: int) -> int:

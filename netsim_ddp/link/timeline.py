@@ -93,8 +93,9 @@ def trace(value: Any, *, what: str) -> tuple[Changes, float | None]:
     period = max(times[-1] for times in files)
     count = max(1, round(period / 1e3 / TRACE_BIN_S))
     if count > MAX_CHANGES:
-        lasts = f"{what} {value} lasts {period / 1e3:g}s"
-        raise UsageError(lasts, hint=f"{MAX_CHANGES * TRACE_BIN_S:g}s at most: cut it")
+        raise UsageError(
+            f"{what} {value} lasts {period / 1e3:g}s", hint=f"{MAX_CHANGES * TRACE_BIN_S:g}s at most: cut it"
+        )
     ends = [period * i // count for i in range(count + 1)]
     rates = [_rates(times, ends) for times in files]
     changes = [{"at_s": ends[i] / 1e3, "up_bps": rates[0][i], "down_bps": rates[-1][i]} for i in range(count)]
@@ -135,8 +136,10 @@ def _deliveries(path: Path, what: str) -> list[int]:
             )
         times.append(int(text))
     if not times or times[-1] == 0:
-        problem = "lasts 0s" if times else "is empty"
-        raise UsageError(f"{what} {path} {problem}", hint="a mahimahi trace has one number on a line")
+        raise UsageError(
+            f"{what} {path} {'lasts 0s' if times else 'is empty'}",
+            hint="a mahimahi trace has one number on a line",
+        )
     return times
 
 

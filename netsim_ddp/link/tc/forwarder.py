@@ -25,8 +25,8 @@ import socket
 import struct
 import sys
 import time
+from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from netsim_ddp.link.base import die_with_parent
@@ -57,31 +57,25 @@ def open_tap(device: str, name: str, *, whole: bool) -> int:
     return fd
 
 
-@dataclass
 class Forwarder:
     """What lies between ranks. ``lost`` and ``taken`` count frames by the rank that sent them."""
 
-    delay_s: float
-    jitter_s: float
-    loss: float
-    reorder: bool
-    seed: int
-    taps: list[int]
-    draws: dict[tuple[int, int], random.Random] = field(default_factory=dict)
-    """By sender and receiver: what happens to the n-th frame between two ranks depends on the seed, the two and n."""
-    latest_s: dict[tuple[int, int], float] = field(default_factory=dict)
-    """By sender and receiver: when the frame before leaves, which none overtakes."""
-    pending: list[tuple[float, int, int, bytes]] = field(default_factory=list)
-    """Frames on their way, a heap: when each leaves, its number, by which device, and itself."""
-    bare: bool = False
-    """Whether frames leave at once and none is lost, for now."""
-    count: int = 0
-    lost: list[int] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
-    largest: int = 0
-
-    def __post_init__(self) -> None:
-        self.lost, self.taken = [0] * len(self.taps), [0] * len(self.taps)
+    def __init__(
+        self, delay_s: float, jitter_s: float, loss: float, reorder: bool, seed: int, taps: list[int]
+    ) -> None:
+        self.delay_s, self.jitter_s, self.loss, self.reorder = delay_s, jitter_s, loss, reorder
+        self.seed, self.taps = seed, taps
+        self.draws: dict[tuple[int, int], random.Random] = {}
+        """By sender and receiver: what happens to the n-th frame between two ranks depends on the seed, the two and n
+        alone."""
+        self.latest_s: dict[tuple[int, int], float] = defaultdict(float)
+        """By sender and receiver: when the frame before leaves, which none overtakes."""
+        self.pending: list[tuple[float, int, int, bytes]] = []
+        """Frames on their way, a heap: when each leaves, its number, by which device, and itself."""
+        self.bare = False
+        """Whether frames leave at once and none is lost, for now."""
+        self.count = self.largest = 0
+        self.lost, self.taken = [0] * len(taps), [0] * len(taps)
 
     def serve(self, control: socket.socket) -> None:
         """Carry frames until the command hangs up."""
@@ -134,7 +128,7 @@ class Forwarder:
             if self.jitter_s:
                 due += self.draws[pair].uniform(-self.jitter_s, self.jitter_s)
                 if not self.reorder:
-                    due = self.latest_s[pair] = max(due, self.latest_s.get(pair, 0.0))
+                    due = self.latest_s[pair] = max(due, self.latest_s[pair])
         self.count += 1
         heapq.heappush(self.pending, (due, self.count, self.taps[receiver], frame))
 

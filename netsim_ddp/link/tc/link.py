@@ -89,10 +89,10 @@ class TcLink(Link):
                 )
         credit = self.spec.credit_bytes or 0
         if credit > MAX_CREDIT:
-            most, asked = format_bytes(MAX_CREDIT), format_bytes(credit)
-            hint = "--credit 4GB, or use --link bucket"
             raise LinkUnavailable(
-                f"tc holds a credit of {most} at most, not {asked}", hint=hint, remedy="write --credit 4GB"
+                f"tc holds a credit of {format_bytes(MAX_CREDIT)} at most, not {format_bytes(credit)}",
+                hint="--credit 4GB, or use --link bucket",
+                remedy="write --credit 4GB",
             )
         enough_descriptors(self.spec.workers)
         self._channel = open_channel() if self._beside is None else self._beside._connected()
