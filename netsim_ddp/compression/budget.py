@@ -155,8 +155,10 @@ class Budget:
     def learn(self, values: Tensor, indices: Tensor) -> None:
         """Take note of what was sent, in ascending order of position, and go on to the next step."""
         if self._tails is not None:
-            counts = np.diff(np.searchsorted(indices.cpu().numpy(), self.offsets.numpy()))
-            self._tails.measure(values.abs().double().cpu().numpy(), counts)
+            self._tails.measure(
+                values.abs().double().cpu().numpy(),
+                np.diff(np.searchsorted(indices.cpu().numpy(), self.offsets.numpy())),
+            )
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -120,8 +120,7 @@ def _unpack_compiled(section: Tensor, k: int, numel: int, threads: int) -> Tenso
         return None
     indices: NDArray[np.int32] = np.empty(k, np.int32)
     unpack_blocks = functools.partial(compiled.unpack, table, words, k, numel, starts, indices)
-    sound = all(_share_out(unpack_blocks, _cuts(blocks, k, threads)))
-    return torch.from_numpy(indices) if sound else None
+    return torch.from_numpy(indices) if all(_share_out(unpack_blocks, _cuts(blocks, k, threads))) else None
 
 
 def _cuts(blocks: int, k: int, threads: int) -> list[int]:
@@ -141,10 +140,8 @@ def _share_out(work: Callable[[int, int], _T], cuts: list[int]) -> list[_T]:
 
 def _octets(words: Tensor) -> Tensor:
     """uint8 of int64 ``words`` that hold 32 bits each, little endian whatever the machine."""
-    shifts = torch.arange(0, 32, 8, device=words.device)
-    return ((words[:, None] >> shifts) & 0xFF).to(torch.uint8).view(-1)
+    return ((words[:, None] >> torch.arange(0, 32, 8, device=words.device)) & 0xFF).to(torch.uint8).view(-1)
 
 
 def _words(octets: Tensor) -> Tensor:
-    shifts = torch.arange(0, 32, 8, device=octets.device)
-    return (octets.view(-1, 4).long() << shifts).sum(1)
+    return (octets.view(-1, 4).long() << torch.arange(0, 32, 8, device=octets.device)).sum(1)

@@ -41,8 +41,9 @@ class Quotas:
         parts = np.clip(counts // LEAST_PART, 1, owners)
         self.passed_on = _passed_on(owners, sizes, counts, parts)
         """bool [L]: segments of which everything is sent on."""
-        sent = self._sent(counts)
-        self.shares = Shares(owners, sizes.tolist(), parts.tolist(), _first_owners(owners, sent, parts))
+        self.shares = Shares(
+            owners, sizes.tolist(), parts.tolist(), _first_owners(owners, self._sent(counts), parts)
+        )
         self._known: dict[bytes, I64] = {}
 
     def _sent(self, counts: I64) -> I64:

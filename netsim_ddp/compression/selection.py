@@ -32,8 +32,9 @@ class Selection:
 
     def __init__(self, shapes: Sequence[torch.Size], options: SelectionOptions, device: torch.device) -> None:
         if options.selector not in SELECTORS:
-            known = ", ".join(SELECTORS)
-            raise UsageError(f"there is no selector {options.selector!r}", hint=f"choose from {known}")
+            raise UsageError(
+                f"there is no selector {options.selector!r}", hint=f"choose from {', '.join(SELECTORS)}"
+            )
         self.selector = SELECTORS[options.selector]()
         self.budget = Budget(shapes, options)
         self.capacity = self.budget.capacity(self.selector)

@@ -45,8 +45,9 @@ class Shares:
     def __init__(self, owners: int, sizes: Sequence[int], parts: Sequence[int], first: Sequence[int]) -> None:
         self.owners = owners
         self._sizes, self._parts, self._first = (np.array(x, np.int64) for x in (sizes, parts, first))
-        bits = [block_bits(int(size), int(part)) for size, part in zip(sizes, parts, strict=True)]
-        self._bits = np.array(bits, np.int64)
+        self._bits = np.array(
+            [block_bits(int(size), int(part)) for size, part in zip(sizes, parts, strict=True)], np.int64
+        )
         self._offsets = _bounds(self._sizes)
         self.turns: I64 = (np.arange(owners)[:, None] - self._first) % owners
         """int64 [P, L]: the how-manieth of a segment's owners a rank is; those from ``parts`` on have none of it."""
@@ -104,8 +105,7 @@ class Shares:
         order = torch.sort(owner, stable=True).indices
         out_values[:k] = values[order]
         out_local[:k] = local[order]
-        counts = torch.bincount(owner, minlength=self.owners).tolist()
-        return list(itertools.accumulate(counts, initial=0))
+        return list(itertools.accumulate(torch.bincount(owner, minlength=self.owners).tolist(), initial=0))
 
     def positions(self, owner: int, local: Tensor) -> Tensor:
         """The global positions of ``owner``'s ``local`` numbers, int64."""

@@ -69,8 +69,7 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
                 hint=f"{advice}{_alone(names)}",
             )
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    restart = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{restart}"
+    run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     local_rank, local_world_size = found.get(names[2], 0), found.get(names[3], 1)
     return Place(rank, world_size, local_rank, local_world_size, *_rendezvous(environ, names), store, run)
 

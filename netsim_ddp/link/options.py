@@ -109,12 +109,11 @@ class LinkOptions(BaseModel):
                     f"slow rank {each.rank} does not exist: {there}",
                     hint="ranks count from 0",
                 )
-        slow = tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks)
         spec = LinkSpec(
             workers,
             self.bandwidth_bps,
             self.bandwidth_down_bps,
-            slow,
+            tuple(RankRate(each.rank, each.up_bps, each.down_bps) for each in self.slow_ranks),
             delay_s=self.delay_s,
             jitter_s=self.jitter_s,
             loss=self.loss,

@@ -106,8 +106,8 @@ class LinkSpec:
         return self._of(rank)[1]
 
     def _of(self, rank: int) -> tuple[int, int]:
-        own = ((each.up_bps, each.down_bps) for each in self.slow_ranks if each.rank == rank)
-        return next(own, (self.rate_bps, self.down_bps or self.rate_bps))
+        own = {each.rank: (each.up_bps, each.down_bps) for each in self.slow_ranks}
+        return own.get(rank, (self.rate_bps, self.down_bps or self.rate_bps))
 
     @cached_property
     def varies(self) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import operator
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path

@@ -192,9 +192,8 @@ class _Shared:
             for name in ("base", "count", "sure")
         )
         overflowed = any(piece.overflowed for piece in pieces)
-        high = self.brackets[s][1]
         kth, last, done = candidates.decide(
-            problem.flat, problem.add, k, high, overflowed, bases, counts, sure, *self.lists
+            problem.flat, problem.add, k, self.brackets[s][1], overflowed, bases, counts, sure, *self.lists
         )
         if done:
             where, found, _, _ = self.lists

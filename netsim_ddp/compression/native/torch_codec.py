@@ -53,8 +53,7 @@ def pack(indices: Tensor) -> Tensor | None:
     before = torch.zeros_like(counts)
     before[1:] = bit[counts.cumsum(0)[:-1] - 1]
     bit = bit - before[owner] + place
-    high = starts + lengths - unary
-    streams.index_add_(0, high[owner] + (bit >> 5), 1 << (bit & 31))
+    streams.index_add_(0, (starts + lengths - unary)[owner] + (bit >> 5), 1 << (bit & 31))
     table = torch.stack([wide[::BLOCK], (rice << RICE_SHIFT) | unary], 1).reshape(-1)
     return torch.cat([table, streams[:total]])
 
@@ -77,8 +76,7 @@ def unpack(words: Tensor, k: int, numel: int) -> Tensor | None:
     owner_of_word = torch.repeat_interleave(torch.arange(blocks, device=device), unary)
     within = torch.arange(owner_of_word.numel(), device=device) - (unary.cumsum(0) - unary)[owner_of_word]
     high = streams[(starts + lows)[owner_of_word] + within]
-    set_bits = (high[:, None] >> torch.arange(32, device=device)) & 1
-    word, bit = set_bits.nonzero(as_tuple=True)
+    word, bit = ((high[:, None] >> torch.arange(32, device=device)) & 1).nonzero(as_tuple=True)
     owner = owner_of_word[word]
     if not torch.equal(torch.bincount(owner, minlength=blocks), counts):
         return None

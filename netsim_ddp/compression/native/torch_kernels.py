@@ -83,6 +83,5 @@ def accumulate_select(
     whether ``total`` is finite: where it is not, ``residual`` stays as it was."""
     finite = torch.isfinite(total).all()
     select_segments(total, offsets, ks, values, indices)
-    rest = total.index_fill(0, indices.to(torch.int64), 0)
-    residual.copy_(torch.where(finite, rest, residual))
+    residual.copy_(torch.where(finite, total.index_fill(0, indices.to(torch.int64), 0), residual))
     return finite

@@ -75,8 +75,7 @@ def _compress(builder: Any, values: Any, mask: Any) -> Any:
 
 
 def _ones(builder: Any, mask: Any) -> Any:
-    bits = builder.bitcast(mask, _I16)
-    return builder.zext(_call(builder, "llvm.ctpop.i16", _I16, bits), _I64)
+    return builder.zext(_call(builder, "llvm.ctpop.i16", _I16, builder.bitcast(mask, _I16)), _I64)
 
 
 def _keys(builder: Any, bits: Any, lanes: int = _LANES) -> Any:
@@ -119,8 +118,7 @@ def _scan(add: bool) -> Any:
                     slot = _pointer(context, builder, kind, array, count, _INTS)
                     _store(builder, _compress(builder, values, candidates), slot)
                 both = builder.add(both, _ones(builder, candidates))
-                surely = builder.shl(_ones(builder, sent), ir.Constant(_I64, 32))
-                both = builder.add(both, surely)
+                both = builder.add(both, builder.shl(_ones(builder, sent), ir.Constant(_I64, 32)))
             return both
 
         return signature, generate
@@ -215,7 +213,6 @@ def trailing_zeros(_: Any, bits: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         del context, sig
-        count = _call(builder, "llvm.cttz.i32", _I32, arguments[0], ir.Constant(_BOOL, 1))
-        return builder.zext(count, _I64)
+        return builder.zext(_call(builder, "llvm.cttz.i32", _I32, arguments[0], ir.Constant(_BOOL, 1)), _I64)
 
     return signature, generate

@@ -244,8 +244,9 @@ class Sender:
         if not self._settings.slow_start_after_idle or timeouts <= 1:
             return
         self._keep_threshold()
-        least = min(INITIAL_WINDOW, self._window)
-        self._window = max(least, self._window // 2 ** min(60, math.ceil(timeouts) - 1))
+        self._window = max(
+            min(INITIAL_WINDOW, self._window), self._window // 2 ** min(60, math.ceil(timeouts) - 1)
+        )
         self._since, self._used = now, 0.0
 
     def _validate(self, now: float, peak: float, *, busy: bool, crowded: bool) -> None:

@@ -151,8 +151,9 @@ def _directions(test: Mapping[str, Any], end: Mapping[str, Any], source: str) ->
     if isinstance(there, Repeated):
         if len(there) != 2 or back is not None or not all(isinstance(each, dict) for each in there):
             raise UsageError(f"{source} is no single test of iperf3: 'sum_received' is repeated", hint=_AGAIN)
-        senders = [each.get("sender") for each in there]
-        return list(reversed(there)) if senders == [False, True] else list(there)
+        return (
+            list(reversed(there)) if [each.get("sender") for each in there] == [False, True] else list(there)
+        )
     found = [_part(end, "sum_received", source)]
     if back is None and positive(test.get("bidir")):
         raise UsageError(

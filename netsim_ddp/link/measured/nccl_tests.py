@@ -123,8 +123,7 @@ class Test:
 
 def looks_like(text: str) -> bool:
     """Whether ``text`` has anything of a table of nccl-tests."""
-    lines = text.splitlines()
-    return any(_header(line) or _ROW.search(line) or _RANK.search(line) for line in lines)
+    return any(_header(line) or _ROW.search(line) or _RANK.search(line) for line in text.splitlines())
 
 
 def from_table(text: str, source: str) -> Measurement:
@@ -146,8 +145,9 @@ def from_table(text: str, source: str) -> Measurement:
         why = f": {one_line(failure[0].strip())}" if failure else ""
         raise UsageError(f"{source} holds no row of nccl-tests{why}", hint=_HINT)
     ranks = {(rank.lstrip("0"), group.lstrip("0")) for rank, group in _RANK.findall(text)}
-    operations = _STARTING.findall(text) or _PROGRAM.findall(text)
-    test = Test(samples, _operation(operations, source), _largest_group(ranks))
+    test = Test(
+        samples, _operation(_STARTING.findall(text) or _PROGRAM.findall(text), source), _largest_group(ranks)
+    )
     tests = max(len(once.findall(text)) for once in _ONCE)
     if tests > 1:
         if test.ranks == 1:  # each process printed its own
@@ -258,8 +258,7 @@ def _operation(names: Iterable[str], source: str) -> str | None:
 
 def _largest_group(ranks: Iterable[tuple[object, object]]) -> int | None:
     """How many ranks a collective has: with NCCL_TESTS_SPLIT they are in groups."""
-    groups = Counter(group for _, group in set(ranks))
-    return max(groups.values(), default=None)
+    return max(Counter(group for _, group in set(ranks)).values(), default=None)
 
 
 def is_report(data: Any) -> bool:
@@ -339,8 +338,7 @@ def _measured(test: Test, source: str) -> Measurement:
     factor, ranks = _factor(test, source)
     if test.ranks == 1 and ranks is None:
         raise _alone(source)
-    largest = _largest(test.samples, source)
-    rate = Goodput.of([sample.own * 8 * factor for sample in largest])
+    rate = Goodput.of([sample.own * 8 * factor for sample in _largest(test.samples, source)])
     if not math.isfinite(rate.bps) or rate.bps <= 0:
         raise UsageError(f"{source}: the largest size has no rate", hint="repeat the test")
     sizes = len({sample.size for sample in test.samples})

@@ -168,8 +168,7 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
         for size in MESSAGE_SIZES:
             tell(f"messages of {size // 1000} KB after idle")
             ideal = ideal_seconds(aim, first, size) if aim else None
-            count = message_count(ideal)
-            times = peers.messages(first, size, count, idle_s)
+            times = peers.messages(first, size, message_count(ideal), idle_s)
             messages.append(
                 Message(sender=first[0], receiver=first[1], size_bytes=size, ideal_s=ideal, samples_s=times)
             )

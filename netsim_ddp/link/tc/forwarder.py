@@ -137,8 +137,15 @@ class Forwarder:
         messages = requests.receive()
         for message in messages or ():
             self.bare = message.get("bare", self.bare)
-            counted = {"taken": self.taken, "lost": self.lost, "largest": self.largest}
-            send(requests.connection, {**counted, "overrun": self.overruns()})
+            send(
+                requests.connection,
+                {
+                    "taken": self.taken,
+                    "lost": self.lost,
+                    "largest": self.largest,
+                    "overrun": self.overruns(),
+                },
+            )
         return messages is not None
 
     def overruns(self) -> list[int]:

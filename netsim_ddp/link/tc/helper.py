@@ -57,8 +57,7 @@ def enter_namespace(fd: int) -> None:
 def isolate(user_namespace: bool) -> None:
     """Leave the host's pid, net and mount namespaces; children of this process then live in the new ones."""
     uid, gid = os.getuid(), os.getgid()
-    flags = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0)
-    _call("unshare", flags)
+    _call("unshare", CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0))
     if user_namespace:
         own = Path("/proc/self")
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):

@@ -223,12 +223,8 @@ class TcLink(Link):
 
     def _buckets(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Returns each rank's two buckets as ``tc`` shows them, its own and the bridge's."""
-        found = []
-        bridge = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(None)}
-        for rank in range(self.spec.workers):
-            own = {qdisc["dev"]: qdisc for qdisc in self._qdiscs(rank)}
-            found.append((own["eth0"], bridge[f"v{rank}"]))
-        return found
+        bridge = self._qdiscs(None)
+        return [(self._qdiscs(rank)["eth0"], bridge[f"v{rank}"]) for rank in range(self.spec.workers)]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -317,12 +313,12 @@ class TcLink(Link):
             if problem is not None:
                 raise LinkUnavailable(f"tc cannot change the delay: {problem.splitlines()[0]}")
 
-    def _qdiscs(self, rank: int | None) -> list[dict[str, Any]]:
-        """The root qdiscs of a rank's namespace, or of the bridge's."""
+    def _qdiscs(self, rank: int | None) -> dict[str, dict[str, Any]]:
+        """The root qdiscs of a rank's namespace, or of the bridge's, by device."""
         out, problem = self.run_tool(rank, "tc", "-s", "-j", "qdisc", "show")
         if problem is not None:
             raise LinkUnavailable(f"tc cannot show its counters: {problem.splitlines()[0]}")
-        return [qdisc for qdisc in json.loads(out) if qdisc.get("root")]
+        return {qdisc["dev"]: qdisc for qdisc in json.loads(out) if qdisc.get("root")}
 
     def _connected(self) -> Channel:
         if self._channel is None:
