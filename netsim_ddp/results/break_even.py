@@ -88,7 +88,7 @@ def crossing(steps: Steps, slower_s: float = 0.0) -> float:
     base, ours = steps.medians
     if float((ours + slower_s).min()) <= 0:
         return math.inf
-    gain = non_increasing(np.log(base / (ours + slower_s))[None, :])[0]
+    gain = non_increasing(np.log(base / (ours + slower_s)))
     pays = int((gain > 0).sum())
     if pays == 0:
         return 0.0
@@ -239,13 +239,12 @@ def fit(inverse: F64, steps: F64) -> tuple[float, float]:
 
 
 def non_increasing(values: F64) -> F64:
-    """The nearest non-increasing row to each row (least squares): min over starts a <= i of max over ends b >= i of
+    """The nearest non-increasing row to ``values`` (least squares): min over starts a <= i of max over ends b >= i of
     mean(a..b), Robertson, Wright and Dykstra, "Order Restricted Statistical Inference" (1988), theorem 1.4.4."""
-    rows, count = values.shape
-    sums = np.concatenate([np.zeros((rows, 1)), np.cumsum(values, axis=1)], axis=1)
-    fitted = np.full((rows, count), np.inf)
-    for start in range(count):
-        means = (sums[:, start + 1 :] - sums[:, [start]]) / np.arange(1, count - start + 1)
-        best = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]  # over ends from each column on
-        fitted[:, start:] = np.minimum(fitted[:, start:], best)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    fitted = np.full(len(values), np.inf)
+    for start in range(len(values)):
+        means = (sums[start + 1 :] - sums[start]) / np.arange(1, len(values) - start + 1)
+        best = np.maximum.accumulate(means[::-1])[::-1]  # over ends from each place on
+        fitted[start:] = np.minimum(fitted[start:], best)
     return fitted

@@ -6,11 +6,10 @@ so their ratio is free of what the machine did in other rounds.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -71,7 +70,7 @@ class CodecTimes(Strict):
     schema_version: Literal[1] = 1
     tool: Tool
     created_utc: str
-    environment: dict[str, Any]
+    environment: dict[str, object]
     command: str
     values: str
     indices: str
@@ -166,9 +165,7 @@ def _points(
 def _read(points: Sequence[tuple[int, float]], at: int) -> float:
     if not points or at <= 0:
         return 0.0
-    if at <= points[0][0]:
-        return points[0][1]
-    for (left, low), (right, high) in itertools.pairwise(points):
-        if at <= right:
-            return low + (high - low) * (at - left) / (right - left)
-    return points[-1][1] * at / points[-1][0]
+    import numpy as np
+
+    sizes, seconds = [size for size, _ in points], [second for _, second in points]
+    return float(np.interp(at, sizes, seconds)) * max(at / sizes[-1], 1.0)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from netsim_ddp.methods import MethodSpec
 from netsim_ddp.results.record import Cell, Result
@@ -94,7 +94,7 @@ def method_id(cell: Cell) -> str:
     return MethodSpec(name=cell.method, params={**asked_params(cell), **overlap}).id
 
 
-def asked_params(cell: Cell) -> dict[str, Any]:
+def asked_params(cell: Cell) -> dict[str, object]:
     """The method's options without overlap, and without a collective that nobody asked for."""
     unasked = {"overlap"} if "collective=" in cell.id else {"overlap", "collective"}
     return {key: value for key, value in cell.params.items() if key not in unasked}
@@ -158,7 +158,7 @@ def computation(result: Result) -> str | None:
     return repr((known, [result.environment[key] for key in LIBRARIES]))
 
 
-def same_run(settings: Mapping[str, Any]) -> str:
+def same_run(settings: Mapping[str, object]) -> str:
     """What two combinations of a matrix must share to be one run, of several methods on one link.
 
     Args:
@@ -167,7 +167,7 @@ def same_run(settings: Mapping[str, Any]) -> str:
     return _text(settings, METHOD_FIELDS)
 
 
-def planned(settings: Mapping[str, Any], method: str) -> str:
+def planned(settings: Mapping[str, object], method: str) -> str:
     """A digest of everything that must be equal for two measurements of a sweep to be of the same thing.
 
     Args:
@@ -177,11 +177,11 @@ def planned(settings: Mapping[str, Any], method: str) -> str:
     return hashlib.sha256(f"{_text(settings, NOT_PLANNED)}{method}".encode()).hexdigest()[:16]
 
 
-def _text(settings: Mapping[str, Any], without: frozenset[str]) -> str:
+def _text(settings: Mapping[str, object], without: frozenset[str]) -> str:
     return json.dumps({key: value for key, value in settings.items() if key not in without}, sort_keys=True)
 
 
-def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_machine(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
     """Whether a sweep that ran in the environment ``one`` can go on in ``other``."""
     return all(one.get(key) == other.get(key) for key in MACHINE)
 
@@ -215,14 +215,13 @@ def outdated(cell: Cell, result: Result) -> bool:
 
 def differ(base: Rules, base_name: str, new: Rules, new_name: str) -> str | None:
     """Why figures of ``base`` and ``new`` are not compared, and what to do; None where the same rules hold for both."""
-    for about in RULES:
-        ours, theirs = base.get(about), new.get(about)
-        if ours is not None and theirs is not None and ours != theirs:
-            return (
-                f"{about}: {ours} in {base_name}, {theirs} in {new_name}, and figures of two rules are not compared; "
-                "measure both with this netsim and the same options"
-            )
-    return None
+    about = next((key for key in RULES if key in base and key in new and base[key] != new[key]), None)
+    if about is None:
+        return None
+    return (
+        f"{about}: {base[about]} in {base_name}, {new[about]} in {new_name}, and figures of two rules are not "
+        "compared; measure both with this netsim and the same options"
+    )
 
 
 def compute_s(cell: Cell, result: Result) -> float:
@@ -231,7 +230,7 @@ def compute_s(cell: Cell, result: Result) -> float:
     return float(found) if isinstance(found, int | float) else 0.0
 
 
-def settings_of(cell: Cell, result: Result) -> Mapping[str, Any]:
+def settings_of(cell: Cell, result: Result) -> Mapping[str, object]:
     """The resolved settings that the cell was run with: a sweep's stand with each combination of its matrix."""
     scenario = result.scenario
     sweep = scenario.get("sweep")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from netsim_ddp.results.fields import Strict, Tool
 from netsim_ddp.results.record import LinkRecord
@@ -43,7 +43,7 @@ class Launch(Strict):
     status: Literal["complete", "failed", "interrupted", "timeout"]
     exit_code: int
     first_failing_rank: int | None
-    environment: dict[str, Any]
+    environment: dict[str, object]
     command: str
     program: list[str]
     workers: int

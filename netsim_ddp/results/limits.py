@@ -40,16 +40,9 @@ class Exchange:
     """By the model without the host's cost of messages."""
 
     @property
-    def excess_s(self) -> float:
-        return self.took_s - self.model_s
-
-    @property
-    def allowed_s(self) -> float:
-        return max(MODEL_SHARE * self.model_s, STEP_SHARE * self.step_s)
-
-    @property
     def limited(self) -> bool:
-        return self.excess_s > self.allowed_s
+        """Whether the exchange takes longer than the link explains."""
+        return self.took_s - self.model_s > max(MODEL_SHARE * self.model_s, STEP_SHARE * self.step_s)
 
     @property
     def early_s(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import log2
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -101,7 +101,7 @@ class Probe(Strict):
     kind: Literal["probe"] = "probe"
     tool: Tool
     created_utc: str
-    environment: dict[str, Any]
+    environment: dict[str, object]
     command: str
     workers: int
     link: LinkRecord

@@ -11,7 +11,7 @@ bit/s.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -243,11 +243,11 @@ class Cell(Strict):
 
     id: str
     method: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, object] = Field(default_factory=dict)
     model: str | None = None
     """None in files of version 1, whose ``scenario`` names the one model of all cells."""
     dataset: str | None = None
-    axes: dict[str, Any] = Field(default_factory=dict)
+    axes: dict[str, object] = Field(default_factory=dict)
     """Where in a sweep's matrix the cell stands, as its file writes it: ``{"bandwidth": "100mbps", "workers": 4}``."""
     workers: Count
     bandwidth_bps: Rate | None
@@ -279,9 +279,9 @@ class Result(Strict):
     tool: Tool
     created_utc: str
     status: Status
-    environment: dict[str, Any]
+    environment: dict[str, object]
     code: list[CodeRecord] = Field(default_factory=list)
-    scenario: dict[str, Any]
+    scenario: dict[str, object]
     command: str
     model_parameters: int | None = None
     ready: dict[str, ReadyTimes] = Field(default_factory=dict)

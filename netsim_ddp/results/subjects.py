@@ -10,10 +10,9 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
 
 from netsim_ddp.results.identity import computation, subject
-from netsim_ddp.results.record import Cell, RankRecord, Result
+from netsim_ddp.results.record import Cell, RepeatRecord, Result
 from netsim_ddp.results.summary import PHASES, repeat_medians, slowest_steps
 
 # Their payload follows from shapes alone; that of the others from what a step selects.
@@ -164,8 +163,7 @@ def _figures(cell: Cell) -> dict[str, Figure]:
     fixed = cell.method in FIXED_PAYLOAD or (
         cell.method == "topk-allgather" and cell.params.get("indices") in ("int32", "int64")
     )
-    steps = [_steps(repeat.ranks, repeat.epochs) for repeat in cell.repeats]
-    runs = [(repeat.ranks, count) for repeat, count in zip(cell.repeats, steps, strict=True) if count]
+    runs = [(repeat.ranks, count) for repeat in cell.repeats if (count := _steps(repeat))]
     if not ranks or not runs:
         return {}
     payload = max(sum(rank.payload_bytes for rank in each) / count for each, count in runs)
@@ -198,6 +196,6 @@ def _exact_count(cell: Cell) -> bool:
     return cell.params.get("selector", "exact") in ("exact", "random") and not cell.params.get("adaptive")
 
 
-def _steps(ranks: Sequence[RankRecord], epochs: Sequence[Any]) -> int:
-    trained = sum(epoch.steps for epoch in epochs)
-    return trained or min((len(rank.steps) for rank in ranks), default=0)
+def _steps(repeat: RepeatRecord) -> int:
+    trained = sum(epoch.steps for epoch in repeat.epochs)
+    return trained or min((len(rank.steps) for rank in repeat.ranks), default=0)

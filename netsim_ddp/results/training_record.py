@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -100,7 +100,7 @@ class TrainingSummary(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _before_version_3(cls, data: Any) -> Any:
+    def _before_version_3(cls, data: object) -> object:
         """``time_ratio`` was its inverse."""
         if isinstance(data, dict) and "time_ratio" in data:
             data = dict(data)

@@ -81,7 +81,7 @@ def utilisations(cells: Sequence[Cell], levels: Sequence[float] = LEVELS) -> lis
 def _needed(rates: Sequence[int], utilisation: Sequence[float], level: float) -> Needed:
     x = 1 / np.asarray(rates, dtype=np.float64)
     # Steps per compute: never longer with more bandwidth, but for noise.
-    length: F64 = non_increasing(1 / np.asarray(utilisation, dtype=np.float64)[None, :])[0]
+    length: F64 = non_increasing(1 / np.asarray(utilisation, dtype=np.float64))
     allowed = 1 / level
     enough = length <= allowed
     if enough[0]:

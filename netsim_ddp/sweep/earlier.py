@@ -39,19 +39,16 @@ def read_earlier(path: Path, *, unless: bool = False) -> Result | None:
 def still_valid(earlier: Result, runs: Sequence[Run]) -> dict[str, Cell]:
     """The cells of ``earlier`` that measured what ``runs`` would, by the rules that hold now, by id; those that failed
     are not among them."""
-    if not same_machine(earlier.environment, environment()):
+    sweep = earlier.scenario["sweep"]
+    digests = sweep.get("cells") if isinstance(sweep, dict) else None
+    if not isinstance(digests, dict) or not same_machine(earlier.environment, environment()):
         return {}
-    identities = earlier.scenario["sweep"].get("cells", {})
-    measured = {cell.id: cell for cell in earlier.cells}
+    measured = {cell.id: cell for cell in earlier.cells if cell.error is None and not outdated(cell, earlier)}
     return {
         cell.id: measured[cell.id]
         for run in runs
         for cell in run.cells
-        if cell.id in measured
-        and isinstance(identities, dict)
-        and identities.get(cell.id) == cell.identity
-        and measured[cell.id].error is None
-        and not outdated(measured[cell.id], earlier)
+        if cell.id in measured and digests.get(cell.id) == cell.identity
     }
 
 

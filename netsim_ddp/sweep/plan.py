@@ -103,7 +103,8 @@ def _refuse_shared_folders(settings: Settings) -> None:
 
 
 def _run(members: Sequence[tuple[Mapping[str, Any], Settings]]) -> Run:
-    place = _common([_without(axes, METHOD_AXES) for axes, _ in members])
+    common = _common([axes for axes, _ in members])
+    place = {key: value for key, value in common.items() if key not in METHOD_AXES}
     methods: dict[str, MethodSpec] = {}
     found: dict[str, list[Mapping[str, Any]]] = {}
     for axes, settings in members:
@@ -123,10 +124,6 @@ def _run(members: Sequence[tuple[Mapping[str, Any], Settings]]) -> Run:
         for name, method in methods.items()
     )
     return Run(label, place, settings, cells)
-
-
-def _without(axes: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: value for key, value in axes.items() if key not in keys}
 
 
 def _common(all_axes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def _header(result: Result) -> str:
     model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
         model += f" {count_of(result.model_parameters)} params"
-    workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
+    workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
+        scenario.get("workers", "?")
+    ]
     ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
     parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
     if ratios:

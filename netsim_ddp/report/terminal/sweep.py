@@ -273,8 +273,9 @@ def _missing(result: Result) -> list[str]:
             why = clean(next((text for text in cell.error.splitlines() if text.strip()), "")).rstrip(".")
             lines.append(f"Failed: {clean(cell.id)}: {why}.")
     sweep = result.scenario.get("sweep")
-    planned = sweep.get("cells", {}) if isinstance(sweep, dict) else {}
-    count = len(set(planned) - {cell.id for cell in result.cells}) if isinstance(planned, dict) else 0
+    planned = sweep.get("cells") if isinstance(sweep, dict) else None
+    planned = planned if isinstance(planned, dict) else {}
+    count = len(set(planned) - {cell.id for cell in result.cells})
     if count:
         lines.append(f"Not run: {count} of {len(planned)} cells.")
     asked = result.scenario.get("repeats")

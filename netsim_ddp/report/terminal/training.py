@@ -70,7 +70,9 @@ def _header(result: Result) -> str:
     parts = [str(scenario.get("model", "model unknown"))]
     if result.model_parameters:
         parts[0] += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
-    workers = sorted({cell.workers for cell in result.cells}) or [scenario.get("workers", "?")]
+    workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
+        scenario.get("workers", "?")
+    ]
     parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
     parts.append(f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}")
