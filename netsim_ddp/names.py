@@ -35,6 +35,8 @@ MODEL_PATTERNS: dict[str, str] = {
     "my_module:build": "your own: build(num_classes=...) or build() returns a torch.nn.Module",
 }
 
+MODEL_CHOICES = ", ".join([*MODELS, *MODEL_PATTERNS])
+
 Kind = Literal["images", "tokens"]
 
 
@@ -159,15 +161,16 @@ def check_model(name: str) -> str:
     """
     if name in MODELS or is_reference(name):
         return name
-    choices = ", ".join([*MODELS, *MODEL_PATTERNS])
     if ":" in name:
         module, _, attribute = name.partition(":")
         path = module.removesuffix(".py").strip("./").replace("/", ".")
         guess = f"{path}:{attribute or 'build'}"
         suggestion = f"did you mean {guess!r}? " if is_reference(guess) else ""
-        raise UsageError(f"model {name!r} is not MODULE:ATTRIBUTE", hint=f"{suggestion}choose from {choices}")
+        raise UsageError(
+            f"model {name!r} is not MODULE:ATTRIBUTE", hint=f"{suggestion}choose from {MODEL_CHOICES}"
+        )
     raise UsageError(
-        f"model {name!r} is not known", hint=f"{did_you_mean(name, MODELS)}choose from {choices}"
+        f"model {name!r} is not known", hint=f"{did_you_mean(name, MODELS)}choose from {MODEL_CHOICES}"
     )
 
 

@@ -15,7 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -52,6 +52,10 @@ class Counters:
     rx_bytes: int
     drops: int
     retransmits: int
+
+    def since(self, before: Counters) -> Counters:
+        """Returns what has been counted after ``before``."""
+        return Counters(*(new - old for new, old in zip(astuple(self), astuple(before), strict=True)))
 
 
 @dataclass(frozen=True)

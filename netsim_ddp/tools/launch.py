@@ -5,22 +5,23 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from typing import BinaryIO
+from dataclasses import asdict
+from typing import BinaryIO, Literal
 
 from netsim_ddp import __version__
 from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
-from netsim_ddp.link.base import Counters, Link
-from netsim_ddp.link.launch import LaunchedRank, Outcome, launch
+from netsim_ddp.link.launch import Outcome, launch
 from netsim_ddp.link.probe.probe import prove
 from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.launch import Launch, LaunchRank
-from netsim_ddp.results.record import LinkRecord
 from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
 from netsim_ddp.steps.runner import Event, Report
+
+Status = Literal["complete", "failed", "interrupted", "timeout"]
 
 
 def launch_program(
@@ -82,9 +83,8 @@ def _on(
     report: Report,
 ) -> tuple[Launch, Outcome]:
     measured = prove(link, lambda text: report(Event("warning", text)))
-    record = link_record(link, measured)
     link.begin()
-    before = link.counters()
+    counters = link.counters()
     outcome = launch(
         link,
         program,
@@ -98,39 +98,29 @@ def _on(
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d warns once per connection that there is no resolver
         },
     )
-    after = link.counters()
-    rows = [_row(rank, old, new) for rank, old, new in zip(outcome.ranks, before, after, strict=True)]
-    return _record(rows, outcome, link, record, program, command), outcome
-
-
-def _row(rank: LaunchedRank, before: Counters, after: Counters) -> LaunchRank:
-    return LaunchRank(
-        rank=rank.rank,
-        exit_code=rank.exit.code if rank.exit else None,
-        signal=rank.exit.signal if rank.exit else None,
-        ended_here=rank.ended_here,
-        wall_s=rank.wall_s,
-        tx_bytes=after.tx_bytes - before.tx_bytes,
-        rx_bytes=after.rx_bytes - before.rx_bytes,
-        drops=after.drops - before.drops,
-        retransmits=after.retransmits - before.retransmits,
-    )
-
-
-def _record(
-    rows: list[LaunchRank],
-    outcome: Outcome,
-    link: Link,
-    record: LinkRecord,
-    program: Sequence[str],
-    command: Sequence[str],
-) -> Launch:
+    rows = [
+        LaunchRank(
+            rank=rank.rank,
+            exit_code=rank.exit.code if rank.exit else None,
+            signal=rank.exit.signal if rank.exit else None,
+            ended_here=rank.ended_here,
+            wall_s=rank.wall_s,
+            **asdict(after.since(before)),
+        )
+        for rank, before, after in zip(outcome.ranks, counters, link.counters(), strict=True)
+    ]
+    lost = {"drops": sum(row.drops for row in rows), "retransmits": sum(row.retransmits for row in rows)}
     failed = outcome.first_failure
-    status = "interrupted" if outcome.interrupted else "timeout" if outcome.timed_out else "complete"
-    return Launch(
+    endings: list[tuple[Status, bool]] = [
+        ("interrupted", outcome.interrupted),
+        ("timeout", outcome.timed_out),
+        ("failed", failed is not None),
+        ("complete", True),
+    ]
+    record = Launch(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
-        status="failed" if failed and status == "complete" else status,  # type: ignore[arg-type]
+        status=next(status for status, holds in endings if holds),
         exit_code=outcome.exit_code,
         first_failing_rank=failed.rank if failed else None,
         environment=environment(),
@@ -138,11 +128,7 @@ def _record(
         program=list(program),
         workers=link.spec.workers,
         wall_s=outcome.wall_s,
-        link=record.model_copy(
-            update={
-                "drops": sum(row.drops for row in rows),
-                "retransmits": sum(row.retransmits for row in rows),
-            }
-        ),
+        link=link_record(link, measured).model_copy(update=lost),
         ranks=rows,
     )
+    return record, outcome

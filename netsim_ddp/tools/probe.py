@@ -125,9 +125,9 @@ def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, coll
 
 def _count(found: Probe, before: Sequence[Counters] | None, after: Sequence[Counters] | None) -> None:
     if before is not None and after is not None:
-        pairs = list(zip(before, after, strict=True))
-        found.link.drops = sum(new.drops - old.drops for old, new in pairs)
-        found.link.retransmits = sum(new.retransmits - old.retransmits for old, new in pairs)
+        counted = [new.since(old) for old, new in zip(before, after, strict=True)]
+        found.link.drops = sum(each.drops for each in counted)
+        found.link.retransmits = sum(each.retransmits for each in counted)
 
 
 def _judged(found: Probe, scenario: Scenario) -> Probe:

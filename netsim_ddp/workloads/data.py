@@ -112,7 +112,7 @@ def get_dataloaders(
     )
     _check_shards(dataset, len(training), batch_size, world_size)
     common: dict[str, Any] = {
-        "collate_fn": _as_is,
+        "collate_fn": tuple,  # __getitems__ has stacked the batch already
         "num_workers": num_workers,
         "multiprocessing_context": start_method if num_workers else None,
         "pin_memory": pin_memory,
@@ -188,8 +188,3 @@ def _check_shards(dataset: str, length: int, batch_size: int, world_size: int) -
             f"batch size {batch_size} is larger than a rank's share of {dataset}: {shard} {examples}{over}",
             hint=f"use a batch size of at most {shard}",
         )
-
-
-def _as_is(batch: Any) -> Any:
-    """``__getitems__`` has stacked the batch already (a named function: spawned workers must unpickle it)."""
-    return batch

@@ -24,12 +24,7 @@ def record_gradient_sets(workload: Workload, count: int) -> list[list[Tensor]]:
     three sets of ResNet-50 take 307 MB.
 
     Parameters, their ``.grad`` and the buffers (BatchNorm's statistics) are left as they were found.
-
-    Raises:
-        ValueError: ``count`` is less than 1.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     model = workload.model
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]

@@ -13,7 +13,7 @@ from torch import nn
 from netsim_ddp.errors import UsageError, describe
 from netsim_ddp.names import (
     DATASETS,
-    MODEL_PATTERNS,
+    MODEL_CHOICES,
     MODELS,
     SMALL_SUFFIX,
     TORCHVISION_PREFIX,
@@ -63,11 +63,6 @@ def seeded(seed: int) -> Iterator[None]:
         # Not torch.manual_seed: that would also reseed CUDA's generators, which are not put back.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def model_names() -> list[str]:
-    """What ``get_model`` accepts, with the two open-ended forms last."""
-    return [*MODELS, *MODEL_PATTERNS]
 
 
 def get_model(
@@ -139,10 +134,9 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
             f"torchvision has no classifier {name!r}",
             hint=f"{near}write for example torchvision:resnet34 or torchvision:vgg16",
         )
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        # Auxiliary heads would make the training output a tuple, unlike every other classifier's.
-        options = {"aux_logits": False, "init_weights": False}
+    # Auxiliary heads would make the training output a tuple, unlike every other classifier's.
+    with_heads = name in ("googlenet", "inception_v3")
+    options = {"aux_logits": False, "init_weights": False} if with_heads else {}
     with seeded(seed):
         model = models.get_model(name, weights=None, num_classes=num_classes, **options)
     assert isinstance(model, nn.Module)
@@ -150,7 +144,7 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
 
 
 def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
-    build = load_reference("model", reference, ", ".join(model_names()))
+    build = load_reference("model", reference, MODEL_CHOICES)
     if isinstance(build, nn.Module) or not callable(build):
         kind = type(build).__name__
         raise UsageError(
