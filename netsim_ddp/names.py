@@ -212,7 +212,7 @@ def fitted(model: str, dataset: str) -> str:
     """
     info = DATASETS[dataset]
     if is_reference(model) and not model.startswith(TORCHVISION_PREFIX):
-        return model  # a user's own; whoever builds it will see
+        return model  # a user's own, which is tried when it is built
     if (kind := "tokens" if model == "transformer" else "images") != info.kind:
         fitting = ", ".join(name for name, each in DATASETS.items() if each.kind == kind)
         raise UsageError(

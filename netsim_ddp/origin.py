@@ -59,7 +59,7 @@ class Origin:
             return f"write for example --set {key}={self.examples[key]}"
         return f"write for example {self.label(key)}{' ' if key in self.flags else ': '}{self.examples[key]}"
 
-    def place(self, key: str) -> str:
+    def prefix(self, key: str) -> str:
         """``file.yaml: `` for what the file says, nothing for a flag."""
         if key in self.sets:
             return "--set: "
@@ -71,13 +71,13 @@ class Origin:
         try:
             yield
         except UsageError as error:
-            raise UsageError(self.place(key) + error.message, hint=error.hint) from None
+            raise UsageError(self.prefix(key) + error.message, hint=error.hint) from None
 
     def explain(self, error: ValidationError) -> UsageError:
         """pydantic's first complaint, as a person would say it."""
         first = error.errors()[0]
         if not first["loc"]:  # about several values at once
-            return UsageError(f"{self.place('')}{one_line(first['msg'])}")
+            return UsageError(f"{self.prefix('')}{one_line(first['msg'])}")
         key = str(first["loc"][0])
         key = next((name for name, to in self.quantities.items() if to == key and name in self.given), key)
         value, limits = self.given.get(key, first["input"]), first.get("ctx", {})
@@ -86,7 +86,7 @@ class Origin:
         hint = self.example(key)
         if "expected" in limits:
             hint = "choose from " + limits["expected"].replace("'", "")
-        return UsageError(f"{self.place(key)}{self.label(key)} {_shown(value)} {problem}", hint=hint)
+        return UsageError(f"{self.prefix(key)}{self.label(key)} {_shown(value)} {problem}", hint=hint)
 
 
 def _tidy(limit: Any) -> str:

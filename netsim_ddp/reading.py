@@ -7,6 +7,7 @@ picture or a web page is answered in one line, by what it is.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import math
 import os
@@ -165,12 +166,9 @@ def parse_yaml(text: str, *, source: str, hint: str | None = None) -> Any:
 
 
 def _too_deep(text: str) -> bool:
-    depth = 0
-    for bracket in re.findall(r"[\[\]{}]", text):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            return True
-    return "- " * MAX_DEPTH in text or "? " * MAX_DEPTH in text
+    brackets = itertools.accumulate(1 if each in "[{" else -1 for each in re.findall(r"[\[\]{}]", text))
+    deepest = max(brackets, default=0)
+    return deepest > MAX_DEPTH or "- " * MAX_DEPTH in text or "? " * MAX_DEPTH in text
 
 
 # What the parser lets out of its depths for a date of month 13, or a word that is tagged as a number.

@@ -14,7 +14,7 @@ from netsim_ddp.errors import UsageError
 
 _PREFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _NUMBER = r"(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)"
-_RATE = re.compile(_NUMBER + r"\s*(?P<unit>[a-zA-Z/]*)\s*", re.IGNORECASE)
+_RATE = re.compile(_NUMBER + r"\s*(?P<unit>(?P<prefix>[kmgt]?)(?:bps|bits?|bits?/s|b/s)|)\s*", re.IGNORECASE)
 _DURATION = re.compile(_NUMBER + r"\s*(?P<unit>us|µs|ms|s|min|m|h)\s*", re.IGNORECASE)
 _SIZE = re.compile(_NUMBER + r"\s*(?P<prefix>[kmgt]?)(?P<binary>i?)(?P<unit>b)\s*", re.IGNORECASE)
 _DURATION_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -31,15 +31,11 @@ def parse_rate(text: str, *, what: str = "bandwidth") -> int:
     match = _RATE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{shown} is not a rate", hint=example)
-    value, unit = float(match["number"]), match["unit"]
+    value, unit, prefix = float(match["number"]), match["unit"], match["prefix"]
     if unit == "" and value > 0:
         raise UsageError(f"{shown} has no unit", hint=f"write {match['number']}mbps or {match['number']}gbps")
     if unit == "":
         raise UsageError(f"{shown} must be more than zero", hint=example)
-    bits = re.fullmatch(r"([kmgt]?)(?:bps|bits?|bits?/s|b/s)", unit, re.IGNORECASE)
-    if bits is None:
-        raise UsageError(f"{shown} is not a rate", hint=example)
-    prefix = bits[1]
     if re.fullmatch(r".?Bps", unit):
         number = match["number"]
         raise UsageError(
@@ -72,12 +68,8 @@ def parse_duration(text: str, *, what: str = "duration") -> float:
     if match is None:
         if text == "0":
             return 0.0
-        try:
-            float(text)
-        except ValueError:
-            hint = "write for example 50ms, 1.5s or 10min"
-        else:
-            hint = f"write {text}ms or {text}s"
+        number = re.fullmatch(_NUMBER, text, re.IGNORECASE)
+        hint = f"write {text}ms or {text}s" if number else "write for example 50ms, 1.5s or 10min"
         raise UsageError(f"{what} {text!r} is not a duration", hint=hint)
     seconds = float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
     if not math.isfinite(seconds) or seconds < 0:

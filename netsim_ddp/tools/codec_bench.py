@@ -44,7 +44,7 @@ class Plan:
 
 
 def measure(plan: Plan, say: Callable[[str], None]) -> Iterator[CodecRow]:
-    """The rows, one by one; ``say`` hears what is being measured.
+    """The rows, one by one; ``say`` gets what is being measured.
 
     Raises:
         EnvironmentFault: no such device, or too little memory.

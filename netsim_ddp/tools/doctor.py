@@ -61,7 +61,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check function answers."""
+    """What a check function returns."""
 
     status: Status
     found: str
@@ -197,7 +197,7 @@ def _bucket_instead(error: LinkUnavailable) -> str:
 
 
 def netem() -> Finding:
-    """Add a real 1 ms of delay inside a link's namespace; the loopback there is ours alone."""
+    """Add a real 1 ms of delay inside a link's namespace, on its own loopback device."""
     try:
         with TcLink(LinkSpec(1, TC_RATE_BPS)) as link:
             _, refusal = link.run_tool(0, "tc", *_NETEM.split())

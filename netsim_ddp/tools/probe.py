@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -66,9 +66,16 @@ def probe_link(
         sockets = link.mechanism != "bucket"
         before = link.counters()
         if sockets:
-            _by_sockets(found, link, note)
+            measured = measure(link, lambda what: note(f"probing: {what}"))
+            found.alone, found.together = measured.alone, measured.together
+            found.messages, found.round_trip = measured.messages, measured.round_trip
         if collectives or not sockets:
-            _by_workers(found, link, scenario.resolved(), collectives, note)
+            # Ranks measure through their process group; plain sockets' figures, where there are some, stay.
+            note("importing torch once for all workers")
+            settings = Settings(threads=1, timeout_s=scenario.timeout_s)
+            with Launcher(link, settings) as launcher:
+                note(f"probing: {'collectives' if found.alone else 'by the workers'}")
+                _take(found, launcher, link, scenario.resolved(), collectives)
         _count(found, before, link.counters())
     return _judged(found, scenario)
 
@@ -82,22 +89,6 @@ def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
         workers=scenario.workers,
         link=link_record(link, None),
     )
-
-
-def _by_sockets(found: Probe, link: Link, note: Callable[[str], None]) -> None:
-    measured = measure(link, lambda what: note(f"probing: {what}"))
-    found.alone, found.together = measured.alone, measured.together
-    found.messages, found.round_trip = measured.messages, measured.round_trip
-
-
-def _by_workers(
-    found: Probe, link: Link, scenario: Scenario, collectives: bool, note: Callable[[str], None]
-) -> None:
-    """What ranks measure through their process group; plain sockets' figures, where there are some, stay."""
-    note("importing torch once for all workers")
-    with Launcher(link, Settings(threads=1, timeout_s=scenario.timeout_s)) as launcher:
-        note(f"probing: {'collectives' if found.alone else 'by the workers'}")
-        _take(found, launcher, link, scenario, collectives)
 
 
 def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:

@@ -42,6 +42,6 @@ class Batched(Dataset[Batch]):
         raise NotImplementedError
 
 
-def scattered(number: int, places: int) -> int:
-    """A place in 0..places-1 for ``number``, far from its neighbours' (Knuth's multiplicative hash)."""
-    return number * 2_654_435_761 % 2**32 % places
+def scattered(number: int, positions: int) -> int:
+    """Returns a position in 0..positions-1 for ``number``, far from its neighbours' (Knuth's multiplicative hash)."""
+    return number * 2_654_435_761 % 2**32 % positions

@@ -27,7 +27,7 @@ START_METHODS = ("fork", "forkserver", "spawn")
 class ShardSampler(Sampler[int]):
     """One rank's share of a shuffled epoch: every ``world_size``-th example, cut to whole batches.
 
-    All ranks draw the same permutation from ``(seed, epoch)``; rank r takes places r, r + P, r + 2P ...
+    All ranks draw the same permutation from ``(seed, epoch)``; rank r takes positions r, r + P, r + 2P ...
     Shards never overlap and have the same number of batches, and step s uses the same examples over all
     ranks as one rank with a P times larger batch does. The remainder, fewer than P·batch_size examples, is
     dropped; another one each epoch.

@@ -75,16 +75,16 @@ def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart:
         apart: download in a process of its own, so that this one imports neither torch nor torchvision.
 
     Raises:
-        EnvironmentFault: files are missing and nobody said to download them, or that failed.
+        EnvironmentFault: files are missing and ``download`` is off, or it failed.
     """
     folder = data_folder(data_dir)
     if present(dataset, folder):
         return folder
-    place = folder / FILES[dataset].folder
+    files_folder = folder / FILES[dataset].folder
     if not download:
         name = _missing(dataset, folder)[0].name
         raise EnvironmentFault(
-            f"{dataset} is not here: there is no {name} in {place}",
+            f"{dataset} is not here: there is no {name} in {files_folder}",
             hint=f"write --download, or --data-dir and the folder that holds {FILES[dataset].folder}",
         )
     try:
@@ -128,7 +128,7 @@ def _alone(path: Path, dataset: str) -> Iterator[None]:
 
 
 def _download(dataset: str, folder: Path) -> None:
-    """Through torchvision, which checks what it gets, into a folder of its own; then every file to its place."""
+    """Through torchvision, which checks what it gets, into a folder of its own; then files move to the data folder."""
     from torchvision import datasets
 
     files = FILES[dataset]

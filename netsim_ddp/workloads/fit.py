@@ -12,14 +12,14 @@ from netsim_ddp.names import DATASETS
 from netsim_ddp.workloads.models import seeded
 
 TRIED_BATCH = 2
-"""Examples of the trial step: the fewest of which BatchNorm can take a variance."""
+"""Examples of the step that is tried: the fewest of which BatchNorm can take a variance."""
 
 
 def check_fit(module: nn.Module, model: str, dataset: str, seed: int) -> None:
     """Send one input through ``module`` in evaluation mode, which gives lazy layers their shapes.
 
     Raises:
-        UsageError: it cannot take the input, answers something else than logits, or a parameter has no values.
+        UsageError: it cannot take the input, returns something else than logits, or a parameter has no values.
     """
     module.eval()  # one image must not touch BatchNorm's statistics, which could not be computed from it
     with torch.no_grad(), seeded(seed):
@@ -44,7 +44,7 @@ def check_training(module: nn.Module, model: str, dataset: str, batch_size: int,
         The names of the parameters that got no gradient.
 
     Raises:
-        UsageError: training cannot take a batch of this size, answers something else than logits, has no gradient, or
+        UsageError: training cannot take a batch of this size, returns something else than logits, has no gradient, or
             has a sparse one.
     """
     count = min(batch_size, TRIED_BATCH)
@@ -71,7 +71,7 @@ def check_training(module: nn.Module, model: str, dataset: str, batch_size: int,
 
 
 def _logits(module: nn.Module, model: str, dataset: str, count: int) -> Tensor:
-    """What ``module`` answers to ``count`` inputs of ``dataset``, which must be logits."""
+    """Returns what ``module`` gives for ``count`` inputs of ``dataset``, which must be logits."""
     info = DATASETS[dataset]
     hint = f"use a model for {info.input}, or a dataset out of {', '.join(DATASETS)}"
     home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

@@ -111,9 +111,9 @@ def raw_images(name: str, folder: Path, train: bool) -> Batch:
         if len(images) != len(labels) or images.shape[1:] != DATASETS[name].shape:
             raise ValueError(f"{len(labels)} labels for images of shape {list(images.shape)}")
     except Exception as error:
-        place = folder / FILES[name].folder
+        files_folder = folder / FILES[name].folder
         raise EnvironmentFault(
-            f"{name}'s files in {place} are damaged: {describe(error)}",
+            f"{name}'s files in {files_folder} are damaged: {describe(error)}",
             hint="delete that folder, then write --download",
         ) from error
     return images, labels

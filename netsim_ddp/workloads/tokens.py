@@ -53,8 +53,8 @@ class Text(Batched):
         self.length = len(self.starts)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        places = self.starts[torch.as_tensor(indices)].unsqueeze(1) + torch.arange(CONTEXT)
-        return self.tokens[places].long(), self.tokens[places + 1].long()
+        positions = self.starts[torch.as_tensor(indices)].unsqueeze(1) + torch.arange(CONTEXT)
+        return self.tokens[positions].long(), self.tokens[positions + 1].long()
 
 
 @functools.cache
@@ -80,8 +80,8 @@ class SyntheticText(Batched):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         room = len(self._stream) - self.context
         starts = torch.tensor([scattered(2 * index + self._split, room) for index in indices])
-        places = starts.unsqueeze(1) + torch.arange(self.context)
-        return self._stream[places].long(), self._stream[places + 1].long()
+        positions = starts.unsqueeze(1) + torch.arange(self.context)
+        return self._stream[positions].long(), self._stream[positions + 1].long()
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,6 +92,6 @@ def _stream(classes: int, seed: int, length: int = 2**20) -> Tensor:
     follows = torch.rand(length, generator=random) < 0.5
     follows[0] = False
     # How many words ago the last drawn one was; its successor's successor is a fixed function of it.
-    places = torch.arange(length)
-    since = places - torch.where(follows, 0, places).cummax(0).values
-    return ((drawn[places - since] + since * 7919) % classes).int()
+    positions = torch.arange(length)
+    since = positions - torch.where(follows, 0, positions).cummax(0).values
+    return ((drawn[positions - since] + since * 7919) % classes).int()

@@ -26,7 +26,7 @@ class Workload:
     targets have the shape of the outputs without it.
 
     Attributes:
-        model: the bare module in training mode; whoever wraps it in DDP does so outside.
+        model: the bare module in training mode; a caller that wants DDP wraps it.
         epoch, batch: where :meth:`next_batch` stands: ``batch`` batches of ``epoch`` have been given out. After
             ``start_epoch(epoch, batch)`` it goes on from there, which is what a checkpoint needs to keep.
         unused: names of the parameters that got no gradient when training was tried.
@@ -131,14 +131,14 @@ def build_workload(
 
     The parameters depend on ``seed`` only, so all ranks start equal; the data depends on seed and rank.
     ``dataset`` defaults to :func:`netsim_ddp.names.default_dataset`, and the model that is built is the one that
-    :func:`netsim_ddp.names.fitted` answers. One input goes through it (in evaluation mode), which shows a mismatch here
+    :func:`netsim_ddp.names.fitted` returns. One input goes through it (in evaluation mode), which shows a mismatch here
     instead of in the first step and gives lazy layers their shapes.
 
     Args:
         data_dir, download, text: as in :func:`get_dataloaders`.
         try_training: build a model of the user's once more beforehand, and take forward and backward of two inputs.
         refuse: gets the named parameters before the first input goes through, and raises a UsageError for one that
-            whoever trains cannot take: torch would only complain of the input that does not match it.
+            the training cannot take: torch would only complain of the input that does not match it.
 
     Raises:
         UsageError: unknown names, a batch too large for the shard, a model that does not fit the dataset.
@@ -147,7 +147,7 @@ def build_workload(
     dataset = default_dataset(model) if dataset is None else check_dataset(dataset)
     check_model(model)
     info, model = DATASETS[dataset], fitted(model, dataset)
-    place = _device(device)
+    target = _device(device)
     train_loader, validation_loader = get_dataloaders(
         dataset,
         batch_size,
@@ -158,7 +158,7 @@ def build_workload(
         download=download,
         text=text,
         num_workers=num_workers,
-        pin_memory=place.type == "cuda",
+        pin_memory=target.type == "cuda",
     )
 
     def build() -> nn.Module:
@@ -170,11 +170,11 @@ def build_workload(
             raise UsageError(f"model {model!r} has no parameters to train")
         return module
 
-    # A model of its own for the trial: one that counts its calls must not be a step ahead of the other ranks'.
+    # A model of its own for this attempt: one that counts its calls must not be a step ahead of the other ranks'.
     known = ":" not in model and batch_size > 1
     unused = [] if known or not try_training else check_training(build(), model, dataset, batch_size, seed)
-    module = build().to(place).train()
-    return Workload(module, train_loader, validation_loader, place, unused=unused)
+    module = build().to(target).train()
+    return Workload(module, train_loader, validation_loader, target, unused=unused)
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -97,7 +97,7 @@ class Run:
     """One instance of the method and its steps.
 
     Args:
-        about: what is special about this one, for whoever reads where it hung or failed.
+        about: what is special about this one, for messages on where it hung or failed.
         flat: the gradient that the method works on, instead of a new one with ``shapes``.
     """
 

@@ -1,6 +1,6 @@
 """Sees what a segment does: operations of torch.distributed, talk on sockets and stores, waiting, and arithmetic.
 
-The operations are seen where all of them pass, in the methods of the process group's class, whoever calls them and in
+The operations are seen where all of them pass, in the methods of the process group's class, by any caller and in
 whichever thread.
 """
 

@@ -1,4 +1,4 @@
-"""The check of one rank's NaN, inf and -inf: every rank hears of it in the same step, and the next one is right."""
+"""The check of one rank's NaN, inf and -inf: every rank reports it in the same step, and the next one is right."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def wire(context: Context) -> Passed:
 
 
 def _start_in_turn(context: Context, run: Run) -> None:
-    """One rank after the other starts: whoever waits for another here is behind, and named."""
+    """One rank after the other starts: one that waits for another here is behind, and is named."""
 
     def say(doing: str) -> None:
         context.progress(run.steps, doing)
@@ -113,7 +113,7 @@ def _start_in_turn(context: Context, run: Run) -> None:
 
 
 def _unfinished(context: Context, run: Run, recorder: Recorder) -> Iterator[str]:
-    """A step in which each rank in turn comes late: nobody's ``finish`` may return before its exchange is over."""
+    """A step in which each rank in turn comes late: no ``finish`` may return before its exchange is over."""
     idle = dict[str, bool]()
     for late in range(context.group.world_size):
         for number, segment in run.wires(2 + late):
