@@ -6,13 +6,14 @@ cross and intervals have a width; it measures nothing.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, StepRecord
-from netsim_ddp.results.summary import summarise
+from netsim_ddp.results.summary import PHASES, summarise
 from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.units import format_rate
 
@@ -203,3 +204,102 @@ def training(
         )
     defaults = {"kind": "training", "command": "netsim train --epochs 5"}
     return make(cells, **{**defaults, **fields})
+
+
+# Single cells with the figures that a test asks for.
+
+DEFAULT_PHASES = {"compute": 50.0, "other": 1.0}
+
+
+def make_step(
+    wall_ms: float, *, loss: float | None = None, hidden: float = 0.0, **phases: float
+) -> StepRecord:
+    """A step of ``wall_ms`` whose phases (ms, names without ``_s``) are given; what is left communicates."""
+    given_ms = {**DEFAULT_PHASES, **phases}
+    given_ms.setdefault("communicate", wall_ms - math.fsum(given_ms.values()))
+    seconds = {name: given_ms.get(name.removesuffix("_s"), 0.0) / 1e3 for name in PHASES}
+    return StepRecord(
+        wall_s=wall_ms / 1e3, elapsed_s=wall_ms * 3e-3, hidden_s=hidden / 1e3, loss=loss, **seconds
+    )
+
+
+def make_rank(
+    steps: Sequence[StepRecord],
+    *,
+    rank: int = 0,
+    tx: float = 0,
+    residual: int = 0,
+    predicted: float | None = None,
+) -> RankRecord:
+    """``tx`` and ``predicted``: bytes per step."""
+    sent = round(tx * len(steps))
+    return RankRecord(
+        rank=rank,
+        tx_bytes=sent,
+        rx_bytes=sent,
+        payload_bytes=sent // 2,
+        predicted_tx_bytes=predicted * len(steps) if predicted is not None else None,
+        peak_memory_bytes=1000 + rank,
+        residual_bytes=residual,
+        steps=list(steps),
+    )
+
+
+def make_link(mechanism: str = "tc", **fields: Any) -> LinkRecord:
+    defaults = {
+        "requested_bps": 10**9,
+        "configured_bps": 10**9,
+        "measured_bps": 956e6,
+        "ceiling_bps": 956.4e6,
+        "retransmits": 1,
+    }
+    return LinkRecord.model_validate({"mechanism": mechanism, **defaults, **fields})
+
+
+def make_cell(
+    method: str,
+    runs_ms: Sequence[float],
+    *,
+    ranks: int = 2,
+    steps: int = 4,
+    tx: float = 0,
+    residual: int = 0,
+    predicted: float | None = None,
+    loss: float | None = None,
+    phases: Mapping[str, float] | None = None,
+    link: LinkRecord | None = None,
+    **fields: Any,
+) -> Cell:
+    """A cell with one repeat of equal steps per entry of ``runs_ms``."""
+    repeats = [
+        RepeatRecord(
+            ranks=[
+                make_rank(
+                    [make_step(ms, loss=loss, **(phases or {}))] * steps,
+                    rank=rank,
+                    tx=tx,
+                    residual=residual,
+                    predicted=predicted,
+                )
+                for rank in range(ranks)
+            ]
+        )
+        for ms in runs_ms
+    ]
+    defaults: dict[str, Any] = {
+        "id": method + (",overlap=on" if fields.get("overlap") else ""),
+        "workers": 8,
+        "bandwidth_bps": 10**9,
+        "threads": 2,
+    }
+    return Cell(method=method, link=link or make_link(), repeats=repeats, **{**defaults, **fields})
+
+
+def make_result(cells: Sequence[Cell], **fields: Any) -> Result:
+    defaults: dict[str, Any] = {
+        "environment": {"cores": 2},
+        "scenario": {"model": "resnet50", "steps": 20, "repeats": 3, "seed": 0, "compute_s": 0.05},
+        "command": "netsim run",
+        "model_parameters": 25_557_032,
+    }
+    return make(summarise(cells), **{**defaults, **fields})

@@ -25,8 +25,7 @@ from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.tools import launch as launched
 from netsim_ddp.units import format_rate
-from tests.results_factory import sweep, training
-from tests.test_summary import make_cell, make_link, make_result
+from tests.results_factory import make_cell, make_link, make_result, sweep, training
 
 SUBSTITUTED = "cuda, from a100.json"
 

@@ -24,7 +24,7 @@ from netsim_ddp.results.sides import side, side_of, sides_of
 from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.results.verdicts import FLOOR, Judgement, Times, judge
 from tests.commands import answer, complaint
-from tests.test_summary import make_cell, make_link, make_rank, make_result
+from tests.results_factory import make_cell, make_link, make_rank, make_result
 
 ENVIRONMENT = {"cpu": "a processor", "torch": "2.6", "numpy": "2", "numba": "0.61", "cores": 2}
 Draw = Callable[[], np.ndarray]

@@ -18,7 +18,7 @@ from netsim_ddp.results.identity import method_id
 from netsim_ddp.results.labels import curve_label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
-from tests.test_summary import make_cell, make_link, make_result
+from tests.results_factory import make_cell, make_link, make_result
 
 RATES = [10**7, 3 * 10**7, 10**8, 3 * 10**8, 10**9]
 BITS, CODEC_MS, REDUCTION = 40e6, 90.0, 20.0

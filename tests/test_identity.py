@@ -30,8 +30,8 @@ from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.sides import side
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.units import format_rate
+from tests.results_factory import make_cell, make_link, make_result
 from tests.test_assumptions import everywhere
-from tests.test_summary import make_cell, make_link, make_result
 
 OLD, NEW = 3, 4
 

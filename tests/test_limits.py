@@ -12,7 +12,7 @@ from netsim_ddp.results.record import Bound, Cell
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.phases import StepSample
-from tests.test_summary import make_cell, make_link
+from tests.results_factory import make_cell, make_link
 
 RATE = 10**8
 MB = 1_000_000

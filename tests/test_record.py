@@ -20,7 +20,7 @@ from netsim_ddp.results.files import load, parse, save, to_json
 from netsim_ddp.results.record import Result, Summary
 from netsim_ddp.results.sides import side_of
 from netsim_ddp.results.summary import summarise
-from tests.test_summary import make_cell, make_result
+from tests.results_factory import make_cell, make_result
 
 
 @pytest.fixture

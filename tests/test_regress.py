@@ -25,7 +25,7 @@ from netsim_ddp.tools.regress.methods import Available, available
 from netsim_ddp.tools.regress.states import State, two_states
 from tests.commands import ROOT, complaint
 from tests.distributed.test_cleanup import marked
-from tests.test_summary import make_cell, make_result
+from tests.results_factory import make_cell, make_result
 
 METHOD = """
 import time

@@ -23,8 +23,7 @@ from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.units import format_rate
-from tests.results_factory import make, sweep, training
-from tests.test_summary import make_cell, make_link, make_result
+from tests.results_factory import make, make_cell, make_link, make_result, sweep, training
 
 
 def collection(*results: Result) -> Collection:

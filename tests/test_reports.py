@@ -20,8 +20,7 @@ from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export import ci, citations, figures, html, junit, latex, markdown, tidy
 from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, CodeRecord, Result
-from tests.results_factory import make, sweep, training
-from tests.test_summary import make_cell, make_result
+from tests.results_factory import make, make_cell, make_result, sweep, training
 
 HEADLINE = Path(__file__).parent.parent / "reports" / "headline-resnet50.json"
 EXPORTERS: dict[str, Callable[[Collection], str]] = {

@@ -29,7 +29,7 @@ from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression
 from netsim_ddp.sweep.source import read_plan
 from tests.commands import answer, complaint
-from tests.test_summary import make_cell, make_link, make_result
+from tests.results_factory import make_cell, make_link, make_result
 
 SMALL = """
 title: Small

@@ -16,7 +16,7 @@ from netsim_ddp.report.labels import clean, groups, label, milliseconds, times
 from netsim_ddp.report.terminal.result import render_result
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.record import Cell, Interval, Result
-from tests.test_summary import make_cell, make_link, make_result
+from tests.results_factory import make_cell, make_link, make_result
 
 RATIO = {"ratio": 0.01}
 

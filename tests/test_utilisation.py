@@ -13,8 +13,8 @@ from netsim_ddp.results.identity import method_id
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.utilisation import LEVELS, Utilisation, utilisations
+from tests.results_factory import make_result
 from tests.test_crossover import RATES, at
-from tests.test_summary import make_result
 
 COMPUTE_S, BITS, CODEC_S = 0.06, 6e6, 0.008
 

@@ -13,7 +13,7 @@ from netsim_ddp.results.claims import claims, fastest, named_rival
 from netsim_ddp.results.rank_test import smallest_p, smallest_paired_p
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.results.verdicts import FEWEST, FLOOR, Judgement, Scores, Times, holm, judge, repeats_needed
-from tests.test_summary import make_cell
+from tests.results_factory import make_cell
 
 SAMPLES = st.lists(st.floats(0.5, 2.0), min_size=1, max_size=8)
 OPPOSITE = {"faster": "slower", "slower": "faster"}
