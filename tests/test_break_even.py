@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from netsim_ddp.results.break_even import Steps, beyond, crossing, interval
+from netsim_ddp.results.break_even import Steps, crossing, extrapolated, interval
 
 HALF_DECADES = (10**7, 3 * 10**7, 10**8, 3 * 10**8, 10**9)
 ONE_DECADE = (10**8, 10**9)
@@ -112,13 +112,13 @@ def test_neighbours_in_the_wrong_order_are_pooled() -> None:
 
 def test_beyond_the_range_two_lines_meet_where_the_algebra_says() -> None:
     rates = HALF_DECADES[:3]
-    assert beyond(steps(rates)) == pytest.approx(TRUTH)
-    assert beyond(steps(rates), 0.05) == pytest.approx(38e6 / 0.14)
-    assert beyond(steps(rates, ours=lambda rate: 0.05 + 27e6 / rate)) == math.inf, "it costs nothing"
+    assert extrapolated(steps(rates)) == pytest.approx(TRUTH)
+    assert extrapolated(steps(rates), 0.05) == pytest.approx(38e6 / 0.14)
+    assert extrapolated(steps(rates, ours=lambda rate: 0.05 + 27e6 / rate)) == math.inf, "it costs nothing"
 
 
 def test_beyond_the_range_nothing_is_said_without_the_model() -> None:
-    assert beyond(steps(ONE_DECADE)) is None, "two rates show no form"
-    assert beyond(steps(HALF_DECADES)) is None, "they meet within"
+    assert extrapolated(steps(ONE_DECADE)) is None, "two rates show no form"
+    assert extrapolated(steps(HALF_DECADES)) is None, "they meet within"
     bent = Steps(HALF_DECADES[:3], [([0.2], [0.1]), ([0.5], [0.1]), ([0.3], [0.1])])
-    assert beyond(bent) is None, "another form"
+    assert extrapolated(bent) is None, "another form"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from netsim_ddp.report.assumptions import assumed, assumptions
-from netsim_ddp.results.identity import COMPUTE_AXES, setting
+from netsim_ddp.results.identity import COMPUTE_AXES, groups
 from netsim_ddp.results.labels import Labels, axis_labels, clean, link_label, model_label, workers_label
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import is_dense, summarise
@@ -66,24 +66,17 @@ class Collection:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        keyed: dict[object, list[tuple[Source, Cell]]] = {}
-        for number, source in enumerate(self.sources):
-            for cell in source.result.cells:
-                keyed.setdefault((number, setting(cell)), []).append((source, cell))
-        groups = list(keyed.values())
-        labels = Labels([[cell for _, cell in group] for group in groups])
-        titles = self._titles([group[0] for group in groups])
+        found = [(source, cells) for source in self.sources for cells in groups(source.result.cells)]
+        labels = Labels([cells for _, cells in found])
+        titles = self._titles([(source, cells[0]) for source, cells in found])
         return [
             Block(
                 ", ".join(parts),
-                group[0][0],
-                tuple(
-                    Entry(cell, source, labels.of(cell), labels.of(cell, overlap=False))
-                    for source, cell in group
-                ),
-                _heading(parts, [cell for _, cell in group], group[0][0].result),
+                source,
+                tuple(Entry(cell, source, labels.of(cell), labels.of(cell, overlap=False)) for cell in cells),
+                _heading(parts, cells, source.result),
             )
-            for parts, group in zip(titles, groups, strict=True)
+            for parts, (source, cells) in zip(titles, found, strict=True)
         ]
 
     @cached_property

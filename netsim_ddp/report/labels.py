@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.identity import setting
+from netsim_ddp.results.identity import groups as groups
 from netsim_ddp.results.labels import clean as clean
 from netsim_ddp.results.labels import label as label
 from netsim_ddp.results.labels import plain as plain
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DASH = "–"
-
-
-def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that may be compared with each other, in the order they were run."""
-    found: dict[object, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(setting(cell), []).append(cell)
-    return list(found.values())
 
 
 def resolution(value: Interval) -> float:

@@ -127,9 +127,9 @@ def _accepted(steps: Steps, left: int) -> tuple[float, float] | None:
     """The lowest and the highest rate between ``left`` and ``left + 1`` at which the steps are not told apart."""
     ends = float(steps.rates[left]), float(steps.rates[left + 1])
     logs = np.linspace(math.log(ends[0]), math.log(ends[1]), _GRID)
-    if (meeting := _lines_meet(steps, left)) is not None:
+    if (equal_bps := _lines_meet(steps, left)) is not None:
         # With little noise nothing but this point may be undecided, and that lies between two points of the grid.
-        logs = np.sort(np.append(logs, min(max(math.log(meeting), logs[0]), logs[-1])))
+        logs = np.sort(np.append(logs, min(max(math.log(equal_bps), logs[0]), logs[-1])))
     inside = np.flatnonzero(_undecided(steps, left, logs))
     if not len(inside):
         return None
@@ -188,7 +188,7 @@ def _continued(means: F64, x: F64, left: int, at: F64, chord: F64) -> F64:
     return chord if np.isneginf(found).any() else found
 
 
-def beyond(steps: Steps, slower_s: float = 0.0) -> float | None:
+def extrapolated(steps: Steps, slower_s: float = 0.0) -> float | None:
     """Where the model puts the crossing above the rates measured, bit/s; infinite where the method costs no more on
     any link. None where the steps have not the model's form, or the lines meet within the range.
 
@@ -221,7 +221,7 @@ def curve(steps: Steps) -> list[tuple[float, float]]:
 
 
 def continued(steps: Steps, to: float) -> list[tuple[float, float]]:
-    """(rate, base / method) from the highest rate measured up to ``to``, by the lines that :func:`beyond` continues."""
+    """Returns (rate, base / method) from the highest rate measured up to ``to``, by :func:`extrapolated`'s lines."""
     fits = [fit(steps.inverse, row) for row in steps.medians]
     at = np.geomspace(steps.rates[-1], to, _DRAWN)
     lines = (constant + slope / at for constant, slope in fits)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from netsim_ddp.results.break_even import FEWEST_RATES, Pair, Steps, beyond, crossing, interval
+from netsim_ddp.results.break_even import FEWEST_RATES, Pair, Steps, crossing, extrapolated, interval
 from netsim_ddp.results.identity import curve_setting, line
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell
@@ -60,7 +60,7 @@ class BreakEven:
         slower = seconds - self.codec_s
         found = crossing(self.steps, slower)
         if math.isinf(found):
-            return beyond(self.steps, slower), False
+            return extrapolated(self.steps, slower), False
         return found, found > 0
 
     @property
@@ -134,7 +134,7 @@ def _break_even(series: Sequence[Cell], group: Sequence[Cell], rival: Rival) -> 
         highest_bps=steps.rates[-1],
         points=tuple(zip(steps.rates, (base / ours).tolist(), strict=True)),
         left_out=tuple(sorted(left_out)),
-        model_bps=beyond(steps) if kind == "always pays in range" else None,
+        model_bps=extrapolated(steps) if kind == "always pays in range" else None,
         codec_s=median(codec),
         steps=steps,
     )

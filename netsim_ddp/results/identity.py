@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from netsim_ddp.methods import MethodSpec
@@ -72,36 +72,36 @@ Rules = Mapping[str, str]
 
 
 def axes(cell: Cell, *, without: frozenset[str] = METHOD_AXES) -> dict[str, str]:
-    """Where in a sweep's matrix ``cell`` stands, as its file writes it and in its order, but for some axes."""
+    """Returns the coordinates of ``cell`` in its sweep's matrix, by axis, as the file writes them and in its order."""
     return {key: str(value) for key, value in cell.axes.items() if key not in without}
 
 
 def link_description(cell: Cell) -> str:
-    """The link in words: ``1 Gbit/s; delay 5 ms``."""
+    """Returns the link in words: ``1 Gbit/s; delay 5 ms``."""
     return cell.link.shape or (format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else "unshaped")
 
 
 def link_without_rate(cell: Cell) -> str:
-    """The link in words, without the rate that all ranks have: ``delay 5 ms``, or nothing."""
+    """Returns the link in words without the rate that all ranks have: ``delay 5 ms``, or an empty text."""
     rate = format_rate(cell.bandwidth_bps) if cell.bandwidth_bps else ""
     return (cell.link.shape or rate).removeprefix(rate).lstrip("; ")
 
 
 def method_id(cell: Cell) -> str:
-    """The method with all its options, as ``--method`` takes it: ``topk,overlap=on,ratio=0.01``. A collective that was
-    chosen and not asked for is not among them."""
+    """Returns the method with all its options as ``--method`` takes it: ``topk,overlap=on,ratio=0.01``. A collective
+    that ``auto`` chose is not among them."""
     overlap = {"overlap": True} if cell.overlap else {}
     return MethodSpec(name=cell.method, params={**asked_params(cell), **overlap}).id
 
 
 def asked_params(cell: Cell) -> dict[str, object]:
-    """The method's options without overlap, and without a collective that nobody asked for."""
+    """Returns the method's options without overlap, and without a collective that ``auto`` chose."""
     unasked = {"overlap"} if "collective=" in cell.id else {"overlap", "collective"}
     return {key: value for key, value in cell.params.items() if key not in unasked}
 
 
 def setting(cell: Cell, *, without: frozenset[str] = frozenset()) -> Setting:
-    """What two cells must share to be compared with each other; ``without`` are axes that may differ."""
+    """Returns what two cells must share to be compared with each other; the axes ``without`` may differ."""
     link = cell.link
     return (
         cell.model, cell.dataset, cell.workers, cell.bandwidth_bps, link.shape, link.delay_s, link.mechanism,
@@ -109,9 +109,17 @@ def setting(cell: Cell, *, without: frozenset[str] = frozenset()) -> Setting:
     )  # fmt: skip
 
 
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Returns ``cells`` in groups of one setting, each a table of its own, in the order in which they were run."""
+    found: dict[Setting, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(setting(cell), []).append(cell)
+    return list(found.values())
+
+
 def curve_setting(cell: Cell, over: CurveAxis) -> Setting:
-    """What cells, perhaps of several files, must share to stand on one plot over ``over``. Threads may differ, as they
-    may between a method and dense."""
+    """Returns what cells, perhaps of several files, must share to stand on one plot over the axis ``over``. Threads may
+    differ, as they may between a method and dense."""
     link = cell.link
     fixed = (cell.bandwidth_bps, link.shape) if over == "workers" else (cell.workers, link_without_rate(cell))
     return (
@@ -121,13 +129,13 @@ def curve_setting(cell: Cell, over: CurveAxis) -> Setting:
 
 
 def line(cell: Cell) -> Setting:
-    """What cells of one plot over bandwidth must share to be points of one line."""
+    """Returns what cells of one plot over bandwidth must share to be points of one line."""
     return (method_id(cell), cell.threads, cell.substituted)
 
 
 def subject(cell: Cell, result: Result) -> dict[str, str]:
-    """Everything that two measurements must share to be compared by ``compare`` or ``regress``, in words. The method is
-    the first of it."""
+    """Returns everything that two measurements must share to be compared by ``compare`` or ``regress``, in words, by
+    what it is about. The method is the first."""
     scenario = result.scenario
     others = axes(cell, without=TOLD_AXES | {"threads"})
     return {
@@ -149,9 +157,12 @@ def subject(cell: Cell, result: Result) -> dict[str, str]:
 
 
 def computation(result: Result) -> str | None:
-    """What the bits of a result's computations depend on beside the code and the cell: where two results agree, so must
-    everything that was computed. None where a file does not say it, which cannot be taken for equal; that a package is
-    not used (null) it does say."""
+    """Returns what the bits of a result's computations depend on beside the code and the cell: where two results agree,
+    so must everything that was computed.
+
+    None where the file does not hold all of it: what is unknown cannot be taken for equal. A package that was not used
+    stands in the file as null, and is known.
+    """
     known = {key: result.scenario.get(key) for key in COMPUTATION}
     if known["seed"] is None or not all(key in result.environment for key in LIBRARIES):
         return None
@@ -159,7 +170,7 @@ def computation(result: Result) -> str | None:
 
 
 def same_run(settings: Mapping[str, object]) -> str:
-    """What two combinations of a matrix must share to be one run, of several methods on one link.
+    """Returns what two combinations of a matrix must share to be one run, of several methods on one link.
 
     Args:
         settings: resolved, as JSON has them.
@@ -168,7 +179,7 @@ def same_run(settings: Mapping[str, object]) -> str:
 
 
 def planned(settings: Mapping[str, object], method: str) -> str:
-    """A digest of everything that must be equal for two measurements of a sweep to be of the same thing.
+    """Returns a digest of everything that must be equal for two measurements of a sweep to be of the same thing.
 
     Args:
         settings: of the run, resolved, as JSON has them.
@@ -182,12 +193,12 @@ def _text(settings: Mapping[str, object], without: frozenset[str]) -> str:
 
 
 def same_machine(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    """Whether a sweep that ran in the environment ``one`` can go on in ``other``."""
+    """Returns whether a sweep that ran in the environment ``one`` can go on in ``other``."""
     return all(one.get(key) == other.get(key) for key in MACHINE)
 
 
 def rules(cell: Cell, result: Result) -> dict[str, str]:
-    """The rules that ``cell`` of ``result`` was measured by."""
+    """Returns the rules that ``cell`` of ``result`` was measured by."""
     found = curve_rules(cell, result)
     if not cell.overlap:
         found.pop(READY, None)
@@ -199,7 +210,7 @@ def rules(cell: Cell, result: Result) -> dict[str, str]:
 
 
 def curve_rules(cell: Cell, result: Result) -> dict[str, str]:
-    """Those of all cells that may stand on one plot with ``cell``, whether they overlap or not."""
+    """Returns the rules that hold for all cells of one plot with ``cell``, whether they overlap or not."""
     found = {}
     if compute_s(cell, result) > 0:
         found[READY] = BY_BYTES if result.schema_version < SINCE else AS_MEASURED
@@ -209,12 +220,12 @@ def curve_rules(cell: Cell, result: Result) -> dict[str, str]:
 
 
 def outdated(cell: Cell, result: Result) -> bool:
-    """Whether ``cell`` was measured by a rule that this netsim has given up."""
+    """Returns whether ``cell`` was measured by a rule that this version of netsim no longer uses."""
     return result.schema_version < SINCE and bool(rules(cell, result))
 
 
 def differ(base: Rules, base_name: str, new: Rules, new_name: str) -> str | None:
-    """Why figures of ``base`` and ``new`` are not compared, and what to do; None where the same rules hold for both."""
+    """Returns why figures of ``base`` and ``new`` are not compared, and what to do; None where the rules agree."""
     about = next((key for key in RULES if key in base and key in new and base[key] != new[key]), None)
     if about is None:
         return None
@@ -225,13 +236,13 @@ def differ(base: Rules, base_name: str, new: Rules, new_name: str) -> str | None
 
 
 def compute_s(cell: Cell, result: Result) -> float:
-    """The compute that was emulated, seconds; 0 where it was real."""
+    """Returns the emulated compute of a step, seconds; 0 where it was real."""
     found = settings_of(cell, result).get("compute_s")
     return float(found) if isinstance(found, int | float) else 0.0
 
 
 def settings_of(cell: Cell, result: Result) -> Mapping[str, object]:
-    """The resolved settings that the cell was run with: a sweep's stand with each combination of its matrix."""
+    """Returns the resolved settings that the cell was run with; a sweep holds them for each of its combinations."""
     scenario = result.scenario
     sweep = scenario.get("sweep")
     runs = sweep.get("runs") if isinstance(sweep, dict) else None

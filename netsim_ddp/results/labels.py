@@ -20,14 +20,14 @@ from netsim_ddp.results.record import Cell
 
 
 def clean(text: str) -> str:
-    """One printable line: a result file from elsewhere must not move the cursor or colour the terminal."""
+    """Returns ``text`` as one printable line: a file from elsewhere must not move the cursor or colour the terminal."""
     if not text.isprintable():
         text = "".join(char if char.isprintable() else " " for char in text)
     return text.strip()
 
 
 def plain(value: object) -> str:
-    """A parameter as ``--method`` takes it."""
+    """Returns an option's value as ``--method`` takes it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -53,18 +53,18 @@ class Labels:
             self._threads |= len(named) > len({name for name, _ in named})
 
     def of(self, cell: Cell, *, overlap: bool = True) -> str:
-        """``topk,ratio=0.01,overlap``: the method with the options that tell it apart; or without its overlap."""
+        """Returns ``topk,ratio=0.01,overlap``: the method with the options that tell it apart; or without overlap."""
         threads = [f"threads={cell.threads}"] if self._threads else []
         return _label(cell, self._telling.get(cell.method, ()), threads, overlap=overlap)
 
 
 def label(cell: Cell, cells: Sequence[Cell]) -> str:
-    """The label of ``cell`` among ``cells``, which are compared with each other."""
+    """Returns the label of ``cell`` among ``cells``, which are compared with each other."""
     return Labels([cells]).of(cell)
 
 
 def full_label(cell: Cell) -> str:
-    """``topk,ratio=0.01,values=fp32,overlap``: with all options, for a name that must not depend on other cells."""
+    """Returns ``topk,ratio=0.01,values=fp32,overlap``: with all options, for a name that must not depend on others."""
     return _label(cell, sorted(asked_params(cell)), [], overlap=True)
 
 
@@ -83,7 +83,7 @@ def _params(cell: Cell) -> Mapping[str, str]:
 
 
 def _telling(cells: Sequence[Cell]) -> list[str]:
-    """The options in which ``cells`` of one method differ."""
+    """Returns the options in which ``cells`` of one method differ."""
     params = [_params(cell) for cell in cells]
     keys = sorted({key for each in params for key in each})
     telling = [key for key in keys if len({each.get(key) for each in params}) > 1]
@@ -93,32 +93,32 @@ def _telling(cells: Sequence[Cell]) -> list[str]:
 
 
 def workers_label(*counts: int) -> str:
-    """``2, 4 workers``."""
+    """Returns ``2, 4 workers``."""
     return f"{', '.join(map(str, counts))} worker{'' if counts == (1,) else 's'}"
 
 
 def link_label(cell: Cell) -> str:
-    """The link in words: ``1 Gbit/s``."""
+    """Returns the link in words: ``1 Gbit/s``."""
     return clean(link_description(cell))
 
 
 def model_label(cell: Cell) -> str:
-    """The model, as ``--model`` takes it."""
+    """Returns the model, as ``--model`` takes it."""
     return clean(cell.model or "model unknown")
 
 
 def axis_labels(cell: Cell, *, without: frozenset[str] = TOLD_AXES) -> list[str]:
-    """``compute=50ms``: the axes of its matrix that no field of the cell tells, by name."""
+    """Returns ``compute=50ms``: the axes of its matrix that no field of the cell tells, by name."""
     return [clean(f"{key}={plain(value)}") for key, value in sorted(cell.axes.items()) if key not in without]
 
 
 def group_label(cells: Sequence[Cell]) -> str:
-    """``8 workers, 1 Gbit/s, compute=50ms``: what the cells of one table share."""
+    """Returns ``8 workers, 1 Gbit/s, compute=50ms``: what the cells of one table share."""
     others = axis_labels(cells[0], without=METHOD_AXES | LINK_AXES | {"workers"})
     return ", ".join([workers_label(cells[0].workers), link_label(cells[0]), *others])
 
 
 def curve_label(cell: Cell) -> str:
-    """``replayed, tc, delay 5 ms``: what the cells of one plot over bandwidth share beside model and workers."""
+    """Returns ``replayed, tc, delay 5 ms``: what the cells of one plot over bandwidth share, but for model, workers."""
     parts = [cell.execution, cell.link.mechanism, clean(link_without_rate(cell)), *axis_labels(cell)]
     return ", ".join(part for part in parts if part)

@@ -87,16 +87,18 @@ def joined(parts: Sequence[Subject]) -> Subject:
 
     What does not vary is the first's; of a seed that several trained, the score is the first's.
     """
-    first = parts[0]
-    times: dict[str, list[float]] = {}
-    scores: dict[str, dict[int, float]] = {}
-    for part in parts:
-        for figure, samples in part.times.items():
-            times.setdefault(figure, []).extend(samples)
-        for figure, by_seed in part.scores.items():
-            scores[figure] = {**by_seed, **scores.get(figure, {})}
+    times = {
+        figure: [sample for part in parts for sample in part.times.get(figure, ())]
+        for figure in dict.fromkeys(figure for part in parts for figure in part.times)
+    }
+    scores = {
+        figure: {
+            seed: score for part in reversed(parts) for seed, score in part.scores.get(figure, {}).items()
+        }
+        for figure in dict.fromkeys(figure for part in parts for figure in part.scores)
+    }
     processes = [value for part in parts for value in part.processes or ()]
-    return replace(first, times=times, scores=scores, processes=processes or None)
+    return replace(parts[0], times=times, scores=scores, processes=processes or None)
 
 
 def of_result(result: Result) -> list[Subject]:

@@ -32,7 +32,15 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
     A cell without a single measured step gets ``summary=None``.
     """
-    measured = [_mark_host_limited(cell.model_copy(update={"summary": _measure(cell)})) for cell in cells]
+    measured = [
+        cell.model_copy(
+            update={
+                "summary": _measure(cell),
+                "link": cell.link.model_copy(update={"host_limited": is_limited(cell)}),
+            }
+        )
+        for cell in cells
+    ]
     return [
         cell.model_copy(update={"summary": _compare(cell, cell.summary, measured)}) if cell.summary else cell
         for cell in measured
@@ -159,14 +167,6 @@ def _middle(ordered: Sequence[_T]) -> list[_T]:
     """The one in the middle, or the two."""
     count = len(ordered)
     return list(ordered[(count - 1) // 2 : count // 2 + 1])
-
-
-def _mark_host_limited(cell: Cell) -> Cell:
-    """``cell`` with what the rule of :mod:`netsim_ddp.results.limits` says of it."""
-    limited = is_limited(cell)
-    if limited == cell.link.host_limited:
-        return cell
-    return cell.model_copy(update={"link": cell.link.model_copy(update={"host_limited": limited})})
 
 
 def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:

@@ -26,7 +26,7 @@ Said = Literal["worse", "better", "not resolvable"]
 
 
 @dataclass
-class _Beside:
+class _Paired:
     """A cell's last epochs beside dense's, over the seeds that both have: accuracies in percent, losses."""
 
     accuracies: list[tuple[float, float]] = field(default_factory=list)
@@ -66,7 +66,7 @@ def summarise_training(cells: Sequence[Cell]) -> list[Cell]:
     """
     bases = [baseline(cell, cells) for cell in cells]
     found = [
-        _beside(cell, base) if base is not None and base is not cell else None
+        _paired(cell, base) if base is not None and base is not cell else None
         for cell, base in zip(cells, bases, strict=True)
     ]
     questions = [question for one in found if one for question in one.questions.values()]
@@ -148,9 +148,9 @@ def _per_step(repeat: RepeatRecord) -> float:
     return sum(epoch.tx_bytes for epoch in repeat.epochs) / steps if steps else 0.0
 
 
-def _beside(cell: Cell, dense: Cell) -> _Beside:
+def _paired(cell: Cell, dense: Cell) -> _Paired:
     ours, theirs = finished(cell), finished(dense)
-    found = _Beside(resolution=_resolution(cell) or 0.0)
+    found = _Paired(resolution=_resolution(cell) or 0.0)
     for seed in sorted(ours.keys() & theirs.keys()):
         mine, base = ours[seed].epochs[-1], theirs[seed].epochs[-1]
         if mine.validation_accuracy is not None and base.validation_accuracy is not None:
@@ -160,7 +160,7 @@ def _beside(cell: Cell, dense: Cell) -> _Beside:
     return found
 
 
-def _verdicts(one: _Beside, said: dict[str, Judgement], family: int) -> dict[str, Any]:
+def _verdicts(one: _Paired, said: dict[str, Judgement], family: int) -> dict[str, Any]:
     """What the summary holds of a cell's differences to dense, and of how they were judged."""
     accuracy, loss = _word(said.get("accuracy")), "worse" if one.diverged else _word(said.get("loss"))
     found: dict[str, Any] = {
@@ -185,7 +185,7 @@ def _word(judgement: Judgement | None) -> Said | None:
     return words.get(judgement.verdict, "not resolvable") if judgement is not None else None
 
 
-def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Beside) -> str:
+def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement], one: _Paired) -> str:
     """Of accuracy and loss together: *worse* where either is; *within* where there were seeds enough to find it worse
     and even the worse end of the accuracy's interval (without accuracy, the loss's) is no more than
     :data:`WITHIN_POINTS` (5% of the loss) from dense. A loss whose own interval lies above dense's, by more than 5%

@@ -116,13 +116,13 @@ class Times:
             return Judgement("no change", same, 1.0, 1.0, family, needed, enough)
         ratio = ratio_interval(self.base, self.new)
         significant = adjusted <= alpha and min(count, other) >= FEWEST
-        if significant and self._beyond(ratio.value) and self._processes_apart(ratio.value):
+        if significant and self._exceeds_floor(ratio.value) and self._processes_apart(ratio.value):
             verdict: Verdict = "slower" if ratio.value > 1 else "faster"
             return Judgement(verdict, ratio, p, adjusted, family, needed, enough=True)
         if (
             min(count, other) >= FEWEST
             and ratio.level >= ENOUGH
-            and not (self._beyond(ratio.low) or self._beyond(ratio.high))
+            and not (self._exceeds_floor(ratio.low) or self._exceeds_floor(ratio.high))
         ):
             return Judgement("no change", ratio, p, adjusted, family, needed, enough)
         level = alpha / family
@@ -134,7 +134,7 @@ class Times:
             repeats = repeats_to_detect(change, spread, level, least=FEWEST)
         if not enough and not significant:
             why = too_few(count, other, family, needed)
-        elif significant and self._beyond(ratio.value):
+        elif significant and self._exceeds_floor(ratio.value):
             why = "processes of one side differ by as much as the two sides"
         elif significant:
             why = f"the change is beyond noise, but its interval lies on both sides of the floor of {self.floor:.3g}"
@@ -142,7 +142,7 @@ class Times:
             why = "noise hides it"
         return Judgement("inconclusive", ratio, p, adjusted, family, needed, enough, why, shown, repeats)
 
-    def _beyond(self, ratio: float) -> bool:
+    def _exceeds_floor(self, ratio: float) -> bool:
         return not 1 / (1 + self.floor) <= ratio <= 1 + self.floor
 
     def _processes_apart(self, ratio: float) -> bool:
