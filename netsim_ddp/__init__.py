@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from netsim_ddp.compression.topk import TopKCompressor
     from netsim_ddp.training.residuals import for_other_ranks
     from netsim_ddp.training.tracker import MetricsTracker
-    from netsim_ddp.workloads import get_dataloaders, get_model
+    from netsim_ddp.workloads.data import get_dataloaders
+    from netsim_ddp.workloads.models import get_model
 
 __version__ = "0.2.0.dev0"
 
@@ -49,8 +50,8 @@ _HOME = {
     "all_reduce": "netsim_ddp.communication.dense",
     "for_other_ranks": "netsim_ddp.training.residuals",
     "get_compressor": "netsim_ddp.compression",
-    "get_dataloaders": "netsim_ddp.workloads",
-    "get_model": "netsim_ddp.workloads",
+    "get_dataloaders": "netsim_ddp.workloads.data",
+    "get_model": "netsim_ddp.workloads.models",
     "method_hook": "netsim_ddp.communication.hooks",
     "peer_exchange": "netsim_ddp.communication.exchange",
     "summed": "netsim_ddp.communication.dense",

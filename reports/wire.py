@@ -189,7 +189,7 @@ def instrumented_rank(rank: int, store: str, answers: Any) -> None:
     from netsim_ddp.steps.execution import Concurrent
     from netsim_ddp.steps.phases import HostClock, StepTimer
     from netsim_ddp.steps.programs import Training
-    from netsim_ddp.workloads import build_workload
+    from netsim_ddp.workloads.workload import build_workload
 
     class Bare(Concurrent):
         """The same pieces in the same order, and nothing else."""

@@ -11,8 +11,7 @@ import torch
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import DATASETS
-from netsim_ddp.workloads import get_dataloaders
-from netsim_ddp.workloads.data import START_METHODS, ShardSampler
+from netsim_ddp.workloads.data import START_METHODS, ShardSampler, get_dataloaders
 from netsim_ddp.workloads.images import Digits, Synthetic, raw_digits
 
 DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"

@@ -23,9 +23,10 @@ import pytest
 import torch
 
 from netsim_ddp.errors import EnvironmentFault
-from netsim_ddp.workloads import build_workload, get_dataloaders
+from netsim_ddp.workloads.data import get_dataloaders
 from netsim_ddp.workloads.files import FILES, data_folder, present, provide
 from netsim_ddp.workloads.images import raw_digits
+from netsim_ddp.workloads.workload import build_workload
 
 HELD_OUT = 297
 IDX = FILES["mnist"].names

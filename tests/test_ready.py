@@ -17,7 +17,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.results.files import load as load_result
 from netsim_ddp.results.ready import ReadyTimes, load
 from netsim_ddp.steps.ready_task import Passes
-from netsim_ddp.workloads import build_workload
+from netsim_ddp.workloads.workload import build_workload
 from tests.commands import command, complaint
 
 

@@ -9,12 +9,13 @@ import torch
 
 from netsim_ddp import names
 from netsim_ddp.errors import UsageError
-from netsim_ddp.workloads import build_workload, get_dataloaders, get_model
 from netsim_ddp.workloads.corpus import DEFAULT_BYTES, MOST_BYTES, read_corpus
-from netsim_ddp.workloads.data import ShardSampler
+from netsim_ddp.workloads.data import ShardSampler, get_dataloaders
 from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.models import get_model
 from netsim_ddp.workloads.tokens import BLOCK, CONTEXT, SyntheticText, Text
 from netsim_ddp.workloads.transformer import Transformer
+from netsim_ddp.workloads.workload import build_workload
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,9 @@ from torch import nn
 from netsim_ddp import names
 from netsim_ddp.errors import UsageError
 from netsim_ddp.scenario import Scenario
-from netsim_ddp.workloads import Workload, build_workload, get_model
 from netsim_ddp.workloads.emulated import record_gradient_sets, sleep_until
+from netsim_ddp.workloads.models import get_model
+from netsim_ddp.workloads.workload import build_workload
 
 USER_MODULE = """
 import torch
@@ -82,7 +83,7 @@ import sys
 from netsim_ddp.names import check_model
 check_model("resnet50")
 assert not {"torch", "numpy"} & set(sys.modules)
-from netsim_ddp.workloads import get_model
+from netsim_ddp.workloads.models import get_model
 get_model("simple_cnn")
 assert "torchvision" not in sys.modules
 """
@@ -391,12 +392,3 @@ def test_sleep_goes_on_when_woken_early() -> None:
 
 def test_a_past_deadline_returns_at_once() -> None:
     assert sleep_until(1.0, clock=lambda: 3.0, sleep=lambda _: pytest.fail("slept")) == 2.0
-
-
-def test_public_names_resolve() -> None:
-    import netsim_ddp.workloads as package
-
-    assert package.Workload is Workload
-    assert sorted(package.__all__) == dir(package)
-    with pytest.raises(AttributeError, match="nothing_here"):
-        _ = package.nothing_here

@@ -14,7 +14,7 @@ from netsim_ddp.ranks.channel import COMPUTING
 from netsim_ddp.steps.execution import Concurrent, Execution
 from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.steps.programs import Program, Say, parameters_of
-from netsim_ddp.workloads import Workload
+from netsim_ddp.workloads.workload import Workload
 
 
 class OverlappedTraining(Program):

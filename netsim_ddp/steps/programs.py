@@ -26,7 +26,7 @@ from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.steps.execution import Concurrent, Execution, Replayed
 from netsim_ddp.steps.phases import StepSample
-from netsim_ddp.workloads import Workload
+from netsim_ddp.workloads.workload import Workload
 
 Say = Callable[[str], None]
 

@@ -24,7 +24,7 @@ from netsim_ddp.ranks.process_group import choose_device, device_name
 from netsim_ddp.ranks.rank import Task
 from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.phases import Clock, HostClock
-from netsim_ddp.workloads import Workload, build_workload
+from netsim_ddp.workloads.workload import Workload, build_workload
 
 PASSES = 5
 SMALL_BATCH = 4

@@ -41,8 +41,8 @@ from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.steps.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.steps.selection_record import selected
 from netsim_ddp.steps.spending import Busy, asleep
-from netsim_ddp.workloads import Workload, build_workload
 from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.workload import Workload, build_workload
 
 GRADIENT_SETS = 3
 RECORDED_BATCH = 4

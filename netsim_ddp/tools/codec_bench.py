@@ -21,8 +21,8 @@ from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.results.codec import CodecRow
 from netsim_ddp.tools.memory import release_freed, resident_bytes
-from netsim_ddp.workloads import build_workload
 from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.workload import build_workload
 
 SLOW_ROUNDS = 3  # of what takes 15 times longer
 BYTES_PER_FLOAT = 40  # three float32 vectors, and what torch.topk makes of one

@@ -54,50 +54,27 @@ def launch_program(
     )
     try:
         with TcLink(spec) as link:
-            return _on(link, program, out, err, one_per_node, timeout_s, command, report)
+            measured = prove(link, lambda text: report(Event("warning", text)))
+            link.begin()
+            counters = link.counters()
+            outcome = launch(
+                link,
+                program,
+                out,
+                err,
+                one_per_node=one_per_node,
+                timeout_s=timeout_s,
+                defaults={
+                    "PYTHONUNBUFFERED": "1",  # a pipe would hold lines back until its buffer is full
+                    "OMP_NUM_THREADS": str(max(1, available_cores() // link.spec.workers)),
+                    "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d warns once per connection that there is no resolver
+                },
+            )
+            counters_after, of_link = link.counters(), link_record(link, measured)
     except LinkLost:
         raise
     except LinkUnavailable as error:
         raise LinkUnavailable(f"netsim launch needs tc: {error.message}", hint=_hint(error)) from None
-
-
-def _hint(error: LinkUnavailable) -> str:
-    """What helps a program that is not netsim's own: only tc shapes the packets of any process."""
-    own = "netsim run and netsim train need no tc: --link bucket"
-    remedy = error.remedy or (error.hint if "--link bucket" not in (error.hint or "") else None)
-    if not error.wanted:
-        return f"{remedy or 'netsim doctor says more'}; {own}"
-    flags = " and ".join(error.wanted)
-    able = f"{own}, which has delay and jitter" if "--loss" not in error.wanted else "no other link has loss"
-    return f"{remedy}; or leave {flags} away: the rate needs neither; {able}"
-
-
-def _on(
-    link: TcLink,
-    program: Sequence[str],
-    out: BinaryIO,
-    err: BinaryIO,
-    one_per_node: bool,
-    timeout_s: float | None,
-    command: Sequence[str],
-    report: Report,
-) -> tuple[Launch, Outcome]:
-    measured = prove(link, lambda text: report(Event("warning", text)))
-    link.begin()
-    counters = link.counters()
-    outcome = launch(
-        link,
-        program,
-        out,
-        err,
-        one_per_node=one_per_node,
-        timeout_s=timeout_s,
-        defaults={
-            "PYTHONUNBUFFERED": "1",  # a pipe would hold lines back until its buffer is full
-            "OMP_NUM_THREADS": str(max(1, available_cores() // link.spec.workers)),
-            "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d warns once per connection that there is no resolver
-        },
-    )
     rows = [
         LaunchRank(
             rank=rank.rank,
@@ -107,9 +84,12 @@ def _on(
             wall_s=rank.wall_s,
             **asdict(after.since(before)),
         )
-        for rank, before, after in zip(outcome.ranks, counters, link.counters(), strict=True)
+        for rank, before, after in zip(outcome.ranks, counters, counters_after, strict=True)
     ]
-    lost = {"drops": sum(row.drops for row in rows), "retransmits": sum(row.retransmits for row in rows)}
+    lost = {
+        "drops": sum(row.drops for row in rows),
+        "retransmits": sum(row.retransmits for row in rows),
+    }
     failed = outcome.first_failure
     endings: list[tuple[Status, bool]] = [
         ("interrupted", outcome.interrupted),
@@ -126,9 +106,20 @@ def _on(
         environment=environment(),
         command=shlex.join(command),
         program=list(program),
-        workers=link.spec.workers,
+        workers=spec.workers,
         wall_s=outcome.wall_s,
-        link=link_record(link, measured).model_copy(update=lost),
+        link=of_link.model_copy(update=lost),
         ranks=rows,
     )
     return record, outcome
+
+
+def _hint(error: LinkUnavailable) -> str:
+    """What helps a program that is not netsim's own: only tc shapes the packets of any process."""
+    own = "netsim run and netsim train need no tc: --link bucket"
+    remedy = error.remedy or (error.hint if "--link bucket" not in (error.hint or "") else None)
+    if not error.wanted:
+        return f"{remedy or 'netsim doctor says more'}; {own}"
+    flags = " and ".join(error.wanted)
+    able = f"{own}, which has delay and jitter" if "--loss" not in error.wanted else "no other link has loss"
+    return f"{remedy}; or leave {flags} away: the rate needs neither; {able}"

@@ -23,7 +23,7 @@ from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.training.exchange import Exchange
 from netsim_ddp.training.faults import activation_fault, gradient_fault
 from netsim_ddp.training.precision import LossScaler, autocast
-from netsim_ddp.workloads import Workload
+from netsim_ddp.workloads.workload import Workload
 
 SMALLEST_SCALE = 2.0**-10
 """A loss scale starts at 65536; what overflows still at this one is not finite."""

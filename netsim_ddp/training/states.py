@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.workloads import Workload
+from netsim_ddp.workloads.workload import Workload
 
 SHARED = "shared.pt"
 

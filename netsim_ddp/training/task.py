@@ -44,7 +44,7 @@ from netsim_ddp.training.states import (
     write_state,
 )
 from netsim_ddp.training.tracker import MetricsTracker
-from netsim_ddp.workloads import Workload, build_workload
+from netsim_ddp.workloads.workload import Workload, build_workload
 
 SKIPPED_BEFORE_TRACE = 2
 STATISTICS_EVERY = 10

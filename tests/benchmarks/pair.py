@@ -146,7 +146,7 @@ def training_step(method: str, params: dict[str, Any]) -> Any:
     import torch.distributed as dist
 
     from netsim_ddp import DistributedBackend
-    from netsim_ddp.workloads import build_workload
+    from netsim_ddp.workloads.workload import build_workload
 
     workload = build_workload(rank=dist.get_rank(), world_size=WORKERS)
     backend = DistributedBackend(method=method, params=params)
