@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from netsim_ddp.errors import NetsimError
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, Result
-from tests.fixtures.user_models import WORKING
+from netsim_ddp.scenario import Scenario
+from netsim_ddp.steps.runner import run
+from tests.fixtures.user_models import MODELS
 
-MODELS = Path(__file__).parent.parent / "fixtures"
-ROOT = MODELS.parent.parent
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+ROOT = FIXTURES.parent.parent
+SEARCH = f"{ROOT}{os.pathsep}{FIXTURES}"
 DEADLINE_S = 300
 SHORT = ["-n", "2", "--link", "none", "--threads", "1", "--timeout", "30s"]
 RUN = [
@@ -45,7 +50,7 @@ def netsim(folder: Path, model: str, *words: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-m", "netsim_ddp", *words, "--model", f"user_models:{model}", "--json", "out.json"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        env=os.environ | {"PYTHONPATH": SEARCH},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -79,7 +84,7 @@ def sweep(folder: Path, matrix: dict[str, list[Any]], **settings: object) -> lis
     done = subprocess.run(
         [sys.executable, "-m", "netsim_ddp", "sweep", "plan.json", "--json", "out.json"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        env=os.environ | {"PYTHONPATH": SEARCH},
         capture_output=True,
         text=True,
         timeout=2 * DEADLINE_S,
@@ -90,9 +95,9 @@ def sweep(folder: Path, matrix: dict[str, list[Any]], **settings: object) -> lis
 
 
 def sweep_working(folder: Path, models: Iterable[str], **settings: object) -> list[Cell]:
-    """Every model of WORKING that is named, all of them forked from one interpreter."""
+    """Every model in turn, all of them forked from one interpreter."""
     return sweep(
-        folder, {"seed": [WORKING.index(each) for each in models]}, model="user_models:numbered", **settings
+        folder, {"seed": [MODELS.index(each) for each in models]}, model="user_models:numbered", **settings
     )
 
 
@@ -100,6 +105,25 @@ def sweep_refused(folder: Path, models: Iterable[str], **settings: object) -> li
     return sweep(folder, {"model": [f"user_models:{each}" for each in models]}, **settings)
 
 
+WORKING = [
+    "Base",
+    "Sometimes",
+    "OnSomeRanks",
+    "LastUnused",
+    "Tied",
+    "frozen",
+    "lazy",
+    "Embedded",
+    "half",
+    "mixed",
+    "Penalty",
+    "Noisy",
+    "checkpointed",
+    "from_generator",
+    "from_numpy",
+    "from_random",
+    "from_system",
+]
 UNEVEN = ["Sometimes", "OnSomeRanks", "LastUnused", "from_system"]
 """Models of which not every rank has every gradient, or the same values."""
 
@@ -151,12 +175,31 @@ REFUSED = {
 }
 
 
-def test_what_no_rank_can_train_is_refused_by_name(tmp_path: Path) -> None:
-    cells = sweep_refused(tmp_path, REFUSED, methods=["topk"], steps=4)
-    assert len(cells) == len(REFUSED)
-    for cell in cells:
-        assert not cell.repeats, cell.id
-        assert REFUSED[str(cell.model).partition(":")[2]] in str(cell.error)
+def test_what_no_rank_can_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other from one interpreter, which a refusal leaves in order."""
+    monkeypatch.setenv("PYTHONPATH", SEARCH)
+    settings: dict[str, Any] = {
+        "workers": 2,
+        "link": "none",
+        "threads": 1,
+        "timeout_s": 30.0,
+        "steps": 4,
+        "baseline": "none",
+    }
+    with Pool() as pool:
+        for model, said in REFUSED.items():
+            scenario = Scenario(
+                model="user_models:numbered",
+                seed=MODELS.index(model),
+                methods=("topk",),
+                repeats=1,
+                **settings,
+            )
+            saved: list[Result] = []
+            with pytest.raises(NetsimError) as caught:
+                run(scenario, command=["netsim"], report=lambda _: None, save=saved.append, pool=pool)
+            assert said in str(caught.value), model
+            assert not any(cell.repeats for result in saved for cell in result.cells), model
 
 
 def test_train_refuses_them_too(tmp_path: Path) -> None:
@@ -255,7 +298,7 @@ def test_what_a_model_starts_ends_with_the_run(killed: bool, tmp_path: Path) -> 
     process = subprocess.Popen(
         [sys.executable, "-m", "netsim_ddp", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{MODELS}"},
+        env=os.environ | {"PYTHONPATH": SEARCH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
