@@ -48,7 +48,7 @@ def test_the_warm_up_sends_what_dgc_sends():
     for _ in range(9):
         totals.append(int(budget.now.sum()))
         assert int(budget.counts().sum()) == budget.now.sum()
-        budget.learn(torch.empty(0), torch.empty(0))
+        budget.record_sent(torch.empty(0), torch.empty(0))
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] == budget.final == sum(max(1, -(-n // 1000)) for n in SIZES if n)
 

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.link.hosts import first_host, interface_counters, place_of, route_to, told
+from netsim_ddp.link.hosts import (
+    cluster_environment,
+    first_host,
+    interface_counters,
+    leftover_warning,
+    route_to,
+)
 from netsim_ddp.ranks.hosts import on_hosts
 from netsim_ddp.scenario import Scenario, validate
 from tests.commands import complaint
@@ -39,22 +45,22 @@ SRUN = {
 
 
 def test_torchruns_variables_are_read() -> None:
-    place = place_of(TORCHRUN)
+    place = cluster_environment(TORCHRUN)
     assert place is not None
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (3, 4, 1, 2)
     assert (place.master, place.port, place.store) == ("10.0.0.1", 29500, True)
     # A restarted job must not meet what its first try left in the store.
-    other = place_of(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"})
+    other = cluster_environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"})
     assert other is not None
     assert other.run != place.run
 
 
 def test_sruns_variables_are_read() -> None:
-    place = place_of(SRUN)
+    place = cluster_environment(SRUN)
     assert place is not None
     assert (place.rank, place.world_size, place.local_rank) == (5, 8, 1)
     assert (place.master, place.port, place.store) == ("gpu003", 15000 + 3456, False)
-    named = place_of(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1234"})
+    named = cluster_environment(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1234"})
     assert named is not None
     assert (named.master, named.port) == ("head", 1234)
 
@@ -70,7 +76,7 @@ def test_sruns_variables_are_read() -> None:
     ],
 )
 def test_a_process_by_itself_has_no_place(environ: dict[str, str]) -> None:
-    assert place_of(environ) is None
+    assert cluster_environment(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_a_process_by_itself_has_no_place(environ: dict[str, str]) -> None:
 def test_incomplete_variables_are_named(changes: dict[str, str | None], said: str) -> None:
     environ = {name: value for name, value in (TORCHRUN | changes).items() if value is not None}
     with pytest.raises(UsageError) as caught:
-        place_of(environ)
+        cluster_environment(environ)
     assert said in caught.value.message
 
 
@@ -119,7 +125,7 @@ def test_what_is_no_node_list_is_refused(nodes: str) -> None:
 
 def test_mpiruns_variables_are_read() -> None:
     ours = {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
-    place = place_of({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"} | ours)
+    place = cluster_environment({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"} | ours)
     assert place is not None
     assert (place.rank, place.world_size, place.master) == (1, 2, "head")
 
@@ -137,7 +143,7 @@ def test_variables_without_a_meeting_place_are_named(names: tuple[str, ...]) -> 
     values = dict(zip(names, ("1", "2", "1"), strict=False))
     for more, missing in (({}, "MASTER_ADDR"), ({"MASTER_ADDR": "head"}, "MASTER_PORT")):
         with pytest.raises(UsageError) as caught:
-            place_of(values | more)
+            cluster_environment(values | more)
         assert f"{missing} is not set, and {names[0]}=1 and {names[1]}=2 make this" in caught.value.message
         assert f"unset {names[0]} {names[1]}" in str(caught.value.hint)
 
@@ -146,7 +152,7 @@ LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER
 
 
 def test_variables_that_may_be_left_over_are_told() -> None:
-    note = told(LEFT_OVER)
+    note = leftover_warning(LEFT_OVER)
     assert note is not None
     for part in (
         "RANK=0 and WORLD_SIZE=2",
@@ -155,10 +161,13 @@ def test_variables_that_may_be_left_over_are_told() -> None:
         "unset RANK WORLD_SIZE",
     ):
         assert part in note
-    assert told(TORCHRUN | {"RANK": "0"}) is None  # torchrun set them for this process
-    assert told({}) is None
-    assert told({"WORLD_SIZE": "4"}) == "WORLD_SIZE is set and RANK is not: this runs alone on this machine"
-    assert "SLURM_PROCID=0" in str(told(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}))
+    assert leftover_warning(TORCHRUN | {"RANK": "0"}) is None  # torchrun set them for this process
+    assert leftover_warning({}) is None
+    assert (
+        leftover_warning({"WORLD_SIZE": "4"})
+        == "WORLD_SIZE is set and RANK is not: this runs alone on this machine"
+    )
+    assert "SLURM_PROCID=0" in str(leftover_warning(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}))
 
 
 def test_a_command_with_left_over_variables_says_so_before_it_waits(tmp_path: Path) -> None:
@@ -207,7 +216,7 @@ def scenario(**values: Any) -> Scenario:
 
 
 def test_real_hosts_take_defaults_of_their_own() -> None:
-    place = place_of(TORCHRUN)
+    place = cluster_environment(TORCHRUN)
     assert place is not None
     there = on_hosts(scenario(), place)
     assert (there.link, there.execution) == ("host", "concurrent")

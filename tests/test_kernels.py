@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from netsim_ddp.compression import kernels, packing, segment_table, shares, thresholds
+from netsim_ddp.compression import kernels, packing, segment_table, shards, thresholds
 from netsim_ddp.compression.kernels import NonFiniteGradient, accumulate_select, all_finite, select
 from netsim_ddp.switches import compiled_kernels
 from tests.compiled import REASON, needs_compiled
@@ -512,7 +512,7 @@ def test_warm_compiles_every_signature_that_is_called():
     code = """
 import torch
 from netsim_ddp.compression import Codec, accumulate_select, segment_table, select, warm
-from netsim_ddp.compression import shares, thresholds
+from netsim_ddp.compression import shards, thresholds
 from netsim_ddp.compression.native.signatures import SIGNATURES
 torch.get_num_threads = lambda: 2
 warm()
@@ -526,13 +526,13 @@ for index in (torch.int32, torch.int64):
 for form in ("fp32", "int8", "int8-stochastic"):
     codec = Codec(form)
     codec.decode(codec.encode(values, indices), k, flat.numel())
-owned = shares.Shares(2, [flat.numel()], [2], [0])
+owned = shards.Shards(2, [flat.numel()], [2], [0])
 out, local = torch.empty(k), torch.empty(k, dtype=torch.int32)
 count = owned.partition(values, indices.int(), out, local)[1]
 written = torch.empty(count, dtype=torch.int32)
 owned.write(0, out[:count], local[:count], 2.0, flat, written)
-shares.add_at(flat, local, out), shares.add_noting(flat, local, out), shares.put_at(flat, local, out)
-shares.clear_at(flat, local)
+shards.add_at(flat, local, out), shards.add_noting(flat, local, out), shards.put_at(flat, local, out)
+shards.clear_at(flat, local)
 thresholds.above(flat, 0.5, out, local), thresholds.excess(flat, 0.5)
 wanted = {}
 for kernel, types in SIGNATURES: wanted.setdefault(kernel, set()).add(types)
@@ -545,5 +545,5 @@ for kernel, types in wanted.items(): assert set(kernel.signatures) == types, ker
 def test_the_compiled_kernels_are_used_wherever_numba_is() -> None:
     """Else every test of theirs is skipped, and every run is slow, without a word."""
     wanted = find_spec("numba") is not None and compiled_kernels()
-    found = (kernels.fused, shares.fused, thresholds.fused, packing.compiled)
+    found = (kernels.fused, shards.fused, thresholds.fused, packing.compiled)
     assert [each is not None for each in found] == [wanted] * len(found)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from netsim_ddp.compression import shares as module
+from netsim_ddp.compression import shards as module
 from netsim_ddp.compression.budget import Budget, SelectionOptions
 from netsim_ddp.compression.quotas import PASSED_ON, Quotas
-from netsim_ddp.compression.shares import Shares, saved_sums
+from netsim_ddp.compression.shards import Shards, saved_sums
 from netsim_ddp.compression.topk import entry_count
 
 RESNET_LIKE = [9408, 64, 64, 4096, 64, 64, 36864, 2048, 2048, 1000, 1_048_576, 512, 2_359_296, 2_048_000, 1]
@@ -116,7 +116,7 @@ def test_shares_cover_everything_once() -> None:
 
 def test_saved_shares_are_read_back_and_those_of_0_1_0_too() -> None:
     shares = Quotas(3, np.array([5000, 17]), np.array([50, 1])).shares
-    again = Shares.of_state(shares.state(), 3)
+    again = Shards.of_state(shares.state(), 3)
     assert (again.bounds == shares.bounds).all()
     assert (again.turns == shares.turns).all()
     sums = torch.arange(1.0, shares.size(1) + 1)

@@ -16,7 +16,7 @@ from netsim_ddp.communication import backend
 from netsim_ddp.compression import Codec, kernels
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.selection import Selection
-from netsim_ddp.compression.shares import Shares
+from netsim_ddp.compression.shards import Shards
 kernels.warm()
 torch.set_num_threads(1)
 digest = hashlib.sha256()

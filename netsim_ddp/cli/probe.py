@@ -65,14 +65,14 @@ def probe(
         write_profile(read_measurement(measurement), profile)
         typer.echo(f"wrote {output}: netsim run --link-profile {output}")
         return
-    from netsim_ddp.link.hosts import place_of, told
+    from netsim_ddp.link.hosts import cluster_environment, leftover_warning
     from netsim_ddp.scenario import build_scenario
 
     values = given(options) | {
         key: value for key, value in {"workers": workers, "link": link}.items() if value
     }
-    place = place_of(os.environ)
-    if (note := told(os.environ)) is not None:
+    place = cluster_environment(os.environ)
+    if (note := leftover_warning(os.environ)) is not None:
         say(note)
     if place is not None:
         values.setdefault("workers", str(place.world_size))

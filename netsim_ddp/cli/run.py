@@ -40,11 +40,11 @@ def run(
 ) -> None:
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
     values = given(link, methods, model, how)
-    from netsim_ddp.link.hosts import place_of, told
+    from netsim_ddp.link.hosts import cluster_environment, leftover_warning
     from netsim_ddp.scenario import build_scenario
 
-    place = place_of(os.environ)
-    if (note := told(os.environ)) is not None:
+    place = cluster_environment(os.environ)
+    if (note := leftover_warning(os.environ)) is not None:
         say(note)
     if place is not None:
         values.setdefault("workers", str(place.world_size))

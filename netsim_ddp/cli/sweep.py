@@ -84,13 +84,13 @@ def sweep(
     Saved after every repeat; the same command goes on where it was stopped. Exits with 3 when a cell failed.
     """
     from netsim_ddp.errors import RankError, UsageError
-    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.link.hosts import cluster_environment
     from netsim_ddp.sweep.earlier import measured_again, read_earlier, still_valid
     from netsim_ddp.sweep.estimate import earlier as earlier_times
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan
 
-    if place_of(os.environ) is not None:
+    if cluster_environment(os.environ) is not None:
         raise UsageError(
             "netsim sweep starts its own workers, and this is a rank of torchrun or srun",
             hint="netsim run there; or unset RANK and WORLD_SIZE, if they are left over",

@@ -46,11 +46,11 @@ def train(
     values = given(methods, model, how, link, place)
     config = files.config
     from netsim_ddp.errors import UsageError
-    from netsim_ddp.link.hosts import place_of
+    from netsim_ddp.link.hosts import cluster_environment
     from netsim_ddp.scenario import TrainScenario, build
     from netsim_ddp.training.checkpoint import RUN_FILE, run_file
 
-    if place_of(os.environ) is not None:
+    if cluster_environment(os.environ) is not None:
         raise UsageError(
             "netsim train starts its own workers on this machine",
             hint="unset RANK and WORLD_SIZE if they are left over; under torchrun or srun, use the library in a "

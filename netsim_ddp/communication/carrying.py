@@ -26,7 +26,7 @@ from netsim_ddp.communication.parameters import Named, without_prefixes
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import all_finite
-from netsim_ddp.compression.shares import saved_sums
+from netsim_ddp.compression.shards import saved_sums
 
 State = Mapping[str, Any]
 ByName = dict[str, Tensor]

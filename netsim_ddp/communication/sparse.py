@@ -27,7 +27,7 @@ from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, largest
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
-from netsim_ddp.compression.shares import add_at, clear_at, saved_sums
+from netsim_ddp.compression.shards import add_at, clear_at, saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import check_together

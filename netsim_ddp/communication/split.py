@@ -28,7 +28,7 @@ from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
 from netsim_ddp.compression.quotas import Quotas
-from netsim_ddp.compression.shares import I64, add_noting, clear_at, put_at
+from netsim_ddp.compression.shards import I64, add_noting, clear_at, put_at
 
 
 class TopKSplitReduce(SelectedEntries):

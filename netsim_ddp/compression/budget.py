@@ -97,7 +97,7 @@ class Budget:
         fixed = self.now
         if self._tails is None:
             return torch.from_numpy(fixed)
-        return torch.from_numpy(self._tails.share_out(fixed, *self._limits(fixed, self.sizes)))
+        return torch.from_numpy(self._tails.allocate(fixed, *self._limits(fixed, self.sizes)))
 
     def _fixed(self, step: int) -> I64:
         ratio = self._options.ratio_at(step)
@@ -152,7 +152,7 @@ class Budget:
             return int(min(self.sizes.sum(), 2 * first.sum()))  # no selector doubles any segment's count
         return sum(selector.most(int(n), int(k)) for n, k in zip(self.sizes, first, strict=True))
 
-    def learn(self, values: Tensor, indices: Tensor) -> None:
+    def record_sent(self, values: Tensor, indices: Tensor) -> None:
         """Take note of what was sent, in ascending order of position, and go on to the next step."""
         if self._tails is not None:
             self._tails.measure(
@@ -204,7 +204,7 @@ class Tails:
         excess = (total - counts * lowest + guess) / np.maximum(counts, 1)
         self._counts, self._lowest, self._excess = np.maximum(counts, 1.0), lowest, excess
 
-    def share_out(self, fixed: I64, least: F64, most: F64) -> I64:
+    def allocate(self, fixed: I64, least: F64, most: F64) -> I64:
         """``sum(fixed)`` entries, by the tails within ``least`` and ``most``."""
         if self._counts is None:
             return fixed

@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from netsim_ddp.compression.shares import I64, Shares
+from netsim_ddp.compression.shards import I64, Shards
 
 LEAST_PART = 8
 """Owners of fewer entries would differ too much in what they send: one has 2 of 9 entries, another 1."""
@@ -41,7 +41,7 @@ class Quotas:
         parts = np.clip(counts // LEAST_PART, 1, owners)
         self.passed_on = _passed_on(owners, sizes, counts, parts)
         """bool [L]: segments of which everything is sent on."""
-        self.shares = Shares(
+        self.shares = Shards(
             owners, sizes.tolist(), parts.tolist(), _first_owners(owners, self._sent(counts), parts)
         )
         self._known: dict[bytes, I64] = {}

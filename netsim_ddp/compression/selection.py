@@ -67,7 +67,7 @@ class Selection:
                 flat, residual, offsets, ks, self._values, self._indices, atomic=atomic
             )
         values, indices = self._values[:count], self._indices[:count]
-        self.budget.learn(values, indices)
+        self.budget.record_sent(values, indices)
         return values, indices
 
     def waited(self, indices: Tensor, least: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from netsim_ddp.compression import kernels
 from netsim_ddp.compression.native import torch_kernels as twin
-from netsim_ddp.compression.shares import clear_at
+from netsim_ddp.compression.shards import clear_at
 
 BLOCK = 64  # entries: a cache line of float16 gradients twice over, so that a block's energy is cheap to read
 

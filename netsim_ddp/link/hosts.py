@@ -19,7 +19,7 @@ SLURM_PORTS = 15000  # where nobody has said which, as other launchers under Slu
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterEnvironment:
     """This process among all that were started together. ``store``: the launcher itself listens on the master's port
     with torch's TCPStore, as torchrun does; else rank 0 may."""
 
@@ -48,9 +48,9 @@ _LAUNCHERS = (
 """Rank, ranks, and both on this host, as torchrun, srun, and mpirun of Open MPI and of MPICH set them."""
 
 
-def place_of(environ: Mapping[str, str]) -> Place | None:
-    """The place that ``torchrun``, ``srun``, ``mpirun`` or hand-set variables give this process; None where it stands
-    alone.
+def cluster_environment(environ: Mapping[str, str]) -> ClusterEnvironment | None:
+    """Returns what ``torchrun``, ``srun``, ``mpirun`` or hand-set variables say of this process; None where it
+    is not one of several.
 
     Raises:
         UsageError: variables that are incomplete, contradict each other or are no numbers.
@@ -71,7 +71,9 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     local_rank, local_world_size = found.get(names[2], 0), found.get(names[3], 1)
-    return Place(rank, world_size, local_rank, local_world_size, *_rendezvous(environ, names), store, run)
+    return ClusterEnvironment(
+        rank, world_size, local_rank, local_world_size, *_rendezvous(environ, names), store, run
+    )
 
 
 def _names(environ: Mapping[str, str]) -> tuple[str, str, str, str] | None:
@@ -83,25 +85,25 @@ def _names(environ: Mapping[str, str]) -> tuple[str, str, str, str] | None:
     return None
 
 
-def told(environ: Mapping[str, str]) -> str | None:
-    """What to say first of variables that a shell may have kept from something else; None where a launcher set them
-    for this very process, or there are none.
+def leftover_warning(environ: Mapping[str, str]) -> str | None:
+    """Returns a warning of variables that a shell may have kept from something else; None where a launcher set them for
+    this very process, or there are none.
 
     Raises:
-        UsageError: as :func:`place_of`.
+        UsageError: as :func:`cluster_environment`.
     """
-    place, names = place_of(environ), _names(environ)
-    if place is None:
+    found, names = cluster_environment(environ), _names(environ)
+    if found is None:
         half = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
         if len(half) != 1 or names is not None:
             return None
         other = "WORLD_SIZE" if half[0] == "RANK" else "RANK"
         return f"{half[0]} is set and {other} is not: this runs alone on this machine"
-    if "TORCHELASTIC_RUN_ID" in environ or names is None or place.rank > 0:
+    if "TORCHELASTIC_RUN_ID" in environ or names is None or found.rank > 0:
         return None
     return (
-        f"{names[0]}={place.rank} and {names[1]}={place.world_size} make this rank 0 of {place.world_size} on real "
-        f"hosts, which the others reach at {place.master}:{place.port}; unset {names[0]} {names[1]} to run alone on "
+        f"{names[0]}={found.rank} and {names[1]}={found.world_size} make this rank 0 of {found.world_size} on real "
+        f"hosts, which the others reach at {found.master}:{found.port}; unset {names[0]} {names[1]} to run alone on "
         "this machine"
     )
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from netsim_ddp.errors import INTERRUPTED, EnvironmentFault, NetsimError, RankError, UsageError
 from netsim_ddp.link.base import Counters, Endpoint
-from netsim_ddp.link.hosts import Place, route_to
+from netsim_ddp.link.hosts import ClusterEnvironment, route_to
 from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.jobs import NO_METHOD, Job, from_json, settings_from_json, settings_to_json, to_json
@@ -43,7 +43,7 @@ EXIT_WAIT_S = 10.0
 class Hub(Launcher):
     """Rank 0's side, a launcher for the ranks of all hosts. Entering it waits for every rank's command."""
 
-    def __init__(self, place: Place, scenario: Scenario) -> None:
+    def __init__(self, place: ClusterEnvironment, scenario: Scenario) -> None:
         self.link = HostLink(scenario.link_spec(), "host")
         super().__init__(self.link, scenario)
         self._place = place
@@ -172,7 +172,7 @@ class Hub(Launcher):
         self.link.__exit__(None, None, None)
 
 
-def on_hosts(scenario: Scenario, place: Place) -> Scenario:
+def on_hosts(scenario: Scenario, place: ClusterEnvironment) -> Scenario:
     """``scenario`` as it can run on real hosts, defaults filled in.
 
     Raises:
@@ -197,7 +197,7 @@ def on_hosts(scenario: Scenario, place: Place) -> Scenario:
     ).resolved()
 
 
-def serve_rank(place: Place, scenario: Scenario) -> int:
+def serve_rank(place: ClusterEnvironment, scenario: Scenario) -> int:
     """Run another rank's command: fork what rank 0's command says, until that ends, and return the exit code.
 
     Raises:
@@ -216,7 +216,7 @@ def serve_rank(place: Place, scenario: Scenario) -> int:
 class _Agent:
     """One rank's command while rank 0's steers."""
 
-    def __init__(self, place: Place, where: tuple[str, int, str], own: Endpoint) -> None:
+    def __init__(self, place: ClusterEnvironment, where: tuple[str, int, str], own: Endpoint) -> None:
         self._place, self._where, self._own = place, where, own
 
     def serve(self, local: Launcher) -> int:
@@ -278,7 +278,7 @@ class _Agent:
         return connection
 
 
-def _rendezvous(local: Launcher, place: Place, settings: Settings, value: str | None) -> str:
+def _rendezvous(local: Launcher, place: ClusterEnvironment, settings: Settings, value: str | None) -> str:
     """Leave ``value`` in the store of whoever started the ranks, or wait for what rank 0 left there."""
     params = {"master": place.master, "port": place.port, "run": place.run, "value": value}
     job = Job(

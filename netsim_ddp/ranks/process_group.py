@@ -17,7 +17,7 @@ from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.link.base import socket_environment
 from netsim_ddp.link.bucket.schedule import message_bytes
 from netsim_ddp.link.bucket.tcp import TcpSettings
-from netsim_ddp.link.hosts import place_of
+from netsim_ddp.link.hosts import cluster_environment
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.rank import Task
@@ -104,7 +104,7 @@ def choose_device(wanted: str, rank: int) -> torch.device:
 def _choose_backend(job: Job, device: torch.device) -> str:
     """NCCL where every rank has a GPU of its own, else Gloo."""
     wanted, workers = job.settings.backend, job.world_size
-    if job.mechanism == "host" and (place := place_of(os.environ)) is not None:
+    if job.mechanism == "host" and (place := cluster_environment(os.environ)) is not None:
         workers = place.local_world_size
     own_gpu = device.type == "cuda" and torch.cuda.device_count() >= workers
     if wanted == "nccl":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from netsim_ddp.compression import kernels
 from netsim_ddp.compression.codec import Codec
-from netsim_ddp.compression.shares import add_at
+from netsim_ddp.compression.shards import add_at
 from netsim_ddp.compression.topk import segment_table
 from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.ranks.memory import available_bytes

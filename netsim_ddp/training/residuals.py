@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression.shares import saved_sums
+from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.errors import UsageError
 
 _KNOWN = {"rank", "world_size", "selection", "error_buffer", "velocity", "sums", "shares", "q", "rounding"}

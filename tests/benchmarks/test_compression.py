@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.compression import Codec, accumulate_select, segment_table
-from netsim_ddp.compression.shares import add_at
+from netsim_ddp.compression.shards import add_at
 from netsim_ddp.tools.codec_bench import make_input
 
 N = 25_557_032  # ResNet-50's parameters

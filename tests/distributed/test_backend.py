@@ -15,7 +15,7 @@ from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor
 from netsim_ddp.communication.backend import METHODS
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.quotas import Quotas
-from netsim_ddp.compression.shares import saved_sums
+from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels

@@ -98,7 +98,7 @@ class TestPackets:
         with link(loss=0.02, rate_bps=1000 * MBIT) as made:
             stream(made, 0.5)
             counted = made.counters()
-            carried = made._forwarding.counted()
+            carried = made._forwarder.counted()
         assert carried.largest <= SEGMENT_WIRE == 1500 + 14
         assert counted[0].drops == carried.lost[0] > 0
         assert counted[0].retransmits > 0

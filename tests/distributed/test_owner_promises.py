@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from netsim_ddp import DistributedBackend
-from netsim_ddp.compression.shares import Shares, saved_sums
+from netsim_ddp.compression.shards import Shards, saved_sums
 from tests.distributed.ranks import on_ranks
 
 STEPS = 120
@@ -112,7 +112,7 @@ def moved(rank: int, workers: int) -> list[float]:
     without = {key: value for key, value in state.items() if key != "shares"}
     numel = sum(value.numel() for value in state["error_buffer"].values())
     # Version 0.1.0 had the whole as one segment of all.
-    sums = torch.arange(Shares(workers, [numel], [workers], [0]).size(rank)) / numel
+    sums = torch.arange(Shards(workers, [numel], [workers], [0]).size(rank)) / numel
     found = []
     for saved, params in (
         (state, {"ratio": 0.1, "collective": "split"}),

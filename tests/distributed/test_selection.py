@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from netsim_ddp import DistributedBackend
-from netsim_ddp.compression.shares import saved_sums
+from netsim_ddp.compression.shards import saved_sums
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels
 

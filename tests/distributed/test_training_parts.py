@@ -13,7 +13,7 @@ from torch import nn
 
 from netsim_ddp import MetricsTracker
 from netsim_ddp.compression.quotas import Quotas
-from netsim_ddp.compression.shares import Shares
+from netsim_ddp.compression.shards import Shards
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import EnvironmentFault, UsageError
 from netsim_ddp.training.residuals import converted, pending_gradient
@@ -120,7 +120,7 @@ def test_sum_keeps_the_mean_of_what_is_pending_and_drop_loses_it(old: int, new: 
     expected = torch.cat(
         [sum(state["error_buffer"][name] for state in states).reshape(-1) for name in SHAPES]
     )
-    shares = Shares.of_state(states[0]["shares"], old)
+    shares = Shards.of_state(states[0]["shares"], old)
     for owner, state in enumerate(states):
         for local, value in enumerate(state["sums"]):
             expected[int(shares.positions(owner, torch.tensor(local)))] += value

@@ -11,7 +11,7 @@ from netsim_ddp.compression.native import (
     keys,
     numba_codec,
     numba_kernels,
-    numba_shares,
+    numba_shards,
     numba_thresholds,
 )
 
@@ -50,12 +50,12 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
     (numba_codec.unpack, (_U32, _U32, int64, int64, _I64, _I32, int64, int64)),
     (numba_codec.quantize, (_F32, _F32, _I8, _F32, int64, int64)),
     (numba_codec.dequantize, (_F32, _I8, int64, _F32)),
-    (numba_shares.partition, (_F32, _I32, _I64, _I64, _I64, _I64, int64[:, ::1], _F32, _I32, _I64)),
-    (numba_shares.write, (_F32, _I32, _I64, _I64, _I64, _I64, _I64, float64, _F32, _I32)),
-    (numba_shares.add_at, (_F32, _I32, _F32)),
-    (numba_shares.add_noting, (_F32, _I32, _F32, _F32)),
-    (numba_shares.put_at, (_F32, _I32, _F32)),
-    (numba_shares.clear_at, (_F32, _I32)),
+    (numba_shards.partition, (_F32, _I32, _I64, _I64, _I64, _I64, int64[:, ::1], _F32, _I32, _I64)),
+    (numba_shards.write, (_F32, _I32, _I64, _I64, _I64, _I64, _I64, float64, _F32, _I32)),
+    (numba_shards.add_at, (_F32, _I32, _F32)),
+    (numba_shards.add_noting, (_F32, _I32, _F32, _F32)),
+    (numba_shards.put_at, (_F32, _I32, _F32)),
+    (numba_shards.clear_at, (_F32, _I32)),
     (numba_thresholds.above, (_F32, float32, _F32, _I32)),
     (numba_thresholds.excess, (_F32, float32)),
 ]

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
-from netsim_ddp.link.bucket.pace import SECONDS, Changing, OnCredit, Pace, Steady
+from netsim_ddp.link.bucket.rates import SECONDS, ConstantRate, CreditRate, ServiceRate, VaryingRate
 from netsim_ddp.link.bucket.schedule import Operation, charges, schedule
 from netsim_ddp.link.bucket.tcp import ACK_BYTES, Passage, Sender, TcpSettings
 from netsim_ddp.link.spec import SEGMENT_WIRE, LinkSpec
@@ -44,29 +44,29 @@ class Completion(NamedTuple):
         return max(self.deadlines)
 
 
-def _occupy(busy: list[Span], earliest: float, work: float, pace: Pace = SECONDS) -> float:
+def _occupy(busy: list[Span], earliest: float, work: float, rate: ServiceRate = SECONDS) -> float:
     """Take ``work`` of a side in the gaps from ``earliest`` on; the last moment taken."""
     if not busy or earliest > busy[-1][1]:
-        last = pace.end(earliest, work)
+        last = rate.end(earliest, work)
         busy.append((earliest, last))
         return last
     start, end = busy[-1]
     if earliest >= start:
-        last = pace.end(end, work)
+        last = rate.end(end, work)
         busy[-1] = (start, last)
         return last
     spans: list[Span] = []
     last = earliest
     for start, end in busy:
         if work > 0 and start - earliest > _INSTANT_S:
-            room = pace.within(earliest, start)
-            last = start if work > room else min(start, pace.end(earliest, work))
+            room = rate.within(earliest, start)
+            last = start if work > room else min(start, rate.end(earliest, work))
             spans.append((earliest, last))
             work = max(0.0, work - room)
         spans.append((start, end))
         earliest = max(earliest, end)
     if work > 0:
-        last = pace.end(earliest, work)
+        last = rate.end(earliest, work)
         spans.append((earliest, last))
     busy[:] = spans[:1]
     for start, end in spans[1:]:
@@ -87,20 +87,20 @@ def _noise(number: int) -> float:
 
 
 class _Line(NamedTuple):
-    """The way from one rank to another: its two sides with what they are busy with, their paces, and the delay."""
+    """The way from one rank to another: its two sides with what they are busy with, their rates, and the delay."""
 
     sends: list[Span]
     receives: list[Span]
-    send_pace: Pace
-    receive_pace: Pace
+    send_rate: ServiceRate
+    receive_rate: ServiceRate
     delay: float
 
     def whole(self, ready: float, bits: float) -> tuple[float, float]:
         """When the last of ``bits`` has left, and when it has arrived."""
-        sent = _occupy(self.sends, ready, bits, self.send_pace)
+        sent = _occupy(self.sends, ready, bits, self.send_rate)
         # Concurrent messages share a sender's line, so the receiver's work begins before the
         # sender's turn for this one; a slow sender leaves the receiver room for others.
-        received = _occupy(self.receives, ready + self.delay, bits, self.receive_pace)
+        received = _occupy(self.receives, ready + self.delay, bits, self.receive_rate)
         return sent, max(received, sent + self.delay)
 
     def piece(self, ready: float, bits: float) -> Passage:
@@ -188,12 +188,12 @@ class LinkClock:
         idle = self._steady and not any(sides)
         walk = self._memo.get((op, ranks)) if idle else None
         if walk is None:
-            paces = [self._pace(side, start) for side in numbers]
-            walk = self._walk(op, ranks, sides, paces, start)
-            for side, pace in zip(numbers, paces, strict=True):
-                if isinstance(pace, OnCredit):
+            service_rates = [self._service_rate(side, start) for side in numbers]
+            walk = self._walk(op, ranks, sides, service_rates, start)
+            for side, rate in zip(numbers, service_rates, strict=True):
+                if isinstance(rate, CreditRate):
                     cell = self._credit_cell(side)
-                    self.memory[cell], self.memory[cell + 1] = pace.spent, start + pace.since
+                    self.memory[cell], self.memory[cell + 1] = rate.spent, start + rate.since
             if idle:
                 # Training repeats the same few operations on an idle link: one walk serves them all.
                 if len(self._memo) >= _MEMO_ENTRIES:
@@ -204,17 +204,17 @@ class LinkClock:
             self._store(cell, start, spans)
         return Completion(tuple(start + each for each in done), *charges(op, len(ranks)))
 
-    def _pace(self, side: int, start: float) -> Pace:
+    def _service_rate(self, side: int, start: float) -> ServiceRate:
         """How fast a side works, in times relative to ``start`` and work in bits."""
         rates = [stretch[side] for stretch in self._rates]
         if self.spec.peak_bps is not None:
             cell = self._credit_cell(side)
             spent, since = self.memory[cell], self.memory[cell + 1]
             peak, credit = max(rates[0], self.spec.peak_bps), (self.spec.credit_bytes or 0) * 8
-            return OnCredit(rates[0], peak, credit, spent, since - start)
+            return CreditRate(rates[0], peak, credit, spent, since - start)
         if self.spec.varies:
-            return Changing(self._times, rates, self.spec.period_s, start - (self.memory[-1] or math.inf))
-        return Steady(rates[0])
+            return VaryingRate(self._times, rates, self.spec.period_s, start - (self.memory[-1] or math.inf))
+        return ConstantRate(rates[0])
 
     def _credit_cell(self, side: int) -> int:
         return 2 * self.spec.workers * 2 * _SPANS + 2 * side
@@ -280,7 +280,7 @@ class LinkClock:
         op: Operation,
         ranks: Sequence[int],
         sides: list[list[Span]],
-        paces: Sequence[Pace],
+        service_rates: Sequence[ServiceRate],
         start: float,
     ) -> _Walk:
         """The schedule of ``op`` on sides (all send sides, then all receive sides) with busy spans; its times begin at
@@ -298,7 +298,9 @@ class LinkClock:
                 got = [0.0] * size
                 for a, b, wire in messages:
                     ready = issue[a] if message else max(issue[a], issue[b] + self.spec.delay_s)
-                    line = _Line(sides[a], sides[size + b], paces[a], paces[size + b], self._delay())
+                    line = _Line(
+                        sides[a], sides[size + b], service_rates[a], service_rates[size + b], self._delay()
+                    )
                     if self._tcp is not None:
                         if (a, b) not in senders:
                             senders[a, b] = self._sender(ranks[a], ranks[b], start, beside=not message)

@@ -86,8 +86,8 @@ class Forwarder:
             wait = max(0.0, self.pending[0][0] - time.monotonic()) if self.pending else None
             for fd in select.select(everything, (), (), wait)[0]:
                 if fd in ranks:
-                    self.take(fd, ranks[fd])
-                elif not self.obey(requests):
+                    self.receive(fd, ranks[fd])
+                elif not self.answer(requests):
                     return
             while self.pending and self.pending[0][0] <= time.monotonic():
                 _, _, out, frame = heapq.heappop(self.pending)
@@ -97,7 +97,7 @@ class Forwarder:
                     if error.errno != errno.EIO:  # a rank that is still being made misses what is sent to all
                         raise
 
-    def take(self, fd: int, sender: int) -> None:
+    def receive(self, fd: int, sender: int) -> None:
         """Take in the frames that ``sender`` has ready, as far as its turn goes."""
         for _ in range(BATCH):
             try:
@@ -132,7 +132,7 @@ class Forwarder:
         self.count += 1
         heapq.heappush(self.pending, (due, self.count, self.taps[receiver], frame))
 
-    def obey(self, requests: Lines) -> bool:
+    def answer(self, requests: Lines) -> bool:
         """Carry out what was asked; False at the end of the link."""
         messages = requests.receive()
         for message in messages or ():

@@ -38,7 +38,7 @@ from netsim_ddp.link.tc.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.tc.driver import Driver
 from netsim_ddp.link.tc.helper import HOSTS
 from netsim_ddp.link.tc.plan import Shapes, address, change, needs_delay_by, netem, plan
-from netsim_ddp.link.tc.tun import Forwarding
+from netsim_ddp.link.tc.tun import ForwarderClient
 from netsim_ddp.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class TcLink(Link):
         self.congestion = spec.congestion or "cubic"
         self.credit_bytes = 0
         self.delay_by: Literal["netem", "tun"] | None = None
-        self._forwarding: Forwarding | None = None
+        self._forwarder: ForwarderClient | None = None
         self._channel: Channel | None = None
         self._pipes: dict[int | None, int] = {}
         self._driver: Driver | None = None
@@ -157,7 +157,7 @@ class TcLink(Link):
         if self.delay_by is not None:
             self.description = f"tc/tbf+{self.delay_by}"
         if self.delay_by == "tun":
-            self._forwarding = Forwarding(self.spec, self.spawn)
+            self._forwarder = ForwarderClient(self.spec, self.spawn)
         steps = plan(self.spec, self.shapes, names, self.congestion, self.delay_by)
         # One process for all consecutive steps with the same tool and namespace.
         for (rank, tool), batch in groupby(steps, key=lambda step: (step.rank, step.argv[0])):
@@ -194,7 +194,7 @@ class TcLink(Link):
                 remedy=f"write --delay-by tun; or {_MODULE}",
                 wanted=tuple(wanted),
             )
-        if (reason := tun.obstacle()) is None:
+        if (reason := tun.unavailable_reason()) is None:
             return "tun"
         if how == "tun":
             raise LinkUnavailable(
@@ -233,8 +233,8 @@ class TcLink(Link):
             self._driver.stop()
         while self._pipes:
             os.close(self._pipes.popitem()[1])
-        if self._forwarding is not None:
-            self._forwarding.close()
+        if self._forwarder is not None:
+            self._forwarder.close()
         self._hang_up()
 
     def spawn(
@@ -277,8 +277,8 @@ class TcLink(Link):
             )
         buckets = self._buckets()
         gone = [0] * self.spec.workers
-        if self._forwarding is not None:
-            counted = self._forwarding.counted()
+        if self._forwarder is not None:
+            counted = self._forwarder.counted()
             gone = [lost + overrun for lost, overrun in zip(counted.lost, counted.overrun, strict=True)]
         return [
             Counters(
@@ -304,8 +304,8 @@ class TcLink(Link):
             self._delay(True)
 
     def _delay(self, on: bool) -> None:
-        if self._forwarding is not None:
-            self._forwarding.counted(bare=not on)
+        if self._forwarder is not None:
+            self._forwarder.counted(bare=not on)
         if self.delay_by != "netem":
             return
         for step in netem(self.spec if on else replace(self.spec, delay_s=0.0, jitter_s=0.0, loss=0.0)):

@@ -20,7 +20,7 @@ ANSWER_TIMEOUT_S = 30.0
 FORWARDER = "the forwarder, which carries the link's packets (netsim_ddp.link.tc.forwarder),"
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Why no TAP device can be had here; None where nothing is known to stand in the way."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR))
@@ -30,7 +30,7 @@ def obstacle() -> str | None:
 
 
 @dataclass(frozen=True)
-class Carried:
+class ForwarderCounters:
     """What the forwarder counted: frames taken in, lost on purpose and dropped because it was too slow, by the rank
     that sent them; and the bytes of the largest frame."""
 
@@ -40,7 +40,7 @@ class Carried:
     largest: int
 
 
-class Forwarding:
+class ForwarderClient:
     """A running forwarder with one TAP device per rank of ``spec``.
 
     Args:
@@ -67,7 +67,7 @@ class Forwarding:
             self.close()
             raise
 
-    def counted(self, bare: bool | None = None) -> Carried:
+    def counted(self, bare: bool | None = None) -> ForwarderCounters:
         """What was carried so far. From now on frames are carried at once and none is lost, if ``bare``, or again as
         ``spec`` says, if not.
 
@@ -78,7 +78,7 @@ class Forwarding:
             send(self._control, {} if bare is None else {"bare": bare})
         except (BrokenPipeError, ConnectionResetError):
             raise LinkLost(f"{FORWARDER} died", hint="run it again") from None
-        return Carried(**self._receive())
+        return ForwarderCounters(**self._receive())
 
     def _receive(self) -> dict[str, Any]:
         messages: list[dict[str, Any]] | None = []

@@ -1,4 +1,4 @@
-"""Scattered reads and writes of entries, one pass each; import only through :mod:`netsim_ddp.compression.shares`."""
+"""Scattered reads and writes of entries, one pass each; import only through :mod:`netsim_ddp.compression.shards`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsim_ddp.link.bucket.clock import LinkClock, _noise
-from netsim_ddp.link.bucket.pace import Changing, OnCredit
+from netsim_ddp.link.bucket.rates import CreditRate, VaryingRate
 from netsim_ddp.link.bucket.schedule import Operation, message_bytes
 from netsim_ddp.link.spec import Change, LinkSpec, RankRate
 
@@ -19,22 +19,22 @@ TIMELINES = st.lists(st.tuples(st.floats(0.1, 3), st.integers(10**6, 10**9)), mi
 
 
 @st.composite
-def changing(draw: st.DrawFn) -> Changing:
+def changing(draw: st.DrawFn) -> VaryingRate:
     steps = draw(TIMELINES)
     times = [0.0, *itertools.accumulate(length for length, _ in steps[:-1])]
     period = draw(st.sampled_from([None, times[-1] + 1.0]))
-    return Changing(times, [rate for _, rate in steps], period, draw(st.floats(0, 5)))
+    return VaryingRate(times, [rate for _, rate in steps], period, draw(st.floats(0, 5)))
 
 
 @given(changing(), MOMENTS, st.floats(1, 1e9))
 def test_what_a_changing_side_does_until_its_end_is_the_work(
-    pace: Changing, start: float, work: float
+    pace: VaryingRate, start: float, work: float
 ) -> None:
     assert pace.within(start, pace.end(start, work)) == pytest.approx(work, rel=1e-6, abs=10)
 
 
 @given(changing(), MOMENTS, st.floats(0, 3), st.floats(0, 3))
-def test_stretches_of_work_add_up(pace: Changing, start: float, first: float, second: float) -> None:
+def test_stretches_of_work_add_up(pace: VaryingRate, start: float, first: float, second: float) -> None:
     middle, end = start + first, start + first + second
     parts = pace.within(start, middle) + pace.within(middle, end)
     assert parts == pytest.approx(pace.within(start, end), rel=1e-6, abs=10)
@@ -43,7 +43,7 @@ def test_stretches_of_work_add_up(pace: Changing, start: float, first: float, se
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(1, 1e9)), min_size=1, max_size=10))
 def test_credit_is_never_spent_twice(sends: list[tuple[float, float]]) -> None:
     base, peak, credit = 1e7, 1e8, 5e7
-    pace = OnCredit(base, peak, credit, 0.0, 0.0)
+    pace = CreditRate(base, peak, credit, 0.0, 0.0)
     now = total = 0.0
     for gap, work in sends:
         now = pace.end(now + gap, work)
@@ -54,7 +54,7 @@ def test_credit_is_never_spent_twice(sends: list[tuple[float, float]]) -> None:
 
 
 def test_a_side_with_credit_sends_at_its_peak_and_then_at_its_rate() -> None:
-    pace = OnCredit(1e7, 1e8, 9e7, 0.0, 0.0)
+    pace = CreditRate(1e7, 1e8, 9e7, 0.0, 0.0)
     assert pace.end(0.0, 1e8) == pytest.approx(1.0)  # 9e7 of credit and what came in meanwhile
     assert pace.end(1.0, 1e7) == pytest.approx(2.0)
     assert pace.end(6.0, 4e7) == pytest.approx(6.4)  # four idle seconds earned that much

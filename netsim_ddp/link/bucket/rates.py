@@ -1,6 +1,6 @@
 """How fast one side of an emulated link works: at one rate, at rates that change in time, or on credit.
 
-A pace turns work, in bits, into time, in seconds of the caller's clock.
+A service rate turns work, in bits, into time, in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Pace(Protocol):
+class ServiceRate(Protocol):
     """What a side can do from a moment on."""
 
     def end(self, start: float, work: float) -> float:
@@ -21,7 +21,7 @@ class Pace(Protocol):
         """How much work is done from ``start`` to ``end``."""
 
 
-class Steady:
+class ConstantRate:
     """One rate for ever."""
 
     def __init__(self, rate: float) -> None:
@@ -34,7 +34,7 @@ class Steady:
         return (end - start) * self._rate
 
 
-class Changing:
+class VaryingRate:
     """Rates that change at given moments, and begin anew after ``period`` where there is one.
 
     Args:
@@ -77,7 +77,7 @@ class Changing:
         return done
 
 
-class OnCredit:
+class CreditRate:
     """A cloud's token bucket: ``peak_bps`` while there is credit, ``base_bps`` after it. Credit comes in at the
     base rate whenever less is sent.
 
@@ -115,5 +115,5 @@ class OnCredit:
         return fast * self._peak + (end - start - fast) * self._base
 
 
-SECONDS = Steady(1.0)
+SECONDS = ConstantRate(1.0)
 """For work that is given as the time it takes."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from netsim_ddp.compression.native import compiled_module
 
-fused = compiled_module("numba_shares")
+fused = compiled_module("numba_shards")
 
 LARGEST_BLOCK_BITS = 10
 BLOCKS_PER_OWNER = 16
@@ -34,7 +34,7 @@ def block_bits(size: int, parts: int) -> int:
     return max(0, min(LARGEST_BLOCK_BITS, (size // (BLOCKS_PER_OWNER * parts)).bit_length() - 1))
 
 
-class Shares:
+class Shards:
     """The shares of ``owners`` ranks in a flat tensor of N positions.
 
     Args:
@@ -161,7 +161,7 @@ class Shares:
         return torch.from_numpy(np.stack([self._sizes, self._parts, self._first], axis=1))
 
     @classmethod
-    def of_state(cls, state: Tensor, owners: int) -> Shares:
+    def of_state(cls, state: Tensor, owners: int) -> Shards:
         """What :meth:`state` told."""
         return cls(owners, *state.T.tolist())
 
@@ -173,7 +173,7 @@ def saved_sums(state: Mapping[str, Any], numel: int) -> Tensor:
     with 1/P: so they can be taken over into any other layout.
 
     Args:
-        state: of a method; "sums" in it is [size of the share], "shares" what :meth:`Shares.state` told. Up to version
+        state: of a method; "sums" in it is [size of the share], "shares" what :meth:`Shards.state` told. Up to version
             0.1.0 there was no such entry, and the whole tensor was one segment of all owners.
 
     Raises:
@@ -184,9 +184,9 @@ def saved_sums(state: Mapping[str, Any], numel: int) -> Tensor:
         return everywhere
     rank, owners, sums = state["rank"], state["world_size"], state["sums"]
     shares = (
-        Shares.of_state(state["shares"], owners)
+        Shards.of_state(state["shares"], owners)
         if "shares" in state
-        else Shares(owners, [numel], [owners], [0])
+        else Shards(owners, [numel], [owners], [0])
     )
     if shares.numel != numel or sums.shape != (shares.size(rank),):
         raise ValueError(f"the saved sums, {tuple(sums.shape)}, are not a share of {numel} positions")
