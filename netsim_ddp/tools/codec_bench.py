@@ -52,8 +52,16 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Iterator[CodecRow]:
     kernels.warm()
     if "cuda" in plan.devices and not torch.cuda.is_available():
         raise EnvironmentFault("--device cuda: torch finds no GPU here", hint="use --device cpu")
-    _check_memory(max(plan.sizes))
-    recording = _recorded() if "recorded" in plan.inputs else torch.empty(0)
+    needed, free = max(plan.sizes) * BYTES_PER_FLOAT, available_bytes()
+    if free is not None and needed > free:  # fail before the machine swaps
+        raise EnvironmentFault(
+            f"{max(plan.sizes)} floats take about {needed / 1e9:.0f} GB here, {free / 1e9:.0f} GB are free",
+            hint="give smaller --sizes",
+        )
+    recording = torch.empty(0)
+    if "recorded" in plan.inputs:
+        workload = build_workload(model="resnet50", batch_size=2)
+        recording = torch.cat([each.reshape(-1) for each in record_gradient_sets(workload, 1)[0]])
     before = torch.get_num_threads()
     try:
         for name in plan.inputs:
@@ -92,11 +100,6 @@ def make_input(name: str, numel: int, recording: Tensor) -> Tensor:
     if name == "sorted":
         return torch.linspace(-0.999999, 0.999999, numel).erfinv_()
     return recording.repeat(-(-numel // recording.numel()))[:numel].clone()
-
-
-def _recorded() -> Tensor:
-    workload = build_workload(model="resnet50", batch_size=2)
-    return torch.cat([gradient.reshape(-1) for gradient in record_gradient_sets(workload, 1)[0]])
 
 
 class _Bench:
@@ -229,13 +232,3 @@ class _Bench:
         except OSError:
             return None
         return max(0, peak)
-
-
-def _check_memory(numel: int) -> None:
-    """Fail before the machine swaps."""
-    needed, free = numel * BYTES_PER_FLOAT, available_bytes()
-    if free is not None and needed > free:
-        raise EnvironmentFault(
-            f"{numel} floats take about {needed / 1e9:.0f} GB here, {free / 1e9:.0f} GB are free",
-            hint="give smaller --sizes",
-        )

@@ -110,7 +110,18 @@ def get_dataloaders(
         _split(dataset, train, seed, data_dir=data_dir, download=download, text=text)
         for train in (True, False)
     )
-    _check_shards(dataset, len(training), batch_size, world_size)
+    length, examples = len(training), DATASETS[dataset].examples
+    shard = length // world_size
+    if shard == 0:
+        raise UsageError(
+            f"{dataset} has too few {examples} for {world_size} ranks", hint=f"use at most {length} ranks"
+        )
+    if batch_size > shard:
+        over = f" over {world_size} ranks" if world_size > 1 else ""
+        raise UsageError(
+            f"batch size {batch_size} is larger than a rank's share of {dataset}: {shard} {examples}{over}",
+            hint=f"use a batch size of at most {shard}",
+        )
     common: dict[str, Any] = {
         "collate_fn": tuple,  # __getitems__ has stacked the batch already
         "num_workers": num_workers,
@@ -120,7 +131,7 @@ def get_dataloaders(
     train_loader: Loader = DataLoader(
         training,
         batch_size=batch_size,
-        sampler=ShardSampler(len(training), batch_size, rank, world_size, seed),
+        sampler=ShardSampler(length, batch_size, rank, world_size, seed),
         persistent_workers=num_workers > 0,
         # Without its own generator a loader draws from the global one at every epoch.
         generator=generator(seed, LOADER_STREAM, rank),
@@ -174,17 +185,3 @@ def _split(
 
 def _absolute(text: str | Path | None) -> str | None:
     return None if text is None else os.path.abspath(Path(text).expanduser())
-
-
-def _check_shards(dataset: str, length: int, batch_size: int, world_size: int) -> None:
-    shard, examples = length // world_size, DATASETS[dataset].examples
-    if shard == 0:
-        raise UsageError(
-            f"{dataset} has too few {examples} for {world_size} ranks", hint=f"use at most {length} ranks"
-        )
-    if batch_size > shard:
-        over = f" over {world_size} ranks" if world_size > 1 else ""
-        raise UsageError(
-            f"batch size {batch_size} is larger than a rank's share of {dataset}: {shard} {examples}{over}",
-            hint=f"use a batch size of at most {shard}",
-        )

@@ -89,9 +89,8 @@ class Recorder:
     waits: list[tuple[str, str]] = field(default_factory=list)
     """(where, what) of waiting for something that was not over."""
 
-    def __post_init__(self) -> None:
-        self._waited: dict[int, Any] = {}
-        self._inside = threading.local()
+    _waited: dict[int, Any] = field(default_factory=dict)
+    _inside: threading.local = field(default_factory=threading.local)
 
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
