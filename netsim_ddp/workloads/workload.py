@@ -123,7 +123,6 @@ def build_workload(
     data_dir: str | Path | None = None,
     download: bool = False,
     text: str | Path | None = None,
-    num_workers: int = 0,
     try_training: bool = False,
     refuse: Callable[[Iterable[tuple[str, nn.Parameter]]], None] = lambda _: None,
 ) -> Workload:
@@ -157,7 +156,6 @@ def build_workload(
         data_dir=data_dir,
         download=download,
         text=text,
-        num_workers=num_workers,
         pin_memory=target.type == "cuda",
     )
 
