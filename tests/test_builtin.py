@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import netsim_ddp
-from netsim_ddp.scenario.catalogue import built_in
+from netsim_ddp.scenario.files import built_in
 from netsim_ddp.sweep.runner import Sweep
 from netsim_ddp.sweep.source import read_plan
 
@@ -83,7 +83,7 @@ def test_a_wheel_has_them_inside_the_package(tmp_path: Path) -> None:
         ROOT / "netsim_ddp", tmp_path / "netsim_ddp", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copytree(ROOT / source, tmp_path / target)
-    code = "from netsim_ddp.scenario.catalogue import built_in; print(*built_in(), built_in()['quick'])"
+    code = "from netsim_ddp.scenario.files import built_in; print(*built_in(), built_in()['quick'])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )

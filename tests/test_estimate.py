@@ -102,6 +102,6 @@ def test_what_was_measured_scales_the_rest() -> None:
     units = [Unit(run, run.cells[0], (0,)) for run in plan(points)]
     expected = Estimate()
     guess = expected.of(units[1])
-    expected.learn(units[0], 3 * repeat_seconds(units[0]))
+    expected.add(units[0], 3 * repeat_seconds(units[0]))
     assert expected.of(units[1]) == pytest.approx(3 * guess)
     assert expected.of(units[0]) == pytest.approx(3 * repeat_seconds(units[0]))

@@ -60,6 +60,7 @@ LIGHT = [
     ".link.probe.probe",
     ".link.bucket.clock",
     ".ranks.launcher",
+    ".steps.experiment",
     ".steps.runner",
     ".training.runner",
     ".tools.launch",

@@ -32,7 +32,7 @@ from netsim_ddp.results.files import load, to_json
 from netsim_ddp.results.sides import side_of
 from netsim_ddp.scenario import TrainScenario, build, build_scenario
 from netsim_ddp.sweep.source import read_plan
-from netsim_ddp.training.checkpoint import Manifest, Slot
+from netsim_ddp.training.checkpoint import Checkpoints, Manifest
 from tests.mutations import mutated
 from tests.test_codec_times import row, times
 from tests.test_iperf3 import a_test, stream, twice
@@ -118,7 +118,7 @@ def codec_times(path: Path) -> None:
 
 
 def checkpoint(path: Path) -> None:
-    slot = Slot(Path("checkpoints"), MethodSpec(name="topk"), 0)
+    slot = Checkpoints(Path("checkpoints"), MethodSpec(name="topk"), 0)
     if not slot.folder.exists():
         (slot.folder / "step-000005").mkdir(parents=True)
         (slot.folder / "latest").write_text("step-000005")

@@ -9,7 +9,7 @@ import yaml
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.scenario import Scenario
-from netsim_ddp.scenario.catalogue import built_in, find
+from netsim_ddp.scenario.files import built_in, find
 from netsim_ddp.scenario.matrix import combinations, expand, override, parse, parse_set
 
 

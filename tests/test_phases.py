@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netsim_ddp.results.record import StepRecord
 from netsim_ddp.results.summary import PHASES
-from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer, covered, settle
+from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer, covered, step_records
 
 LOCAL = ["compute", "compress", "decompress", "optimizer", "other", "send"]
 durations = st.floats(min_value=0, max_value=10, allow_nan=False)
@@ -53,7 +53,7 @@ def test_phases_add_up_to_the_step_whatever_the_ranks_do(ranks: list, accelerato
     ]
     for one in samples:
         one.computing_until = one.begin + accelerator
-    for one, record in zip(samples, settle(samples), strict=True):
+    for one, record in zip(samples, step_records(samples), strict=True):
         assert total(record) == pytest.approx(record.wall_s)
         assert record.wall_s == pytest.approx(one.end - one.begin)
         assert min(getattr(record, phase) for phase in PHASES) >= 0
@@ -62,7 +62,9 @@ def test_phases_add_up_to_the_step_whatever_the_ranks_do(ranks: list, accelerato
 
 
 def test_waiting_ends_and_communicating_begins_when_the_last_rank_arrives() -> None:
-    early, late = settle([sample(0, ("compute", 1), ("wire", 5)), sample(0, ("compute", 4), ("wire", 2))])
+    early, late = step_records(
+        [sample(0, ("compute", 1), ("wire", 5)), sample(0, ("compute", 4), ("wire", 2))]
+    )
     assert (early.wait_s, early.communicate_s) == (3, 2)
     assert (late.wait_s, late.communicate_s) == (0, 2)
 
@@ -70,21 +72,21 @@ def test_waiting_ends_and_communicating_begins_when_the_last_rank_arrives() -> N
 def test_an_exchange_that_was_started_before_is_waited_for_only_until_the_last_start() -> None:
     first = sample(0, ("send", 1), ("compute", 3), ("wire", 2), starts=[0.0])
     second = sample(0, ("compute", 5), ("send", 0), ("wire", 1), starts=[5.0])
-    ahead, behind = settle([first, second])
+    ahead, behind = step_records([first, second])
     assert (ahead.wait_s, ahead.communicate_s) == (1, 1 + 1)
     assert ahead.hidden_s == pytest.approx(4)  # from its start to where it is waited for
     assert (behind.wait_s, behind.communicate_s) == (0, 1)
 
 
 def test_while_an_accelerator_computes_that_is_what_a_rank_does() -> None:
-    (record,) = settle([sample(0, ("compress", 3), ("wire", 4), computing_until=5.0)])
+    (record,) = step_records([sample(0, ("compress", 3), ("wire", 4), computing_until=5.0)])
     assert (record.compute_s, record.compress_s, record.communicate_s) == (5, 0, 2)
     assert record.hidden_s == pytest.approx(2)
 
 
 def test_ranks_that_disagree_on_the_exchanges_are_an_error() -> None:
     with pytest.raises(ValueError, match="disagree"):
-        settle([sample(0, ("wire", 1)), sample(0, ("wire", 1), ("wire", 1))])
+        step_records([sample(0, ("wire", 1)), sample(0, ("wire", 1), ("wire", 1))])
 
 
 @given(st.lists(st.tuples(durations, durations).map(lambda pair: (min(pair), max(pair))), max_size=8))

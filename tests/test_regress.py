@@ -19,7 +19,7 @@ from netsim_ddp.errors import EnvironmentFault, RankError, RankTimeout, UsageErr
 from netsim_ddp.results.compare import Rules, compare
 from netsim_ddp.results.files import load, to_json
 from netsim_ddp.results.record import Result
-from netsim_ddp.steps.runner import Event
+from netsim_ddp.steps.experiment import Event
 from netsim_ddp.tools.regress.measure import absolute, measure, side_of
 from netsim_ddp.tools.regress.methods import Available, available
 from netsim_ddp.tools.regress.states import State, two_states

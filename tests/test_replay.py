@@ -17,9 +17,8 @@ from netsim_ddp.communication.segments import Local, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.fork_server import anonymous_file
 from netsim_ddp.scenario import available_cores, ranks_at_once
-from netsim_ddp.steps import spending
 from netsim_ddp.steps.compute_times import LEAST_PASSES, ComputeTimes, measure, once
-from netsim_ddp.steps.execution import Execution, Replayed
+from netsim_ddp.steps.execution import Busy, Execution, Replayed, Spend, asleep
 from netsim_ddp.steps.phases import HostClock, StepTimer
 from reports.replay import median_interval
 
@@ -104,7 +103,7 @@ def replayed(
     cpu = torch.device("cpu")
     timer = StepTimer(HostClock())
     execution = Replayed(
-        timer, barrier, rank, cpu, lambda: None, computed=computed, at_once=at_once, spend=spending.asleep
+        timer, barrier, rank, cpu, lambda: None, computed=computed, at_once=at_once, spend=asleep
     )
     execution.warming_up = False
     return [execution.step(two_buckets(log, rank)) for _ in range(steps)]
@@ -143,7 +142,7 @@ def test_so_many_ranks_are_inside_at_a_time_as_there_are_cores_for() -> None:
 
     def run(rank: int) -> None:
         for step in range(3):
-            barrier.meet()
+            barrier.wait()
             barrier.take_turn(rank, 2, backwards=step % 2 == 1)
             with lock:
                 inside[0] += 1
@@ -183,8 +182,8 @@ def test_every_step_plays_the_compute_times_of_the_run_and_no_others() -> None:
             assert all(took >= chunk for took, chunk in zip(played, chunks, strict=True))
 
 
-@pytest.mark.parametrize("spend", [spending.asleep, spending.Busy(1)])
-def test_a_piece_is_never_shorter_than_it_was_measured(spend: spending.Spend) -> None:
+@pytest.mark.parametrize("spend", [asleep, Busy(1)])
+def test_a_piece_is_never_shorter_than_it_was_measured(spend: Spend) -> None:
     for seconds in (0.0, 1e-5, 1e-3, 0.02):
         until = time.monotonic() + seconds
         spend(until)
@@ -193,7 +192,7 @@ def test_a_piece_is_never_shorter_than_it_was_measured(spend: spending.Spend) ->
 
 def test_a_busy_rank_computes_and_a_sleeping_one_does_not() -> None:
     used = {}
-    for name, spend in (("busy", spending.Busy(1)), ("asleep", spending.asleep)):
+    for name, spend in (("busy", Busy(1)), ("asleep", asleep)):
         used[name] = -time.process_time()
         for _ in range(10):
             spend(time.monotonic() + 0.02)

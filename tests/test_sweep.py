@@ -22,12 +22,11 @@ from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario import Scenario, TrainScenario
 from netsim_ddp.scenario.matrix import expand
 from netsim_ddp.scenario.matrix import parse as parse_matrix
-from netsim_ddp.sweep.commands import Command
 from netsim_ddp.sweep.earlier import read_earlier, still_valid
 from netsim_ddp.sweep.plan import MAX_NAMESPACES, Run, batches, order, plan
 from netsim_ddp.sweep.runner import Progress, Sweep
 from netsim_ddp.sweep.selection import compile_expression
-from netsim_ddp.sweep.source import read_plan
+from netsim_ddp.sweep.source import Command, read_plan
 from tests.commands import answer, complaint
 from tests.results_factory import make_cell, make_link, make_result
 

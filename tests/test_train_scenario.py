@@ -11,7 +11,6 @@ import pytest
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.scenario import TrainScenario, build
-from netsim_ddp.training.schedule import rate_at
 
 
 def scenario(**values: Any) -> TrainScenario:
@@ -89,7 +88,7 @@ def test_a_resolved_scenario_survives_its_own_file_and_flags_win_over_it(tmp_pat
 @pytest.mark.parametrize("name", ["cosine", "step", "constant"])
 def test_schedules_rise_and_fall(name: str) -> None:
     values = scenario(schedule=name, epochs="12", warmup_epochs="2", learning_rate="1").resolved()
-    rates = [rate_at(values, epoch / 4) for epoch in range(48)]
+    rates = [values.rate_at(epoch / 4) for epoch in range(48)]
     assert rates[:8] == sorted(rates[:8])
     assert 0 < rates[0] < 0.1
     assert rates[8] == 1

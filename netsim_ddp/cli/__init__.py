@@ -1,4 +1,4 @@
-"""The command line: parse, call, render, exit code. Nothing else lives here.
+"""The command line: parse, call, render, exit code. Nothing else is done here.
 
 One place prints an error, and gives it its exit code (see :mod:`netsim_ddp.errors`). Commands import what they need
 when they run, so that ``netsim --help`` answers at once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -48,24 +49,26 @@ app = typer.Typer(
     rich_markup_mode=None,  # it reads [auto] as markup and drops it
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-# A line of the list of commands; 80 columns cut anything longer.
-app.command(short_help="Measure a training step, compressed beside dense.")(command(run))
-app.command(short_help="Train a model, compressed beside dense.")(command(train))
-app.command(short_help="Run a matrix of scenarios: where does it pay?")(command(sweep))
-app.command(short_help="Measure a link before trusting it.")(command(probe))
-app.command(
-    short_help="Run any program on the link, a network per rank.",
-    context_settings={"allow_interspersed_args": False},
-)(command(launch))
-app.command(short_help="Test a method of your own on real ranks.")(command(check))
-app.command(short_help="Hold one result against another; exits 5 when slower.")(command(compare))
-app.command(
-    short_help="Measure two states of the code in turns.",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(command(regress))
-app.command(short_help="Show results again: HTML, Markdown, CSV, figures, CI.")(command(report))
-app.command(short_help="See what this machine can do.")(command(doctor))
-app.command(short_help="Print the JSON Schema of result files.")(command(schema))
+# The short help is a line of the list of commands; 80 columns cut anything longer.
+_COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
+    (run, "Measure a training step, compressed beside dense.", {}),
+    (train, "Train a model, compressed beside dense.", {}),
+    (sweep, "Run a matrix of scenarios: where does it pay?", {}),
+    (probe, "Measure a link before trusting it.", {}),
+    (launch, "Run any program on the link, a network per rank.", {"allow_interspersed_args": False}),
+    (check, "Test a method of your own on real ranks.", {}),
+    (compare, "Hold one result against another; exits 5 when slower.", {}),
+    (
+        regress,
+        "Measure two states of the code in turns.",
+        {"allow_extra_args": True, "ignore_unknown_options": True},
+    ),
+    (report, "Show results again: HTML, Markdown, CSV, figures, CI.", {}),
+    (doctor, "See what this machine can do.", {}),
+    (schema, "Print the JSON Schema of result files.", {}),
+)
+for _function, _short_help, _settings in _COMMANDS:
+    app.command(short_help=_short_help, context_settings=_settings)(command(_function))
 app.add_typer(scenarios, name="scenarios")
 app.add_typer(bench.app, name="bench")
 

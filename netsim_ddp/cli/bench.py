@@ -42,7 +42,8 @@ def compress(
         str, typer.Option(metavar="N,...", help="Gradient sizes: 25557032, 10M.")
     ] = "1M,10M,25.6M,138M",
     ratios: Annotated[
-        str, typer.Option("--ratios", "--ratio", metavar="FRACTION,...", help="Kept fractions: 0.01, 1%.")
+        str,
+        typer.Option("--ratios", "--ratio", metavar="FRACTION,...", help="Kept fractions: 0.01, 1%."),
     ] = "0.1,0.01,0.001",
     inputs: Annotated[
         str, typer.Option("--inputs", "--input", metavar="NAME,...", help=", ".join(INPUTS) + ".")
@@ -69,7 +70,7 @@ def compress(
 
     from netsim_ddp import __version__
     from netsim_ddp.cli.output import writable
-    from netsim_ddp.cli.saving import Kept
+    from netsim_ddp.cli.saving import SavedFiles
     from netsim_ddp.compression.codec import Codec
     from netsim_ddp.report.terminal.codec import render_codec_times
     from netsim_ddp.results.codec import CodecTimes
@@ -88,7 +89,7 @@ def compress(
         indices=indices,
     )
     plan = Plan(rounds=rounds, codec=Codec(values, indices), **chosen)  # type: ignore[arg-type]  # one dict, many types
-    progress, files = open_console(stderr=True), Kept(None, path)
+    progress, files = open_console(stderr=True), SavedFiles(None, path)
     with progress.status("warming up") as status:  # shows itself on a terminal only
         for row in measure(plan, status.update):
             times.rows.append(row)

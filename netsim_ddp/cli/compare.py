@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli import compare_flags as flags
+from netsim_ddp.cli.compare_flags import CompareOptions
 from netsim_ddp.errors import UsageError
 
 _HINT = "write netsim compare BASE.json NEW.json, or --base A.json --base B.json --head C.json --head D.json"
@@ -34,25 +34,18 @@ def compare(
             "--head", metavar="FILE", help="The same for what is held against it.", show_default=False
         ),
     ] = None,
-    fail_above: flags.FailAbove = None,
-    fail_on: flags.FailOn = None,
-    only: flags.Only = None,
-    alpha: flags.Alpha = 0.05,
-    json: flags.Json = None,
-    markdown: flags.Markdown = None,
-    junit: flags.JUnit = None,
+    *,
+    how: CompareOptions,
 ) -> None:
     """Compare two results: faster, slower, no change or not decided; bytes and bits exactly. Exits with 5 on a
     regression and with 6 when nothing is comparable."""
     before, after = _files(base, new, bases or [], heads or [])
-    rules = flags.rules_of(fail_above, fail_on, only, alpha)
-    flags.outputs(json, markdown, junit)
+    rules = how.rules()
     from netsim_ddp.results.compare import compare as hold
     from netsim_ddp.results.sides import sides_of
 
-    with flags.red_where_it_fails(junit):
-        found = hold(sides_of(before), sides_of(after), rules)
-        flags.show(found, json=json, markdown=markdown, junit=junit)
+    with how.failing_junit():
+        how.show(hold(sides_of(before), sides_of(after), rules))
 
 
 def _files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,154 +23,145 @@ FIGURES = (
 KINDS = ("times", "bytes", "scores")
 REASONS = ("regression", "inconclusive", "missing")
 
-FailAbove = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-above",
-        metavar="FIGURE:NN%",
-        help="Fail when a figure is worse by more: median:10% (the step), compress:20% and every other phase, "
-        "accuracy:1% (points), loss:0.02; repeatable, or with commas. [median:5%]",
-        show_default=False,
-    ),
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-on",
-        metavar="WHAT",
-        help="Reasons to exit with 5: regression, inconclusive, missing; repeatable, or with commas. [regression]",
-        show_default=False,
-    ),
-]
-Only = Annotated[
-    str | None,
-    typer.Option(
-        "--only",
-        metavar="WHAT",
-        help="times, bytes (all that does not vary: bytes, entries, bits), or scores. [all]",
-        show_default=False,
-    ),
-]
-Alpha = Annotated[
-    float,
-    typer.Option(
-        "--alpha",
-        metavar="P",
-        min=1e-6,
-        max=0.2,
-        help="How often all comparisons together may claim a change between equal states (Holm's correction).",
-    ),
-]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json",
-        metavar="PATH|-",
-        help="Write the comparison there too; - is stdout, and nothing else is.",
-        show_default=False,
-    ),
-]
-Markdown = Annotated[
-    str | None,
-    typer.Option("--markdown", metavar="PATH|-", help="The same as Markdown.", show_default=False),
-]
-JUnit = Annotated[
-    str | None,
-    typer.Option(
-        "--junit",
-        metavar="PATH|-",
-        help="The same as JUnit XML, a test case per cell: a failure wherever this command fails, and only there.",
-        show_default=False,
-    ),
-]
 
+@dataclass
+class CompareOptions:
+    """What a comparison must show to fail, and where it is written."""
 
-def rules_of(
-    fail_above: list[str] | None, fail_on: list[str] | None, only: str | None, alpha: float
-) -> Rules:
-    """The flags, checked.
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-above",
+            metavar="FIGURE:NN%",
+            help="Fail when a figure is worse by more: median:10% (the step), compress:20% and every other phase, "
+            "accuracy:1% (points), loss:0.02; repeatable, or with commas. [median:5%]",
+            show_default=False,
+        ),
+    ] = None
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="WHAT",
+            help="Reasons to exit with 5: regression, inconclusive, missing; repeatable, or with commas. [regression]",
+            show_default=False,
+        ),
+    ] = None
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="WHAT",
+            help="times, bytes (all that does not vary: bytes, entries, bits), or scores. [all]",
+            show_default=False,
+        ),
+    ] = None
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--alpha",
+            metavar="P",
+            min=1e-6,
+            max=0.2,
+            help="How often all comparisons together may claim a change between equal states (Holm's correction).",
+        ),
+    ] = 0.05
+    json: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="PATH|-",
+            help="Write the comparison there too; - is stdout, and nothing else is.",
+            show_default=False,
+        ),
+    ] = None
+    markdown: Annotated[
+        str | None,
+        typer.Option("--markdown", metavar="PATH|-", help="The same as Markdown.", show_default=False),
+    ] = None
+    junit: Annotated[
+        str | None,
+        typer.Option(
+            "--junit",
+            metavar="PATH|-",
+            help="The same as JUnit XML, a test case per cell: a failure wherever this command fails, and only there.",
+            show_default=False,
+        ),
+    ] = None
 
-    Raises:
-        UsageError: an unknown word, or a limit that is none.
-    """
-    from netsim_ddp.results.compare import Rules
+    def rules(self) -> Rules:
+        """The rules that the flags ask for, checked before anything is measured, as are the files.
 
-    limits = dict(_limit(text) for text in _words(fail_above))
-    reasons = _words(fail_on) or ["regression"]
-    for word in reasons:
-        _known("--fail-on", word, REASONS)
-    kinds = KINDS if only is None else (_known("--only", only, KINDS),)
-    return Rules(
-        alpha=alpha,
-        limits=limits,
-        only=frozenset(kinds),  # type: ignore[arg-type]  # checked against the same words
-        fail_on=frozenset(reasons),  # type: ignore[arg-type]
-    )
+        Raises:
+            UsageError: an unknown word, a limit that is none, two documents for stdout, or a file that cannot be made.
+        """
+        from netsim_ddp.cli.output import writable
+        from netsim_ddp.results.compare import Rules
 
+        limits = dict(_limit(text) for text in _words(self.fail_above))
+        reasons = [_known("--fail-on", word, REASONS) for word in _words(self.fail_on) or ["regression"]]
+        kinds = KINDS if self.only is None else (_known("--only", self.only, KINDS),)
+        wanted = {"--json": self.json, "--markdown": self.markdown, "--junit": self.junit}
+        if len(both := [flag for flag, path in wanted.items() if path == "-"]) > 1:
+            raise UsageError(
+                f"{both[0]} - and {both[1]} - both want stdout", hint="name a file for one of them"
+            )
+        for path in wanted.values():
+            if path not in (None, "-"):
+                writable(Path(str(path)))
+        return Rules(
+            alpha=self.alpha,
+            limits=limits,
+            only=frozenset(kinds),  # type: ignore[arg-type]  # checked against the same words
+            fail_on=frozenset(reasons),  # type: ignore[arg-type]
+        )
 
-def outputs(json: str | None, markdown: str | None, junit: str | None) -> None:
-    """Refuse what could not be written before anything is measured.
+    def show(self, comparison: Comparison) -> None:
+        """Write the comparison where it was asked for, and on stdout as text where nothing else is.
 
-    Raises:
-        UsageError: two to stdout, or a file that cannot be made.
-    """
-    from netsim_ddp.cli.output import writable
-
-    wanted = {"--json": json, "--markdown": markdown, "--junit": junit}
-    if len(both := [flag for flag, path in wanted.items() if path == "-"]) > 1:
-        raise UsageError(f"{both[0]} - and {both[1]} - both want stdout", hint="name a file for one of them")
-    for path in wanted.values():
-        if path not in (None, "-"):
-            writable(Path(str(path)))
-
-
-def show(comparison: Comparison, *, json: str | None, markdown: str | None, junit: str | None) -> None:
-    """Write the comparison where it was asked for, and on stdout as text where nothing else is.
-
-    Raises:
-        Regression: it fails.
-    """
-    from netsim_ddp.report.export import gate
-    from netsim_ddp.report.labels import clean
-    from netsim_ddp.report.terminal import compare as report
-    from netsim_ddp.results.files import to_json, write_whole
-
-    documents = (
-        (json, to_json(comparison)),
-        (markdown, report.markdown(comparison)),
-        (junit, gate.document(comparison)),
-    )
-    for path, text in documents:
-        if path == "-":
-            write_document(text)
-    if "-" not in (json, markdown, junit):
-        report.render_comparison(comparison, open_console(highlight=False))
-    for path, text in documents:
-        if path not in (None, "-"):
-            write_whole(text, Path(str(path)))
-    if comparison.failures:
-        count = len(comparison.failures)
-        more = f" and {count - 1} more" if count > 1 else ""
-        raise Regression(f"{clean(comparison.failures[0])}{more}")
-
-
-@contextmanager
-def red_where_it_fails(junit: str | None) -> Iterator[None]:
-    """Whatever ends the command with another code than 0 is a failure in its JUnit file, and a file of an earlier run
-    is not left there to be read as this one's."""
-    try:
-        yield
-    except Regression:
-        raise  # its comparison has been written
-    except BaseException as error:
+        Raises:
+            Regression: it fails.
+        """
         from netsim_ddp.report.export import gate
-        from netsim_ddp.results.files import write_whole
+        from netsim_ddp.report.labels import clean
+        from netsim_ddp.report.terminal import compare as report
+        from netsim_ddp.results.files import to_json, write_whole
 
-        if junit == "-":
-            write_document(gate.broken(error))
-        elif junit is not None:
-            write_whole(gate.broken(error), Path(junit))
-        raise
+        documents = (
+            (self.json, to_json(comparison)),
+            (self.markdown, report.markdown(comparison)),
+            (self.junit, gate.document(comparison)),
+        )
+        for path, text in documents:
+            if path == "-":
+                write_document(text)
+        if "-" not in (self.json, self.markdown, self.junit):
+            report.render_comparison(comparison, open_console(highlight=False))
+        for path, text in documents:
+            if path not in (None, "-"):
+                write_whole(text, Path(str(path)))
+        if comparison.failures:
+            count = len(comparison.failures)
+            more = f" and {count - 1} more" if count > 1 else ""
+            raise Regression(f"{clean(comparison.failures[0])}{more}")
+
+    @contextmanager
+    def failing_junit(self) -> Iterator[None]:
+        """Make whatever ends the command with another code than 0 a failure in its JUnit file: a file of an earlier run
+        must not be left there to be read as this one's."""
+        try:
+            yield
+        except Regression:
+            raise  # its comparison has been written
+        except BaseException as error:
+            from netsim_ddp.report.export import gate
+            from netsim_ddp.results.files import write_whole
+
+            if self.junit == "-":
+                write_document(gate.broken(error))
+            elif self.junit is not None:
+                write_whole(gate.broken(error), Path(self.junit))
+            raise
 
 
 def _words(texts: list[str] | None) -> list[str]:

@@ -13,22 +13,6 @@ import typer
 
 Text = str | None
 
-Bandwidth = Annotated[
-    str | None,
-    typer.Option(
-        "--bandwidth",
-        metavar="RATE",
-        help="Rate of every rank's link: 100mbps, 1gbps, or UP:DOWN for two directions, 100mbps:20mbps. [1gbps]",
-    ),
-]
-SlowRank = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--slow-rank",
-        metavar="RANK=RATE",
-        help="A rank with a link of its own: 3=100mbps, 0=1gbps:10mbps; repeatable.",
-    ),
-]
 Mechanism = Annotated[
     str | None,
     typer.Option(
@@ -37,126 +21,12 @@ Mechanism = Annotated[
         help="tc (namespaces), bucket (user space), none (unshaped), auto: tc where it works. [auto]",
     ),
 ]
-Delay = Annotated[
-    str | None,
-    typer.Option(
-        "--delay", metavar="TIME", help="One way between two ranks, half a round trip: 20ms. [none]"
-    ),
-]
-Jitter = Annotated[
-    str | None,
-    typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
-]
-DelayBy = Annotated[
-    str | None,
-    typer.Option(
-        "--delay-by",
-        metavar="HOW",
-        help="Who delays and loses a tc link's packets: netem (kernel), tun (user space), auto: netem where it is. "
-        "[auto]",
-    ),
-]
-Tcp = Annotated[
-    str | None,
-    typer.Option(
-        "--tcp",
-        metavar="MODEL",
-        help="What a message takes on a bucket link with a delay: linux (TCP's window), ideal (bytes / rate + delay). "
-        "[linux]",
-    ),
-]
-Reorder = Annotated[
-    bool | None, typer.Option("--reorder", help="Let packets overtake each other under --jitter; needs tc.")
-]
-Loss = Annotated[
-    str | None, typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]")
-]
-Queue = Annotated[
-    str | None,
-    typer.Option("--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"),
-]
-Congestion = Annotated[
-    str | None,
-    typer.Option("--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"),
-]
-Timeline = Annotated[
-    str | None,
-    typer.Option(
-        "--timeline", metavar="FILE", help="Rates over time, in YAML: - {at: 10s, bandwidth: 20mbps}. [none]"
-    ),
-]
-Trace = Annotated[
-    str | None,
-    typer.Option("--trace", metavar="FILE", help="A mahimahi trace, or UP:DOWN for two directions. [none]"),
-]
-Peak = Annotated[
-    str | None,
-    typer.Option(
-        "--peak", metavar="RATE", help="A cloud's token bucket: this rate while there is credit. [none]"
-    ),
-]
-Credit = Annotated[
-    str | None,
-    typer.Option(
-        "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
-    ),
-]
-Profile = Annotated[
-    str | None,
-    typer.Option(
-        "--link-profile",
-        metavar="NAME|FILE",
-        help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
-    ),
-]
 ShowCommands = Annotated[
     bool, typer.Option("--show-commands", help="Print the ip and tc lines that make the link, and stop.")
 ]
 Ratio = Annotated[
     Text, typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]")
 ]
-Method = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME[,KEY=VALUE]",
-        help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
-        "[dense, topk]",
-    ),
-]
-Workers = Annotated[
-    Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Worker processes. [4]")
-]
-Model = Annotated[
-    Text,
-    typer.Option(
-        metavar="NAME",
-        help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
-    ),
-]
-Dataset = Annotated[
-    Text,
-    typer.Option(
-        metavar="NAME",
-        help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
-        "synthetic-text. [fits the model]",
-    ),
-]
-DataDir = Annotated[
-    Text,
-    typer.Option(metavar="FOLDER", help="Where the files of a dataset are. [netsim in the user's cache]"),
-]
-Download = Annotated[bool | None, typer.Option("--download", help="Fetch them where they are missing.")]
-TextPath = Annotated[
-    Text,
-    typer.Option(
-        metavar="PATH",
-        help="File or folder that dataset text reads. [2 MB of the standard library's sources]",
-    ),
-]
-BatchSize = Annotated[
-    Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
-]
-Momentum = Annotated[Text, typer.Option(metavar="X", help="SGD's. [0]")]
 Seed = Annotated[Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")]
 Backend = Annotated[
     Text, typer.Option(metavar="NAME", help="gloo, nccl, auto: nccl with a GPU per worker. [auto]")
@@ -165,62 +35,168 @@ Device = Annotated[
     Text, typer.Option(metavar="NAME", help="cpu, cuda, auto: cuda where there is one. [auto]")
 ]
 Timeout = Annotated[Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")]
-Config = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Scenario in YAML, or a result file to replay; flags win over it."),
-]
-Json = Annotated[
-    Text,
-    typer.Option(metavar="PATH|-", help="Write the result there too; - is stdout, and nothing else is."),
-]
-TraceSteps = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Write a few steps as a trace for ui.perfetto.dev, a row per rank and phase."
-    ),
-]
 
 
 @dataclass
 class LinkOptions:
     """A link."""
 
-    bandwidth: Bandwidth = None
-    slow_rank: SlowRank = None
-    delay: Delay = None
-    jitter: Jitter = None
-    loss: Loss = None
-    delay_by: DelayBy = None
-    tcp: Tcp = None
-    reorder: Reorder = None
-    queue: Queue = None
-    congestion: Congestion = None
-    timeline: Timeline = None
-    trace: Trace = None
-    peak: Peak = None
-    credit: Credit = None
-    link_profile: Profile = None
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="RATE",
+            help="Rate of every rank's link: 100mbps, 1gbps, or UP:DOWN for two directions, 100mbps:20mbps. [1gbps]",
+        ),
+    ] = None
+    slow_rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slow-rank",
+            metavar="RANK=RATE",
+            help="A rank with a link of its own: 3=100mbps, 0=1gbps:10mbps; repeatable.",
+        ),
+    ] = None
+    delay: Annotated[
+        str | None,
+        typer.Option(
+            "--delay", metavar="TIME", help="One way between two ranks, half a round trip: 20ms. [none]"
+        ),
+    ] = None
+    jitter: Annotated[
+        str | None,
+        typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option("--loss", metavar="SHARE", help="Packets that vanish: 0.1%; needs tc. [none]"),
+    ] = None
+    delay_by: Annotated[
+        str | None,
+        typer.Option(
+            "--delay-by",
+            metavar="HOW",
+            help="Who delays and loses a tc link's packets: netem (kernel), tun (user space), auto: netem where it is. "
+            "[auto]",
+        ),
+    ] = None
+    tcp: Annotated[
+        str | None,
+        typer.Option(
+            "--tcp",
+            metavar="MODEL",
+            help="What a message takes on a bucket link with a delay: linux (TCP's window), ideal (bytes / rate + "
+            "delay). [linux]",
+        ),
+    ] = None
+    reorder: Annotated[
+        bool | None,
+        typer.Option("--reorder", help="Let packets overtake each other under --jitter; needs tc."),
+    ] = None
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"
+        ),
+    ] = None
+    congestion: Annotated[
+        str | None,
+        typer.Option(
+            "--congestion", metavar="NAME", help="TCP's control: cubic, bbr, reno; needs tc. [cubic]"
+        ),
+    ] = None
+    timeline: Annotated[
+        str | None,
+        typer.Option(
+            "--timeline",
+            metavar="FILE",
+            help="Rates over time, in YAML: - {at: 10s, bandwidth: 20mbps}. [none]",
+        ),
+    ] = None
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="A mahimahi trace, or UP:DOWN for two directions. [none]"
+        ),
+    ] = None
+    peak: Annotated[
+        str | None,
+        typer.Option(
+            "--peak", metavar="RATE", help="A cloud's token bucket: this rate while there is credit. [none]"
+        ),
+    ] = None
+    credit: Annotated[
+        str | None,
+        typer.Option(
+            "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
+        ),
+    ] = None
+    link_profile: Annotated[
+        str | None,
+        typer.Option(
+            "--link-profile",
+            metavar="NAME|FILE",
+            help="A link with a name (netsim scenarios links) or in a file; other flags override it. [none]",
+        ),
+    ] = None
 
 
 @dataclass
 class ModelOptions:
     """Ranks, the model, and its data."""
 
-    workers: Workers = None
-    model: Model = None
-    dataset: Dataset = None
-    data_dir: DataDir = None
-    download: Download = None
-    text: TextPath = None
+    workers: Annotated[
+        Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Worker processes. [4]")
+    ] = None
+    model: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
+        ),
+    ] = None
+    dataset: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
+            "synthetic-text. [fits the model]",
+        ),
+    ] = None
+    data_dir: Annotated[
+        Text,
+        typer.Option(metavar="FOLDER", help="Where the files of a dataset are. [netsim in the user's cache]"),
+    ] = None
+    download: Annotated[
+        bool | None, typer.Option("--download", help="Fetch them where they are missing.")
+    ] = None
+    text: Annotated[
+        Text,
+        typer.Option(
+            metavar="PATH",
+            help="File or folder that dataset text reads. [2 MB of the standard library's sources]",
+        ),
+    ] = None
 
 
 @dataclass
 class FileOptions:
     """Where settings come from, and where the result goes."""
 
-    config: Config = None
-    json: Json = None
-    trace_steps: TraceSteps = None
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Scenario in YAML, or a result file to replay; flags win over it."),
+    ] = None
+    json: Annotated[
+        Text,
+        typer.Option(metavar="PATH|-", help="Write the result there too; - is stdout, and nothing else is."),
+    ] = None
+    trace_steps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a few steps as a trace for ui.perfetto.dev, a row per rank and phase."
+        ),
+    ] = None
 
 
 @dataclass
@@ -236,7 +212,14 @@ class StepMethods:
             "[on with --compute]",
         ),
     ] = None
-    method: Method = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,KEY=VALUE]",
+            help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
+            "[dense, topk]",
+        ),
+    ] = None
     baseline: Annotated[
         Text,
         typer.Option(
@@ -251,11 +234,13 @@ class StepMethods:
 class StepOptions:
     """How ``netsim run`` measures."""
 
-    batch_size: BatchSize = None
+    batch_size: Annotated[
+        Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
+    ] = None
     learning_rate: Annotated[
         Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate of SGD. [0.1]")
     ] = None
-    momentum: Momentum = None
+    momentum: Annotated[Text, typer.Option(metavar="X", help="SGD's. [0]")] = None
     compute: Annotated[
         Text,
         typer.Option(

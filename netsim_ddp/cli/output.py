@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from netsim_ddp.cli.streams import open_console
 
 if TYPE_CHECKING:
-    from netsim_ddp.steps.runner import Event, Report
+    from netsim_ddp.steps.experiment import Event, Report
 
 
 def writable(path: Path) -> Path:

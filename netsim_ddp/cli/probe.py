@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from netsim_ddp.cli.cluster import hub, scenario_here
 from netsim_ddp.cli.expand import given
 from netsim_ddp.cli.options import LinkOptions, Mechanism, Text
 from netsim_ddp.cli.output import progress, writable
-from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.cli.streams import open_console, write_document
 
 
 def probe(
@@ -65,25 +65,8 @@ def probe(
         write_profile(read_measurement(measurement), profile)
         typer.echo(f"wrote {output}: netsim run --link-profile {output}")
         return
-    from netsim_ddp.link.hosts import cluster_environment, leftover_warning
-    from netsim_ddp.scenario import build_scenario
-
-    values = given(options) | {
-        key: value for key, value in {"workers": workers, "link": link}.items() if value
-    }
-    place = cluster_environment(os.environ)
-    if (note := leftover_warning(os.environ)) is not None:
-        say(note)
-    if place is not None:
-        values.setdefault("workers", str(place.world_size))
-    scenario = build_scenario(values)
-    if place is not None:
-        from netsim_ddp.ranks.hosts import Hub, on_hosts, serve_rank
-
-        scenario = on_hosts(scenario, place)
-        if place.rank > 0:
-            raise typer.Exit(serve_rank(place, scenario))
-    hosts = None if place is None else Hub(place, scenario)
+    more = {key: value for key, value in {"workers": workers, "link": link}.items() if value}
+    scenario, hosts = hub(*scenario_here(given(options) | more))
     copy = None if json in (None, "-") else writable(Path(str(json)))
 
     from netsim_ddp.errors import LinkOffTarget

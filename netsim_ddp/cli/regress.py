@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netsim_ddp.cli import compare_flags as flags
+from netsim_ddp.cli.compare_flags import CompareOptions
 from netsim_ddp.cli.output import progress
 from netsim_ddp.errors import UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def regress(
     context: typer.Context,
+    *,
     base: Annotated[
         str,
         typer.Option("--base", metavar="REF", help="The commit, branch or tag that head is held against."),
@@ -37,13 +38,7 @@ def regress(
     deadline: Annotated[
         str, typer.Option("--deadline", metavar="TIME", help="The longest that one run may take.")
     ] = "10min",
-    fail_above: flags.FailAbove = None,
-    fail_on: flags.FailOn = None,
-    only: flags.Only = None,
-    alpha: flags.Alpha = 0.05,
-    json: flags.Json = None,
-    markdown: flags.Markdown = None,
-    junit: flags.JUnit = None,
+    how: CompareOptions,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -57,14 +52,13 @@ def regress(
     from netsim_ddp.results.compare import compare
     from netsim_ddp.results.files import to_json as text_of
     from netsim_ddp.results.files import write_whole
-    from netsim_ddp.steps.runner import Event
+    from netsim_ddp.steps.experiment import Event
     from netsim_ddp.tools.regress import measure as bench
     from netsim_ddp.tools.regress.methods import available
     from netsim_ddp.tools.regress.states import two_states
     from netsim_ddp.units import parse_duration
 
-    rules = flags.rules_of(fail_above, fail_on, only, alpha)
-    flags.outputs(json, markdown, junit)
+    rules = how.rules()
     seconds = parse_duration(deadline, what="--deadline")
     if seconds <= 0:
         raise UsageError(f"--deadline {deadline} must be more than 0", hint="write for example 10min")
@@ -76,7 +70,7 @@ def regress(
             if save is not None and each is not None:
                 write_whole(text_of(each), save / f"{name}.json")
 
-    with flags.red_where_it_fails(junit):
+    with how.failing_junit():
         methods, model = _named(context)
         modules = [
             name.partition(":")[0] for name in (*methods, model or "") if is_reference(name.split(",")[0])
@@ -99,7 +93,7 @@ def regress(
             bench.side_of(result, state, each)
             for result, state, each in zip(results, states, found, strict=True)
         )
-        flags.show(compare(before, after, rules), json=json, markdown=markdown, junit=junit)
+        how.show(compare(before, after, rules))
 
 
 def _named(context: typer.Context) -> tuple[list[str], str | None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
+import functools
 from typing import TYPE_CHECKING
 
 import typer
 
+from netsim_ddp.cli.cluster import hub, scenario_here
 from netsim_ddp.cli.expand import given
 from netsim_ddp.cli.options import (
     FileOptions,
@@ -18,15 +17,14 @@ from netsim_ddp.cli.options import (
     StepMethods,
     StepOptions,
 )
-from netsim_ddp.cli.output import progress, writable
-from netsim_ddp.cli.saving import saving, write_steps
-from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.cli.saving import execute
 from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from netsim_ddp.link.spec import LinkSpec
     from netsim_ddp.results.record import Result
-    from netsim_ddp.results.trace import TracedLap
 
 
 def run(
@@ -39,57 +37,22 @@ def run(
     files: FileOptions,
 ) -> None:
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
-    values = given(link, methods, model, how)
-    from netsim_ddp.link.hosts import cluster_environment, leftover_warning
-    from netsim_ddp.scenario import build_scenario
-
-    place = cluster_environment(os.environ)
-    if (note := leftover_warning(os.environ)) is not None:
-        say(note)
-    if place is not None:
-        values.setdefault("workers", str(place.world_size))
-    scenario = build_scenario(values, files.config)
+    scenario, place = scenario_here(given(link, methods, model, how), files.config)
     if show_commands:
         _print_commands(scenario.link_spec(), scenario.link)
         return
-    if place is not None:
-        from netsim_ddp.ranks.hosts import Hub, on_hosts, serve_rank
-
-        scenario = on_hosts(scenario, place)
-        if place.rank > 0:
-            raise typer.Exit(serve_rank(place, scenario))
-    hosts = None if place is None else Hub(place, scenario)
-    copy = None if files.json in (None, "-") else writable(Path(str(files.json)))
-    trace_file = None if files.trace_steps is None else writable(files.trace_steps)
-
-    from netsim_ddp.report.terminal.result import render_result
-    from netsim_ddp.report.terminal.selections import render_selections
-    from netsim_ddp.results.files import to_json
+    scenario, hosts = hub(scenario, place)
     from netsim_ddp.steps import runner
 
-    def show(result: Result) -> None:
-        if files.json == "-":
-            write_document(to_json(result))
-            return
-        console = open_console()
-        render_result(result, console, warnings=False)
-        render_selections(result, console)
+    execute(files, "netsim run --config", _render, functools.partial(runner.run, scenario, hosts=hosts))
 
-    traced: list[TracedLap] = []
-    with saving(copy, runner.measured, show) as kept, progress() as report:
-        result = runner.run(
-            scenario,
-            command=["netsim", *sys.argv[1:]],
-            report=report,
-            save=kept.save,
-            hosts=hosts,
-            trace=None if trace_file is None else traced.extend,
-        )
-    show(result)
-    kept.tell(None if files.json == "-" else open_console(), "netsim run --config")
-    if trace_file is not None:
-        write_steps(traced, trace_file)
-    kept.finish()
+
+def _render(result: Result, console: Console) -> None:
+    from netsim_ddp.report.terminal.result import render_result
+    from netsim_ddp.report.terminal.selections import render_selections
+
+    render_result(result, console, warnings=False)
+    render_selections(result, console)
 
 
 def _print_commands(spec: LinkSpec, mechanism: str) -> None:

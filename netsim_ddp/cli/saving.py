@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netsim_ddp.cli.streams import say
+from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.streams import open_console, say, write_document
 from netsim_ddp.errors import NetsimError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from netsim_ddp.cli.options import FileOptions
     from netsim_ddp.results.record import Result
     from netsim_ddp.results.trace import TracedLap
 
 SAVED = Path(".netsim")
 
 
-class Kept:
+class SavedFiles:
     """The files that every save goes to. One that cannot be written does not end the run: stderr says so once, later
     saves try again, and :meth:`finish` fails if the user asked for that file by name."""
 
@@ -81,40 +83,59 @@ class Kept:
             raise self._faults[self._copy]
 
 
-@contextmanager
-def saving(
-    copy: Path | None, measured: Callable[[Result], bool], show: Callable[[Result], None]
-) -> Iterator[Kept]:
-    """Files for what runs inside; if that fails, what was ``measured`` stays, and stderr says where. Where no file
-    holds it, ``show`` prints it."""
-    kept = Kept(new_file(), copy)
+def execute(
+    files: FileOptions, replay: str, render: Callable[[Result, Console], None], run: Callable[..., Result]
+) -> None:
+    """Carry an experiment out, with its progress on stderr; show its result and say where it is.
+
+    If it fails, what was measured stays, and stderr says where. Where no file holds it, stdout shows it.
+
+    Args:
+        replay: the command that repeats a run of a result file.
+        run: takes ``command``, ``report``, ``save`` and ``trace``, as :func:`netsim_ddp.steps.runner.run`.
+    """
+    copy = None if files.json in (None, "-") else writable(Path(str(files.json)))
+    trace_file = None if files.trace_steps is None else writable(files.trace_steps)
+    from netsim_ddp.results.files import to_json
+    from netsim_ddp.steps.experiment import measured
+
+    def show(result: Result) -> None:
+        if files.json == "-":
+            write_document(to_json(result))
+        else:
+            render(result, open_console())
+
+    saved = SavedFiles(new_file(), copy)
+    traced: list[TracedLap] = []
+    trace = None if trace_file is None else traced.extend
     try:
-        yield kept
+        with progress() as report:
+            result = run(command=["netsim", *sys.argv[1:]], report=report, save=saved.save, trace=trace)
     except BaseException:
-        if kept.last is not None and measured(kept.last):
-            if where := " and ".join(map(str, kept.paths)):
+        if saved.last is not None and measured(saved.last):
+            if where := " and ".join(map(str, saved.paths)):
                 say(f"what was measured is in {where}")
             else:
-                show(kept.last)
-                kept.tell(None)
-        elif kept.path is not None:
-            kept.path.unlink(missing_ok=True)
+                show(saved.last)
+                saved.tell(None)
+        elif saved.path is not None:
+            saved.path.unlink(missing_ok=True)
         raise
     finally:
-        if kept.path is not None and kept.path.exists():
-            point_last(kept.path)
+        if saved.path is not None and saved.path.exists():
+            point_last(saved.path)
+    show(result)
+    saved.tell(None if files.json == "-" else open_console(), replay)
+    if trace_file is not None:
+        from netsim_ddp.report.export.trace import write_trace
+
+        write_trace(traced, trace_file)
+        say(f"trace in {trace_file}, for https://ui.perfetto.dev")
+    saved.finish()
 
 
-def write_steps(laps: Sequence[TracedLap], path: Path) -> None:
-    """Write a trace and say so on stderr."""
-    from netsim_ddp.report.export.trace import write_trace
-
-    write_trace(laps, path)
-    say(f"trace in {path}, for https://ui.perfetto.dev")
-
-
-def new_file(prefix: str = "") -> Path | None:
-    """A new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
+def new_file() -> Path | None:
+    """Returns a new file under ``.netsim``; None, with a warning, where that folder cannot be made."""
     import datetime
     import tempfile
 
@@ -126,7 +147,7 @@ def new_file(prefix: str = "") -> Path | None:
         say(f"warning: the run is not saved: cannot write to {SAVED} ({error.strerror})")
         return None
     stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return SAVED / f"{prefix}{stem}-{os.getpid()}.json"
+    return SAVED / f"{stem}-{os.getpid()}.json"
 
 
 def point_last(path: Path) -> None:

@@ -26,7 +26,7 @@ def _group(context: typer.Context) -> None:
 def list_() -> None:
     """The built-in scenarios: what each asks, and how long its answer takes."""
     from netsim_ddp.report.terminal.sweep_progress import rough
-    from netsim_ddp.scenario.catalogue import built_in
+    from netsim_ddp.scenario.files import built_in
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan
 
@@ -49,7 +49,7 @@ def list_() -> None:
 def show(name: Annotated[str, typer.Argument(help="Of a built-in scenario, or a file.")]) -> None:
     """A scenario's file, to read or to start one of your own from."""
     from netsim_ddp.link.timeline import read_text
-    from netsim_ddp.scenario.catalogue import find
+    from netsim_ddp.scenario.files import find
 
     typer.echo(read_text(find(name), "scenario"), nl=False)
 

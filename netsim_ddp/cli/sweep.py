@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.output import writable
-from netsim_ddp.cli.saving import SAVED, Kept, new_file, point_last
+from netsim_ddp.cli.saving import SAVED, SavedFiles, new_file, point_last
 from netsim_ddp.cli.streams import open_console, say, write_document
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Cell, Result
     from netsim_ddp.sweep.plan import Run
     from netsim_ddp.sweep.runner import Progress, Sweep
+    from netsim_ddp.sweep.source import Command
 
 _Text = str | None
 
@@ -89,6 +91,7 @@ def sweep(
     from netsim_ddp.sweep.estimate import earlier as earlier_times
     from netsim_ddp.sweep.runner import Sweep
     from netsim_ddp.sweep.source import read_plan
+    from netsim_ddp.units import parse_duration
 
     if cluster_environment(os.environ) is not None:
         raise UsageError(
@@ -104,6 +107,9 @@ def sweep(
         kept = still_valid(before, runs)
         if path is not None and (again := measured_again(path, before, runs)):
             say(again)
+    budget_s = runs[0].settings.time_budget_s
+    if time_budget is not None:
+        budget_s = parse_duration(time_budget, what="--time-budget")
     known = earlier_times(before.cells) if before is not None else {}
     going = Sweep(
         name,
@@ -114,7 +120,7 @@ def sweep(
         known=known,
         ready=before.ready if before is not None else {},
         stop_at_failure=stop,
-        time_budget_s=_budget(time_budget, runs),
+        time_budget_s=budget_s,
     )
     _tell_plan(going, kept, path, len(selected), from_before=bool(known))
     if dry_run:
@@ -122,7 +128,7 @@ def sweep(
         return
     if before is not None and path is not None and not explicit:
         _put_aside(path, before, kept)
-    files = Kept(path, path if explicit else None)
+    files = SavedFiles(path, path if explicit else None)
     result = _execute(going, command, files, lambda result: _show(result, json))
     _show(result, json)
     files.tell(None if json == "-" else open_console(), "netsim sweep")
@@ -163,14 +169,6 @@ def _path(name: str, json: str | None, *, dry_run: bool) -> tuple[Path | None, b
     return (None if place is None else place.with_name(f"sweep-{name}.json")), False
 
 
-def _budget(text: str | None, runs: list[Run]) -> float | None:
-    from netsim_ddp.units import parse_duration
-
-    if text is not None:
-        return parse_duration(text, what="--time-budget")
-    return runs[0].settings.time_budget_s
-
-
 def _put_aside(path: Path, before: Result, kept: dict[str, Cell]) -> None:
     """Rename an earlier result that holds something which the new one will not."""
     if any(cell.repeats and cell.id not in kept for cell in before.cells):
@@ -205,20 +203,15 @@ def _count(number: int, what: str) -> str:
 
 def _tell_cells(going: Sweep, selected: frozenset[str]) -> None:
     """The ids of what would be run; stdout is theirs alone."""
-    repeats: dict[str, int] = {}
-    for unit in going.units:
-        repeats[unit.cell.id] = repeats.get(unit.cell.id, 0) + len(unit.repeats)
+    repeats = Counter(unit.cell.id for unit in going.units for _ in unit.repeats)
     for run in going.runs:
         for cell in run.cells:
             if cell.id in selected:
-                count = repeats.get(cell.id, 0)
+                count = repeats[cell.id]
                 typer.echo(f"{cell.id} x {count}" if count else f"{cell.id} is finished")
 
 
-def _execute(going: Sweep, command: object, files: Kept, show: Callable[[Result], None]) -> Result:
-    from netsim_ddp.sweep.commands import Command
-
-    assert isinstance(command, Command)
+def _execute(going: Sweep, command: Command, files: SavedFiles, show: Callable[[Result], None]) -> Result:
     try:
         with _watching(going) as report:
             return going.execute(command, command=["netsim", *sys.argv[1:]], report=report, save=files.save)
@@ -271,10 +264,7 @@ def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
 
         yield lines
         return
-    planned: dict[str, int] = {}
-    for unit in going.units:
-        planned[unit.run.label] = planned.get(unit.run.label, 0) + 1
-    table = SweepTable(list(planned.items()))
+    table = SweepTable(list(Counter(unit.run.label for unit in going.units).items()))
 
     def draw(event: Progress) -> None:
         say(event)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +18,13 @@ from netsim_ddp.cli.options import (
     TrainOptions,
     TrainPlace,
 )
-from netsim_ddp.cli.output import progress, writable
-from netsim_ddp.cli.saving import saving, write_steps
-from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.cli.saving import execute
+from netsim_ddp.cli.streams import say
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from netsim_ddp.results.record import Result
-    from netsim_ddp.results.trace import TracedLap
 
 
 def train(
@@ -60,36 +60,18 @@ def train(
         values |= {"checkpoint": str(resume), "resume": True}
         config = config or run_file(resume)
     scenario = build(TrainScenario, values, config)
-    copy = None if files.json in (None, "-") else writable(Path(str(files.json)))
-    trace_file = None if files.trace_steps is None else writable(files.trace_steps)
-
-    from netsim_ddp.report.terminal.training import render_training
-    from netsim_ddp.results.files import to_json
     from netsim_ddp.training import runner
 
-    def show(result: Result) -> None:
-        if files.json == "-":
-            write_document(to_json(result))
-        else:
-            render_training(result, open_console(), warnings=False)
-
-    traced: list[TracedLap] = []
     try:
-        with saving(copy, runner.trained, show) as kept, progress() as report:
-            result = runner.train(
-                scenario,
-                command=["netsim", *sys.argv[1:]],
-                report=report,
-                save=kept.save,
-                trace=None if trace_file is None else traced.extend,
-            )
+        execute(files, "netsim train --config", _render, functools.partial(runner.train, scenario))
     except BaseException as error:
         begun = scenario.checkpoint is not None and (Path(scenario.checkpoint) / RUN_FILE).exists()
         if begun and not isinstance(error, UsageError):
             say(f"to go on: netsim train --resume {scenario.checkpoint}")
         raise
-    show(result)
-    kept.tell(None if files.json == "-" else open_console(), "netsim train --config")
-    if trace_file is not None:
-        write_steps(traced, trace_file)
-    kept.finish()
+
+
+def _render(result: Result, console: Console) -> None:
+    from netsim_ddp.report.terminal.training import render_training
+
+    render_training(result, console, warnings=False)

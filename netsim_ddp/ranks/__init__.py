@@ -1,1 +1,1 @@
-"""Processes: who starts ranks, what they are told, how they meet, and how all of them end."""
+"""The processes of ranks: how they are started, what each is to run, how they join a group, and how all of them end."""

@@ -1,4 +1,4 @@
-"""Where the ranks of one host meet between steps: shared memory and semaphores, not a byte on the link."""
+"""Synchronises the ranks of one host between steps by shared memory and semaphores: not a byte on the link."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAD_S = 0.004
 class HostBarrier:
     """Made before the ranks are forked. No rank polls: on few cores that would slow those still at work.
 
-    Waiting has a deadline, so that a rank which dies inside leaves nobody behind.
+    Waiting has a deadline, so that no rank waits for ever for one that has died.
 
     Raises:
         EnvironmentFault: this system has no shared memory for semaphores.
@@ -32,8 +32,8 @@ class HostBarrier:
         self._calls = [shared(lambda: context.Semaphore(0)) for _ in range(workers)]
         self._timeout_s = timeout_s
 
-    def meet(self) -> None:
-        """Return when every rank has called it.
+    def wait(self) -> None:
+        """Wait until every rank has called it.
 
         Raises:
             threading.BrokenBarrierError: a rank did not come in time.
@@ -41,17 +41,17 @@ class HostBarrier:
         self._barrier.wait(self._timeout_s)
 
     def start_together(self, rank: int) -> float:
-        """Meet, and agree on a moment a little ahead (CLOCK_MONOTONIC seconds) at which all go on."""
-        self.meet()
+        """Wait for all ranks, and agree on a moment a little ahead (CLOCK_MONOTONIC seconds) at which all go on."""
+        self.wait()
         if rank == 0:
             struct.pack_into("d", self._memory, 0, time.monotonic() + LEAD_S)
-        self.meet()
+        self.wait()
         (moment,) = struct.unpack_from("d", self._memory)
         return float(moment)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the host to oneself: only one rank is inside at a time.
+        """Let one rank at a time run what is inside.
 
         Raises:
             TimeoutError: the rank inside did not come out in time.
@@ -66,23 +66,23 @@ class HostBarrier:
     def take_turn(self, rank: int, at_once: int, *, backwards: bool) -> None:
         """Begin this rank's part of a round: ranks enter by number (or backwards), ``at_once`` of them at a time.
 
-        A round begins after :meth:`meet` and ends with the next one. In between every rank takes exactly one turn, with
+        A round begins after :meth:`wait` and ends with the next one. In between every rank takes exactly one turn, with
         the same ``at_once`` and ``backwards``, and hands it on by :meth:`pass_turn`.
 
         Raises:
             TimeoutError: the ranks before did not come out in time.
         """
-        if self._place(rank, backwards=backwards) >= at_once and not self._calls[rank].acquire(
+        if self._position(rank, backwards=backwards) >= at_once and not self._calls[rank].acquire(
             timeout=self._timeout_s
         ):
             raise TimeoutError("the ranks before held the host for too long")
 
     def pass_turn(self, rank: int, at_once: int, *, backwards: bool) -> None:
-        """End this rank's part of a round; the rank ``at_once`` places later may begin."""
-        follower = self._place(rank, backwards=backwards) + at_once
+        """End this rank's part of a round; the rank ``at_once`` positions later may begin."""
+        follower = self._position(rank, backwards=backwards) + at_once
         if follower < len(self._calls):
-            self._calls[self._place(follower, backwards=backwards)].release()
+            self._calls[self._position(follower, backwards=backwards)].release()
 
-    def _place(self, rank: int, *, backwards: bool) -> int:
-        """Where ``rank`` stands in the order; and, the other way round, who stands at a place."""
+    def _position(self, rank: int, *, backwards: bool) -> int:
+        """Returns the position of ``rank`` in the order, and likewise the rank at a position."""
         return len(self._calls) - 1 - rank if backwards else rank

@@ -1,6 +1,6 @@
-"""The out-of-band line between the command and its processes: JSON, one message per line, never on the link.
+"""The connection between the command and a rank: JSON, one message per line, never on the link.
 
-It is a lifeline too: each side reads end of file when the other is gone, and a rank then ends itself.
+Each side reads end of file when the other has ended, and a rank then ends itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RankChannel:
         self._send({"kind": "progress", "step": step, "doing": doing})
 
     def gather(self, point: str, value: Any = None) -> list[Any]:
-        """Meet all ranks at ``point``; answers every rank's ``value``, in rank order."""
+        """Wait for all ranks at ``point``, and return every rank's ``value``, in rank order."""
         self._send({"kind": "gather", "point": point, "value": value})
         answer = self.receive()
         values: list[Any] = answer["values"]

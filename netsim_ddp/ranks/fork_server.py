@@ -18,11 +18,12 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.link.base import Exit, die_with_parent
 from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.jobs import Job, from_json, settings_from_json
 from netsim_ddp.scenario import Settings
@@ -50,16 +51,9 @@ def prepare(settings: Settings) -> None:
     kernels.warm()
     models.preload(settings.model)
     data.preload(settings.dataset or "", data_dir=settings.data_dir, text=settings.text)
-    if threads() > 1:
-        raise RuntimeError(f"{threads()} threads run after the imports: forking would not be safe")
-
-
-def threads() -> int:
-    """Threads of this process; 1 where /proc cannot tell."""
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return 1
+    with suppress(FileNotFoundError):  # only Linux says how many threads run
+        if (threads := len(os.listdir("/proc/self/task"))) > 1:
+            raise RuntimeError(f"{threads} threads run after the imports: forking would not be safe")
 
 
 def serve(control: socket.socket) -> None:
@@ -159,13 +153,11 @@ def _reap(control: socket.socket, ranks: dict[int, tuple[int, int]]) -> None:
         if pid == 0:
             return
         if (known := ranks.pop(pid, None)) is not None:
-            killed = os.WIFSIGNALED(status)
-            code = None if killed else os.WEXITSTATUS(status)
-            number = os.WTERMSIG(status) if killed else None
+            ended = Exit.of_code(os.waitstatus_to_exitcode(status))
             rank, start = known
             # A command that is gone is heard of at the next turn, as the end of its messages.
             with suppress(BrokenPipeError, ConnectionResetError):
-                send(control, {"kind": "exit", "rank": rank, "start": start, "code": code, "signal": number})
+                send(control, {"kind": "exit", "rank": rank, "start": start, **asdict(ended)})
 
 
 def _end_with_the_command(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
@@ -184,8 +176,7 @@ def _end_with_the_command(ranks: dict[int, tuple[int, int]], own: set[int]) -> N
 
 
 def _kill(ranks: dict[int, tuple[int, int]], own: set[int]) -> None:
-    """End the ranks that are left, silently: whoever asked no longer wants to hear of them. And what they have
-    started."""
+    """End the ranks that are left, and what they have started, without a message: the command no longer wants one."""
     for pid in ranks:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -315,7 +315,7 @@ def _read_hello(connection: socket.socket) -> dict[str, Any]:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """No delay for small messages, no end of waiting, and news of a host that fell silent within half a minute."""
+    """Send small messages at once, wait without an end, and notice within half a minute that a host is silent."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -116,4 +116,4 @@ class Shared:
     recording: int
     """A file for this rank's recorded gradients; the repeats that follow find them there."""
     compute_times: int
-    """Likewise for how long its forward and backward take."""
+    """A file for the times of this rank's forward and backward; the methods that follow find them there."""

@@ -1,7 +1,7 @@
 """Starts the ranks of a repeat inside the link, watches them, and ends all of them when one fails.
 
 Every wait has a deadline: ranks report progress, and when none goes on for too long the one that is furthest behind
-is named. The first failure wins; ranks that only lost their peer are its victims and are not blamed.
+is named. The first failure wins; ranks that only lost their peer are not blamed.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Launcher:
         return f"{SERVER} died"
 
     def servers(self) -> list[Lines]:
-        """The lines on which one hears how ranks ended."""
+        """The connections on which it is said how ranks ended."""
         assert self._lines is not None
         return [self._lines]
 
@@ -271,7 +271,7 @@ class _EventLoop:
             )
 
     def _fail(self, failure: _Failure) -> None:
-        """Wait a moment for the culprit: a victim's complaint can arrive before the news of a death."""
+        """Keep a failure, and wait a moment for its cause: a peer's error can come before news of a killed rank."""
         _log.info("rank %d failed while %s: %s", failure.rank, failure.doing, failure.message)
         self._failures.append(failure)
         self._fail_at = min(self._fail_at, time.monotonic() + GRACE_S)

@@ -1,19 +1,27 @@
-"""How much of the host's memory is free for this process."""
+"""How much of the host's memory this process has held, and how much is free for it."""
 
 from __future__ import annotations
 
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-"""Of a control group, version 2 and version 1."""
+"""The files of a control group, of version 2 and of version 1."""
 
 
 def available_bytes() -> int | None:
     """What can still be allocated, within what this process's control group (a container's, say) may take; None where
     the system does not tell."""
     return min((*_of_host(), *_of_group()), default=None)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _of_host() -> Iterator[int]:

@@ -40,17 +40,6 @@ class _Made:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Started:
-    """A link that exists and is proven, with a fork server that starts ranks in it. Several experiments may use it one
-    after the other, as long as they agree on model, data, threads, ranks and link."""
-
-    link: Link
-    launcher: Launcher
-    measured: ProbeReport | None
-    """What the probe found; None on a link that the ranks probe themselves."""
-
-
 class Pool:
     """Links and fork servers; leaving it takes all of them away.
 
@@ -89,25 +78,23 @@ class Pool:
             LinkUnavailable: it cannot be made here.
             LinkOffTarget: it was made and measured, and is not what was asked for.
         """
-        with self._spending():
-            return self._link((spec, how), note, warn)
-
-    def _link(self, key: Wanted, note: Tell, warn: Tell) -> tuple[Link, ProbeReport | None]:
-        if key not in self._links:
-            wanted = self._wanted if key in self._wanted else [key]
-            for each in wanted:
-                self._links[each] = self._make(each, note, alone=len(wanted) == 1)
-        made = self._links[key]
-        if made.error is not None:
-            raise made.error
-        assert made.link is not None
-        if not made.proven and made.link.mechanism == "tc":
-            note("probing the link")
-            made.measured = prove(made.link, made.warnings.append)
-        made.proven = True
-        for warning in made.warnings:
-            warn(warning)
-        return made.link, made.measured
+        key = (spec, how)
+        with self._timed():
+            if key not in self._links:
+                wanted = self._wanted if key in self._wanted else [key]
+                for each in wanted:
+                    self._links[each] = self._make(each, note, alone=len(wanted) == 1)
+            made = self._links[key]
+            if made.error is not None:
+                raise made.error
+            assert made.link is not None
+            if not made.proven and made.link.mechanism == "tc":
+                note("probing the link")
+                made.measured = prove(made.link, made.warnings.append)
+            made.proven = True
+            for warning in made.warnings:
+                warn(warning)
+            return made.link, made.measured
 
     def _make(self, wanted: Wanted, note: Tell, *, alone: bool) -> _Made:
         try:
@@ -120,22 +107,10 @@ class Pool:
             self._first_tc = link
         return _Made(link)
 
-    def start(self, settings: Settings, note: Tell, warn: Tell) -> Started:
-        """The link of resolved ``settings``, entered and probed, and a fork server for it.
-
-        Raises:
-            EnvironmentFault: the link cannot be made, is not what was asked for, or the fork server cannot start.
-        """
-        link, measured = self.link(settings.link_spec(), settings.link, note, warn)
-        return Started(link, self.launcher(link, settings, note), measured)
-
     def launcher(self, link: Link, settings: Settings, note: Tell) -> Launcher:
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""
-        place: object = "host"
-        if isinstance(link, TcLink):
-            place = id(link.helper)
         key = (
-            place,
+            id(link.helper) if isinstance(link, TcLink) else "host",
             settings.model,
             settings.dataset,
             settings.data_dir,
@@ -146,22 +121,21 @@ class Pool:
         )
         if key not in self._launchers:
             note("importing torch once for all workers")
-            launcher = Launcher(link if isinstance(link, TcLink) else self._host(), settings)
-            with self._spending():
+            with self._timed():
+                if not isinstance(link, TcLink):
+                    # Processes outside of namespaces serve every link without them.
+                    link = self._stack.enter_context(HostLink(LinkSpec(workers=1, rate_bps=1), "none"))
+                launcher = Launcher(link, settings)
                 self._launchers[key] = self._stack.enter_context(launcher)
         return self._launchers[key]
 
     @contextmanager
-    def _spending(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[None]:
         began = time.monotonic()
         try:
             yield
         finally:
             self.spent_s += time.monotonic() - began
-
-    def _host(self) -> Link:
-        """Where processes live that serve every link without namespaces."""
-        return self._stack.enter_context(HostLink(LinkSpec(workers=1, rate_bps=1), "none"))
 
 
 def _recorded(settings: Settings) -> tuple[object, ...]:

@@ -10,17 +10,26 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+import netsim_ddp
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, as_typed, with_profile, without_link
-from netsim_ddp.names import SMALL_SUFFIX
+from netsim_ddp.names import SMALL_SUFFIX, suggest
 from netsim_ddp.origin import Origin
-from netsim_ddp.scenario.catalogue import find
 from netsim_ddp.scenario.settings import Settings
 from netsim_ddp.scenario.steps import Scenario
 from netsim_ddp.scenario.train import LEARNING_RATES, LINK_KEYS
 
+DERIVED: Mapping[str, tuple[str, ...]] = {
+    "model": ("dataset",),
+    "codec_from": ("execution",),
+    "workers": ("threads", "execution"),
+    "seed": ("tune_seed",),
+}
+"""The values of a result file that followed from another one, by the flag that changes that."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
+
+SUFFIXES = (".yaml", ".yml", ".json")
 
 DESCRIPTION = ("title", "question", "command")
 """Keys of a file that describe it and set nothing; ``command`` is the netsim command that the file is for."""
@@ -75,15 +84,12 @@ def _validate(
     sets: frozenset[str] = frozenset(),
 ) -> AnySettings:
     quantities = {name: spelling.fields[0] for name, spelling in kind.spellings.items()}
-    origin = Origin(values, flags, source, quantities, _examples(kind), sets)
+    examples = {key: str(each.default) for key, each in kind.model_fields.items()} | dict(kind.examples)
+    origin = Origin(values, flags, source, quantities, examples, sets)
     try:
         return kind.model_validate(dict(values), context=origin)
     except ValidationError as error:
         raise origin.explain(error) from None
-
-
-def _examples(kind: type[Settings]) -> dict[str, str]:
-    return {key: str(each.default) for key, each in kind.model_fields.items()} | dict(kind.examples)
 
 
 def as_written(config: Path, key: str) -> Any:
@@ -153,15 +159,11 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
                 and params.get(option) == derived[option]
             ):
                 params.pop(option, None)
-    if "model" in overrides:
-        data.pop("dataset", None)
-    elif "dataset" in overrides and isinstance(model := data.get("model"), str):
+    if "dataset" in overrides and "model" not in overrides and isinstance(model := data.get("model"), str):
         data["model"] = model.removesuffix(SMALL_SUFFIX)
-    if "codec_from" in overrides:
-        data.pop("execution", None)
-    if "workers" in overrides:
-        data.pop("threads", None)
-        data.pop("execution", None)
+    for option in overrides:
+        for derived_key in DERIVED.get(option, ()):
+            data.pop(derived_key, None)
 
 
 def _derive_training_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -170,7 +172,30 @@ def _derive_training_again(data: dict[str, Any], overrides: Mapping[str, Any]) -
         data.pop("learning_rate", None)
     if "epochs" in overrides and data.get("step_epochs") == max(1, int(data.get("epochs", 1)) // 3):
         data.pop("step_epochs")
-    if "seed" in overrides:
-        data.pop("tune_seed", None)
     if data.get("link") == "none" and overrides.keys() & {*LINK_KEYS, *SPELLINGS}:
         data.pop("link")
+
+
+def built_in() -> dict[str, Path]:
+    """Every built-in scenario's file by its name, alphabetically: in a wheel inside the package, in a checkout beside
+    it."""
+    package = Path(netsim_ddp.__file__).parent
+    folders = (package / "scenarios", package.parent / "scenarios")
+    folder = next((folder for folder in folders if (folder / "quick.yaml").is_file()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file that ``name`` stands for: a path, or the name of a built-in scenario.
+
+    Raises:
+        UsageError: neither.
+    """
+    path = Path(name)
+    if path.suffix.lower() in SUFFIXES or path.is_file() or path.name != name:
+        return path
+    known = built_in()
+    if name not in known:
+        hint = suggest(name, known) if known else "write the path of a file in YAML"
+        raise UsageError(f"scenario {name!r} is not known", hint=hint)
+    return known[name]

@@ -21,6 +21,7 @@ it changes no axis; where there is none it is a combination of its own. Pure: no
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -169,9 +170,7 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
     Raises:
         UsageError: an exclusion that names no axis, or a value that its axis has not; too many combinations.
     """
-    count = 1
-    for values in matrix.axes.values():
-        count *= len(values)
+    count = math.prod(len(values) for values in matrix.axes.values())
     if count > MAX_POINTS:
         raise UsageError(
             f"{matrix.source}: the matrix has {count} combinations", hint=f"{MAX_POINTS} are the most"
@@ -192,7 +191,7 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
     found = [dict(each) for each in originals]
     more: list[dict[str, Any]] = []
     for entry in matrix.include:
-        fits = [i for i, each in enumerate(originals) if _extends(each, entry)]
+        fits = [i for i, each in enumerate(originals) if _agrees(each, entry)]
         for i in fits:
             found[i] |= {key: value for key, value in entry.items() if key not in originals[i]}
         if not fits:
@@ -206,12 +205,9 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
     return found + more
 
 
-def _agrees(each: Values, partial: Values) -> bool:
-    return all(same(key, each[key], value) for key, value in partial.items())
-
-
-def _extends(original: Values, entry: Values) -> bool:
-    return all(same(key, original[key], value) for key, value in entry.items() if key in original)
+def _agrees(each: Values, other: Values) -> bool:
+    """Whether the two have the same value of every key that both have."""
+    return all(same(key, each[key], value) for key, value in other.items() if key in each)
 
 
 def same(key: str, one: Any, other: Any) -> bool:

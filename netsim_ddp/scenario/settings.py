@@ -118,12 +118,9 @@ class Settings(LinkOptions):
         dataset = self.dataset or default_dataset(self.model)
         with Origin.of(info).naming("dataset" if self.dataset else "model"):
             fitted(self.model, dataset)
-        if self.text is not None and dataset != "text":
-            with Origin.of(info).naming("text"):
-                raise UsageError(
-                    f"a text is read by the dataset text, not by {dataset}",
-                    hint="write --model transformer, or --dataset text with a model of your own",
-                )
+        message = f"a text is read by the dataset text, not by {dataset}"
+        hint = "write --model transformer, or --dataset text with a model of your own"
+        refuse(info, ("text", self.text is not None and dataset != "text", message, hint))
         return self
 
     def training(self) -> dict[str, str]:
@@ -152,9 +149,8 @@ class Settings(LinkOptions):
     @model_validator(mode="after")
     def _no_cell_twice(self, info: ValidationInfo) -> Self:
         ids = [method.id for method in self.cells()]
-        if repeated := sorted({name for name in ids if ids.count(name) > 1}):
-            with Origin.of(info).naming("methods"):
-                raise UsageError(f"method {repeated[0]!r} is named twice", hint="name it once")
+        for name in sorted(ids):
+            refuse(info, ("methods", ids.count(name) > 1, f"method {name!r} is named twice", "name it once"))
         return self
 
     @model_validator(mode="after")
@@ -182,11 +178,19 @@ class Settings(LinkOptions):
         return {**filled, **method.params}
 
 
+def refuse(info: ValidationInfo, *checks: tuple[str, bool, str, str]) -> None:
+    """Raise a UsageError for the first of ``checks`` that is wrong: (key, whether it is, message, hint)."""
+    for key, wrong, message, hint in checks:
+        if wrong:
+            with Origin.of(info).naming(key):
+                raise UsageError(message, hint=hint)
+
+
 def available_cores() -> int:
     """Cores that this process may run on (a container's cpuset included)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ranks_at_once(workers: int, threads: int) -> int:
-    """How many of ``workers`` ranks of ``threads`` threads this machine has cores for; at least one."""
+    """Returns how many of ``workers`` ranks of ``threads`` threads this machine has cores for; at least one."""
     return max(1, min(workers, available_cores() // threads))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import Spelling, duration
 from netsim_ddp.methods import MethodSpec, takes
 from netsim_ddp.origin import Origin
@@ -16,7 +15,7 @@ from netsim_ddp.results.codec import Substitute, substitute
 from netsim_ddp.results.codec import load as load_times
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.ready import load as load_ready
-from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores
+from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores, refuse
 
 
 class Scenario(Settings):
@@ -62,23 +61,22 @@ class Scenario(Settings):
             return load_ready(Path(value), str(info.data.get("model", "")))
 
     @model_validator(mode="after")
-    def _ready_times_are_played(self, info: ValidationInfo) -> Self:
-        if self.ready_from is not None and self.compute_s is None:
-            with Origin.of(info).naming("ready_from"):
-                raise UsageError(
-                    "ready times are played under --compute only: else backward passes are real",
-                    hint="write --compute 50ms",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _substituted_times_are_replayed(self, info: ValidationInfo) -> Self:
-        if self.codec_from is not None and self.execution == "concurrent":
-            with Origin.of(info).naming("execution"):
-                raise UsageError(
-                    "codec times can be substituted only in replayed execution",
-                    hint="write --execution replayed",
-                )
+    def _times_can_be_played(self, info: ValidationInfo) -> Self:
+        refuse(
+            info,
+            (
+                "ready_from",
+                self.ready_from is not None and self.compute_s is None,
+                "ready times are played under --compute only: else backward passes are real",
+                "write --compute 50ms",
+            ),
+            (
+                "execution",
+                self.codec_from is not None and self.execution == "concurrent",
+                "codec times can be substituted only in replayed execution",
+                "write --execution replayed",
+            ),
+        )
         return self
 
     def resolved(self) -> Scenario:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ from netsim_ddp.link.options import LinkOptions, Spelling
 from netsim_ddp.methods import MethodSpec, takes
 from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
-from netsim_ddp.scenario.settings import Settings, available_cores
+from netsim_ddp.scenario.settings import Settings, available_cores, refuse
 from netsim_ddp.units import parse_ratio
 
 TUNING_OFFSET = 10_000
@@ -75,7 +76,7 @@ class TrainScenario(Settings):
     batch_size: int = Field(default=16, ge=1, le=65536)
     momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
     learning_rate: float = Field(default=LEARNING_RATES["sgd"], gt=0, allow_inf_nan=False)
-    """Where it is not set, that of :data:`LEARNING_RATES`."""
+    """Where it is not set, the optimizer's of :data:`LEARNING_RATES`."""
     repeats: int = Field(default=1, ge=1, le=1000)
     """Seeds: ``seed``, ``seed + 1`` ...; each has its own split of the data, parameters and order."""
     epochs: int = Field(default=10, ge=1, le=10**6)
@@ -110,47 +111,56 @@ class TrainScenario(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
-        origin = Origin.of(info)
-        with origin.naming("overlap"):
-            overlapped = [method.name for method in self.methods if method.params.get("overlap")]
-            if self.overlap == "on" or overlapped:
-                raise UsageError(
-                    "netsim train exchanges gradients after the backward pass, not beside it",
-                    hint="leave overlap out; netsim run measures it",
-                )
-        with origin.naming("methods"):
-            for method in self.methods:
-                self._check_freezing(method)
-        with origin.naming("resume"):
-            if self.resume and self.checkpoint is None:
-                raise UsageError(
-                    "resume needs the folder of the checkpoints", hint="write checkpoint: FOLDER"
-                )
-        with origin.naming("checkpoint_every"):
-            if (self.checkpoint_epochs or self.checkpoint_steps) and self.checkpoint is None:
-                raise UsageError(
-                    "checkpoint_every needs a folder to save checkpoints to", hint="add --checkpoint FOLDER"
-                )
-        with origin.naming("warmup_epochs"):
-            if self.warmup_epochs >= self.epochs and self.warmup_epochs:
-                raise UsageError(
-                    f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs",
-                    hint=f"write for example --warmup-epochs {max(self.epochs // 10, 0)}",
-                )
+        saves = bool(self.checkpoint_epochs or self.checkpoint_steps)
+        overlapped = any(method.params.get("overlap") for method in self.methods)
+        refuse(
+            info,
+            (
+                "overlap",
+                self.overlap == "on" or overlapped,
+                "netsim train exchanges gradients after the backward pass, not beside it",
+                "leave overlap out; netsim run measures it",
+            ),
+            *(check for method in self.methods for check in self._freezing_checks(method)),
+            (
+                "resume",
+                self.resume and self.checkpoint is None,
+                "resume needs the folder of the checkpoints",
+                "write checkpoint: FOLDER",
+            ),
+            (
+                "checkpoint_every",
+                saves and self.checkpoint is None,
+                "checkpoint_every needs a folder to save checkpoints to",
+                "add --checkpoint FOLDER",
+            ),
+            (
+                "warmup_epochs",
+                0 < self.epochs <= self.warmup_epochs,
+                f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs",
+                f"write for example --warmup-epochs {self.epochs // 10}",
+            ),
+        )
         return self
 
-    def _check_freezing(self, method: MethodSpec) -> None:
-        if "freeze_after" not in method.params:
-            return
-        if self.optimizer == "sgd":
-            raise UsageError(
-                "freeze_after is about Adam's second moment", hint="write --optimizer adam or adamw"
-            )
-        if not takes(method.name, "feedback") or method.params.get("momentum"):
-            raise UsageError(
+    def _freezing_checks(self, method: MethodSpec) -> list[tuple[str, bool, str, str]]:
+        """What ``freeze_after`` asks of the optimizer and of ``method``; see :func:`refuse`."""
+        frozen = "freeze_after" in method.params
+        sends_momentum = takes(method.name, "feedback") and not method.params.get("momentum")
+        return [
+            (
+                "methods",
+                frozen and self.optimizer == "sgd",
+                "freeze_after is about Adam's second moment",
+                "write --optimizer adam or adamw",
+            ),
+            (
+                "methods",
+                frozen and not sends_momentum,
                 f"freeze_after compresses Adam's momentum, which {method.id!r} cannot",
-                hint="write for example topk,freeze_after=100",
-            )
+                "write for example topk,freeze_after=100",
+            ),
+        ]
 
     @property
     def on_a_link(self) -> bool:
@@ -159,7 +169,7 @@ class TrainScenario(Settings):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those that are evaluated."""
+        """The seeds that are evaluated."""
         return tuple(range(self.seed, self.seed + self.repeats))
 
     def resolved(self) -> TrainScenario:
@@ -199,6 +209,27 @@ class TrainScenario(Settings):
         if self.optimizer == "sgd" and self.momentum and corrects:
             params.setdefault("momentum", self.momentum)
         return params
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate of the step that starts ``progress`` epochs into the training, of a resolved scenario.
+
+        A linear warm-up over ``warmup_epochs``, which ends at the full rate; then constant, half a cosine down to 0, or
+        ``gamma`` times less every ``step_epochs``, counted from the start.
+
+        Args:
+            progress: in [0, epochs).
+        """
+        base, warmup = self.learning_rate, self.warmup_epochs
+        if progress < warmup:
+            # Not from zero: a first step with rate 0 would be a step thrown away.
+            return float(base * max(progress / warmup, 0.01))
+        if self.schedule == "cosine":
+            share = (progress - warmup) / (self.epochs - warmup)
+            return float(base * 0.5 * (1 + math.cos(math.pi * share)))
+        if self.schedule == "step":
+            assert self.step_epochs is not None, "resolved"
+            return float(base * self.gamma ** int(progress / self.step_epochs))
+        return float(base)
 
     def exchange_params(self, method: MethodSpec) -> dict[str, Any]:
         """What the communication method itself takes."""

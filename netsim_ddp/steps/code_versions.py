@@ -1,4 +1,4 @@
-"""Of what code a result is: netsim's commit, and those of the packages that a user's methods and models come from."""
+"""The versions of the code that a result is from: netsim's, and those of a user's methods and models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import netsim_ddp
 from netsim_ddp.names import TORCHVISION_PREFIX, is_reference
 from netsim_ddp.results.record import CodeRecord
 from netsim_ddp.scenario import Settings
+from netsim_ddp.steps.environment import installed_version
 
 DEADLINE_S = 10.0
-"""Of one git command: a slow file system costs the commit, not the measurement."""
+"""The most that one git command may take: a slow file system costs the commit, not the measurement."""
 
 
 def code_of(settings: Iterable[Settings]) -> list[CodeRecord]:
@@ -55,7 +56,7 @@ def _installed_from(site: Path) -> str | None:
 def _module(name: str) -> CodeRecord:
     place = _place(name)
     commit, dirty = (None, None) if place is None else _commit(place)
-    return CodeRecord(name=name, version=_version(name), commit=commit, dirty=dirty)
+    return CodeRecord(name=name, version=installed_version(name), commit=commit, dirty=dirty)
 
 
 def _place(module: str) -> Path | None:
@@ -75,13 +76,6 @@ def _place(module: str) -> Path | None:
         return None
     places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
     return Path(places[0]).resolve() if places and places[0] else None
-
-
-def _version(module: str) -> str | None:
-    try:
-        return metadata.version(module)
-    except (metadata.PackageNotFoundError, ValueError):
-        return None
 
 
 def _commit(place: Path) -> tuple[str | None, bool | None]:

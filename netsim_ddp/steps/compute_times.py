@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Protocol
@@ -79,24 +78,19 @@ def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once
         if began is not None and len(found.passes) >= LEAST_PASSES and moment - began >= MEASURED_S:
             return found
         for ranks in dict.fromkeys((at_once, 1)):
-            with _turn(barrier, rank, ranks, backwards=count % 2 == 1):
-                chunks = passes.take()
-                took = _add(residual, gradient)
+            backwards = count % 2 == 1
+            barrier.take_turn(rank, ranks, backwards=backwards)
+            chunks = passes.take()
+            took = _add(residual, gradient)
+            barrier.pass_turn(rank, ranks, backwards=backwards)
             if began is not None and ranks == at_once:
                 found.passes.append(chunks)
                 found.memory.append(took)
             elif began is not None:
                 found.alone.append(sum(chunks))
                 found.memory_alone.append(took)
-            barrier.meet()
+            barrier.wait()
         count += 1
-
-
-@contextmanager
-def _turn(barrier: HostBarrier, rank: int, at_once: int, *, backwards: bool) -> Iterator[None]:
-    barrier.take_turn(rank, at_once, backwards=backwards)
-    yield
-    barrier.pass_turn(rank, at_once, backwards=backwards)
 
 
 def _add(residual: torch.Tensor, gradient: torch.Tensor) -> float:
@@ -111,7 +105,7 @@ def once(
     agree: Callable[[bool], bool],
     find: Callable[[], ComputeTimes],
 ) -> ComputeTimes:
-    """What ``find`` answers, from ``file`` if an earlier rank has left it there for the same ``what``.
+    """Returns what ``find`` returns, from ``file`` if an earlier rank has left it there for the same ``what``.
 
     Args:
         agree: whether all ranks say yes.

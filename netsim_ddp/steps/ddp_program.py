@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.communication.dense import all_reduce
-from netsim_ddp.communication.flat import FlatGradients, check_layout
+from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook
-from netsim_ddp.ranks.channel import COMPUTING
 from netsim_ddp.steps.execution import Concurrent, Execution
 from netsim_ddp.steps.phases import StepSample
-from netsim_ddp.steps.programs import Program, Say, parameters_of
+from netsim_ddp.steps.programs import RealTraining, Say
 from netsim_ddp.workloads.workload import Workload
 
 
-class OverlappedTraining(Program):
+class OverlappedTraining(RealTraining):
     """Each bucket is sent as soon as backward has filled it. Only for :class:`Concurrent` execution.
 
     Args:
@@ -37,10 +35,8 @@ class OverlappedTraining(Program):
         say: Say,
         rounded: torch.dtype | None = None,
     ) -> None:
-        self.workload, self.flat, self.optimizer, self.say = workload, flat, optimizer, say
+        super().__init__(workload, flat, group, [], optimizer, say)
         self._log = TransferLog(group, rounded)
-        self._model: nn.Module = workload.model
-        self._loss = torch.zeros(())
         if group.world_size > 1:
             model = DistributedDataParallel(
                 workload.model,
@@ -65,18 +61,12 @@ class OverlappedTraining(Program):
         sample.sent = list(self._log.sent)
         return sample
 
-    def prepare(self) -> None:
-        check_layout(self.flat, self.workload.model)
-        self._inputs, self._targets = self.workload.next_batch()
-        self.say(COMPUTING)
-
     def play(self, execution: Execution) -> None:
         assert isinstance(execution, Concurrent)
         # The last gradient is there: from here on only the wire is waited for.
         self._log.last_bucket = lambda: execution.computed_and_started(self)
         execution.local("other", self.optimizer.zero_grad)
-        self._loss = self.workload.loss(self._model(self._inputs), self._targets)
-        self._loss.backward()  # type: ignore[no-untyped-call]
+        self._backward()
         if self.wires:
             self._send_the_rest()
             execution.waited(self)
@@ -89,12 +79,3 @@ class OverlappedTraining(Program):
         missing = [parameter for parameter in self.flat.parameters if parameter.grad is None]
         if missing:
             torch.autograd.backward(missing, [torch.zeros_like(parameter) for parameter in missing])
-
-    def _update(self) -> None:
-        self.optimizer.step()
-
-    def loss(self) -> float:
-        return self._loss.item()
-
-    def reduced(self) -> Tensor:
-        return parameters_of(self.workload.model)

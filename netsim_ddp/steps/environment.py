@@ -12,14 +12,18 @@ from netsim_ddp.scenario import available_cores
 from netsim_ddp.switches import compiled_kernels
 
 
+def installed_version(package: str) -> str | None:
+    """The version that is installed, from its metadata; None where there is none."""
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Versions are read from metadata, nothing is imported."""
-    versions: dict[str, str | None] = {}
-    for package in ("torch", "torchvision", "numpy", "numba"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    packages = ("torch", "torchvision", "numpy", "numba")
+    versions = {package: installed_version(package) for package in packages}
     if not compiled_kernels():
         versions["numba"] = None  # it is not used
     return {

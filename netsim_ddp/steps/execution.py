@@ -1,4 +1,4 @@
-"""How one rank carries out the pieces of a step: as they come, or measured alone and then replayed.
+"""Carries out the pieces of one rank's step: concurrently, or measured alone and then replayed.
 
 With more workers than cores the ranks of one host steal each other's time: what looks like 130 ms of compressing
 is 33 ms on a machine of its own. :class:`Replayed` therefore plays every step twice. First for real: local pieces
@@ -18,16 +18,23 @@ import torch
 from netsim_ddp.communication.segments import CodecWork, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.results.codec import Substitute
-from netsim_ddp.steps.phases import Phase, StepSample, StepTimer
-from netsim_ddp.steps.spending import Spend
+from netsim_ddp.steps.phases import HostClock, Phase, StepSample, StepTimer
 from netsim_ddp.workloads.emulated import sleep_until
+
+_ELEMENTS_PER_THREAD = 32768
+"""What torch gives one thread at least: so many elements per thread occupy every thread, within its core's cache."""
+_LAST_S = 50e-6
 
 Play = Callable[["Execution"], None]
 """The pieces of one step, in order; called once per pass, it must do nothing outside of them."""
 
 
+Spend = Callable[[float], None]
+"""Returns at the moment that it is given, in seconds of CLOCK_MONOTONIC."""
+
+
 class Execution(ABC):
-    """What a program's step is written against."""
+    """Carries out the pieces of a program's step."""
 
     def __init__(self, timer: StepTimer) -> None:
         self._timer = timer
@@ -45,28 +52,34 @@ class Execution(ABC):
     def compute(self, run: Callable[[], None]) -> None:
         """Forward and backward."""
 
-    @abstractmethod
     def until(self, offset: float) -> None:
         """An emulated accelerator computes: go on ``offset`` seconds after the step's begin."""
+        sleep_until(self._begin + offset, clock=time.monotonic)
+        self._timer.computing_until(self._begin + offset)
+        self._timer.lap("compute")
 
-    @abstractmethod
     def start(self, wire: Wire) -> None:
         """Start an exchange that other pieces run beside."""
+        self._timer.started(wire)
+        wire.start()
+        self._timer.sent(wire, wire.sent())
+        self._timer.lap("send")
 
-    @abstractmethod
     def finish(self, wire: Wire) -> None:
         """Wait for an exchange that was started."""
+        wire.finish()
+        self._timer.lap("wire", wire)
 
 
 class Concurrent(Execution):
     """Every piece when its turn comes; ranks share the host."""
 
-    def __init__(self, timer: StepTimer, meet: Callable[[], None]) -> None:
+    def __init__(self, timer: StepTimer, synchronize: Callable[[], None]) -> None:
         super().__init__(timer)
-        self._meet = meet
+        self._synchronize = synchronize
 
     def step(self, play: Play) -> StepSample:
-        self._meet()
+        self._synchronize()
         self._timer.begin()
         self._begin = time.monotonic()
         play(self)
@@ -79,21 +92,6 @@ class Concurrent(Execution):
 
     def compute(self, run: Callable[[], None]) -> None:
         self.local("compute", run)
-
-    def until(self, offset: float) -> None:
-        sleep_until(self._begin + offset, clock=time.monotonic)
-        self._timer.computing_until(self._begin + offset)
-        self._timer.lap("compute")
-
-    def start(self, wire: Wire) -> None:
-        self._timer.started(wire)
-        wire.start()
-        self._timer.sent(wire, wire.sent())
-        self._timer.lap("send")
-
-    def finish(self, wire: Wire) -> None:
-        wire.finish()
-        self._timer.lap("wire", wire)
 
     def computed(self) -> None:
         """What has passed since the last piece was forward or backward."""
@@ -139,7 +137,7 @@ class Replayed(Execution):
         super().__init__(timer)
         self._count, self._substitute = count, substitute
         self._barrier, self._rank, self._at_once = barrier, rank, at_once
-        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else _nothing
+        self._cuda = device.type == "cuda"
         self._computed, self._spend = computed, spend
         self._steps = 0
         self.measuring = True
@@ -154,7 +152,7 @@ class Replayed(Execution):
     def step(self, play: Play) -> StepSample:
         self.measuring, self._durations = True, []
         self._backwards = not self._backwards
-        self._barrier.meet()
+        self._barrier.wait()
         begin = time.monotonic()
         play(self)
         self._leave()
@@ -207,34 +205,31 @@ class Replayed(Execution):
             self._play(self._pass()[bucket], "compute")
 
     def until(self, offset: float) -> None:
-        if self.measuring:
-            return
-        sleep_until(self._begin + offset, clock=time.monotonic)
-        self._timer.computing_until(self._begin + offset)
-        self._timer.lap("compute")
+        if not self.measuring:
+            super().until(offset)
 
     def start(self, wire: Wire) -> None:
         if self.measuring:
             # Not before it is waited for: what comes until then belongs to the same turn.
             self._held_back.append(wire)
-            return
-        self._timer.started(wire)
-        wire.start()
-        self._timer.sent(wire, wire.sent())
-        self._timer.lap("send")
+        else:
+            super().start(wire)
 
     def finish(self, wire: Wire) -> None:
         if not self.measuring:
-            wire.finish()
-            self._timer.lap("wire", wire)
+            super().finish(wire)
         elif wire in self._held_back:
             self._exchange()
+
+    def _synchronize(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
 
     def _pass(self) -> Sequence[float]:
         return self._computed[self._steps]
 
     def _play(self, seconds: float, phase: Phase) -> None:
-        """From the last lap's end, so that waking late once does not add up over the step."""
+        """Let ``seconds`` pass from the last lap's end, so that waking late once does not add up over the step."""
         self._spend(self._timer.last() + seconds)
         self._timer.lap(phase)
 
@@ -250,22 +245,68 @@ class Replayed(Execution):
         self._barrier.pass_turn(self._rank, self._at_once, backwards=self._backwards)
 
     def _exchange(self) -> None:
-        """For real, while no rank measures anything."""
+        """Carry out the exchanges that wait, while no rank measures anything."""
         self._leave()
-        self._barrier.meet()
+        self._barrier.wait()
         for wire in self._held_back:
             wire.run()
         self._held_back.clear()
-        self._barrier.meet()
+        self._barrier.wait()
 
 
 def substituted_seconds(times: Substitute, work: CodecWork) -> float:
-    """How long ``work`` takes where ``times`` were measured."""
+    """Returns the seconds that ``work`` takes where ``times`` were measured."""
     select = times.select_seconds(*work.selected) if work.selected else 0.0
     return (
         select + sum(map(times.encode_seconds, work.encoded)) + sum(map(times.decode_seconds, work.decoded))
     )
 
 
-def _nothing() -> None:
-    return None
+def asleep(until: float) -> None:
+    """Leaves the processor to others, as if the rank had a core to spare for its exchanges."""
+    sleep_until(until, clock=time.monotonic)
+
+
+class Busy:
+    """Keeps ``threads`` cores busy, as the work itself did.
+
+    An exchange that runs beside then waits for a processor as it does beside the work: Gloo's thread, which moves the
+    bytes, gets one up to some milliseconds late while all cores compute. Long operations without a system call are the
+    point: as Linux returns from a call it gives the processor to a thread that waits for it, where arithmetic keeps it
+    to the end of its slice. And they leave Python's interpreter to others, as a backward pass does.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._row = torch.ones(threads * _ELEMENTS_PER_THREAD)
+        self._rows_per_s = 1e5
+        for _ in range(3):
+            self(time.monotonic() + 1e-3)
+
+    def __call__(self, until: float) -> None:
+        while (left := until - (begin := time.monotonic())) > _LAST_S:
+            rows = max(1, int(0.8 * left * self._rows_per_s))
+            self._row.expand(rows, -1).sum()
+            self._rows_per_s = rows / (time.monotonic() - begin)
+        while time.monotonic() < until:
+            pass
+
+
+class CudaClock:
+    """CUDA events, for work that is only queued when the call returns; no synchronisation within the step."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
+        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        last.record()
+        last.synchronize()
+        now = time.monotonic()
+        return [now - mark.elapsed_time(last) / 1e3 for mark in marks]
+
+
+def step_timer(device: torch.device) -> StepTimer:
+    """Takes the laps of a step that ``device`` computes."""
+    return StepTimer(CudaClock() if device.type == "cuda" else HostClock())

@@ -34,7 +34,9 @@ def share_first_model(
         return False
     say("comparing the ranks' models")
     layout = _layout(model)
-    answers = channel.gather("model", [_digest_of(json.dumps(layout).encode()), _digest(model)])
+    answers = channel.gather(
+        "model", [hashlib.sha256(json.dumps(layout).encode()).hexdigest(), _digest(model)]
+    )
     if any(answer[0] != answers[0][0] for answer in answers):
         _refuse(channel.gather("layout", layout), name)
     if all(answer[1] == answers[0][1] for answer in answers):
@@ -62,10 +64,6 @@ def _digest(model: nn.Module) -> str:
     for _, tensor in _tensors(model):
         found.update(_bytes(tensor).cpu().numpy().data)
     return found.hexdigest()
-
-
-def _digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class LinkModel:
         return mechanism in ("tc", "bucket") and not spec.varies and not spec.loss and spec.workers > 1
 
     def step(self, samples: Sequence[StepSample]) -> Exchanged | None:
-        """Of one step, from every rank's sample; None where it exchanged nothing, or nobody noted what."""
+        """Returns the times of one step from every rank's sample; None where it exchanged nothing, or it is not known
+        what."""
         if not samples[0].sent or len({len(sample.sent) for sample in samples}) > 1:
             return None
         if any(sample.waited and len(sample.waited) != len(sample.starts) for sample in samples):
@@ -88,22 +89,19 @@ class LinkModel:
             self._behind_s += lasts_s
 
     def _next(self, samples: Sequence[StepSample]) -> tuple[float, float]:
-        """As :meth:`_held`, of the step behind the last: where the model took longer, all that follows is later."""
+        """Returns what the exchanges of the next step took, and what they take on the model, seconds: where the model
+        took longer, all that follows is later."""
         moved = [_moved(sample, self._behind_s) for sample in samples]
-        took, model = self._held(moved)
+        took, model = self._waited(moved) if samples[0].waited else self._overlapped(moved)
         self._behind_s += max(0.0, model - took)
         return took, model
-
-    def _held(self, samples: Sequence[StepSample]) -> tuple[float, float]:
-        """What the exchanges took, and what they take on the model."""
-        return self._walked(samples) if samples[0].waited else self._beside(samples)
 
     def alone(self, sent: Sent, ranks: int) -> float:
         """Seconds of one exchange in which every rank sends as much, on an idle link."""
         begin = 1.0
         return max(LinkModel(self._spec, {})._complete([sent] * ranks, [begin] * ranks)) - begin
 
-    def _beside(self, samples: Sequence[StepSample]) -> tuple[float, float]:
+    def _overlapped(self, samples: Sequence[StepSample]) -> tuple[float, float]:
         """Exchanges that somebody else (DDP) started along backward: none of them begins later for another's end."""
         rows = list(zip(*(sample.transfers for sample in samples), strict=True))
         first = done = max(begin for begin, _ in rows[0])
@@ -112,7 +110,7 @@ class LinkModel:
             done = max(done, *self._complete([sample.sent[number] for sample in samples], starts))
         return max(end for row in rows for _, end in row) - first, done - first
 
-    def _walked(self, samples: Sequence[StepSample]) -> tuple[float, float]:
+    def _waited(self, samples: Sequence[StepSample]) -> tuple[float, float]:
         walks = [_Walk(sample) for sample in samples]
         first = 0.0
         for number in range(len(samples[0].sent)):
@@ -172,7 +170,7 @@ class _Walk:
         self.reached = 0.0
         """When the last exchange that this rank waited for was done."""
         self.first_start = self.last_end = 0.0
-        """The same as they really were."""
+        """When the first exchange really started, and when the last one ended."""
 
     def to_start(self, number: int) -> float:
         """Go on to the start of exchange ``number``; when that is."""

@@ -1,9 +1,9 @@
-"""Where a step's time went: contiguous laps on one rank, and the waits that only all ranks together show.
+"""The times of a step's phases: contiguous laps on one rank, and the waits that only all ranks together show.
 
 A rank closes a lap whenever it changes phase, so that the laps of a step cover it without gaps and the phases add up
-to it by construction. A lap on the wire mixes two things: waiting for the last rank to arrive and moving bytes. All
-ranks of one machine read the same monotonic clock, so :func:`settle` separates them afterwards: until the last rank's
-arrival a rank waits, from there on it communicates.
+to it by construction. A lap on the wire mixes two things: waiting for the last rank to start the exchange, and moving
+bytes. All ranks of one machine read the same monotonic clock, so :func:`step_records` separates them afterwards: until
+the last rank has started the exchange a rank waits, from there on it communicates.
 """
 
 from __future__ import annotations
@@ -78,30 +78,22 @@ class StepTimer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._marks: list[Any] = []
-        self._phases: list[Phase] = []
-        self._started: dict[int, float] = {}
-        self._starts: list[float] = []
-        self._sent: list[Sent] = []
-        self._numbers: dict[int, int] = {}
-        self._waited: list[int] = []
-        self._until: list[tuple[int, float]] = []
-        self._computing_until = float("-inf")
 
     def begin(self) -> None:
-        self._marks = [self._clock.mark()]
-        self._phases, self._starts, self._started = [], [], {}
-        self._sent, self._numbers, self._waited, self._until = [], {}, [], []
-        self._computing_until = float("-inf")
+        self._sample = StepSample([])
+        self._marks: list[Any] = [self._clock.mark()]
+        self._phases: list[Phase] = []
+        self._started: dict[int, float] = {}
+        self._numbers: dict[int, int] = {}
 
     def lap(self, phase: Phase, wire: object = None) -> None:
         """All since the last mark was ``phase``; ``wire`` is the exchange that a "wire" lap waited for."""
         self._marks.append(self._clock.mark())
         self._phases.append(phase)
         if phase == "wire":
-            self._starts.append(self._started[id(wire)])
+            self._sample.starts.append(self._started[id(wire)])
             if id(wire) in self._numbers:
-                self._waited.append(self._numbers[id(wire)])
+                self._sample.waited.append(self._numbers[id(wire)])
 
     def started(self, wire: object) -> None:
         """The exchange ``wire`` starts now."""
@@ -109,13 +101,13 @@ class StepTimer:
 
     def sent(self, wire: object, what: Sent) -> None:
         """``wire``, which has started, asks ``what`` of the link."""
-        self._numbers[id(wire)] = len(self._sent)
-        self._sent.append(what)
+        self._numbers[id(wire)] = len(self._sample.sent)
+        self._sample.sent.append(what)
 
     def computing_until(self, moment: float) -> None:
         """An accelerator computes until ``moment``; the lap that ends next was its."""
-        self._computing_until = moment
-        self._until.append((len(self._phases), moment))
+        self._sample.computing_until = moment
+        self._sample.until.append((len(self._phases), moment))
 
     def last(self) -> float:
         """The end of the last lap, on a host clock."""
@@ -123,15 +115,8 @@ class StepTimer:
 
     def finish(self) -> StepSample:
         times = self._clock.seconds(self._marks)
-        laps = list(zip(self._phases, times, times[1:], strict=False))
-        return StepSample(
-            laps,
-            self._starts,
-            self._sent,
-            self._waited,
-            self._until,
-            computing_until=self._computing_until,
-        )
+        self._sample.laps = list(zip(self._phases, times, times[1:], strict=False))
+        return self._sample
 
 
 def covered(intervals: Sequence[Interval]) -> float:
@@ -145,7 +130,7 @@ def covered(intervals: Sequence[Interval]) -> float:
     return total
 
 
-def settle(samples: Sequence[StepSample]) -> list[StepRecord]:
+def step_records(samples: Sequence[StepSample]) -> list[StepRecord]:
     """The records of one step from every rank's sample, in rank order.
 
     Raises:
@@ -153,24 +138,24 @@ def settle(samples: Sequence[StepSample]) -> list[StepRecord]:
     """
     if len({len(sample.starts) for sample in samples}) > 1:
         raise ValueError("ranks disagree on the number of wire operations in a step")
-    arrivals = [max(starts) for starts in zip(*(sample.starts for sample in samples), strict=True)]
-    return [_record(sample, arrivals) for sample in samples]
+    last_starts = [max(starts) for starts in zip(*(sample.starts for sample in samples), strict=True)]
+    return [_record(sample, last_starts) for sample in samples]
 
 
-def _record(sample: StepSample, arrivals: Sequence[float]) -> StepRecord:
-    """What this rank did; while its accelerator computed, that is what it did."""
+def _record(sample: StepSample, last_starts: Sequence[float]) -> StepRecord:
+    """Returns the phases of one rank; while its accelerator computed, that is what the time went to."""
     phases: dict[str, float] = dict.fromkeys(
         ("compute", "compress", "communicate", "wait", "decompress", "optimizer", "other"), 0.0
     )
     exposed = 0.0
     transfers = list(sample.transfers)
-    wires = iter(zip(sample.starts, arrivals, strict=True))
+    wires = iter(zip(sample.starts, last_starts, strict=True))
     for phase, begin, end in sample.laps:
         visible = min(max(sample.computing_until, begin), end)
         phases["compute"] += visible - begin
         if phase == "wire":
-            start, arrival = next(wires)
-            waited = min(max(arrival - visible, 0.0), end - visible)
+            start, last_start = next(wires)
+            waited = min(max(last_start - visible, 0.0), end - visible)
             phases["wait"] += waited
             phases["communicate"] += end - visible - waited
             exposed += end - visible

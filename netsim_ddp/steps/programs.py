@@ -12,18 +12,17 @@ import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients, check_layout
-from netsim_ddp.communication.pipeline import Stage, ddp_buckets, pipeline, stages
+from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
-from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.steps.execution import Concurrent, Execution, Replayed
 from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.workloads.workload import Workload
@@ -32,12 +31,22 @@ Say = Callable[[str], None]
 
 
 class Program(ABC):
-    """One rank's step, and what it must have sent."""
+    """One rank's step, and what it must have sent.
 
-    residual_bytes: int = 0
-    wires: Sequence[Wire] = ()
-    collective: str | None = None
-    methods: Sequence[Method] = ()
+    Args:
+        methods: one for every bucket of ``flat``, or one for all of it.
+    """
+
+    def __init__(self, flat: FlatGradients, group: Group, methods: Sequence[Method], say: Say) -> None:
+        self.flat, self.methods, self.say = flat, methods, say
+        # One rank has nobody to exchange with; what it would compress and put back is left as it is.
+        self._stages = [stages(method.segments()) if group.world_size > 1 else [] for method in methods]
+        self.wires: Sequence[Wire] = [
+            stage.wire for bucket in self._stages for stage in bucket if stage.wire is not None
+        ]
+        self.residual_bytes = sum(method.residual_bytes for method in methods)
+        # Small buckets may prefer another collective than large ones.
+        self.collective = "+".join(sorted({each.collective for each in methods if each.collective})) or None
 
     def statistics(self, *, layers: bool) -> Statistics | None:
         """What this rank's methods sent and kept back in the last step; None where none selects."""
@@ -66,54 +75,25 @@ class Program(ABC):
         """What must be the same bits on every rank after a step."""
 
     def loss(self) -> float | None:
-        """Of the last step; None where nothing is trained."""
+        """The loss of the last step; None where nothing is trained."""
         return None
 
 
-def _collective(methods: Sequence[Method]) -> str | None:
-    """What the methods of all buckets use; small buckets may prefer another than large ones."""
-    used = sorted({method.collective for method in methods if method.collective is not None})
-    return "+".join(used) or None
-
-
-def _staged(method: Method, group: Group) -> list[Stage]:
-    """One rank has nobody to exchange with; what it would compress and put back is left as it is."""
-    return stages(method.segments()) if group.world_size > 1 else []
-
-
-def _apply(methods: Sequence[Method]) -> None:
-    """Give the optimizer every average; parameters of a bucket that the ranks skipped have none, so it leaves them."""
-    for method in methods:
-        if method.skipped:
-            for parameter in method.flat.parameters:
-                parameter.grad = None
-        else:
-            method.flat.attach(method.average)
-            method.flat.scatter(method.average)  # to parameters that are not float32
-
-
-def _wires(buckets: Sequence[Sequence[Stage]]) -> list[Wire]:
-    return [stage.wire for bucket in buckets for stage in bucket if stage.wire is not None]
-
-
-class Training(Program):
-    """Real training: forward, backward, the method's segments, optimizer; nothing overlaps."""
+class RealTraining(Program):
+    """Forward, backward and optimizer of a real model; a subclass says when what is exchanged."""
 
     def __init__(
         self,
         workload: Workload,
-        method: Method,
+        flat: FlatGradients,
         group: Group,
+        methods: Sequence[Method],
         optimizer: torch.optim.Optimizer,
         say: Say,
     ) -> None:
-        self.workload, self.method, self.optimizer, self.say = workload, method, optimizer, say
-        self.methods = [method]
-        self.flat = method.flat
-        self._stages = [_staged(method, group)]
-        self.wires = _wires(self._stages)
-        self.residual_bytes = method.residual_bytes
-        self.collective = _collective([method])
+        super().__init__(flat, group, methods, say)
+        self.workload, self.optimizer = workload, optimizer
+        self._model = workload.model
         self._loss = torch.zeros(())
 
     def prepare(self) -> None:
@@ -121,25 +101,19 @@ class Training(Program):
         self._inputs, self._targets = self.workload.next_batch()
         self.say(COMPUTING)
 
-    def play(self, execution: Execution) -> None:
-        execution.local("other", self._clear)
-        execution.compute(self._compute)
-        execution.local("other", lambda: self.say(COMMUNICATING))
-        for _ in pipeline(execution, self._stages):
-            pass  # there is one bucket, and it is there
-        execution.local("optimizer", self._update)
-
-    def _clear(self) -> None:
-        self.flat.clear()
-
-    def _compute(self) -> None:
-        self._loss = self.workload.loss(self.workload.model(self._inputs), self._targets)
+    def _backward(self) -> None:
+        self._loss = self.workload.loss(self._model(self._inputs), self._targets)
         self._loss.backward()  # type: ignore[no-untyped-call]
-        self.flat.gather()
 
     def _update(self) -> None:
-        if self.wires:
-            _apply(self.methods)
+        """Give the optimizer every average; it leaves parameters alone whose bucket the ranks skipped."""
+        for method in self.methods if self.wires else ():
+            if method.skipped:
+                for parameter in method.flat.parameters:
+                    parameter.grad = None
+            else:
+                method.flat.attach(method.average)
+                method.flat.scatter(method.average)  # to parameters that are not float32
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -149,72 +123,70 @@ class Training(Program):
         return parameters_of(self.workload.model)
 
 
-class BucketedTraining(Program):
-    """Real training on DDP's schedule with any method: a bucket's exchange starts as soon as backward has filled it
-    and those before it."""
+class Training(RealTraining):
+    """Nothing overlaps: forward, backward, the method's segments, optimizer."""
+
+    def play(self, execution: Execution) -> None:
+        execution.local("other", self.flat.clear)
+        execution.compute(self._compute)
+        execution.local("other", lambda: self.say(COMMUNICATING))
+        for _ in pipeline(execution, self._stages):
+            pass  # there is one bucket, and it is there
+        execution.local("optimizer", self._update)
+
+    def _compute(self) -> None:
+        self._backward()
+        self.flat.gather()
+
+
+class BucketedTraining(RealTraining):
+    """DDP's schedule with any method: a bucket's exchange starts as soon as backward has filled it and those before
+    it. ``methods`` are the buckets'."""
 
     def __init__(
         self,
         workload: Workload,
         flat: FlatGradients,
         group: Group,
-        build: Callable[[FlatGradients], Method],
+        methods: Sequence[Method],
         optimizer: torch.optim.Optimizer,
         say: Say,
     ) -> None:
-        self.workload, self.optimizer, self.say, self.flat = workload, optimizer, say, flat
-        parts = [flat.part(first, last) for first, last in ddp_buckets(flat)]
-        self.methods = [build(part) for part in parts]
-        self._stages = [_staged(method, group) for method in self.methods]
-        self.wires = _wires(self._stages)
-        self.residual_bytes = sum(method.residual_bytes for method in self.methods)
-        self.collective = _collective(self.methods)
-        self._loss = torch.zeros(())
-        self._sizes = [len(part.parameters) for part in parts]
+        super().__init__(workload, flat, group, methods, optimizer, say)
+        self._sizes = [len(method.flat.parameters) for method in methods]
         self._missing = list(self._sizes)
-        self._filled: Callable[[int], None] = lambda _: None
-        for number, part in enumerate(parts):
-            for parameter in part.parameters:
+        self._filled: Callable[[int], None] = _nothing
+        for number, method in enumerate(methods):
+            for parameter in method.flat.parameters:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    lambda _, number=number: self._arrived(number)
+                    lambda _, number=number: self._count_gradient(number)
                 )
 
-    def _arrived(self, number: int) -> None:
+    def _count_gradient(self, number: int) -> None:
         self._missing[number] -= 1
         if self._missing[number] == 0:
             self.methods[number].flat.gather()
             self._filled(number)
 
-    def _end_of_backward(self) -> None:
-        """Buckets with parameters that took no part are as full as they get."""
+    def _compute(self) -> None:
+        self._backward()
+        # Buckets with parameters that took no part are as full as they get.
         for number, missing in enumerate(self._missing):
             if missing:
                 self.methods[number].flat.gather()
                 self._missing[number] = 0
 
-    def prepare(self) -> None:
-        check_layout(self.flat, self.workload.model)
-        self._inputs, self._targets = self.workload.next_batch()
-        self.say(COMPUTING)
-
     def play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
         if isinstance(execution, Replayed):
-            self._one_after_the_other(execution)
+            self._filled = _nothing
+            execution.compute_once(self._compute)
+            for bucket in pipeline(execution, self._stages):
+                execution.filled(bucket)
         else:
             assert isinstance(execution, Concurrent)
-            self._as_it_comes(execution)
+            self._overlap(execution)
         execution.local("optimizer", self._update)
-
-    def _one_after_the_other(self, execution: Replayed) -> None:
-        execution.compute_once(self._whole_backward)
-        for bucket in pipeline(execution, self._stages):
-            execution.filled(bucket)
-
-    def _whole_backward(self) -> None:
-        self._filled = lambda _: None
-        self._compute()
-        self._end_of_backward()
 
     def take(self) -> list[float]:
         """One pass without any exchange; see :class:`netsim_ddp.steps.compute_times.Passes`."""
@@ -229,7 +201,6 @@ class BucketedTraining(Program):
         self._synchronize()
         begin = time.monotonic()
         self._compute()
-        self._end_of_backward()
         self._synchronize()
         end = time.monotonic()
         self.optimizer.step()
@@ -244,7 +215,8 @@ class BucketedTraining(Program):
         if self.workload.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _as_it_comes(self, execution: Concurrent) -> None:
+    def _overlap(self, execution: Concurrent) -> None:
+        """Exchange buckets while backward goes on."""
         buckets = pipeline(execution, self._stages)
         wanted = next(buckets, None)
 
@@ -257,7 +229,6 @@ class BucketedTraining(Program):
         # The last bucket's exchange is waited for outside of backward.
         self._filled = lambda number: advance(number) if wanted != len(self._sizes) - 1 else None
         self._compute()
-        self._end_of_backward()
         execution.computed()
         advance(0)
 
@@ -265,51 +236,30 @@ class BucketedTraining(Program):
         self.flat.clear()
         self._missing = list(self._sizes)
 
-    def _compute(self) -> None:
-        self._loss = self.workload.loss(self.workload.model(self._inputs), self._targets)
-        self._loss.backward()  # type: ignore[no-untyped-call]
-
-    def _update(self) -> None:
-        if self.wires:
-            _apply(self.methods)
-        self.optimizer.step()
-
-    def loss(self) -> float:
-        return self._loss.item()
-
-    def reduced(self) -> Tensor:
-        return parameters_of(self.workload.model)
-
 
 class Emulated(Program):
-    """An accelerator that takes ``compute_s`` for forward, backward and optimizer; real gradients, compression and
-    traffic. With ``ready`` they are exchanged in DDP's buckets, each as soon as a real backward pass has it full;
-    without, as a whole at the end."""
+    """An accelerator that takes its time for forward, backward and optimizer; real gradients, compression and traffic.
+
+    Args:
+        gradients: sets of recorded gradients, which take turns; loading them is outside the clock.
+        full: for each of ``methods`` when its gradient is there, seconds after the step's begin.
+    """
 
     def __init__(
         self,
         flat: FlatGradients,
         group: Group,
-        build: Callable[[FlatGradients], Method],
-        gradients: list[list[Tensor]],
-        compute_s: float,
-        ready: ReadyTimes | None,
+        methods: Sequence[Method],
+        gradients: Sequence[Sequence[Tensor]],
+        full: Sequence[float],
         say: Say,
     ) -> None:
-        self.flat, self.say = flat, say
-        self._source = _Recorded(flat, gradients)
-        parts, self._full = [flat], [compute_s]
-        if ready is not None:
-            parts = [flat.part(begin, end) for begin, end in ddp_buckets(flat)]
-            self._full = ready.bucket_times(compute_s, [part.names for part in parts])
-        self.methods = [build(part) for part in parts]
-        self._stages = [_staged(method, group) for method in self.methods]
-        self.wires = _wires(self._stages)
-        self.residual_bytes = sum(method.residual_bytes for method in self.methods)
-        self.collective = _collective(self.methods)
+        super().__init__(flat, group, methods, say)
+        self._gradients, self._full = itertools.cycle(gradients), full
 
     def prepare(self) -> None:
-        self._source.load_next()
+        for view, gradient in zip(self.flat.views, next(self._gradients), strict=True):
+            view.copy_(gradient)
         self.say(COMPUTING)
 
     def play(self, execution: Execution) -> None:
@@ -320,19 +270,10 @@ class Emulated(Program):
         return torch.cat([method.average for method in self.methods])
 
 
-@dataclass
-class _Recorded:
-    """Recorded gradients in rotation; loading them is outside the clock."""
-
-    flat: FlatGradients
-    sets: list[list[Tensor]]
-    next: int = 0
-
-    def load_next(self) -> None:
-        for view, gradient in zip(self.flat.views, self.sets[self.next], strict=True):
-            view.copy_(gradient)
-        self.next = (self.next + 1) % len(self.sets)
-
-
 def parameters_of(model: nn.Module) -> Tensor:
+    """All parameters of ``model``, float32 [N]."""
     return torch.cat([parameter.detach().reshape(-1).float() for parameter in model.parameters()])
+
+
+def _nothing(_: int) -> None:
+    return None

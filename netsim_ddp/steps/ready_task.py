@@ -6,54 +6,38 @@ anything yet, so that nothing of theirs (parameters, statistics, random numbers,
 
 from __future__ import annotations
 
-import functools
 import resource
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.parameters import check_types
-from netsim_ddp.ranks.memory import available_bytes
+from netsim_ddp.ranks.memory import available_bytes, peak_bytes
 from netsim_ddp.ranks.process_group import choose_device, device_name
-from netsim_ddp.ranks.rank import Task
-from netsim_ddp.steps.cuda_clock import CudaClock
+from netsim_ddp.steps.execution import CudaClock
+from netsim_ddp.steps.model_task import ModelTask
 from netsim_ddp.steps.phases import Clock, HostClock
-from netsim_ddp.workloads.workload import Workload, build_workload
+from netsim_ddp.workloads.workload import Workload
 
 PASSES = 5
 SMALL_BATCH = 4
-"""Of the pass that shows how much memory an example takes."""
+"""The batch of the pass that shows how much memory an example takes."""
 USABLE = 0.8
-"""Of the memory that is free: what an example takes is not measured to the byte."""
+"""The share of the free memory that may be used: what an example takes is not measured to the byte."""
 _SIGN_OF_LIFE_S = 1.0
 
 
-class ReadyTask(Task):
+class ReadyTask(ModelTask):
     """Measure; the result is what :class:`netsim_ddp.results.ready.ReadyTimes` wants to know."""
 
     def run(self) -> None:
         wanted = self.job.settings.batch_size
         device = choose_device(self.job.settings.device, self.job.rank)
-        self.say("building the model")
-        workload = build_workload(
-            model=self.job.settings.model,
-            dataset=self.job.settings.dataset,
-            batch_size=wanted,
-            rank=self.job.rank,
-            world_size=self.job.world_size,
-            seed=self.job.settings.seed,
-            device=device,
-            data_dir=self.job.settings.data_dir,
-            text=self.job.settings.text,
-            try_training=True,
-            refuse=check_types,
-        )
+        workload = self.build(device, batch_size=wanted, try_training=True)
         inputs, targets = workload.next_batch()
         passes = Passes(workload, device, self.say)
         batch = passes.largest_batch(inputs, targets)
@@ -83,9 +67,11 @@ class Passes:
         self._marks: dict[str, Any] = {}
         self._told = time.monotonic()
         for name, parameter in zip(self._flat.names, self._flat.parameters, strict=True):
-            _on_gradient(parameter, functools.partial(self._arrived, name))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, name=name: self._mark(name)
+            )
 
-    def _arrived(self, name: str) -> None:
+    def _mark(self, name: str) -> None:
         """The last time counts: checkpointed layers that share a parameter add to its gradient one after the other."""
         self._marks[name] = self._clock.mark()
         if time.monotonic() - self._told > _SIGN_OF_LIFE_S:  # one pass may take longer than a hang is given
@@ -136,10 +122,6 @@ class Passes:
         return max(small, int(USABLE * free / each))
 
 
-def _on_gradient(parameter: nn.Parameter, arrived: Callable[[], None]) -> None:
-    parameter.register_post_accumulate_grad_hook(lambda _: arrived())  # type: ignore[no-untyped-call]
-
-
 def _free(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -163,5 +145,4 @@ def _peak(device: torch.device) -> int:
     """The most bytes that this process has held; of a GPU's, since :func:`_resident`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes()

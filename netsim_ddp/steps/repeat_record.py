@@ -1,9 +1,8 @@
-"""From what the ranks and the counters say to the records of one repeat."""
+"""Makes the record of one repeat from what its ranks and the link's counters say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.communication.framing import acknowledgement_bytes
@@ -11,26 +10,17 @@ from netsim_ddp.link.base import Counters
 from netsim_ddp.link.bucket.schedule import Sent
 from netsim_ddp.results.record import RankRecord, RepeatRecord, StepRecord
 from netsim_ddp.steps.link_model import LinkModel
-from netsim_ddp.steps.phases import StepSample, settle
+from netsim_ddp.steps.phases import StepSample, step_records
 
 
-@dataclass(frozen=True)
-class Settled:
-    """One repeat, and what its link lost on the way."""
-
-    repeat: RepeatRecord
-    drops: int
-    retransmits: int
-
-
-def settle_repeat(
+def repeat_record(
     records: Sequence[dict[str, Any]],
     counted: Sequence[Sequence[Counters] | None],
     aggregate_bytes: int | None,
     model: LinkModel | None = None,
     message_s: Mapping[str, float] | None = None,
     warmup: int = 0,
-) -> Settled:
+) -> tuple[RepeatRecord, int, int]:
     """Join the ranks' samples and the counters around the measured steps.
 
     Args:
@@ -40,12 +30,15 @@ def settle_repeat(
         model: the link's own, to hold the exchanges against; None where it has none.
         message_s: what a message costs this host, by the kind of exchange.
         warmup: the steps that the connections had carried before.
+
+    Returns:
+        The record of the repeat, and how many packets its link dropped and sent again.
     """
     samples = [[_sample(raw) for raw in record["samples"]] for record in records]
     rows = list(zip(*samples, strict=True))
     if model is not None and rows:
         model.warm(rows[0], warmup)
-    steps = [_settled(row, model) for row in rows]
+    steps = [_step_records(row, model) for row in rows]
     known = [counters for counters in counted if counters is not None]
     stretches = list(zip(known[::2], known[1::2], strict=True))
     ranks = []
@@ -76,12 +69,12 @@ def settle_repeat(
     pairs = [pair for stretch in stretches for pair in zip(*stretch, strict=True)]
     drops = sum(after.drops - before.drops for before, after in pairs)
     retransmits = sum(after.retransmits - before.retransmits for before, after in pairs)
-    return Settled(RepeatRecord(ranks=ranks, message_s=dict(message_s or {})), drops, retransmits)
+    return RepeatRecord(ranks=ranks, message_s=dict(message_s or {})), drops, retransmits
 
 
-def _settled(samples: Sequence[StepSample], model: LinkModel | None) -> list[StepRecord]:
+def _step_records(samples: Sequence[StepSample], model: LinkModel | None) -> list[StepRecord]:
     """The records of one step, with what the link's model says of its exchanges."""
-    records = settle(samples)
+    records = step_records(samples)
     found = None if model is None else model.step(samples)
     if found is None:
         return records

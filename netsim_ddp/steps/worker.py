@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import resource
-import sys
+import mmap
+import os
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.backend import build_method
@@ -18,39 +20,35 @@ from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.dense import baseline
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
-from netsim_ddp.communication.parameters import check_types
-from netsim_ddp.communication.segments import Group, Method
-from netsim_ddp.communication.shaped import group as shaped
+from netsim_ddp.communication.pipeline import ddp_buckets
+from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
 from netsim_ddp.ranks.channel import COMPUTING, RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
-from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
-from netsim_ddp.ranks.rank import Task
-from netsim_ddp.ranks.recorded_gradients import recorded
+from netsim_ddp.ranks.process_group import choose_device, lasting_bps
 from netsim_ddp.scenario import Scenario, ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes, measure, once
-from netsim_ddp.steps.cuda_clock import CudaClock
 from netsim_ddp.steps.ddp_program import OverlappedTraining
-from netsim_ddp.steps.execution import Concurrent, Execution, Replayed
-from netsim_ddp.steps.first_model import share_first_model
+from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, asleep, step_timer
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.message_cost import message_costs
+from netsim_ddp.steps.model_task import ModelTask
 from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.steps.programs import BucketedTraining, Emulated, Program, Training
-from netsim_ddp.steps.selection_record import selected
-from netsim_ddp.steps.spending import Busy, asleep
 from netsim_ddp.workloads.emulated import record_gradient_sets
-from netsim_ddp.workloads.workload import Workload, build_workload
+from netsim_ddp.workloads.workload import Workload
 
 GRADIENT_SETS = 3
+_MARK = b"recorded"
+"""Stands behind the recorded gradients in their file when all of them are there."""
 RECORDED_BATCH = 4
 COMPUTES = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "workers", "threads", "device"}
 """What decides how long forward and backward take."""
 
 
-class StepsTask(Task):
+class StepsTask(ModelTask):
     """Build what the job describes, warm up, run the measured steps, report."""
 
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
@@ -66,70 +64,53 @@ class StepsTask(Task):
         times = self._compute_times(device)
         workload = self._workload(device)
         gradients = self._record(workload)
-        self.say("joining the process group")
-        # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
-        group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
-        name = self.scenario.model
-        differed = share_first_model(self.channel, group, workload.model, name, self.say)
+        group, facts = self.join(workload, device)
         program = self._program(workload, group, gradients)
-        job, probed = self.job, None
-        if job.mechanism in ("bucket", "host") and group.world_size > 1:
-            probed = ring_goodput(self.channel, group, job, device)
-        costs = {}
-        if LinkModel.knows(job.spec, job.mechanism) and device.type == "cpu":
-            costs = message_costs(self.channel, group, job.spec)
-        messages = cost.messages(program.wires)
-        ideal = cost.ideal_seconds(program.wires, lasting_bps(job)) + 2 * job.spec.delay_s * len(messages)
-        facts = {
-            "ideal_s": ideal,
-            "parameters": workload.parameters_count,
-            "backend": backend,
-            "device": device_name(device),
+        spec, probed, costs = self.job.spec, self.probe(group, device), {}
+        if LinkModel.knows(spec, self.job.mechanism) and device.type == "cpu":
+            costs = message_costs(self.channel, group, spec)
+        rounds_s = 2 * spec.delay_s * len(cost.messages(program.wires))
+        facts |= {
+            "ideal_s": cost.ideal_seconds(program.wires, lasting_bps(self.job)) + rounds_s,
             "collective": program.collective,
             "probed_bps": probed,
             "message_s": costs,
-            "differed": differed,
-            "unused": workload.unused,
             "replay": self._replay(device, times),
         }
-        if job.rank == 0 and job.mechanism == "bucket" and group.world_size > 1:
-            shaped.shaped_group().begin()
+        self.begin(group)
         self.channel.gather("built", facts)
         execution = self._execution(device, times)
         for _ in range(self.scenario.warmup):
             self._step(program, execution)
         self._measuring = True
-        replayed = isinstance(execution, Replayed)
         if isinstance(execution, Replayed):
             execution.warming_up = False
         else:
             self._count()
         samples = [self._measured_step(program, execution) for _ in range(self.scenario.steps)]
-        if not replayed:
+        if not isinstance(execution, Replayed):
             self._count()
-        self.channel.result(self._report(program, samples))
-        self.say("leaving")
-        self.channel.gather("done")
-
-    def _workload(self, device: torch.device) -> Workload:
-        self.say("building the model")
-        return build_workload(
-            model=self.scenario.model,
-            dataset=self.scenario.dataset,
-            batch_size=self._batch_size(),
-            rank=self.job.rank,
-            world_size=self.job.world_size,
-            seed=self.scenario.seed,
-            device=device,
-            data_dir=self.scenario.data_dir,
-            text=self.scenario.text,
-            try_training=self.job.rank == 0 and self.job.repeat == 0,
-            refuse=check_types,
+        self.finish(
+            program.reduced(),
+            samples,
+            payload_bytes=self._payload_bytes,
+            predicted_bytes=self._predicted_bytes,
+            charged=self._charges,
+            residual_bytes=program.residual_bytes,
+            statistics=selected(each for each in self._statistics if each is not None),
         )
 
+    def _workload(self, device: torch.device) -> Workload:
+        """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
+        batch = self.scenario.batch_size
+        if self.scenario.compute_s is not None:
+            batch = min(batch, RECORDED_BATCH)
+        first = self.job.rank == 0 and self.job.repeat == 0
+        return self.build(device, batch_size=batch, try_training=first)
+
     def _compute_times(self, device: torch.device) -> ComputeTimes | None:
-        """Of this repeat, for all of its methods; None where nothing is replayed, or computed."""
+        """Returns the times of forward and backward, measured once for all methods of this repeat; None where nothing
+        is replayed, or computed."""
         if self.scenario.execution != "replayed" or self.scenario.compute_s is not None:
             return None
         what = self.scenario.model_dump(mode="json", include=COMPUTES) | {"repeat": self.job.repeat}
@@ -140,9 +121,8 @@ class StepsTask(Task):
             flat = FlatGradients(workload.model.named_parameters())
             alone = Group(0, 1)
             optimizer = self._optimizer(workload, self.scenario.momentum)
-            program = BucketedTraining(
-                workload, flat, alone, lambda part: baseline(part, alone), optimizer, self.say
-            )
+            methods = [baseline(flat.part(*bucket), alone) for bucket in ddp_buckets(flat)]
+            program = BucketedTraining(workload, flat, alone, methods, optimizer, self.say)
             barrier, rank = self.shared.barrier, self.job.rank
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 return measure(program, workload.parameters_count, barrier, rank, self._at_once)
@@ -182,18 +162,16 @@ class StepsTask(Task):
                 spend=Busy(self.scenario.threads) if self._busy(device) else asleep,
                 substitute=self.scenario.codec_from,
             )
-        clock = CudaClock() if device.type == "cuda" else HostClock()
-        return Concurrent(StepTimer(clock), self._meet)
+        return Concurrent(step_timer(device), self._synchronize)
 
-    def _meet(self) -> None:
+    def _synchronize(self) -> None:
         """Start the step with all ranks, so that the slowest one's time is the step's. Otherwise a rank's delay at the
         end of a step would count twice: in its own time, and in the next step as what the others wait for it."""
         if self.job.mechanism != "host":
-            self.shared.barrier.meet()
+            self.shared.barrier.wait()
         elif self.scenario.compute_s is not None:
-            self.channel.gather(
-                "meet"
-            )  # the other ranks share no memory with this one; real training meets on the wire
+            # The other ranks share no memory with this one; real training waits for them on the wire.
+            self.channel.gather("start")
 
     def _count(self) -> None:
         """Have the counters of the link read, while no rank sends; called before and after what is measured."""
@@ -203,13 +181,13 @@ class StepsTask(Task):
         sign = -1 if self._counted else 1
         if not self._counted:
             self._gather_counters()
-        for i, value in enumerate(self._charged()):
+        for i, value in enumerate(self.charged()):
             self._charges[i] += sign * value
         if self._counted:
             self._gather_counters()
 
     def _gather_counters(self) -> None:
-        """Meet where the counters are read: by the command on a link of its own, by each rank on a real network."""
+        """Wait while the counters are read: by the command on a link of its own, by each rank on a real network."""
         job = self.job
         own = (
             dataclasses.asdict(interface_counters(job.endpoint.interface))
@@ -249,11 +227,6 @@ class StepsTask(Task):
             self._measuring, execution.warming_up = True, False
         return self._step(program, execution)
 
-    def _batch_size(self) -> int:
-        """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
-        wanted = self.scenario.batch_size
-        return wanted if self.scenario.compute_s is None else min(wanted, RECORDED_BATCH)
-
     def _record(self, workload: Workload) -> list[list[torch.Tensor]]:
         if self.scenario.compute_s is None:
             return []
@@ -274,51 +247,83 @@ class StepsTask(Task):
         with same_on_all_ranks(group) as facts:
             facts.update(description(name, params, model.named_parameters()))
 
-        def build(flat: FlatGradients) -> Method:
-            if name == "dense":
-                return baseline(flat, group)
-            return build_method(name, flat, group, **params)
-
-        if gradients:
-            flat = FlatGradients(model.named_parameters())
-            assert scenario.compute_s is not None
-            ready = scenario.ready_from
-            if ready is not None:
-                ready.check(flat.names, scenario.model)
-            return Emulated(
-                flat, group, build, gradients, scenario.compute_s, ready if overlap else None, self.say
-            )
+        flat = FlatGradients(model.named_parameters())
+        ready = scenario.ready_from if gradients else None
+        if ready is not None:
+            ready.check(flat.names, scenario.model)
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         momentum = 0.0 if params.get("momentum") else scenario.momentum
         optimizer = self._optimizer(workload, momentum)
-        flat = FlatGradients(model.named_parameters())
         by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
         if group.world_size > 1 and dist.get_backend(group.process_group) == "nccl":
             by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
-        if overlap and name in by_ddp and scenario.execution == "concurrent":
+        concurrent = scenario.execution == "concurrent" and not gradients
+        if overlap and concurrent and name in by_ddp:
             return OverlappedTraining(workload, flat, group, optimizer, self.say, by_ddp[name])
-        if overlap:
-            return BucketedTraining(workload, flat, group, build, optimizer, self.say)
-        return Training(workload, build(flat), group, optimizer, self.say)
+        in_buckets = overlap and (ready is not None or not gradients)
+        parts = [flat.part(*bucket) for bucket in ddp_buckets(flat)] if in_buckets else [flat]
+        methods = [
+            baseline(part, group) if name == "dense" else build_method(name, part, group, **params)
+            for part in parts
+        ]
+        if not gradients:
+            kind = BucketedTraining if overlap else Training
+            return kind(workload, flat, group, methods, optimizer, self.say)
+        assert scenario.compute_s is not None
+        full = [scenario.compute_s]
+        if in_buckets and ready is not None:
+            full = ready.bucket_times(scenario.compute_s, [part.names for part in parts])
+        return Emulated(flat, group, methods, gradients, full, self.say)
 
-    def _charged(self) -> tuple[int, int, float, int]:
-        """The token bucket so far: bytes sent, bytes received, seconds that the host was late, and how often."""
-        if self.shared.operations is None or self.job.world_size == 1:
-            return 0, 0, 0.0, 0
-        group = shaped.shaped_group()
-        return (*group.charged(), group.host_late_s, group.host_late_count)
 
-    def _report(self, program: Program, samples: list[StepSample]) -> dict[str, Any]:
-        digest = hashlib.sha256(program.reduced().cpu().numpy().tobytes()).hexdigest()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {
-            "rank": self.job.rank,
-            "samples": [dataclasses.asdict(sample) for sample in samples],
-            "payload_bytes": self._payload_bytes,
-            "predicted_bytes": self._predicted_bytes,
-            "charged": self._charges,
-            "residual_bytes": program.residual_bytes,
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
-            "sha256": digest,
-            "statistics": selected(each for each in self._statistics if each is not None),
-        }
+def selected(steps: Iterable[Statistics]) -> dict[str, Any] | None:
+    """The fields of :class:`netsim_ddp.results.record.SelectionRecord`: every step's totals, and of each layer the mean
+    over steps; None where nothing was measured."""
+    rows = list(steps)
+    if not rows:
+        return None
+    layers = {name: _mean([row.layers[name] for row in rows]) for name in rows[0].layers}
+    return {"steps": [_plain(row) | {"payload_bytes": row.payload_bytes} for row in rows], "layers": layers}
+
+
+def _plain(row: Statistics) -> dict[str, Any]:
+    return {
+        "entries": row.entries,
+        "ratio": row.ratio,
+        "energy_kept": row.energy_kept,
+        "residual_norm": row.residual_norm,
+    }
+
+
+def _mean(rows: list[Statistics]) -> dict[str, Any]:
+    plain = [_plain(row) for row in rows]
+    return {key: None if plain[0][key] is None else fmean(each[key] for each in plain) for key in plain[0]}
+
+
+def recorded(
+    fd: int, shapes: Sequence[torch.Size], sets: int, record: Callable[[], list[list[Tensor]]]
+) -> list[list[Tensor]]:
+    """Returns what ``record`` returns, from the file ``fd`` if an earlier rank has left it there.
+
+    Args:
+        shapes: of the tensors of one set, float32.
+
+    Returns:
+        ``sets`` lists of tensors that live in the file's memory.
+    """
+    numel = sum(shape.numel() for shape in shapes)
+    size = sets * numel * 4
+    if os.fstat(fd).st_size != size + len(_MARK):
+        os.ftruncate(fd, size + len(_MARK))
+    memory = mmap.mmap(fd, size + len(_MARK))
+    rows = torch.frombuffer(memory, dtype=torch.float32, count=sets * numel).view(sets, numel)
+    found = [
+        [part.view(shape) for part, shape in zip(row.split([s.numel() for s in shapes]), shapes, strict=True)]
+        for row in rows
+    ]
+    if memory[size:] != _MARK:
+        for views, gradients in zip(found, record(), strict=True):
+            for view, gradient in zip(views, gradients, strict=True):
+                view.copy_(gradient)
+        memory[size:] = _MARK
+    return found

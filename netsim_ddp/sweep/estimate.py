@@ -38,7 +38,7 @@ ROUNDS_PER_MESSAGE = 2  # the receiver's readiness, then the message
 class _Model:
     parameters: float
     multiply_adds: float
-    """Of the forward pass of one input of ``size`` pixels or tokens; they grow with its size."""
+    """Multiplications of the forward pass of one input of ``size`` pixels or tokens; they grow with its size."""
     size: int
 
 
@@ -55,9 +55,9 @@ UNKNOWN = _Model(10e6, 50e6, 32 * 32)
 RECORDED_SETS = 3
 """Real steps that a rank takes for the gradients of ``--compute``, once for all repeats of a fork server."""
 READY_PASSES = 6
-"""Of the real batch on one rank alone, likewise: when its gradients are ready, for methods that overlap."""
+"""Passes of the real batch on one rank alone, likewise once: they show when its gradients are ready."""
 IMAGES = 50_000
-"""Of a data set whose files decide."""
+"""The size that is assumed of a data set whose files decide."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Estimate:
     known: dict[str, list[float]] = field(default_factory=dict)
     _formulas: dict[str, float] = field(default_factory=dict)
 
-    def learn(self, unit: Unit, seconds: float) -> None:
+    def add(self, unit: Unit, seconds: float) -> None:
         self._formulas[unit.cell.id] = repeat_seconds(unit)
         self.known.setdefault(unit.cell.id, []).append(seconds / len(unit.repeats))
 
@@ -162,7 +162,7 @@ def _model(settings: Any) -> _Model:
 
 
 def _forward_seconds(settings: Any) -> float:
-    """Of one input, on the threads of one rank of a machine that does nothing else."""
+    """Returns the seconds of one input's forward pass on one rank's threads, on a machine that does nothing else."""
     model, dataset = _model(settings), DATASETS.get(settings.dataset or "")
     size = model.size
     if dataset is not None:
@@ -177,7 +177,7 @@ def _compute_seconds(settings: Any) -> float:
 
 
 def _validation_seconds(settings: Any) -> float:
-    """Of all epochs of a training; the ranks share the validation set."""
+    """Returns the seconds of validation of all epochs of a training; the ranks share the validation set."""
     if not trains(settings):
         return 0.0
     dataset = DATASETS.get(settings.dataset or "")
@@ -187,7 +187,7 @@ def _validation_seconds(settings: Any) -> float:
 
 
 def _crowded(settings: Any) -> float:
-    """How many of the ranks' threads share a core."""
+    """Returns how many of the ranks' threads share a core."""
     return max(1.0, float(settings.workers * settings.threads) / available_cores())
 
 
@@ -208,7 +208,7 @@ def busy_threads() -> float:
 
 
 def _steps(settings: Any) -> int:
-    """Of one repeat, on one rank."""
+    """Returns the number of steps of one repeat, on one rank."""
     if not trains(settings):
         return int(settings.steps + settings.warmup)
     known = DATASETS.get(settings.dataset or "")

@@ -17,7 +17,7 @@ from netsim_ddp.scenario import Settings
 from netsim_ddp.scenario.matrix import Point
 
 MAX_NAMESPACES = 128
-"""Of the links that stand at the same time."""
+"""The most network namespaces of the links that exist at the same time."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Unit:
 
     @property
     def settings(self) -> Settings:
-        """Those of a run of these repeats alone. A training's repeat is told by its seed."""
+        """The settings of a run of these repeats alone. A training's repeat is told by its seed."""
         settings, (first, *_) = self.run.settings, self.repeats
         changes: dict[str, Any] = {"methods": (self.cell.method,), "repeats": len(self.repeats)}
         if trains(settings):

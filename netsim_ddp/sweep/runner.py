@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from netsim_ddp import __version__
 from netsim_ddp.errors import EnvironmentFault, NetsimError
@@ -22,24 +22,20 @@ from netsim_ddp.results.summary import notes
 from netsim_ddp.scenario.matrix import Matrix
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
-from netsim_ddp.steps.runner import BUSY, Event, Save, busy_machine
-from netsim_ddp.sweep.commands import Command
+from netsim_ddp.steps.experiment import BUSY, Event, Save, busy_machine
 from netsim_ddp.sweep.earlier import missing_repeats
 from netsim_ddp.sweep.estimate import Estimate, start_seconds
 from netsim_ddp.sweep.plan import Run, Unit, batches, order, trains
+from netsim_ddp.sweep.source import Command
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Event):
     """Something to show. ``note`` and ``warning`` are sentences; ``start``, ``done`` and ``failed`` are about one
-    repeat of ``cell``, of which ``done`` of ``total`` are behind us and the rest takes ``remaining_s``."""
+    repeat of ``cell``: ``done`` of ``total`` are finished, and the rest takes ``remaining_s``."""
 
-    kind: str
-    text: str = ""
     run: str = ""
     cell: Cell | None = None
-    done: int = 0
-    total: int = 0
     remaining_s: float = 0.0
 
 
@@ -108,12 +104,12 @@ class Sweep:
         self.total = len(self.units)
         self.result = self._blank(command)
         if (busy := busy_machine()) is not None:
-            self._warn(busy)
+            self._say_once("warning", busy)
         try:
             for units in self._batches:
                 if units and not self.stopped:
                     with Pool([unit.run.wanted for unit in units]) as pool:
-                        self._carry_out(units, pool)
+                        self._run_units(units, pool)
         finally:
             self._close()
         return self.result
@@ -148,34 +144,35 @@ class Sweep:
             command=shlex.join(command),
         )
 
-    def _carry_out(self, units: Sequence[Unit], pool: Pool) -> None:
+    def _run_units(self, units: Sequence[Unit], pool: Pool) -> None:
         for unit in units:
             if self.stopped:
                 return
-            if self._has_failed(unit):
-                self._forget(unit)
+            cell = self._measured.get(unit.cell.id)
+            if cell is not None and cell.error is not None:
+                self._drop(unit)
                 continue
             if self._budget_s is not None and time.monotonic() - self._started > self._budget_s:
                 self.stopped = "the time budget is spent"
                 return
-            self._tell("start", unit)
+            self._progress("start", unit)
             began, before_s = time.monotonic(), pool.spent_s
             try:
-                found = self._one(unit, pool)
-                self._take(unit, found, time.monotonic() - began - (pool.spent_s - before_s))
+                found = self._measure(unit, pool)
+                self._add(unit, found, time.monotonic() - began - (pool.spent_s - before_s))
             except NetsimError as error:
                 pool.clear()
                 self._fail(unit, error)
 
-    def _one(self, unit: Unit, pool: Pool) -> Result:
+    def _measure(self, unit: Unit, pool: Pool) -> Result:
         """One unit's own result; its warnings that are no statistics of its few samples join ours."""
         warnings: list[str] = []
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if event.kind == "warning":
                 warnings.append(event.text)
             elif event.kind == "note":
-                self._note(event.text)
+                self._say_once("note", event.text)
 
         settings = unit.settings
         old = self._measured.get(unit.cell.id)
@@ -183,15 +180,15 @@ class Sweep:
             # All repeats of a cell play the same backward pass, also those of a sweep that goes on.
             settings = settings.model_copy(update={"ready_from": self._ready.get(old.ready[0])})
         found = self._how.execute(
-            settings, command=self._command, report=hear, save=lambda _: None, pool=pool
+            settings, command=self._command, report=on_event, save=lambda _: None, pool=pool
         )
         statistics = notes(found.cells)
         for text in warnings:
             if text not in statistics and not text.startswith(BUSY):  # with what ran before
-                self._warn(text, unit.run.label)
+                self._say_once("warning", text, unit.run.label)
         return found
 
-    def _take(self, unit: Unit, found: Result, took_s: float) -> None:
+    def _add(self, unit: Unit, found: Result, took_s: float) -> None:
         (new,) = found.cells
         each_s = took_s / len(unit.repeats)
         repeats = [repeat.model_copy(update={"took_s": each_s}) for repeat in new.repeats]
@@ -217,11 +214,11 @@ class Sweep:
         self._ready |= found.ready
         if found.model_parameters is not None and "model" in self.result.scenario:
             self.result.model_parameters = found.model_parameters
-        self._forget(unit)
-        self._estimate.learn(unit, took_s)
+        self._drop(unit)
+        self._estimate.add(unit, took_s)
         self._summarise(unit.run)
-        self._keep()
-        self._tell("done", unit)
+        self._save_result()
+        self._progress("done", unit)
 
     def _fail(self, unit: Unit, error: NetsimError) -> None:
         """Mark the cell; where the machine cannot deliver, all of its run."""
@@ -233,18 +230,14 @@ class Sweep:
             cell = cell.model_copy(update={"error": str(error)})
             self._measured[planned.id] = cell
             self.failed.append(cell)
-        self._forget(unit)
-        self._keep()
+        self._drop(unit)
+        self._save_result()
         where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
-        self._tell("failed", unit, f"{where}: {error}")
+        self._progress("failed", unit, f"{where}: {error}")
         if self._stop_at_failure:
             self.stopped = f"-x: stopped at {unit.cell.id}"
 
-    def _has_failed(self, unit: Unit) -> bool:
-        cell = self._measured.get(unit.cell.id)
-        return cell is not None and cell.error is not None
-
-    def _forget(self, unit: Unit) -> None:
+    def _drop(self, unit: Unit) -> None:
         """The unit needs no more time."""
         self.units.remove(unit)
         left = [number for number in self._missing[unit.cell.id] if number not in unit.repeats]
@@ -255,7 +248,7 @@ class Sweep:
         cells = [self._measured[cell.id] for cell in run.cells if cell.id in self._measured]
         self._measured |= {cell.id: cell for cell in self._how.summarise(cells)}
 
-    def _keep(self) -> None:
+    def _save_result(self) -> None:
         self.result.cells = [self._measured[name] for name in self._cells if name in self._measured]
         named = dict.fromkeys(key for cell in self.result.cells for key in cell.ready)
         self.result.ready = {key: self._ready[key] for key in named if key in self._ready}
@@ -270,36 +263,32 @@ class Sweep:
         )
         measured = any(cell.repeats for cell in cells.values())
         self.result.status = "complete" if done else "partial" if measured else "failed"
-        self._keep()
+        self._save_result()
         self.result.warnings += notes(self.result.cells)
         self._save(self.result)
 
-    def _tell(self, kind: str, unit: Unit, text: str = "") -> None:
-        remaining = self._estimate.total(self.units)
-        cell = self._measured.get(unit.cell.id)
+    def _progress(self, kind: str, unit: Unit, text: str = "") -> None:
         self._report(
             Progress(
                 kind,
                 text or f"{unit.cell.id}, repeat {unit.repeats[0] + 1} of {unit.run.settings.repeats}",
-                unit.run.label,
-                cell,
                 self.total - len(self.units),
                 self.total,
-                remaining,
+                run=unit.run.label,
+                cell=self._measured.get(unit.cell.id),
+                remaining_s=self._estimate.total(self.units),
             )
         )
 
-    def _note(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._report(Progress("note", text))
-
-    def _warn(self, text: str, where: str = "") -> None:
-        if text not in self._said:
-            self._said.add(text)
-            whole = f"{where}: {text}" if where else text
+    def _say_once(self, kind: Literal["note", "warning"], text: str, where: str = "") -> None:
+        """Report ``text`` unless another run has had the same to say; a warning is kept in the result."""
+        if text in self._said:
+            return
+        self._said.add(text)
+        whole = f"{where}: {text}" if where else text
+        if kind == "warning":
             self.result.warnings.append(whole)
-            self._report(Progress("warning", whole))
+        self._report(Progress(kind, whole))
 
 
 def _not_run(unit: Unit) -> Cell:

@@ -12,7 +12,7 @@ A word is in an id or not, letters of any case; everything but spaces and bracke
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from netsim_ddp.errors import UsageError
 
@@ -43,16 +43,18 @@ class _Parser:
         return found
 
     def _any(self) -> Matches:
-        parts = [self._all()]
-        while self._take("or"):
-            parts.append(self._all())
-        return lambda name: any(part(name) for part in parts)
+        return self._series("or", self._all, any)
 
     def _all(self) -> Matches:
-        parts = [self._factor()]
-        while self._take("and"):
-            parts.append(self._factor())
-        return lambda name: all(part(name) for part in parts)
+        return self._series("and", self._factor, all)
+
+    def _series(
+        self, word: str, part: Callable[[], Matches], combine: Callable[[Iterable[bool]], bool]
+    ) -> Matches:
+        parts = [part()]
+        while self._take(word):
+            parts.append(part())
+        return lambda name: combine(each(name) for each in parts)
 
     def _factor(self) -> Matches:
         self._depth += 1

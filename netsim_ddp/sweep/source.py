@@ -1,19 +1,52 @@
-"""Reads a matrix: a file, a built-in scenario by its name, or the result of an earlier sweep."""
+"""Reads a matrix, a file, a built-in scenario by its name, or the result of an earlier sweep; and says what its
+command is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.reading import parse_yaml
-from netsim_ddp.scenario.catalogue import find
-from netsim_ddp.scenario.files import read_text
+from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.summary import summarise
+from netsim_ddp.scenario import Scenario, Settings, TrainScenario
+from netsim_ddp.scenario.files import find, read_text
 from netsim_ddp.scenario.matrix import Matrix, expand, override, parse, parse_set
-from netsim_ddp.sweep.commands import Command, command_of
+from netsim_ddp.steps.experiment import Report, Save
+from netsim_ddp.steps.runner import run
 from netsim_ddp.sweep.plan import Run, plan
+
+
+class Execute(Protocol):
+    """Carries out resolved ``settings`` on ``pool``; see :func:`netsim_ddp.steps.runner.run`."""
+
+    def __call__(
+        self, settings: Any, /, *, command: Sequence[str], report: Report, save: Save, pool: Pool
+    ) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """What ``command:`` of a matrix names: its settings, what carries them out, what computes the summaries."""
+
+    kind: type[Settings]
+    execute: Execute
+    summarise: Callable[[Sequence[Cell]], list[Cell]]
+
+
+def command_of(name: str) -> Command:
+    """The command that is called ``name``; what only one of the two needs is imported when it is chosen."""
+    if name == "train":
+        from netsim_ddp.results.training import summarise_training
+        from netsim_ddp.training.runner import train
+
+        return Command(TrainScenario, train, summarise_training)
+    return Command(Scenario, run, summarise)
 
 
 def read_matrix(what: str, sets: Sequence[str] = ()) -> tuple[str, Matrix]:

@@ -18,8 +18,8 @@ from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.launch import Launch, LaunchRank
 from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.experiment import Event, Report
 from netsim_ddp.steps.link_record import link_record
-from netsim_ddp.steps.runner import Event, Report
 
 Status = Literal["complete", "failed", "interrupted", "timeout"]
 

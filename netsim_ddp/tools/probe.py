@@ -20,8 +20,8 @@ from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.probe import Probe, host_limited, judge, slowest
 from netsim_ddp.scenario import Scenario, Settings
 from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.experiment import Event, Report
 from netsim_ddp.steps.link_record import link_record
-from netsim_ddp.steps.runner import Event, Report
 
 TASK = "netsim_ddp.tools.probe_task:ProbeTask"
 

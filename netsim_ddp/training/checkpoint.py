@@ -59,7 +59,7 @@ class FileSum(Strict):
 
 
 class Manifest(Strict):
-    """Where a training stood.
+    """How far a training was when a checkpoint was saved.
 
     ``epoch`` and ``step`` are where it goes on: ``step`` steps of ``epoch`` are done. The byte lists are per rank:
     ``tx_epoch`` since this epoch's begin, the others since the training's.
@@ -93,7 +93,7 @@ def step_folder(global_step: int) -> str:
     return f"step-{global_step:06d}"
 
 
-class Slot:
+class Checkpoints:
     """The checkpoints of one training."""
 
     def __init__(self, root: Path, method: MethodSpec, seed: int) -> None:
@@ -110,7 +110,7 @@ class Slot:
             raise cannot_write(self.folder, error) from error
 
     def part(self, global_step: int) -> Path:
-        """Where the ranks write before :meth:`commit`."""
+        """Returns the folder that the ranks write to before :meth:`commit`."""
         return self.folder / (step_folder(global_step) + _PART)
 
     def commit(self, manifest: Manifest) -> Path:
@@ -131,7 +131,7 @@ class Slot:
         return whole
 
     def _remove(self, folder: Path) -> None:
-        """Out of sight first: a removal that is cut short must not leave half a checkpoint under its name."""
+        """Rename a checkpoint, then remove it: a removal that is cut short must leave no half one under its name."""
         doomed = folder.with_name(folder.name + ".old" + _PART)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

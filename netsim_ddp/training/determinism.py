@@ -1,4 +1,4 @@
-"""The same bits again: every generator seeded, saved and put back, and kernels that give one answer."""
+"""Makes a training repeatable to the bit: generators are seeded, saved and restored, kernels are deterministic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 _STREAM = 7
 
 
-def settle(seed: int, rank: int) -> None:
+def seed_everything(seed: int, rank: int) -> None:
     """Seed this process's generators for ``rank``, and have torch choose kernels that repeat themselves.
 
     On a CPU with a fixed number of threads all that is used here does. On a GPU some kernels have no such form (the
@@ -32,7 +32,7 @@ def settle(seed: int, rank: int) -> None:
 
 
 def capture(device: torch.device) -> dict[str, Any]:
-    """Where every generator stands, as plain values and tensors."""
+    """Returns the state of every generator, as plain values and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {

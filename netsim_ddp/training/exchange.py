@@ -30,6 +30,8 @@ class Exchange(ABC):
 
     optimizer: torch.optim.Optimizer
 
+    exchanges: bool
+    """Whether there are other ranks to exchange with."""
     takes_scaled: bool = False
     """Whether gradients come with the scale of the loss: where nothing is kept between steps. float16 needs it."""
 
@@ -53,13 +55,18 @@ class Exchange(ABC):
 
     @property
     @abstractmethod
-    def collective(self) -> str | None:
-        """What the method's messages went by, where it has a choice and has exchanged anything."""
+    def method(self) -> Method | None:
+        """The compression method; None until its first exchange."""
 
     @property
-    @abstractmethod
+    def collective(self) -> str | None:
+        """What the method's messages went by, where it has a choice and has exchanged anything."""
+        return self.method.collective if self.method is not None and self.exchanges else None
+
+    @property
     def residual_bytes(self) -> int:
         """Memory that error feedback holds between steps."""
+        return 0 if self.method is None else self.method.residual_bytes
 
     @abstractmethod
     def statistics(self) -> Statistics | None:
@@ -102,10 +109,11 @@ class Averaged(Exchange):
     """
 
     def __init__(self, method: Method, group: Group, optimizer: torch.optim.Optimizer) -> None:
-        self.method, self.optimizer = method, optimizer
+        self._method, self.optimizer = method, optimizer
         self._stages = [stages(method.segments()) if group.world_size > 1 else []]
         self._wires: list[Wire] = [wire for stage in self._stages[0] for wire in stage.wires]
-        self.takes_scaled = method.stateless and bool(self._wires)
+        self.exchanges = bool(self._wires)
+        self.takes_scaled = method.stateless and self.exchanges
         self._taken = True
 
     def play(self, execution: Execution, scale: float | None = None) -> bool:
@@ -134,12 +142,8 @@ class Averaged(Exchange):
         return self._wires
 
     @property
-    def collective(self) -> str | None:
-        return self.method.collective if self._wires else None
-
-    @property
-    def residual_bytes(self) -> int:
-        return self.method.residual_bytes
+    def method(self) -> Method:
+        return self._method
 
     def statistics(self) -> Statistics | None:
         found = self.method.statistics() if self._wires else None
@@ -153,13 +157,13 @@ class Averaged(Exchange):
 
 
 class FrozenMoment(Exchange):
-    """:class:`CompressedAdam`: dense steps until the second moment has settled, then its momentum is compressed."""
+    """:class:`CompressedAdam`: dense steps until the second moment is frozen, then its momentum is compressed."""
 
     optimizer: CompressedAdam
 
     def __init__(self, optimizer: CompressedAdam, group: Group) -> None:
         self.optimizer = optimizer
-        self._group = group
+        self.exchanges = group.world_size > 1
         for backend in (optimizer.dense, optimizer.sparse):
             backend.group = group
 
@@ -173,20 +177,12 @@ class FrozenMoment(Exchange):
 
     @property
     def wires(self) -> Sequence[Segment]:
-        sparse = self.optimizer.sparse.segments
-        return (
-            sparse or self.optimizer.dense.segments
-        )  # the sparse exchange is built when the first one comes
+        # The sparse exchange is built when the first one comes.
+        return self.optimizer.sparse.segments or self.optimizer.dense.segments
 
     @property
-    def collective(self) -> str | None:
-        method = self.optimizer.sparse.method
-        return None if method is None or self._group.world_size == 1 else method.collective
-
-    @property
-    def residual_bytes(self) -> int:
-        method = self.optimizer.sparse.method
-        return 0 if method is None else method.residual_bytes
+    def method(self) -> Method | None:
+        return self.optimizer.sparse.method
 
     def statistics(self) -> Statistics | None:
         return self.optimizer.sparse.statistics()
@@ -222,47 +218,39 @@ def build_exchange(
     Raises:
         RanksDisagree: the ranks have different models, options or versions.
     """
+    named = list(zip(flat.names, flat.parameters, strict=True))
+    exchange: Exchange
     with same_on_all_ranks(group) as facts:
-        exchange = _built(scenario, method, params, freeze_after, flat, group)
-        named = zip(flat.names, flat.parameters, strict=True)
+        if freeze_after is None:
+            built = (
+                baseline(flat, group) if method == "dense" else build_method(method, flat, group, **params)
+            )
+            exchange = Averaged(built, group, _optimizer(scenario, params, flat, group))
+        else:
+            adam = CompressedAdam(
+                named,
+                lr=scenario.learning_rate,
+                weight_decay=scenario.weight_decay,
+                decoupled=scenario.optimizer == "adamw",
+                freeze_after=freeze_after,
+                method=method,
+                params=dict(params),
+                process_group=group.process_group,
+            )
+            exchange = FrozenMoment(adam, group)
         facts.update(
             description(method, params, named, optimizer=scenario.optimizer, freeze_after=freeze_after)
         )
     return exchange
 
 
-def _built(
-    scenario: TrainScenario,
-    method: str,
-    params: Mapping[str, Any],
-    freeze_after: int | None,
-    flat: FlatGradients,
-    group: Group,
-) -> Exchange:
-    named = list(zip(flat.names, flat.parameters, strict=True))
+def _optimizer(
+    scenario: TrainScenario, params: Mapping[str, Any], flat: FlatGradients, group: Group
+) -> torch.optim.Optimizer:
     rate, decay = scenario.learning_rate, scenario.weight_decay
-    if freeze_after is not None:
-        adam = CompressedAdam(
-            named,
-            lr=rate,
-            weight_decay=decay,
-            decoupled=scenario.optimizer == "adamw",
-            freeze_after=freeze_after,
-            method=method,
-            params=dict(params),
-            process_group=group.process_group,
-        )
-        return FrozenMoment(adam, group)
-    optimizer: torch.optim.Optimizer
-    if scenario.optimizer == "sgd":
-        corrected = float(params.get("momentum") or 0.0)
-        momentum = corrected or scenario.momentum
-        if corrected and group.world_size > 1:
-            optimizer = CorrectedSGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
-        else:
-            optimizer = torch.optim.SGD(flat.parameters, lr=rate, momentum=momentum, weight_decay=decay)
-    else:
-        kind = torch.optim.AdamW if scenario.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(flat.parameters, lr=rate, weight_decay=decay)
-    built = baseline(flat, group) if method == "dense" else build_method(method, flat, group, **params)
-    return Averaged(built, group, optimizer)
+    if scenario.optimizer != "sgd":
+        adam = torch.optim.AdamW if scenario.optimizer == "adamw" else torch.optim.Adam
+        return adam(flat.parameters, lr=rate, weight_decay=decay)
+    corrected = float(params.get("momentum") or 0.0)
+    sgd = CorrectedSGD if corrected and group.world_size > 1 else torch.optim.SGD
+    return sgd(flat.parameters, lr=rate, momentum=corrected or scenario.momentum, weight_decay=decay)

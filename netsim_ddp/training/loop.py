@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.framing import wire_bytes
-from netsim_ddp.communication.segments import Segment
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.ranks.channel import COMMUNICATING, COMPUTING
@@ -21,12 +20,12 @@ from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.execution import Execution
 from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.training.exchange import Exchange
-from netsim_ddp.training.faults import activation_fault, gradient_fault
 from netsim_ddp.training.precision import LossScaler, autocast
 from netsim_ddp.workloads.workload import Workload
 
 SMALLEST_SCALE = 2.0**-10
 """A loss scale starts at 65536; what overflows still at this one is not finite."""
+_REMEDY = "a lower --learning-rate, --warmup-epochs or --clip-norm 1"
 _SHOWN_AS = {"send": "communicate", "wire": "communicate"}
 
 
@@ -95,7 +94,7 @@ class Trainer:
         self.workload, self.flat, self.exchange, self.scaler = workload, flat, exchange, scaler
         self.totals = Totals()
         self.loss = 0.0
-        """Of the last step, the mean over its micro-batches."""
+        """The loss of the last step, the mean over its micro-batches."""
         self.pending: Pending | None = None
         self._accumulate = scenario.accumulate
         clips = [scenario.clip_norm, params.get("clip") if alone else None]
@@ -103,8 +102,8 @@ class Trainer:
         self._precision = scenario.precision
         self._say = say
         self._alone, self._forgiving = alone, params.get("nonfinite") == "skip"
-        self._finite = True
-        self._carried = 1.0
+        self._finite = self._taken = True
+        self._gradient_scale = 1.0
         """The loss's scale, where this step's gradient still has it."""
         self._where = ""
 
@@ -114,56 +113,44 @@ class Trainer:
         Raises:
             NetsimError: the loss, or outside of loss scaling a gradient, is not finite.
         """
-        self._where = where
-        self._rate = rate
+        self._where, self._rate = where, rate
         for group in self.exchange.optimizer.param_groups:
             group["lr"] = rate
-        taken = True
-
-        def play(run: Execution) -> None:
-            nonlocal taken
-            taken = self._play(run)
-
-        sample = execution.step(play)
+        sample = execution.step(self._play)
         sample.loss = self.loss
-        totals = self.totals
-        totals.add(sample)
-        totals.steps += 1
-        totals.skipped += not taken
+        self.totals.add(sample)
+        self.totals.steps += 1
+        self.totals.skipped += not self._taken
         return sample
 
-    def _play(self, execution: Execution) -> bool:
+    def _play(self, execution: Execution) -> None:
         execution.local("other", self._clear)
         for _ in range(self._accumulate):
             self._say(COMPUTING)
             execution.local("other", self._fetch)
             execution.local("compute", self._compute)
-            execution.local("other", self._look_at_the_batch)
+            execution.local("other", self._count_batch)
         execution.local("other", self._finish_gradient)
         self._say(COMMUNICATING)
-        taken = self._finite and self._exchange(execution)
+        self._taken = self._finite and self._exchange(execution)
         if self.scaler is not None:
-            self.scaler.update(taken=taken)
-            if not taken:
-                self._look_at_the_scale()
-        return taken
+            self.scaler.update(taken=self._taken)
+            if not self._taken:
+                self._check_scale()
 
     def _exchange(self, execution: Execution) -> bool:
         if self.pending is not None:
-            execution.local("other", self._settle)
+            execution.local("other", self._apply_pending)
         try:
-            taken = self.exchange.play(execution, None if self.scaler is None else self._carried)
+            taken = self.exchange.play(execution, None if self.scaler is None else self._gradient_scale)
         except NonFiniteGradient:  # on every rank
             if self.scaler is None:
                 raise
             taken = False
-        self._count(self.exchange.wires)
-        return taken
-
-    def _count(self, wires: Any) -> None:
-        segments: list[Segment] = list(wires)
+        segments = list(self.exchange.wires)
         self.totals.payload_bytes += cost.payload_bytes(segments)
         self.totals.predicted_bytes += wire_bytes(cost.messages(segments))
+        return taken
 
     def _clear(self) -> None:
         self.flat.clear()
@@ -199,7 +186,7 @@ class Trainer:
         parameter = gradient_fault(self.flat)
         return text if parameter is None else f"{text}: so is the gradient of {parameter}"
 
-    def _look_at_the_batch(self) -> None:
+    def _count_batch(self) -> None:
         totals = self.totals
         correct, counted = self.workload.correct(self._outputs.detach(), self._targets)
         totals.correct += int(correct)
@@ -211,12 +198,12 @@ class Trainer:
     def _finish_gradient(self) -> None:
         data = self.flat.data
         self.flat.gather()
-        self._carried = 1.0
+        self._gradient_scale = 1.0
         if self.scaler is not None and self.exchange.takes_scaled:
-            self._carried = self.scaler.scale
+            self._gradient_scale = self.scaler.scale
         elif self.scaler is not None:
             data.div_(self.scaler.scale)
-        # Several ranks under a scaler hear from the exchange that one of them has overflowed.
+        # Several ranks under a scaler learn from the exchange that one of them has overflowed.
         if self._alone or not (self._forgiving or self.scaler is not None):
             self._finite = all_finite(data)
             if not self._finite and not self._forgiving and self.scaler is None:
@@ -226,10 +213,10 @@ class Trainer:
                 )
         if self._clip is not None:
             norm = float(torch.linalg.vector_norm(data, dtype=torch.float64))
-            if norm > self._clip * self._carried:
-                data.mul_(self._clip * self._carried / norm)
+            if norm > self._clip * self._gradient_scale:
+                data.mul_(self._clip * self._gradient_scale / norm)
 
-    def _look_at_the_scale(self) -> None:
+    def _check_scale(self) -> None:
         """A gradient that is not finite at any scale would have every step skipped, without a word."""
         assert self.scaler is not None
         if self.scaler.scale < SMALLEST_SCALE and (parameter := gradient_fault(self.flat)) is not None:
@@ -238,7 +225,7 @@ class Trainer:
                 hint=_REMEDY,
             )
 
-    def _settle(self) -> None:
+    def _apply_pending(self) -> None:
         """Give the first step that is taken what a residual held."""
         pending, self.pending = self.pending, None
         assert pending is not None
@@ -251,4 +238,31 @@ class Trainer:
                 parameter.add_(view, alpha=-self._rate)
 
 
-_REMEDY = "a lower --learning-rate, --warmup-epochs or --clip-norm 1"
+def gradient_fault(flat: FlatGradients) -> str | None:
+    """The first parameter, in the model's order, whose gradient holds a NaN or inf."""
+    named = zip(flat.names, flat.views, strict=True)
+    return next((name for name, view in named if not bool(torch.isfinite(view).all())), None)
+
+
+def activation_fault(model: nn.Module, inputs: Tensor) -> str | None:
+    """The first layer, in the order of the forward pass, whose output for ``inputs`` holds a NaN or inf.
+
+    Runs the forward pass once more; a layer that draws random numbers may behave differently this time.
+    """
+    found: list[str] = []
+    hooks = []
+    for name, layer in model.named_modules():
+        if next(layer.children(), None) is None:
+
+            def look(_: nn.Module, __: object, output: object, name: str = name) -> None:
+                if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                    found.append(name or "the model itself")
+
+            hooks.append(layer.register_forward_hook(look))
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

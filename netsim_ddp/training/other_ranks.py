@@ -49,8 +49,11 @@ def _flat(tensors: Mapping[str, Tensor], trainer: Trainer) -> Tensor:
 
 
 def _into_gradient(saved: Mapping[str, Any], trainer: Trainer) -> float:
-    """How a residual is added to a gradient. Corrected momentum is in it already; a momentum that Adam's step adds up
-    (m = b1 m + (1 - b1) g) is worth 1 / (1 - b1) gradients."""
+    """Returns the factor with which a residual is added to a gradient.
+
+    Corrected momentum is in it already; a momentum that Adam's step adds up (m = b1 m + (1 - b1) g) is worth
+    1 / (1 - b1) gradients.
+    """
     if "velocity" in saved:
         return 0.0
     if isinstance(trainer.exchange, FrozenMoment):
@@ -61,7 +64,7 @@ def _into_gradient(saved: Mapping[str, Any], trainer: Trainer) -> float:
 def carried_momentum(
     optimizer: dict[str, Any], states: Sequence[dict[str, Any]], rule: str, ranks: int, names: Sequence[str]
 ) -> dict[str, Any]:
-    """The optimizer's saved state with corrected momentum where it lives now: each rank's velocity where there are
+    """The optimizer's saved state with corrected momentum where it belongs now: each rank's velocity where there are
     several, the optimizer's buffer where there is one. To be called before :func:`on_other_ranks`, which takes the
     velocity out of ``states``.
 

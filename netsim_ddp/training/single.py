@@ -15,7 +15,7 @@ from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.results.record import RankRecord, RepeatRecord
 from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.training.checkpoint import Manifest, Slot, settings_of, sums_of
+from netsim_ddp.training.checkpoint import Checkpoints, Manifest, settings_of, sums_of
 from netsim_ddp.units import format_bytes, format_duration
 
 TASK = "netsim_ddp.training.task:TrainTask"
@@ -28,7 +28,7 @@ class Training:
 
     Args:
         scenario: resolved.
-        slot: where its checkpoints go. start: the one that it goes on from.
+        checkpoints: where its checkpoints go. start: the one that it goes on from.
         traced: how many steps the ranks shall answer the laps of.
         log: whether it may write to the scenario's ``log_dir``.
     """
@@ -41,13 +41,19 @@ class Training:
         seed: int,
         learning_rate: float,
         *,
-        slot: Slot | None = None,
+        checkpoints: Checkpoints | None = None,
         start: tuple[Path, Manifest] | None = None,
         traced: int = 0,
         log: bool = True,
     ) -> None:
         self._scenario = scenario.model_copy(update={"seed": seed, "learning_rate": learning_rate})
-        self._link, self._method, self._seed, self._slot, self._start = link, method, seed, slot, start
+        self._link, self._method, self._seed, self._checkpoints, self._start = (
+            link,
+            method,
+            seed,
+            checkpoints,
+            start,
+        )
         self._traced, self._log_dir = traced, scenario.log_dir if log else None
         workers = scenario.workers
         self.history: list[EpochRecord] = []
@@ -64,27 +70,26 @@ class Training:
     def _take_over(self, manifest: Manifest) -> None:
         self.history = list(manifest.history)
         self.drops, self.retransmits = manifest.drops, manifest.retransmits
-        if manifest.world_size == self._scenario.workers:
-            self._tx_epoch, self._tx_total = list(manifest.tx_epoch), list(manifest.tx_total)
-            self._rx_total, self._payload = list(manifest.rx_total), list(manifest.payload)
-        else:  # the busiest rank's stand for every rank's
-            workers = self._scenario.workers
-            self._tx_epoch = [max(manifest.tx_epoch)] * workers
-            self._tx_total = [max(manifest.tx_total)] * workers
-            self._rx_total = [max(manifest.rx_total)] * workers
-            self._payload = [max(manifest.payload)] * workers
+        workers = self._scenario.workers
+
+        def of_ranks(values: list[int]) -> list[int]:
+            """Every rank's value; those of the busiest rank for all where the number of ranks is another."""
+            return list(values) if manifest.world_size == workers else [max(values)] * workers
+
+        self._tx_epoch, self._tx_total = of_ranks(manifest.tx_epoch), of_ranks(manifest.tx_total)
+        self._rx_total, self._payload = of_ranks(manifest.rx_total), of_ranks(manifest.payload)
 
     def run(
-        self, launcher: Launcher, learn: Callable[[Facts], None], tell: Callable[[str], None]
+        self, launcher: Launcher, on_facts: Callable[[Facts], None], on_epoch: Callable[[str], None]
     ) -> tuple[RepeatRecord, Facts]:
         """Train on ``launcher``'s ranks.
 
         Args:
-            learn: hears what the ranks know of themselves, before the first step.
-            tell: hears of every epoch, in a line.
+            on_facts: called before the first step with what every rank says of itself.
+            on_epoch: called with a line on every epoch.
 
         Returns:
-            The record, and what every rank answered.
+            The record, and every rank's own.
 
         Raises:
             RankError: a rank failed; ``history`` has the epochs before.
@@ -92,13 +97,13 @@ class Training:
 
         def gathered(point: str, values: list[Any]) -> None:
             if point == "built":
-                learn(values)
+                on_facts(values)
                 self._begin(values)
             elif point == "epoch":
                 self._count(values)
                 self._epoch = values
             elif point == "validated":
-                tell(self._end_epoch(values[0]))
+                on_epoch(self._end_epoch(values[0]))
             elif point == "checkpoint":
                 self._count(values)
                 self._commit(values)
@@ -110,7 +115,7 @@ class Training:
         scenario, method = self._scenario, self._method
         log = self._log_dir
         params: dict[str, Any] = {
-            "checkpoint": None if self._slot is None else str(self._slot.folder.resolve()),
+            "checkpoint": None if self._checkpoints is None else str(self._checkpoints.folder.resolve()),
             "resume": None,
             "log": None if log is None else str(Path(log).resolve() / method.id / f"seed-{self._seed}"),
             "trace": self._traced,
@@ -133,19 +138,19 @@ class Training:
         now = self._link.counters()
         for rank, value in enumerate(values):
             if now is not None and self._last is not None:
-                tx = now[rank].tx_bytes - self._last[rank].tx_bytes
-                rx = now[rank].rx_bytes - self._last[rank].rx_bytes
-                self.drops += now[rank].drops - self._last[rank].drops
-                self.retransmits += now[rank].retransmits - self._last[rank].retransmits
+                sent = now[rank].since(self._last[rank])
             else:
                 tx, rx = (new - old for new, old in zip(value["charged"], self._charged[rank], strict=True))
-            self._tx_epoch[rank] += tx
-            self._tx_total[rank] += tx
-            self._rx_total[rank] += rx
+                sent = Counters(tx, rx, drops=0, retransmits=0)
+            self.drops += sent.drops
+            self.retransmits += sent.retransmits
+            self._tx_epoch[rank] += sent.tx_bytes
+            self._tx_total[rank] += sent.tx_bytes
+            self._rx_total[rank] += sent.rx_bytes
         self._last, self._charged = now, [value["charged"] for value in values]
 
     def _end_epoch(self, validated: dict[str, Any]) -> str:
-        """Add the epoch's record; answers its line."""
+        """Add the epoch's record, and return its line."""
         totals = [value["totals"] for value in self._epoch]
         batches = sum(each["batches"] for each in totals)
         counted = sum(each["counted"] for each in totals)
@@ -173,9 +178,9 @@ class Training:
         return epoch_line(record, self._scenario.epochs)
 
     def _commit(self, values: Facts) -> None:
-        assert self._slot is not None
+        assert self._checkpoints is not None
         scenario = self._scenario
-        self._slot.commit(
+        self._checkpoints.commit(
             Manifest(
                 method=self._method.id,
                 params=dict(self._method.params),

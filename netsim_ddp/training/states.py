@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.workloads.workload import Workload
 
 SHARED = "shared.pt"
 
@@ -22,7 +21,7 @@ def rank_file(rank: int) -> str:
 
 
 def write_state(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Any]:
-    """Write and flush ``folder/name``; answers its sum, as the manifest holds it.
+    """Write and flush ``folder/name``; and return its checksum, as the manifest holds it.
 
     Raises:
         EnvironmentFault: the disk is full, or the folder cannot be written.
@@ -68,8 +67,3 @@ def split_model(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         {name: value for name, value in state.items() if name in shared},
         {name: value for name, value in state.items() if name not in shared},
     )
-
-
-def validation_samples(workload: Workload) -> int:
-    """The predictions that an accuracy is a fraction of."""
-    return sum(targets.numel() for _, targets in workload.validation_loader)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,41 +13,36 @@ import torch
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
-from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.errors import UsageError
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
-from netsim_ddp.ranks.process_group import choose_device, device_name, join, lasting_bps, ring_goodput
-from netsim_ddp.ranks.rank import Task
+from netsim_ddp.ranks.process_group import choose_device, lasting_bps
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.steps.cuda_clock import CudaClock
-from netsim_ddp.steps.execution import Concurrent
-from netsim_ddp.steps.first_model import share_first_model
-from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
+from netsim_ddp.steps.execution import Concurrent, step_timer
+from netsim_ddp.steps.model_task import ModelTask
+from netsim_ddp.steps.phases import StepSample
+from netsim_ddp.steps.programs import parameters_of
 from netsim_ddp.training import determinism
 from netsim_ddp.training.exchange import build_exchange
 from netsim_ddp.training.loop import Totals, Trainer
 from netsim_ddp.training.other_ranks import carried_momentum, on_other_ranks
 from netsim_ddp.training.precision import LossScaler
-from netsim_ddp.training.schedule import rate_at
 from netsim_ddp.training.states import (
     SHARED,
     rank_file,
     read_state,
     split_model,
-    validation_samples,
     write_state,
 )
 from netsim_ddp.training.tracker import MetricsTracker
-from netsim_ddp.workloads.workload import Workload, build_workload
+from netsim_ddp.workloads.workload import Workload
 
 SKIPPED_BEFORE_TRACE = 2
 STATISTICS_EVERY = 10
 
 
-class TrainTask(Task):
+class TrainTask(ModelTask):
     """Runs one training. Its ``params``: ``checkpoint`` (the folder for this training's, or None), ``resume`` (a
     checkpoint and the number of ranks that it is of, or None), ``log`` (a folder or None), ``trace`` (the laps of how
     many steps to return)."""
@@ -68,47 +60,28 @@ class TrainTask(Task):
     def run(self) -> None:
         job, scenario = self.job, self.scenario
         device = choose_device(scenario.device, job.rank)
-        determinism.settle(scenario.seed, job.rank)
-        self.say("building the model")
-        self._workload = workload = self._build_workload(device)
-        self._steps = self._steps_per_epoch(workload)
-        self.say("joining the process group")
-        slow = 400 * workload.parameters_count / job.spec.lowest_bps * 8
-        self._group, backend = join(self.channel, job, self.shared, device, spare_s=slow)
-        name = scenario.model
-        self._differed = share_first_model(self.channel, self._group, workload.model, name, self.say)
-        self._trainer = self._build_trainer(workload, self._group)
+        determinism.seed_everything(scenario.seed, job.rank)
+        first = job.rank == 0
+        self._workload = self.build(device, batch_size=scenario.batch_size, try_training=first)
+        self._steps = self._steps_per_epoch(self._workload)
+        self._group, facts = self.join(self._workload, device)
+        self._trainer = self._build_trainer(self._workload, self._group)
         if job.params["resume"] is not None:
             self._restore(Path(job.params["resume"]["folder"]), job.params["resume"]["world_size"])
-        if job.rank == 0 and job.params["log"] is not None:
-            at = self._epoch * self._steps + self._first_step
-            self._tracker = MetricsTracker(job.params["log"], first_step=at)
-        self.channel.gather("built", self._facts(device, backend))
-        self._execution = Concurrent(
-            StepTimer(CudaClock() if device.type == "cuda" else HostClock()), lambda: None
-        )
+        if first and job.params["log"] is not None:
+            step = self._epoch * self._steps + self._first_step
+            self._tracker = MetricsTracker(job.params["log"], first_step=step)
+        self.channel.gather("built", facts | self._facts(device))
+        self._execution = Concurrent(step_timer(device), lambda: None)
         self._train()
         if self._tracker is not None:
             self._tracker.close()
-        self.channel.result(self._report())
-        self.say("leaving")
-        self.channel.gather("done")
-
-    def _build_workload(self, device: torch.device) -> Workload:
-        scenario = self.scenario
-        return build_workload(
-            model=scenario.model,
-            dataset=scenario.dataset,
-            batch_size=scenario.batch_size,
-            rank=self.job.rank,
-            world_size=self.job.world_size,
-            seed=scenario.seed,
-            device=device,
-            data_dir=scenario.data_dir,
-            download=scenario.download,
-            text=scenario.text,
-            try_training=self.job.rank == 0,
-            refuse=check_types,
+        exchange = self._trainer.exchange
+        self.finish(
+            parameters_of(self._workload.model),
+            self._traced,
+            residual_bytes=exchange.residual_bytes,
+            collective=exchange.collective,
         )
 
     def _steps_per_epoch(self, workload: Workload) -> int:
@@ -133,28 +106,21 @@ class TrainTask(Task):
         alone = group.world_size == 1
         return Trainer(workload, flat, exchange, scaler, scenario, self.say, alone=alone, params=params)
 
-    def _facts(self, device: torch.device, backend: str) -> dict[str, Any]:
-        job, group, exchange = self.job, self._group, self._trainer.exchange
-        probed = None
-        if job.mechanism == "bucket" and group.world_size > 1:
-            probed = ring_goodput(self.channel, group, job, device)
-            if job.rank == 0:
-                shaped.shaped_group().begin()
-        dense = 2 * 4 * self._workload.parameters_count * 8 / lasting_bps(job)
-        ideal = cost.ideal_seconds(exchange.wires, lasting_bps(job)) or dense
+    def _facts(self, device: torch.device) -> dict[str, Any]:
+        job, workload = self.job, self._workload
+        probed = self.probe(self._group, device)
+        self.begin(self._group)
+        dense = 2 * 4 * workload.parameters_count * 8 / lasting_bps(job)
+        ideal = cost.ideal_seconds(self._trainer.exchange.wires, lasting_bps(job)) or dense
         if job.mechanism == "none":
             ideal = 0.0
         self.say("counting the validation set")
+        count = sum(targets.numel() for _, targets in workload.validation_loader) if job.rank == 0 else None
         return {
-            "ideal_s": ideal + 2 * job.spec.delay_s * 4 * group.world_size,
-            "parameters": self._workload.parameters_count,
-            "backend": backend,
-            "device": device_name(device),
+            "ideal_s": ideal + 2 * job.spec.delay_s * 4 * self._group.world_size,
             "probed_bps": probed,
-            "differed": self._differed,
-            "unused": self._workload.unused,
-            "validation_samples": validation_samples(self._workload) if job.rank == 0 else None,
-            "charged": self._charged(),
+            "validation_samples": count,
+            "charged": self.charged()[:2],
         }
 
     def _train(self) -> None:
@@ -187,7 +153,7 @@ class TrainTask(Task):
                 self._save()
 
     def _rate(self, epoch: int, step: int) -> float:
-        return rate_at(self.scenario, epoch + step / self._steps)
+        return self.scenario.rate_at(epoch + step / self._steps)
 
     def _due(self, done: int) -> bool:
         """Whether ``--checkpoint-every`` names this number of steps."""
@@ -195,7 +161,7 @@ class TrainTask(Task):
         return every is not None and done % every == 0
 
     def _validate(self) -> None:
-        """On rank 0 alone: all ranks hold the same parameters, and BatchNorm's statistics are rank 0's, as in DDP."""
+        """Validate on rank 0 alone: parameters are the same on all ranks, and BatchNorm's statistics its, as in DDP."""
         found: dict[str, Any] = {}
         self.say("validating")
         if self.job.rank == 0:
@@ -234,8 +200,8 @@ class TrainTask(Task):
             hook.remove()
 
     def _gather(self, point: str, value: dict[str, Any]) -> None:
-        """Meet where the command reads the link's counters; no rank sends meanwhile."""
-        self.channel.gather(point, {**value, "charged": self._charged()})
+        """Wait while the command reads the link's counters; no rank sends meanwhile."""
+        self.channel.gather(point, {**value, "charged": self.charged()[:2]})
 
     def _save(self) -> None:
         """Write this rank's part; the command makes a checkpoint of all parts."""
@@ -318,22 +284,3 @@ class TrainTask(Task):
             tx_bytes=sent,
             statistics=statistics,
         )
-
-    def _charged(self) -> list[int]:
-        """What the token bucket has charged this rank so far: bytes sent, bytes received."""
-        if self.shared.operations is None or self.job.world_size == 1:
-            return [0, 0]
-        return [round(value) for value in shaped.shaped_group().charged()]
-
-    def _report(self) -> dict[str, Any]:
-        parameters = [p.detach().reshape(-1).float().cpu() for p in self._workload.model.parameters()]
-        digest = hashlib.sha256(torch.cat(parameters).numpy().tobytes()).hexdigest()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {
-            "rank": self.job.rank,
-            "samples": [dataclasses.asdict(sample) for sample in self._traced],
-            "residual_bytes": self._trainer.exchange.residual_bytes,
-            "collective": self._trainer.exchange.collective,
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
-            "sha256": digest,
-        }

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.ranks.pool import Started
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.training_record import TunedRate
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.steps.runner import Event, Report
+from netsim_ddp.steps.experiment import Event, Experiment
 from netsim_ddp.training.single import Training
 
 
-def tune(
-    scenario: TrainScenario, cells: Sequence[Cell], on: Started, report: Report, save: Callable[[], None]
-) -> None:
-    """Try every rate of ``scenario``; each cell keeps the one with the lowest validation loss, and all of them.
+def tune(experiment: Experiment[TrainScenario]) -> None:
+    """Try every rate of the scenario; each cell keeps the one with the lowest validation loss, and all of them.
 
     A method with a rate of its own is left alone, and one that was tuned before.
 
@@ -26,6 +23,7 @@ def tune(
         UsageError: the tuning seed is one of those evaluated.
         RankError: a method diverges at every rate, or a rank failed.
     """
+    scenario = experiment.scenario
     rates, seed = scenario.tuned_rates, scenario.tune_seed
     if not rates or seed is None:
         return
@@ -33,12 +31,12 @@ def tune(
         raise UsageError(
             f"tune_seed {seed} is one of the seeds that are evaluated", hint="name another, or leave it out"
         )
-    for cell, method in zip(cells, scenario.methods, strict=True):
+    for cell, method in zip(experiment.result.cells, scenario.methods, strict=True):
         assert cell.recipe is not None
         if "lr" in method.params or best_rate(cell.recipe.tuned) is not None:
             continue
         cell.recipe.tune_seed = seed
-        tuned = [_try(scenario, cell, on, method, seed, rate, report) for rate in rates]
+        tuned = [_try(experiment, cell, method, seed, rate) for rate in rates]
         cell.recipe.tuned, best = tuned, best_rate(tuned)
         if best is None:
             raise RankError(
@@ -46,24 +44,19 @@ def tune(
                 hint="try lower ones with --tune-lr",
             )
         cell.recipe.learning_rate = best
-        report(Event("line", f"{cell.id}: learning rate {best:g} has the lowest validation loss"))
-        save()
+        experiment.report(Event("line", f"{cell.id}: learning rate {best:g} has the lowest validation loss"))
+        experiment.save()
 
 
 def _try(
-    scenario: TrainScenario,
-    cell: Cell,
-    on: Started,
-    method: MethodSpec,
-    seed: int,
-    rate: float,
-    report: Report,
+    experiment: Experiment[TrainScenario], cell: Cell, method: MethodSpec, seed: int, rate: float
 ) -> TunedRate:
     """One training; a rate at which it diverges is a finding."""
-    training = Training(scenario, on.link, method, seed, rate, log=False)
+    report = experiment.report
+    training = Training(experiment.scenario, experiment.link, method, seed, rate, log=False)
     report(Event("progress", f"{cell.id}, learning rate {rate:g}"))
     try:
-        record, _ = training.run(on.launcher, lambda _: None, lambda _: None)
+        record, _ = training.run(experiment.launcher, lambda _: None, lambda _: None)
     except RankError as error:
         if "not finite" not in error.message:
             raise

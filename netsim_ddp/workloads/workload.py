@@ -121,7 +121,6 @@ def build_workload(
     seed: int = 0,
     device: str | torch.device = "cpu",
     data_dir: str | Path | None = None,
-    download: bool = False,
     text: str | Path | None = None,
     try_training: bool = False,
     refuse: Callable[[Iterable[tuple[str, nn.Parameter]]], None] = lambda _: None,
@@ -134,7 +133,7 @@ def build_workload(
     instead of in the first step and gives lazy layers their shapes.
 
     Args:
-        data_dir, download, text: as in :func:`get_dataloaders`.
+        data_dir, text: as in :func:`get_dataloaders`.
         try_training: build a model of the user's once more beforehand, and take forward and backward of two inputs.
         refuse: gets the named parameters before the first input goes through, and raises a UsageError for one that
             the training cannot take: torch would only complain of the input that does not match it.
@@ -154,7 +153,6 @@ def build_workload(
         world_size,
         seed,
         data_dir=data_dir,
-        download=download,
         text=text,
         pin_memory=target.type == "cuda",
     )

@@ -12,25 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netsim_ddp.errors import RankError, UsageError
-from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.methods import MethodSpec
-from netsim_ddp.ranks.launcher import Launcher
-from netsim_ddp.ranks.pool import Started
+from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.report.export.trace import ROWS, trace_json
 from netsim_ddp.results.files import load, save
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.trace import TracedLap
 from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.scenario import TrainScenario, build
-from netsim_ddp.steps.runner import Event
-from netsim_ddp.training.checkpoint import Manifest, Slot
+from netsim_ddp.steps.experiment import Event
+from netsim_ddp.training.checkpoint import Checkpoints, Manifest
 from netsim_ddp.training.runner import train
 
 DEADLINE_S = 120
@@ -38,17 +35,14 @@ SMALL = {"epochs": 2, "steps_per_epoch": 6, "workers": 2, "methods": ["topk"], "
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
+def pool() -> Iterator[Pool]:
     """One fork server for all trainings; without a link it starts any number of ranks."""
-    with ExitStack() as stack:
-        link = stack.enter_context(HostLink(build(TrainScenario, {}).link_spec(), "none"))
-        yield stack.enter_context(
-            Launcher(link, build(TrainScenario, {"threads": 1, "timeout": "60s"}).resolved())
-        )
+    with Pool() as pool:
+        yield pool
 
 
 def run(
-    launcher: Launcher,
+    pool: Pool,
     *,
     report: Callable[[Event], None] = lambda _: None,
     trace: Callable[[Any], None] | None = None,
@@ -61,9 +55,7 @@ def run(
         if saved is not None:
             saved[:] = [result.model_copy(deep=True)]
 
-    with HostLink(scenario.link_spec(), "none") as link:
-        on = Started(link, launcher, None)
-        return train(scenario, command=["test"], report=report, save=keep, trace=trace, on=on)
+    return train(scenario, command=["test"], report=report, save=keep, trace=trace, pool=pool)
 
 
 def curve(cell: Cell) -> list[EpochRecord]:
@@ -83,9 +75,9 @@ def without_times(cell: Cell) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_it_learns_on_any_number_of_ranks(launcher: Launcher, workers: int) -> None:
+def test_it_learns_on_any_number_of_ranks(pool: Pool, workers: int) -> None:
     result = run(
-        launcher,
+        pool,
         workers=workers,
         methods=["dense", "topk,ratio=0.1"],
         learning_rate=0.3,
@@ -117,9 +109,9 @@ def test_it_learns_on_any_number_of_ranks(launcher: Launcher, workers: int) -> N
         assert topk.wire_reduction > 4
 
 
-def test_accumulated_batches_are_one_larger_batch(launcher: Launcher) -> None:
-    whole = run(launcher, methods=["dense"], batch_size=32)
-    split = run(launcher, methods=["dense"], batch_size=16, accumulate=2)
+def test_accumulated_batches_are_one_larger_batch(pool: Pool) -> None:
+    whole = run(pool, methods=["dense"], batch_size=32)
+    split = run(pool, methods=["dense"], batch_size=16, accumulate=2)
     for ours, theirs in zip(curve(split.cells[0]), curve(whole.cells[0]), strict=True):
         assert ours.steps == theirs.steps
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
@@ -127,10 +119,10 @@ def test_accumulated_batches_are_one_larger_batch(launcher: Launcher) -> None:
         assert ours.tx_bytes == theirs.tx_bytes  # exchanged once a step
 
 
-def test_a_learning_rate_is_tuned_on_a_seed_of_its_own(launcher: Launcher) -> None:
+def test_a_learning_rate_is_tuned_on_a_seed_of_its_own(pool: Pool) -> None:
     lines: list[str] = []
     result = run(
-        launcher,
+        pool,
         methods=["dense", "topk,lr=0.05"],
         momentum=0,
         steps_per_epoch=3,
@@ -148,19 +140,17 @@ def test_a_learning_rate_is_tuned_on_a_seed_of_its_own(launcher: Launcher) -> No
     assert any("diverges" in line for line in lines)
 
 
-def test_a_method_that_diverges_at_every_rate_is_not_trained_at_another(
-    launcher: Launcher, tmp_path: Path
-) -> None:
+def test_a_method_that_diverges_at_every_rate_is_not_trained_at_another(pool: Pool, tmp_path: Path) -> None:
     values = {"methods": ["dense"], "tune_lr": "1e8,1e9", "steps_per_epoch": 3, "checkpoint": str(tmp_path)}
     for again in (False, True):
         with pytest.raises(RankError, match=r"no learning rate of 1e\+08, 1e\+09 trains"):
-            run(launcher, resume=again, **values)
+            run(pool, resume=again, **values)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_layer(launcher: Launcher) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_layer(pool: Pool) -> None:
     saved: list[Result] = []
     with pytest.raises(RankError) as caught:
-        run(launcher, methods=["dense"], learning_rate=1e9, schedule="constant", saved=saved)
+        run(pool, methods=["dense"], learning_rate=1e9, schedule="constant", saved=saved)
     message = caught.value.message
     assert "rank " in message
     assert "not finite" in message
@@ -170,9 +160,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_layer(launche
     assert saved[0].cells[0].error == message
 
 
-def test_mixed_precision_learns_nearly_the_same(launcher: Launcher) -> None:
+def test_mixed_precision_learns_nearly_the_same(pool: Pool) -> None:
     few = {"methods": ["topk,ratio=0.1"], "steps_per_epoch": 3, "batch_size": 8}
-    full, brain, half = (run(launcher, precision=name, **few) for name in ("fp32", "bf16", "fp16"))
+    full, brain, half = (run(pool, precision=name, **few) for name in ("fp32", "bf16", "fp16"))
     for other in (brain, half):
         assert digest(other) != digest(full)
         for ours, theirs in zip(curve(other.cells[0]), curve(full.cells[0]), strict=True):
@@ -182,10 +172,10 @@ def test_mixed_precision_learns_nearly_the_same(launcher: Launcher) -> None:
     assert curve(half.cells[0])[0].tx_bytes == pytest.approx(curve(brain.cells[0])[0].tx_bytes, rel=0.02)
 
 
-def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(launcher: Launcher) -> None:
+def test_adam_compresses_its_momentum_once_the_second_moment_is_frozen(pool: Pool) -> None:
     notes: list[str] = []
     result = run(
-        launcher,
+        pool,
         report=lambda event: notes.append(event.text) if event.kind == "note" else None,
         optimizer="adamw",
         momentum=0,
@@ -210,16 +200,14 @@ EVERY: dict[str, Any] = {"checkpoint_every": "2steps", "methods": ["topk,values=
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def undisturbed(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     folder = tmp_path_factory.mktemp("whole") / "checkpoints"
-    return run(launcher, checkpoint=str(folder), **EVERY), folder
+    return run(pool, checkpoint=str(folder), **EVERY), folder
 
 
-def test_checkpoints_disturb_nothing_and_only_two_stay(
-    launcher: Launcher, undisturbed: tuple[Result, Path]
-) -> None:
+def test_checkpoints_disturb_nothing_and_only_two_stay(pool: Pool, undisturbed: tuple[Result, Path]) -> None:
     result, folder = undisturbed
-    plain = run(launcher, methods=EVERY["methods"])
+    plain = run(pool, methods=EVERY["methods"])
     assert digest(plain) == digest(result)
     assert without_times(plain.cells[0]) == without_times(result.cells[0])
     (slot,) = folder.glob("*/seed-0")
@@ -227,19 +215,17 @@ def test_checkpoints_disturb_nothing_and_only_two_stay(
     assert load(folder / "run.json").cells == result.cells
 
 
-def test_a_rank_killed_in_mid_epoch(
-    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
-) -> None:
+def test_a_rank_killed_in_mid_epoch(pool: Pool, undisturbed: tuple[Result, Path], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    killer = threading.Thread(target=_kill_a_rank, args=(launcher, folder, "step-000008"), daemon=True)
+    killer = threading.Thread(target=_kill_a_rank, args=(pool, folder, "step-000008"), daemon=True)
     killer.start()
     saved: list[Result] = []
     with pytest.raises(RankError, match=r"rank \d .*killed by SIGKILL"):
-        run(launcher, checkpoint=str(folder), saved=saved, **EVERY)
+        run(pool, checkpoint=str(folder), saved=saved, **EVERY)
     killer.join()
     assert saved[0].status == "partial"
     assert [epoch.epoch for epoch in saved[0].cells[0].repeats[0].epochs] == [1]
-    resumed = run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    resumed = run(pool, checkpoint=str(folder), resume=True, **EVERY)
     assert digest(resumed) == digest(undisturbed[0])
     assert without_times(resumed.cells[0]) == without_times(undisturbed[0].cells[0])
     mine, theirs = (r.cells[0].repeats[0].ranks[0] for r in (resumed, undisturbed[0]))
@@ -247,7 +233,7 @@ def test_a_rank_killed_in_mid_epoch(
 
 
 def test_a_damaged_or_missing_file_is_named(
-    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
+    pool: Pool, undisturbed: tuple[Result, Path], tmp_path: Path
 ) -> None:
     folder = _copy(undisturbed[1], tmp_path)
     (newest,) = folder.glob("*/seed-0/step-000012")
@@ -255,50 +241,50 @@ def test_a_damaged_or_missing_file_is_named(
     data[len(data) // 2] ^= 1
     (newest / "rank-1.pt").write_bytes(data)
     with pytest.raises(UsageError, match=r"rank-1\.pt is damaged") as caught:
-        run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+        run(pool, checkpoint=str(folder), resume=True, **EVERY)
     assert "step-000010" in str(caught.value.hint)
     (newest / "rank-1.pt").unlink()
     with pytest.raises(UsageError, match=r"rank-1\.pt cannot be read"):
-        run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+        run(pool, checkpoint=str(folder), resume=True, **EVERY)
     # The hint does what it says.
     (newest.parent / "latest").write_text("step-000010\n")
     result = load(folder / "run.json")
     result.cells[0].repeats = []  # or there would be nothing left to do
     save(result, folder / "run.json")
-    resumed = run(launcher, checkpoint=str(folder), resume=True, **EVERY)
+    resumed = run(pool, checkpoint=str(folder), resume=True, **EVERY)
     assert digest(resumed) == digest(undisturbed[0])
 
 
 def test_what_must_not_change_is_refused(
-    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path
+    pool: Pool, undisturbed: tuple[Result, Path], tmp_path: Path
 ) -> None:
     folder = undisturbed[1]
     with pytest.raises(UsageError, match="batch_size 16, not 8"):
-        run(launcher, checkpoint=str(folder), resume=True, batch_size=8, **EVERY)
+        run(pool, checkpoint=str(folder), resume=True, batch_size=8, **EVERY)
     with pytest.raises(UsageError, match=r"learning_rate 0.1, not 0.2"):
-        run(launcher, checkpoint=str(folder), resume=True, learning_rate=0.2, **EVERY)
+        run(pool, checkpoint=str(folder), resume=True, learning_rate=0.2, **EVERY)
     with pytest.raises(UsageError, match="2 workers, not 3") as caught:
-        run(launcher, checkpoint=str(folder), resume=True, **{**EVERY, "workers": 3})
+        run(pool, checkpoint=str(folder), resume=True, **{**EVERY, "workers": 3})
     assert "--resume-residuals sum" in str(caught.value.hint)
     with pytest.raises(UsageError, match="has 2 of 1 epochs behind it") as caught:
-        run(launcher, checkpoint=str(folder), resume=True, **{**EVERY, "epochs": 1})
+        run(pool, checkpoint=str(folder), resume=True, **{**EVERY, "epochs": 1})
     assert "--epochs 2 or more" in str(caught.value.hint)
     with pytest.raises(UsageError, match="has ended with 2 workers: its curve is not one of 3"):
-        run(launcher, checkpoint=str(folder), resume=True, resume_residuals="sum", **{**EVERY, "workers": 3})
+        run(pool, checkpoint=str(folder), resume=True, resume_residuals="sum", **{**EVERY, "workers": 3})
     with pytest.raises(UsageError, match="another run") as caught:
-        run(launcher, checkpoint=str(folder), **EVERY)
+        run(pool, checkpoint=str(folder), **EVERY)
     assert "--resume" in str(caught.value.hint)
     with pytest.raises(UsageError, match="nothing to resume"):
-        run(launcher, checkpoint=str(tmp_path), resume=True, **EVERY)
+        run(pool, checkpoint=str(tmp_path), resume=True, **EVERY)
 
 
 @pytest.mark.parametrize(("workers", "rule"), [(3, "sum"), (1, "sum"), (3, "drop")])
 def test_another_number_of_ranks_goes_on_by_a_rule(
-    launcher: Launcher, undisturbed: tuple[Result, Path], tmp_path: Path, workers: int, rule: str
+    pool: Pool, undisturbed: tuple[Result, Path], tmp_path: Path, workers: int, rule: str
 ) -> None:
     folder = _copy(undisturbed[1], tmp_path)
     result = run(
-        launcher,
+        pool,
         checkpoint=str(folder),
         resume=True,
         resume_residuals=rule,
@@ -359,9 +345,9 @@ def test_the_tool_killed_goes_on_from_the_command_line(
         assert list(log.glob("events.out.tfevents.*"))
 
 
-def test_the_steps_of_a_trace_are_there_for_every_rank_and_phase(launcher: Launcher) -> None:
+def test_the_steps_of_a_trace_are_there_for_every_rank_and_phase(pool: Pool) -> None:
     laps: list[TracedLap] = []
-    run(launcher, trace=laps.extend, epochs=1)
+    run(pool, trace=laps.extend, epochs=1)
     events = json.loads(trace_json(laps))["traceEvents"]
     named = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "thread_name"}
     assert named == {(rank, phase) for rank in (0, 1) for phase in ROWS}
@@ -396,9 +382,10 @@ def _await(ready: Callable[[], Any], ended: Callable[[], Any] = lambda: None) ->
         time.sleep(0.002)
 
 
-def _kill_a_rank(launcher: Launcher, folder: Path, checkpoint: str) -> None:
+def _kill_a_rank(pool: Pool, folder: Path, checkpoint: str) -> None:
     """SIGKILL one of the fork server's ranks once ``checkpoint`` is there."""
     _await(lambda: list(folder.glob(f"*/seed-0/{checkpoint}")))
+    (launcher,) = pool._launchers.values()
     server = launcher._server
     pid = server._child.pid  # type: ignore[union-attr]
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -407,14 +394,14 @@ def _kill_a_rank(launcher: Launcher, folder: Path, checkpoint: str) -> None:
 
 def test_slots_of_two_methods_are_apart(tmp_path: Path) -> None:
     one, other = build(TrainScenario, {"methods": ["topk", "my_module:factory,rank=2"]}).cells()
-    assert Slot(tmp_path, one, 0).folder != Slot(tmp_path, other, 0).folder
-    assert Slot(tmp_path, one, 0).folder != Slot(tmp_path, one, 1).folder
-    assert tmp_path in Slot(tmp_path, other, 0).folder.parents
+    assert Checkpoints(tmp_path, one, 0).folder != Checkpoints(tmp_path, other, 0).folder
+    assert Checkpoints(tmp_path, one, 0).folder != Checkpoints(tmp_path, one, 1).folder
+    assert tmp_path in Checkpoints(tmp_path, other, 0).folder.parents
 
 
 def test_the_newest_checkpoints_stay_when_their_numbers_grow_a_digit(tmp_path: Path) -> None:
     method = MethodSpec(name="topk")
-    slot = Slot(tmp_path, method, 0)
+    slot = Checkpoints(tmp_path, method, 0)
     slot.clear_parts()
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         part = slot.part(step)

@@ -48,7 +48,7 @@ def local(context: Context) -> Passed:
                     locals_.add(called)
                     found += [f"{called} calls {each}" for each in counter.distributed]
         # What a step leaves behind in the background is heard before the next one.
-        context.barrier.meet()
+        context.barrier.wait()
     shown = {"outside": "something outside the segments"}
     found += [
         f"{shown.get(call.where, call.where)} calls {call}"
@@ -118,7 +118,7 @@ def _unfinished(context: Context, run: Run, recorder: Recorder) -> Iterator[str]
     for late in range(context.group.world_size):
         for number, segment in run.wires(2 + late):
             called = _called(number, segment)
-            context.barrier.meet()
+            context.barrier.wait()
             if context.group.rank == late:
                 time.sleep(LATE_S)
             recorder.forget()
@@ -173,7 +173,7 @@ def _going_on(context: Context, run: Run) -> Iterator[str]:
                 if set(threading.enumerate()) - threads:
                     yield f"{called} has returned and its thread has not: do it all before that"
                 after[called].append(_spent(functools.partial(time.sleep, IDLE_S))[1])
-            context.barrier.meet()
+            context.barrier.wait()
     for called, rounds in after.items():
         if (least := min(rounds)) > IDLE_CPU_S:
             yield (
@@ -203,7 +203,7 @@ def _cpu_work(context: Context, run: Run) -> float:
                 recorder.forget()
             else:
                 for times, work in ((own, segment.run), (bare, functools.partial(_repeat, calls[called]))):
-                    context.barrier.meet()
+                    context.barrier.wait()
                     times[called].append(_spent(work))
     faults = [
         f"{called} takes {here * 1e3:.1f} ms of CPU time in {name}, its bare"
@@ -281,7 +281,7 @@ def times(context: Context) -> Passed:
                 with context.barrier.turn():
                     each["local_ms"] += _wall_ms(segment)
             else:
-                context.barrier.meet()
+                context.barrier.wait()
                 each["wire_ms"] += _wall_ms(segment)
     # The first two warm caches and connections.
     return Passed("", None, {name: median(each[name] for each in spent[2:]) for name in spent[0]})

@@ -16,8 +16,8 @@ from netsim_ddp.results.files import parse_json
 from netsim_ddp.results.merge import merge
 from netsim_ddp.results.record import Result
 from netsim_ddp.results.sides import side
-from netsim_ddp.scenario.catalogue import find
-from netsim_ddp.steps.runner import Event, Report
+from netsim_ddp.scenario.files import find
+from netsim_ddp.steps.experiment import Event, Report
 from netsim_ddp.tools.regress.methods import START, Available, takes
 from netsim_ddp.tools.regress.states import State
 
