@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netsim_ddp.results.stats import Estimate, mean_interval, paired_interval, ratio_interval, t_quantile
+from netsim_ddp.results.stats import Estimate, mean_interval, ratio_interval, t_quantile
 
 # Abramowitz & Stegun, table 26.10, and t(1) = tan(pi (p - 1/2)), t(2) = 2 (p - 1/2) sqrt(2 / (4 p (1 - p))).
 TABLE = [
@@ -63,18 +63,6 @@ def test_one_sample_says_nothing_of_its_error() -> None:
 def test_no_mean_of_nothing(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         mean_interval(samples)
-
-
-def test_pairs_cancel_what_they_share() -> None:
-    generator = np.random.default_rng(1)
-    seeds = generator.normal(0, 10, 8)
-    ours = (seeds + 1 + generator.normal(0, 0.01, 8)).tolist()
-    found = paired_interval(ours, seeds.tolist())
-    assert found.value == pytest.approx(1, abs=0.02)
-    assert found.half_width < 0.02
-    assert not holds(found, 0.0)
-    with pytest.raises(ValueError, match="argument 2 is"):
-        paired_interval([1.0, 2.0], [1.0])
 
 
 @pytest.mark.parametrize("count", [3, 10])

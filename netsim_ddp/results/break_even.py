@@ -94,12 +94,12 @@ def crossing(steps: Steps, slower_s: float = 0.0) -> float:
         return 0.0
     if pays == len(gain):
         return math.inf
-    return _zero(steps, pays - 1, base * (1 - np.exp(-gain)))
+    return zero(steps.inverse, pays - 1, base * (1 - np.exp(-gain)))
 
 
-def _zero(steps: Steps, left: int, values: F64) -> float:
-    """The rate between ``left`` and ``left + 1`` at which the line through ``values`` over 1 / rate is 0."""
-    x = steps.inverse
+def zero(x: F64, left: int, values: F64) -> float:
+    """Returns the rate between ``left`` and ``left + 1`` at which the line through ``values`` over ``x``, 1 / rate,
+    is 0."""
     above, below = float(values[left]), float(values[left + 1])
     return 1 / float(x[left] + (x[left + 1] - x[left]) * above / (above - below))
 
@@ -143,7 +143,7 @@ def _lines_meet(steps: Steps, left: int) -> float | None:
     """The rate between ``left`` and ``left + 1`` at which the lines through the means are equal."""
     (base, _, _), (ours, _, _) = steps.means
     apart = base - ours
-    return None if apart[left] * apart[left + 1] >= 0 else _zero(steps, left, apart)
+    return None if apart[left] * apart[left + 1] >= 0 else zero(steps.inverse, left, apart)
 
 
 def _edge(steps: Steps, left: int, decided: float, undecided: float) -> float:
@@ -194,14 +194,10 @@ def extrapolated(steps: Steps, slower_s: float = 0.0) -> float | None:
 
     Both steps are fitted as ``a + b / rate`` to their medians, relative errors weighing alike.
     """
-    if len(steps.rates) < FEWEST_RATES:
+    base, ours = (model(steps.inverse, row) for row in steps.medians)
+    if base is None or ours is None:
         return None
-    base, ours = steps.medians
-    lines = [fit(steps.inverse, row) for row in (base, ours)]
-    for (constant, slope), row in zip(lines, (base, ours), strict=True):
-        if np.max(np.abs((constant + slope * steps.inverse) / row - 1)) > WORST_FIT:
-            return None
-    saved, cost = lines[0][1] - lines[1][1], lines[1][0] + slower_s - lines[0][0]
+    saved, cost = base[1] - ours[1], ours[0] + slower_s - base[0]
     if saved <= 0:
         return None
     found = saved / cost if cost > 0 else math.inf
@@ -226,6 +222,15 @@ def continued(steps: Steps, to: float) -> list[tuple[float, float]]:
     at = np.geomspace(steps.rates[-1], to, _DRAWN)
     lines = (constant + slope / at for constant, slope in fits)
     return list(zip(at.tolist(), np.divide(*lines).tolist(), strict=True))
+
+
+def model(inverse: F64, steps: F64) -> tuple[float, float] | None:
+    """Returns :func:`fit`, or None where there are too few rates to show it, or the steps do not have that form."""
+    constant, slope = fit(inverse, steps)
+    fits = (
+        len(steps) >= FEWEST_RATES and np.max(np.abs((constant + slope * inverse) / steps - 1)) <= WORST_FIT
+    )
+    return (constant, slope) if fits else None
 
 
 def fit(inverse: F64, steps: F64) -> tuple[float, float]:

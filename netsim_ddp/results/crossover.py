@@ -63,13 +63,6 @@ class BreakEven:
             return extrapolated(self.steps, slower), False
         return found, found > 0
 
-    @property
-    def resolved(self) -> bool:
-        """Whether the interval says anything: it leaves at least one end of the range out."""
-        if self.low_bps is None or self.high_bps is None:
-            return False
-        return self.low_bps > self.lowest_bps or self.high_bps < self.highest_bps
-
 
 def break_evens(cells: Sequence[Cell], rival: Rival) -> list[BreakEven]:
     """The break-even of every method, in the order in which they were run, within each group of cells that share

@@ -122,11 +122,9 @@ def slowest(rows: list[Bulk]) -> Bulk | None:
 def host_limited(probe: Probe) -> bool:
     """Whether this host cannot carry all ranks' links at their full rate at once."""
     row = slowest(probe.together)
-    return row is not None and row.ceiling_bps is not None and below(row, HOST_TOLERANCE)
-
-
-def below(row: Bulk, tolerance: float) -> bool:
-    return row.ceiling_bps is not None and row.median_bps < (1 - tolerance) * row.ceiling_bps
+    if row is None or row.ceiling_bps is None:
+        return False
+    return row.median_bps < (1 - HOST_TOLERANCE) * row.ceiling_bps
 
 
 def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list[str]:

@@ -142,15 +142,6 @@ def mean_interval(samples: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, 0.95, count)
 
 
-def paired_interval(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """The mean of ``ours[i] - theirs[i]`` with its t-interval; i is one seed, so what both share cancels.
-
-    Raises:
-        ValueError: the sequences differ in length, and as :func:`mean_interval`.
-    """
-    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-
-
 def ratio_interval(base: Sequence[float], new: Sequence[float], *, seed: int = 0) -> Estimate:
     """median(new) / median(base) with an interval; both samples positive and independent of each other.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netsim_ddp.results.break_even import F64, FEWEST_RATES, WORST_FIT, fit, non_increasing
+from netsim_ddp.results.break_even import F64, model, non_increasing, zero
 from netsim_ddp.results.crossover import curves
 from netsim_ddp.results.record import Cell
 
@@ -42,8 +42,6 @@ class Utilisation:
     cell: Cell
     points: tuple[tuple[int, float], ...]
     needed: tuple[Needed, ...]
-    left_out: tuple[int, ...]
-    """Rates at which the host, not the link, set the method's pace."""
 
 
 def utilisations(cells: Sequence[Cell], levels: Sequence[float] = LEVELS) -> list[Utilisation]:
@@ -66,13 +64,11 @@ def utilisations(cells: Sequence[Cell], levels: Sequence[float] = LEVELS) -> lis
             if len(used) < 2:
                 continue
             rates = sorted(used)
-            limited = {cell.bandwidth_bps for cell in curve if cell.link.host_limited and cell.bandwidth_bps}
             found.append(
                 Utilisation(
                     cell=curve[0],
                     points=tuple((rate, used[rate]) for rate in rates),
                     needed=tuple(_needed(rates, [used[rate] for rate in rates], level) for level in levels),
-                    left_out=tuple(sorted(limited)),
                 )
             )
     return found
@@ -87,14 +83,10 @@ def _needed(rates: Sequence[int], utilisation: Sequence[float], level: float) ->
     if enough[0]:
         return Needed(level, float(rates[0]), "under")
     if enough[-1]:
-        right = int(np.argmax(enough))
-        share = (length[right - 1] - allowed) / (length[right - 1] - length[right])
-        return Needed(level, 1 / float(x[right - 1] + (x[right] - x[right - 1]) * share), "measured")
-    if len(rates) < FEWEST_RATES:
+        return Needed(level, zero(x, int(np.argmax(enough)) - 1, length - allowed), "measured")
+    if (line := model(x, length)) is None:
         return Needed(level, None, "over")
-    constant, slope = fit(x, length)
-    if np.max(np.abs((constant + slope * x) / length - 1)) > WORST_FIT:
-        return Needed(level, None, "over")
+    constant, slope = line
     if constant >= allowed:
         return Needed(level, None, "none")
     bps = slope / (allowed - constant)

@@ -29,7 +29,7 @@ from netsim_ddp.results.rank_test import (
     smallest_p,
     spread_of,
 )
-from netsim_ddp.results.stats import Estimate, paired_interval, ratio_interval, t_quantile
+from netsim_ddp.results.stats import Estimate, mean_interval, ratio_interval, t_quantile
 
 Verdict = Literal["faster", "slower", "better", "worse", "no change", "inconclusive"]
 
@@ -174,7 +174,8 @@ class Scores:
             return Judgement(
                 "no change", Estimate(0.0, 0.0, 0.0, 1.0, seeds), 1.0, 1.0, family, needed, enough
             )
-        difference = paired_interval(self.new, self.base)
+        # The mean over seeds: what both sides of a seed share cancels.
+        difference = mean_interval([new - base for base, new in zip(self.base, self.new, strict=True)])
         if adjusted <= alpha and seeds >= FEWEST and abs(difference.value) > self.floor:
             verdict: Verdict = "better" if (difference.value > 0) == self.more_is_better else "worse"
             return Judgement(verdict, difference, p, adjusted, family, needed, enough=True)
