@@ -42,6 +42,18 @@ def test_jobs_come_back_as_they_were(kind: type[Settings], values: dict[str, Any
     assert [job.rank for job in jobs] == list(range(settings.workers))
 
 
+def test_the_log_tells_cells_apart() -> None:
+    settings = build(Scenario, {"workers": 2, "methods": ["dense"], "baseline": "none"}).resolved()
+    with HostLink(settings.link_spec(), "none") as link:
+        labels = [
+            jobs_for(link, settings, "a.module:StepsTask", {}, method=method)[0].label
+            for method in settings.methods
+        ]
+        ready = jobs_for(link, settings, "a.module:ReadyTask", {})[0].label
+    assert labels == ["StepsTask, dense,overlap=off, repeat 1", "StepsTask, dense,overlap=on, repeat 1"]
+    assert ready == "ReadyTask, repeat 1"
+
+
 def test_a_task_says_which_settings_it_needs() -> None:
     settings = build(Scenario, {"workers": 2}).resolved()
     with HostLink(settings.link_spec(), "none") as link:

@@ -405,7 +405,7 @@ class TrainLink(LinkOptions):
 
 
 @dataclass
-class TrainPlace:
+class TrainRuntime:
     """Where ``netsim train`` runs, and what it keeps."""
 
     link: Mechanism = None

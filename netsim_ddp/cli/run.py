@@ -37,11 +37,11 @@ def run(
     files: FileOptions,
 ) -> None:
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
-    scenario, place = scenario_here(given(link, methods, model, how), files.config)
+    scenario, cluster = scenario_here(given(link, methods, model, how), files.config)
     if show_commands:
         _print_commands(scenario.link_spec(), scenario.link)
         return
-    scenario, hosts = hub(scenario, place)
+    scenario, hosts = hub(scenario, cluster)
     from netsim_ddp.steps import runner
 
     execute(files, "netsim run --config", _render, functools.partial(runner.run, scenario, hosts=hosts))

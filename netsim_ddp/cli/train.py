@@ -16,7 +16,7 @@ from netsim_ddp.cli.options import (
     TrainLink,
     TrainMethods,
     TrainOptions,
-    TrainPlace,
+    TrainRuntime,
 )
 from netsim_ddp.cli.saving import execute
 from netsim_ddp.cli.streams import say
@@ -33,7 +33,7 @@ def train(
     model: ModelOptions,
     how: TrainOptions,
     link: TrainLink,
-    place: TrainPlace,
+    runtime: TrainRuntime,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +43,7 @@ def train(
     files: FileOptions,
 ) -> None:
     """Train a model, compressed beside dense, on real workers: accuracy, and time until it is reached."""
-    values = given(methods, model, how, link, place)
+    values = given(methods, model, how, link, runtime)
     config = files.config
     from netsim_ddp.errors import UsageError
     from netsim_ddp.link.hosts import cluster_environment

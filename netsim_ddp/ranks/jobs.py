@@ -47,6 +47,12 @@ class Job:
     def rank(self) -> int:
         return self.endpoint.rank
 
+    @property
+    def label(self) -> str:
+        """What its ranks are for, as the log says it: the task, the cell and the repeat."""
+        method = f", {self.method.id}" if self.method.name else ""
+        return f"{self.task.rpartition(':')[2]}{method}, repeat {self.repeat + 1}"
+
     def settings_as(self, kind: type[S]) -> S:
         """The settings, which are of this kind."""
         if not isinstance(self.settings, kind):

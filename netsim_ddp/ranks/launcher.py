@@ -156,7 +156,7 @@ class Launcher:
             RankTimeout: no rank made progress for too long.
         """
         self.starts += 1
-        _log.info("forking %d ranks for %s", len(jobs), _named(jobs[0]))
+        _log.info("forking %d ranks for %s", len(jobs), jobs[0].label)
         ranks = [_RankState(rank, Lines(ours)) for rank, ours in enumerate(self.start(jobs))]
         try:
             return _EventLoop(self, ranks, gathered, self._settings.timeout_s).run()
@@ -332,12 +332,6 @@ class _EventLoop:
             each.finished = point == "done"
             with suppress(BrokenPipeError, ConnectionResetError):  # it died since; the server will say how
                 send(each.lines.connection, {"values": values})
-
-
-def _named(job: Job) -> str:
-    """What its ranks are for, as the log says it."""
-    method = f", {job.method.id}" if job.method.name else ""
-    return f"{job.task.rpartition(':')[2]}{method}, repeat {job.repeat + 1}"
 
 
 def _environment(threads: int) -> dict[str, str]:
