@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from netsim_ddp.errors import NetsimError
@@ -40,7 +40,7 @@ class _Made:
     warnings: list[str] = field(default_factory=list)
 
 
-class Pool:
+class Pool(AbstractContextManager["Pool"]):
     """Links and fork servers; leaving it takes all of them away.
 
     Args:
@@ -56,9 +56,6 @@ class Pool:
         self._stack = ExitStack()
         self.spent_s = 0.0
         """How long making and probing have taken so far."""
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.clear()

@@ -61,7 +61,7 @@ def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | 
             for name in (*fields, *others):
                 values.pop(name, None)
         values[key] = value
-    return _validate(kind, values, frozenset(overrides), str(config) if config else None)
+    return validate_as(kind, values, str(config) if config else None, flags=frozenset(overrides))
 
 
 def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
@@ -70,19 +70,15 @@ def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenari
 
 
 def validate_as(
-    kind: type[AnySettings], values: Mapping[str, Any], source: str | None, sets: frozenset[str] = frozenset()
-) -> AnySettings:
-    """:func:`validate` for any settings; ``sets`` are the keys that came with ``--set``."""
-    return _validate(kind, values, frozenset(), source, sets)
-
-
-def _validate(
     kind: type[AnySettings],
     values: Mapping[str, Any],
-    flags: frozenset[str],
     source: str | None,
+    *,
     sets: frozenset[str] = frozenset(),
+    flags: frozenset[str] = frozenset(),
 ) -> AnySettings:
+    """:func:`validate` for any settings; ``sets`` are the keys that came with ``--set``, ``flags`` those that are
+    flags."""
     quantities = {name: spelling.fields[0] for name, spelling in kind.spellings.items()}
     examples = {key: str(each.default) for key, each in kind.model_fields.items()} | dict(kind.examples)
     origin = Origin(values, flags, source, quantities, examples, sets)

@@ -251,7 +251,7 @@ def _settings(matrix: Matrix, axes: Values, kind: type[AnySettings]) -> AnySetti
         values["methods"] = [axes["methods"]]
     if isinstance(name := values.get("link_profile"), str):
         values = with_profile(values, name)
-    return validate_as(kind, values, matrix.source, matrix.sets & values.keys())
+    return validate_as(kind, values, matrix.source, sets=matrix.sets & values.keys())
 
 
 def parse_set(texts: Iterable[str], load: Callable[[str], Any]) -> dict[str, Any]:
