@@ -152,13 +152,13 @@ def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list
         if ideal is None:
             continue
         off_s = message.median_s - ideal
-        early_s = packet_s if off_s < 0 and probe.link.mechanism == "tc" else 0.0
-        late_s = 0.0
-        if off_s > 0:
-            late_s = _slow_start_s(message.size_bytes, probe.link.delay_s) + _host_way_s(probe.round_trip)
         if off_s > 0 and not lossless:
             continue  # what TCP sends again comes late
-        if abs(off_s) > max(MESSAGE_TOLERANCE * ideal, MESSAGE_FLOOR_S) + early_s + jitter_s + late_s:
+        if off_s > 0:
+            own_s = _slow_start_s(message.size_bytes, probe.link.delay_s) + _host_way_s(probe.round_trip)
+        else:
+            own_s = packet_s if probe.link.mechanism == "tc" else 0.0
+        if abs(off_s) > max(MESSAGE_TOLERANCE * ideal, MESSAGE_FLOOR_S) + jitter_s + own_s:
             found.append(
                 f"a message of {format_bytes(message.size_bytes)} after idle takes "
                 f"{format_duration(message.median_s)}, {_off(message.median_s, ideal)} the line's "

@@ -170,11 +170,9 @@ def spread_of(*sides: Sequence[float]) -> float | None:
 
     None where no side has two samples: a single run shows no noise.
     """
-    squares, freedom = 0.0, 0
-    for side in sides:
-        logs = np.log(np.asarray(side, dtype=np.float64))
-        squares += float(((logs - logs.mean()) ** 2).sum()) if len(logs) else 0.0
-        freedom += max(len(logs) - 1, 0)
+    logs = [np.log(np.asarray(side, dtype=np.float64)) for side in sides if len(side)]
+    squares = sum(float(((each - each.mean()) ** 2).sum()) for each in logs)
+    freedom = sum(len(each) - 1 for each in logs)
     return math.sqrt(squares / freedom) if freedom else None
 
 

@@ -35,10 +35,6 @@ class _Paired:
     resolution: float = 0.0
 
     @property
-    def points(self) -> list[float]:
-        return [mine - dense for dense, mine in self.accuracies]
-
-    @property
     def percents(self) -> list[float]:
         return [100 * (mine / dense - 1) for dense, mine in self.losses]
 
@@ -172,9 +168,10 @@ def _verdicts(one: _Paired, said: dict[str, Judgement], family: int) -> dict[str
     if one.losses:
         found["loss_difference_percent"] = mean_of(one.percents)
     if one.accuracies:
-        difference = mean_of(one.points)
+        difference = mean_of([mine - dense for dense, mine in one.accuracies])
         found["difference_points"] = difference
-        found["resolvable_points"] = resolvable(difference, one.resolution)
+        if difference.ci_high is not None:  # a single seed resolves nothing
+            found["resolvable_points"] = max(difference.ci_high - difference.mean, one.resolution)
     if one.accuracies or one.losses:
         found["verdict"] = _verdict(accuracy, loss, said, one)
     return found
@@ -202,14 +199,6 @@ def _verdict(accuracy: Said | None, loss: Said | None, said: dict[str, Judgement
     else:
         within = share.ci_high is not None and share.ci_high <= 100 * FLOOR
     return "within" if within and first.enough else "not resolvable"
-
-
-def resolvable(difference: MeanInterval, resolution: float) -> float | None:
-    """What a mean difference must exceed to be told from none: its interval's half width, and at least one validation
-    sample. None from a single seed, which resolves nothing."""
-    if difference.ci_high is None:
-        return None
-    return max(difference.ci_high - difference.mean, resolution)
 
 
 def _times(

@@ -213,11 +213,11 @@ def fastest_of(samples: Sequence[Sequence[float]], family: int, *, alpha: float 
     to reach. To be wrong, the mark must be wrong against the truly fastest: more methods make that rarer.
     """
     first, *others = sorted(range(len(samples)), key=lambda i: median(samples[i]))
-    for other in others:
-        (found,) = judge([Times(samples[other], samples[first])], alpha=alpha / max(family, 1))
-        if found.verdict != "faster":
-            return None
-    return first if others else None
+    level = alpha / max(family, 1)
+    claimed = all(
+        judge([Times(samples[other], samples[first])], alpha=level)[0].verdict == "faster" for other in others
+    )
+    return first if others and claimed else None
 
 
 def too_few(base: int, new: int, family: int, needed: int) -> str:
