@@ -27,7 +27,7 @@ from netsim_ddp.results.comparison import (
 )
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
-from netsim_ddp.results.identity import RULES, differ
+from netsim_ddp.results.identity import RULES, differ, other_work
 from netsim_ddp.results.subjects import Figure, Key, Subject, names
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Judgement, Scores, Times, judge
 
@@ -74,18 +74,17 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
     Raises:
         NothingComparable: no cell is on both sides, or none has a figure that the rules look at.
     """
-    for key in base.work.keys() & new.work.keys():
-        if base.work[key] != new.work[key]:
-            raise NothingComparable(
-                f"nothing is comparable: {key} is {base.work[key]} in {base.name} and {new.work[key]} in {new.name}"
-            )
+    if (key := other_work(base.work, new.work)) is not None:
+        raise NothingComparable(
+            f"nothing is comparable: {key} is {base.work[key]} in {base.name} and {new.work[key]} in {new.name}"
+        )
     ours, theirs = _by_key(new.subjects), _by_key(base.subjects)
     shown = names([*base.subjects, *new.subjects])
     pairs = {key: Pair(name=shown[key]) for key in theirs if key in ours}
     asked = [
         (pair, figure, question)
-        for key, pair in pairs.items()
-        for figure, question in _questions(pair, theirs[key], ours[key], rules)
+        for same, pair in pairs.items()
+        for figure, question in _questions(pair, theirs[same], ours[same], rules)
     ]
     judged = judge([question for _, _, question in asked], alpha=rules.alpha)
     for (pair, figure, question), found in zip(asked, judged, strict=True):

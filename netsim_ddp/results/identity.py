@@ -197,6 +197,11 @@ def same_machine(one: Mapping[str, object], other: Mapping[str, object]) -> bool
     return all(one.get(key) == other.get(key) for key in MACHINE)
 
 
+def other_work(base: Mapping[str, object], new: Mapping[str, object]) -> str | None:
+    """Returns the first of :data:`WORK` in which two files differ, that both hold; None where they did the same."""
+    return next((key for key in WORK if key in base and key in new and base[key] != new[key]), None)
+
+
 def rules(cell: Cell, result: Result) -> dict[str, str]:
     """Returns the rules that ``cell`` of ``result`` was measured by."""
     found = curve_rules(cell, result)

@@ -9,7 +9,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.results.benchmarks import is_benchmarks, machine, of_benchmarks
 from netsim_ddp.results.compare import Side
 from netsim_ddp.results.files import decode, parse_json, read_bytes
-from netsim_ddp.results.identity import LIBRARIES, WORK
+from netsim_ddp.results.identity import LIBRARIES, WORK, other_work
 from netsim_ddp.results.record import Result
 from netsim_ddp.results.subjects import Subject, joined, of_result
 
@@ -23,12 +23,11 @@ def sides_of(paths: Sequence[Path]) -> Side:
     sides = [side_of(path) for path in paths]
     first = sides[0]
     for other in sides[1:]:
-        for key in first.work.keys() & other.work.keys():
-            if first.work[key] != other.work[key]:
-                raise UsageError(
-                    f"{key} is {first.work[key]} in {first.name} and {other.work[key]} in {other.name}",
-                    hint="files of one side must have measured the same",
-                )
+        if (key := other_work(first.work, other.work)) is not None:
+            raise UsageError(
+                f"{key} is {first.work[key]} in {first.name} and {other.work[key]} in {other.name}",
+                hint="files of one side must have measured the same",
+            )
     subjects: dict[object, list[Subject]] = {}
     for each in sides:
         for subject in {subject.key: subject for subject in reversed(each.subjects)}.values():
