@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from netsim_ddp.communication.framing import acknowledgement_bytes
 from netsim_ddp.link.base import Counters
-from netsim_ddp.link.bucket.schedule import Sent
 from netsim_ddp.results.record import RankRecord, RepeatRecord, StepRecord
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.phases import StepSample, step_records
+
+_SAMPLES = TypeAdapter(list[StepSample])
 
 
 def repeat_record(
@@ -34,7 +37,7 @@ def repeat_record(
     Returns:
         The record of the repeat, and how many packets its link dropped and sent again.
     """
-    samples = [[_sample(raw) for raw in record["samples"]] for record in records]
+    samples = [_SAMPLES.validate_python(record["samples"]) for record in records]
     rows = list(zip(*samples, strict=True))
     if model is not None and rows:
         model.warm(rows[0], warmup)
@@ -80,11 +83,3 @@ def _step_records(samples: Sequence[StepSample], model: LinkModel | None) -> lis
         return records
     update = {"exchange_s": found.took_s, "model_s": found.model_s, "line_s": found.line_s}
     return [record.model_copy(update=update) for record in records]
-
-
-def _sample(raw: dict[str, Any]) -> StepSample:
-    laps = [(phase, begin, end) for phase, begin, end in raw["laps"]]
-    transfers = [(begin, end) for begin, end in raw["transfers"]]
-    sent = [Sent(one["kind"], tuple(one["sizes"]), one["itemsize"]) for one in raw["sent"]]
-    until = [(lap, moment) for lap, moment in raw["until"]]
-    return StepSample(**{**raw, "laps": laps, "transfers": transfers, "sent": sent, "until": until})
