@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket.clock import LinkClock
@@ -15,6 +14,8 @@ from netsim_ddp.link.tc.plan import Shapes, plan, script
 from netsim_ddp.scenario import build_scenario
 
 RATES = st.integers(10**6, 10**10)
+SPECS = TypeAdapter(LinkSpec)
+"""A specification as a job carries it to another host."""
 
 
 @st.composite
@@ -27,7 +28,7 @@ def specs(draw: st.DrawFn) -> LinkSpec:
 
 @given(specs())
 def test_a_link_survives_json(spec: LinkSpec) -> None:
-    assert LinkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert SPECS.validate_json(SPECS.dump_json(spec)) == spec
 
 
 @given(specs())
@@ -114,7 +115,7 @@ def test_a_timeline_from_the_start_on_is_what_the_link_starts_with() -> None:
     lines = [line for line in script(spec) if " tbf " in line]
     assert not any("1000000000bit" in line for line in lines)
     assert sum("rate 10000000bit" in line for line in lines) == 1
-    assert LinkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert SPECS.validate_json(SPECS.dump_json(spec)) == spec
 
 
 def test_a_timeline_that_never_changes_the_link_is_a_steady_link() -> None:

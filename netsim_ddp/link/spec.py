@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -207,16 +206,6 @@ class LinkSpec:
             yield f"{changes}{again}"
         if self.peak_bps is not None:
             yield f"{format_rate(self.peak_bps)} for {format_bytes(self.credit_bytes or 0)} of credit"
-
-    def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads, in types that JSON has."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        slow = tuple(RankRate(**each) for each in data["slow_ranks"])
-        timeline = tuple(Change(**each) for each in data["timeline"])
-        return cls(**{**data, "slow_ranks": slow, "timeline": timeline})
 
 
 def goodput(rate_bps: float) -> float:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from pydantic import SkipValidation, TypeAdapter
+
 from netsim_ddp.link.base import Endpoint, Link
 from netsim_ddp.link.bucket.operations import OperationTable
 from netsim_ddp.link.spec import LinkSpec
@@ -34,7 +36,7 @@ class Job:
     """
 
     task: str
-    settings: Settings
+    settings: SkipValidation[Settings]
     method: MethodSpec
     params: Mapping[str, Any]
     repeat: int
@@ -58,6 +60,9 @@ class Job:
         if not isinstance(self.settings, kind):
             raise TypeError(f"{self.task} needs a {kind.__name__}, not a {type(self.settings).__name__}")
         return self.settings
+
+
+_JOBS = TypeAdapter(list[Job])
 
 
 def jobs_for(
@@ -84,33 +89,17 @@ def settings_from_json(document: Mapping[str, Any]) -> Settings:
     return KINDS[document["kind"]].model_validate(document["values"])
 
 
-def to_json(jobs: Sequence[Job]) -> dict[str, Any]:
-    """``jobs`` of one repeat, which differ in their endpoints alone, without their settings."""
-    first = jobs[0]
-    return {
-        "task": first.task,
-        "method": first.method.model_dump(mode="json"),
-        "params": dict(first.params),
-        "repeat": first.repeat,
-        "mechanism": first.mechanism,
-        "spec": first.spec.to_json(),
-        "world_size": first.world_size,
-        "endpoints": [dataclasses.asdict(job.endpoint) for job in jobs],
-    }
-
-
-def from_json(document: Mapping[str, Any], settings: Settings) -> list[Job]:
-    """The jobs that :func:`to_json` has written."""
-    common = (
-        document["task"],
-        settings,
-        MethodSpec.model_validate(document["method"]),
-        document["params"],
-        document["repeat"],
-        document["mechanism"],
-        LinkSpec.from_json(document["spec"]),
+def to_json(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """``jobs`` as JSON carries them, without their settings."""
+    found: list[dict[str, Any]] = _JOBS.dump_python(
+        list(jobs), mode="json", exclude={"__all__": {"settings"}}
     )
-    return [Job(*common, Endpoint(**each), document["world_size"]) for each in document["endpoints"]]
+    return found
+
+
+def from_json(documents: Sequence[Mapping[str, Any]], settings: Settings) -> list[Job]:
+    """The jobs that :func:`to_json` has written, checked again; all have these ``settings``."""
+    return _JOBS.validate_python([{**each, "settings": settings} for each in documents])
 
 
 @dataclasses.dataclass(frozen=True)
