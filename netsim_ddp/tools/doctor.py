@@ -295,16 +295,6 @@ def _step(cell: Cell) -> str:
 
 
 _REINSTALL = "pip install --force-reinstall torch torchvision (both from one index)"
-_NUMBA = "pip install numba (until then the torch twin selects, several times slower)"
-_CACHE = (
-    "set NUMBA_CACHE_DIR to a folder you can write to; pip uninstall numba: the slower torch twin selects"
-)
-_MODULE = (
-    "tc links then have delay, jitter and loss by tun (see below) or not at all; sudo modprobe sch_netem brings it, "
-    "on Ubuntu after apt install linux-modules-extra-$(uname -r)"
-)
-_GPU = "install a torch that is built for this driver and GPU; --device cpu --backend gloo work without"
-_SHOW = "netsim run --workers 2 --bandwidth 100mbps --method topk shows the whole error"
 
 CHECKS: Mapping[str, _Plan] = {
     "python": _Plan(python, 20, "install Python 3.11 or newer: make run PYTHON=python3.12"),
@@ -313,14 +303,29 @@ CHECKS: Mapping[str, _Plan] = {
     "numpy": _Plan(lambda: _version("numpy"), 60, "pip install --force-reinstall numpy"),
     "torch": _Plan(lambda: _version("torch"), 120, _REINSTALL),
     "torchvision": _Plan(lambda: _version("torchvision"), 120, _REINSTALL),
-    "numba": _Plan(numba, 60, _NUMBA),
-    "kernel": _Plan(kernel, 180, _CACHE),
-    "gpu": _Plan(gpu, 120, _GPU),
+    "numba": _Plan(numba, 60, "pip install numba (until then the torch twin selects, several times slower)"),
+    "kernel": _Plan(
+        kernel,
+        180,
+        "set NUMBA_CACHE_DIR to a folder you can write to; pip uninstall numba: the slower torch twin selects",
+    ),
+    "gpu": _Plan(
+        gpu,
+        120,
+        "install a torch that is built for this driver and GPU; --device cpu --backend gloo work without",
+    ),
     "tc": _Plan(tc, 90, "use --link bucket"),
-    "netem": _Plan(netem, 90, _MODULE),
+    "netem": _Plan(
+        netem,
+        90,
+        "tc links then have delay, jitter and loss by tun (see below) or not at all; sudo modprobe sch_netem brings it,"
+        " on Ubuntu after apt install linux-modules-extra-$(uname -r)",
+    ),
     "tun": _Plan(tun, 90, REMEDY_TUN),
     "gloo": _Plan(gloo, 180, _REINSTALL),
-    "step": _Plan(step, 240, _SHOW),
+    "step": _Plan(
+        step, 240, "netsim run --workers 2 --bandwidth 100mbps --method topk shows the whole error"
+    ),
 }
 """Every check by its name, in the order in which ``netsim doctor`` runs them."""
 

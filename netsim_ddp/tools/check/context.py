@@ -113,8 +113,11 @@ class Run:
         self.steps = self.last = 0
         """Steps begun, and the number of the segment that ran last."""
 
-    def walk(self, gradient: Tensor) -> Iterator[tuple[int, Segment]]:
-        """Begin a step in which this rank's gradient is ``gradient``, [N]; the caller runs each segment."""
+    def walk(self, gradient: Tensor) -> Iterator[tuple[str, Segment]]:
+        """Begin a step in which this rank's gradient is ``gradient``, [N]; the caller runs each segment.
+
+        Yields what each segment is called in messages, and the segment.
+        """
         self.flat.data.copy_(gradient)
         self.steps += 1
         for number, segment in enumerate(self.segments):
@@ -122,15 +125,17 @@ class Run:
             # Whoever hangs is then behind those that wait for it.
             doing = COMPUTING if isinstance(segment, Local) else COMMUNICATING
             self.context.progress(self.steps, f"{doing}{self.about}")
-            yield number, segment
+            # What is neither a Local nor a Wire has another check.
+            kind, detail = ("local segment", "phase") if isinstance(segment, Local) else ("wire", "operation")
+            yield f"the {kind} {number} ({getattr(segment, detail, None)})", segment
 
-    def wires(self, number: int) -> Iterator[tuple[int, Wire]]:
+    def wires(self, number: int) -> Iterator[tuple[str, Wire]]:
         """Begin step ``number``, run its local segments, and have the caller run each wire."""
-        for index, segment in self.walk(self.gradient(number)):
+        for called, segment in self.walk(self.gradient(number)):
             if isinstance(segment, Local):
                 segment.run()
             else:
-                yield index, segment
+                yield called, segment
 
     def gradient(self, number: int) -> Tensor:
         """Returns this rank's gradient of step ``number``, [N]."""

@@ -27,21 +27,13 @@ IDLE_S, IDLE_CPU_S = 0.02, 2e-3
 PAYLOAD_TOLERANCE, PAYLOAD_SPARE = 0.02, 64
 
 
-def _called(number: int, segment: Segment) -> str:
-    """``segment`` in words."""
-    if isinstance(segment, Local):
-        return f"the local segment {number} ({segment.phase})"
-    return f"the wire {number} ({segment.operation})"
-
-
 def local(context: Context) -> Passed:
     """No operation, store, socket or wait in a local segment, of whatever size; the link's counters come after."""
     recorder, run = Recorder(context.group.rank, context.group.world_size), Run(context, MIDDLE)
     found, locals_ = list[str](), set[str]()
     with recorder.installed():
         for step in range(STEPS):
-            for number, segment in run.walk(run.gradient(step)):
-                called = _called(number, segment)
+            for called, segment in run.walk(run.gradient(step)):
                 with recorder.at(called), OperationCounter(recorder) as counter:
                     segment.run()
                 if isinstance(segment, Local):
@@ -97,8 +89,7 @@ def _start_in_turn(context: Context, run: Run) -> None:
     def say(doing: str) -> None:
         context.progress(run.steps, doing)
 
-    for number, segment in run.wires(1):
-        called = _called(number, segment)
+    for called, segment in run.wires(1):
         say("waiting for its turn")
         for rank in range(context.group.world_size):
             if rank == context.group.rank:
@@ -116,8 +107,7 @@ def _unfinished(context: Context, run: Run, recorder: Recorder) -> Iterator[str]
     """A step in which each rank in turn comes late: no ``finish`` may return before its exchange is over."""
     idle = dict[str, bool]()
     for late in range(context.group.world_size):
-        for number, segment in run.wires(2 + late):
-            called = _called(number, segment)
+        for called, segment in run.wires(2 + late):
             context.barrier.wait()
             if context.group.rank == late:
                 time.sleep(LATE_S)
@@ -152,8 +142,7 @@ def _computing(run: Run, recorder: Recorder) -> Iterator[str]:
             )
 
     for step in range(2):
-        for number, segment in run.wires(10 + step):
-            called = _called(number, segment)
+        for called, segment in run.wires(10 + step):
             yield from counted(f"start() of {called}", segment.start)
             yield from counted(f"finish() of {called}", segment.finish)
             payload = functools.partial(getattr, segment, "payload_bytes")
@@ -165,8 +154,7 @@ def _going_on(context: Context, run: Run) -> Iterator[str]:
     """Threads at work after a local segment has returned: new ones, or CPU time in the least of several rounds."""
     after = defaultdict[str, list[float]](list)
     for step in range(3):
-        for number, segment in run.walk(run.gradient(15 + step)):
-            called = _called(number, segment)
+        for called, segment in run.walk(run.gradient(15 + step)):
             threads = set(threading.enumerate())
             segment.run()
             if isinstance(segment, Local):
@@ -194,8 +182,7 @@ def _cpu_work(context: Context, run: Run) -> float:
     calls = dict[str, list[Call]]()
     own, bare = (defaultdict[str, list[tuple[float, float]]](list) for _ in range(2))
     for step in range(ROUNDS):
-        for number, segment in run.wires(20 + step):
-            called = _called(number, segment)
+        for called, segment in run.wires(20 + step):
             if called not in calls:
                 with recorder.installed():
                     segment.run()
@@ -246,10 +233,10 @@ def sends(context: Context) -> Passed:
     before = context.charged()
     with recorder.installed():
         for step in range(STEPS):
-            for number, segment in run.wires(step):
+            for called, segment in run.wires(step):
                 recorder.forget()
                 segment.run()
-                faults.append(_payload_fault(context, segment, number, recorder.calls))
+                faults.append(_payload_fault(context, segment, called, recorder.calls))
             declared += wire_bytes(cost.messages(run.segments))
     context.count()
     charged = context.charged() - before
@@ -257,7 +244,7 @@ def sends(context: Context) -> Passed:
     return Passed("", data={"declared": declared, "charged": charged})
 
 
-def _payload_fault(context: Context, segment: Wire, number: int, calls: list[Call]) -> str | None:
+def _payload_fault(context: Context, segment: Wire, called: str, calls: list[Call]) -> str | None:
     if not calls:
         return None  # nothing that this can see; the counters see it
     least, most = sum(call.least for call in calls), sum(call.most for call in calls)
@@ -266,7 +253,7 @@ def _payload_fault(context: Context, segment: Wire, number: int, calls: list[Cal
         return None
     handed = f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
     return (
-        f"payload_bytes of {_called(number, segment)} says {told:,} and rank {context.group.rank} handed over {handed}"
+        f"payload_bytes of {called} says {told:,} and rank {context.group.rank} handed over {handed}"
         f" ({', '.join(str(call) for call in calls[:3])})"
     )
 

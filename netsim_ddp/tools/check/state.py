@@ -96,7 +96,14 @@ def residual(context: Context) -> Passed:
     after = max(float(run.average(torch.zeros(run.numel)).norm()) for _ in range(2))
     tensors = [leaf for leaf in tree_leaves(run.method.state_dict()) if isinstance(leaf, Tensor)]
     everything = sum(each.nbytes for each in tensors)
-    kept = _like_gradients(context, tensors, run.numel)
+    # Floating tensors that are shaped like the gradient, one of its parameters, or a rank's share of it.
+    ranks, shapes = context.group.world_size, set(MIDDLE.values())
+    shares = {run.numel, run.numel // ranks, -(-run.numel // ranks), *(math.prod(shape) for shape in shapes)}
+    kept = sum(
+        each.nbytes
+        for each in tensors
+        if each.is_floating_point() and (tuple(each.shape) in shapes or each.numel() in shares)
+    )
     reachable = _reachable_bytes(run)
     fault = None
     if told == 0 and after > 1e-3 * float(average.norm()):
@@ -113,17 +120,6 @@ def residual(context: Context) -> Passed:
     context.agree(fault)
     found = f"{format_bytes(told)}, of {format_bytes(everything)} in its state"
     return Passed(found if told else "no residual, as it says")
-
-
-def _like_gradients(context: Context, tensors: list[Tensor], numel: int) -> int:
-    """Bytes of floating tensors that are shaped like the gradient, one of its parameters, or a rank's share of it."""
-    ranks, shapes = context.group.world_size, set(MIDDLE.values())
-    shares = {numel, numel // ranks, -(-numel // ranks), *(math.prod(shape) for shape in shapes)}
-    return sum(
-        each.nbytes
-        for each in tensors
-        if each.is_floating_point() and (tuple(each.shape) in shapes or each.numel() in shares)
-    )
 
 
 def _reachable_bytes(run: Run) -> int:
