@@ -86,10 +86,8 @@ class Collection:
     @cached_property
     def colours(self) -> list[str]:
         """Every method once, dense first, then as they come: the order that colours and markers follow."""
-        found = dict.fromkeys(
-            entry.colour for entry in sorted(self.entries, key=lambda entry: not entry.dense)
-        )
-        return list(found)
+        dense_first = sorted(self.entries, key=lambda entry: not entry.dense)
+        return list(dict.fromkeys(entry.colour for entry in dense_first))
 
     @property
     def title(self) -> str:

@@ -68,11 +68,6 @@ class Steps:
             found.append((means, variances, np.asarray([len(each) - 1.0 for each in logs])))
         return found
 
-    @property
-    def repeats(self) -> int:
-        """The fewest samples that any step has."""
-        return min(len(samples) for pair in self.pairs for samples in pair)
-
 
 def crossing(steps: Steps, slower_s: float = 0.0) -> float:
     """The rate, bit/s, below which the method's step is the shorter one; infinite where it is so at all rates
@@ -114,7 +109,7 @@ def interval(steps: Steps) -> tuple[float, float] | None:
     and is counted in. With two rates there are no neighbours and the model is taken at its word. An end at the lowest
     or highest rate says "there or beyond"; both ends at one of them, that the crossing lies beyond it.
     """
-    if steps.repeats < 2:
+    if min(len(samples) for pair in steps.pairs for samples in pair) < 2:
         return None
     accepted = [ends for left in range(len(steps.rates) - 1) if (ends := _accepted(steps, left))]
     # The estimate is one of medians, the test one of means: where they disagree, both stand. It is the whole answer

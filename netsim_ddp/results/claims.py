@@ -34,13 +34,8 @@ def claims(cells: Sequence[Cell]) -> dict[int, Claim]:
 
     fp32 dense is a baseline, not a method; a rival is not held against itself.
     """
-    found: list[tuple[Cell, Cell]] = []
-    for cell in cells:
-        if cell.summary is None or is_dense(cell):
-            continue
-        rival = named_rival(cell, cells)
-        if rival is not None and rival is not cell:
-            found.append((cell, rival))
+    rivals = [(cell, named_rival(cell, cells)) for cell in cells if cell.summary and not is_dense(cell)]
+    found = [(cell, rival) for cell, rival in rivals if rival is not None and rival is not cell]
     judged = judge([Times(repeat_medians(rival), repeat_medians(cell)) for cell, rival in found])
     return {
         id(cell): Claim(cell, rival, judgement)

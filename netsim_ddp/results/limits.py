@@ -87,8 +87,10 @@ def is_limited(cell: Cell) -> bool:
 def bound(cell: Cell, baseline: Cell) -> Bound:
     """What the ratio baseline / ``cell`` of their steps is, where one of them or both are host-limited: with the method
     limited its speedup is at least that, with the baseline limited at most."""
-    if cell.link.host_limited and baseline.link.host_limited:
-        return "none"
-    if cell.link.host_limited:
-        return ">="
-    return "<=" if baseline.link.host_limited else ""
+    bounds: dict[tuple[bool, bool], Bound] = {
+        (False, False): "",
+        (True, False): ">=",
+        (False, True): "<=",
+        (True, True): "none",
+    }
+    return bounds[cell.link.host_limited, baseline.link.host_limited]

@@ -219,11 +219,9 @@ def notes(cells: Sequence[Cell]) -> list[str]:
             )
         all_steps = [slowest_steps(repeat) for repeat in cell.repeats]
         for number, steps in enumerate(all_steps, start=1):
-            change = stats.drift([step.wall_s for step in steps])
-            if change is not None:
-                how = "faster than it starts: raise --warmup"
-                if change > 0:
-                    how = "slower than it starts: is another program or a hot processor slowing it?"
+            if (change := stats.drift([step.wall_s for step in steps])) is not None:
+                slower = "slower than it starts: is another program or a hot processor slowing it?"
+                how = slower if change > 0 else "faster than it starts: raise --warmup"
                 found.append(f"{cell.id}: run {number} ends {abs(change):.0%} {how}")
         wall = math.fsum(step.wall_s for steps in all_steps for step in steps)
         phases = math.fsum(getattr(step, name) for steps in all_steps for step in steps for name in PHASES)

@@ -133,7 +133,7 @@ class Times:
             shown = detectable(count, other, spread, level) if min(count, other) >= FEWEST else None
             repeats = repeats_to_detect(change, spread, level, least=FEWEST)
         if not enough and not significant:
-            why = too_few(count, other, family, needed)
+            why = f"{count} against {other} repeats; a claim needs {needed} against {needed} ({comparisons(family)})"
         elif significant and self._exceeds_floor(ratio.value):
             why = "processes of one side differ by as much as the two sides"
         elif significant:
@@ -218,11 +218,6 @@ def fastest_of(samples: Sequence[Sequence[float]], family: int, *, alpha: float 
         judge([Times(samples[other], samples[first])], alpha=level)[0].verdict == "faster" for other in others
     )
     return first if others and claimed else None
-
-
-def too_few(base: int, new: int, family: int, needed: int) -> str:
-    """``3 against 3 repeats; a claim needs 6 (8 comparisons)``."""
-    return f"{base} against {new} repeats; a claim needs {needed} against {needed} ({comparisons(family)})"
 
 
 def comparisons(family: int) -> str:
