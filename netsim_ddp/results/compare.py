@@ -117,7 +117,7 @@ def compare(base: Side, new: Side, rules: Rules) -> Comparison:
 
 
 def _by_key(subjects: Iterable[Subject]) -> dict[Key, Subject]:
-    """A cell that stands twice in a file is its first."""
+    """Returns the subjects by key; where a file holds a cell twice, the first of the two."""
     found: dict[Key, Subject] = {}
     for subject in subjects:
         found.setdefault(subject.key, subject)
@@ -219,7 +219,7 @@ def _score_row(figure: str, asked: Scores, found: Judgement, rules: Rules) -> Sc
 
 
 def _of_rules(base: Side, new: Side) -> list[str]:
-    """Why cells that are on both sides are not compared: by one rule on the one, by another on the other."""
+    """Returns why cells of both sides are not compared: they were measured by different rules."""
     theirs = {_without_rules(subject): subject for subject in new.subjects}
     both = ((known, other) for known in base.subjects if (other := theirs.get(_without_rules(known))))
     found = (differ(known.identity, base.name, other.identity, new.name) for known, other in both)
@@ -231,7 +231,7 @@ def _without_rules(subject: Subject) -> Key:
 
 
 def _notes(base: Side, new: Side) -> list[str]:
-    """What a reader must know before a ratio of times."""
+    """Returns what must be known before a ratio of times is read."""
     differ = [
         f"{key} {value} and {new.machine[key]}"
         for key, value in base.machine.items()
@@ -252,7 +252,7 @@ def _notes(base: Side, new: Side) -> list[str]:
 
 
 def _of_processes(base: Side, new: Side) -> list[str]:
-    """What samples of few processes cannot show."""
+    """Returns what samples from a few processes cannot show."""
     counts = [len(one.processes) for side in (base, new) for one in side.subjects if one.processes]
     if not counts or min(counts) >= FEWEST:
         return []

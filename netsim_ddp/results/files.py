@@ -100,8 +100,8 @@ def parse_json(content: bytes, *, source: str) -> Result:
 
 
 def _validated(content: bytes) -> Result:
-    """``content`` straight into records. Tens of thousands of them are born and none dies, which the cycle collector
-    would look through again and again: a file of 200 cells loads five times as fast without it."""
+    """``content`` straight into records. Tens of thousands are created and none is freed, and the cycle collector
+    would look through all of them again and again: a file of 200 cells loads five times as fast without it."""
     collecting = gc.isenabled()
     gc.disable()
     try:

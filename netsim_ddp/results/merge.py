@@ -14,7 +14,7 @@ def merge(results: Sequence[Result]) -> Result:
     """One result with all repeats, in the order given; summaries are computed anew.
 
     Args:
-        results: at least one, of the same code and scenario on the same machine: whoever calls sees to that.
+        results: at least one, of the same code and scenario on the same machine: the caller makes sure of that.
 
     Raises:
         UsageError: they do not have the same cells, or were measured by different rules.

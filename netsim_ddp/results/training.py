@@ -40,7 +40,7 @@ class _Paired:
 
     @property
     def diverged(self) -> bool:
-        """A loss is no number where dense's is one: nothing that statistics need to decide."""
+        """Returns whether a loss is not finite where dense's is: worse, without any statistics."""
         return not all(math.isfinite(mine) for _, mine in self.losses)
 
     @property

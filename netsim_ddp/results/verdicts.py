@@ -225,7 +225,7 @@ def comparisons(family: int) -> str:
 
 
 def of_family(family: int, alpha: float = ALPHA) -> str:
-    """What every table says of its claims: ``7 comparisons, Holm at 5%``."""
+    """Returns what every table says of its claims: ``7 comparisons, Holm at 5%``."""
     return f"{comparisons(family)}, Holm at {100 * alpha:.3g}%"
 
 
