@@ -31,11 +31,13 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import LARGEST, Group, Local, Method, Segment
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest
-from netsim_ddp.compression.lowrank import orthonormalise
 from netsim_ddp.errors import UsageError
 
 COMPARED_EVERY = 100
 """Steps between two comparisons of the ranks' results; the first step's is compared too."""
+
+_DEPENDENT = 1e-5
+"""A row of which projecting leaves less than this fraction depends on those before it, up to float32's rounding."""
 
 
 @dataclass(frozen=True)
@@ -331,3 +333,25 @@ def _stacked(
         m.name: stack[i] for group, stack in zip(groups, stacks, strict=True) for i, m in enumerate(group)
     }
     return stacks, single
+
+
+def orthonormalise(rows: Tensor) -> None:
+    """Make the rows of every matrix orthonormal, in place, by Gram-Schmidt.
+
+    A row that is zero or depends on those before it becomes zero: what rounding left of it has no direction, and
+    normalised it would break the others' orthogonality. Each row is projected twice, which is enough for rounding
+    (Giraud, Langou and Rozloznik 2005, section 3).
+
+    Args:
+        rows: float32 [batch, rank, length], finite, with rank at most length.
+    """
+    if rows.numel():  # by powers of two, so that no square over- or underflows and no bit changes
+        exponent = torch.frexp(rows.abs().amax(dim=2, keepdim=True)).exponent.clamp(-126, 126)
+        rows.copy_(torch.ldexp(rows, -exponent))
+    for i in range(rows.shape[1]):
+        row, done = rows[:, i : i + 1], rows[:, :i]
+        before = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        for _ in range(2 if i else 0):
+            row.baddbmm_(row @ done.transpose(1, 2), done, alpha=-1)
+        after = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        row.mul_(torch.where(after > _DEPENDENT * before, 1 / after, 0.0))

@@ -54,7 +54,8 @@ class ThresholdSelector(Selector):
             part = flat[start:stop]
             out = values[first : first + self.most(stop - start, k)]
             where = indices[first : first + out.numel()]
-            count = self._by_threshold(segment, part, k, out, where) if _pays(stop - start, k) else -1
+            pays = stop - start >= _SMALL and k * _DENSE < stop - start
+            count = self._by_threshold(segment, part, k, out, where) if pays else -1
             if count < 0:
                 count = k
                 kernels.select(part, host_table([0, stop - start]), host_table([k]), out[:k], where[:k])
@@ -131,10 +132,6 @@ class FittedSelector(ThresholdSelector):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._stages = dict(state["stages"])
-
-
-def _pays(n: int, k: int) -> bool:
-    return n >= _SMALL and k * _DENSE < n
 
 
 def above(part: Tensor, threshold: float, values: Tensor, indices: Tensor) -> int:

@@ -73,10 +73,8 @@ class Exit:
     def __str__(self) -> str:
         if self.signal is None:
             return f"exit code {self.code}"
-        try:
-            return f"killed by {signal.Signals(self.signal).name}"
-        except ValueError:
-            return f"killed by signal {self.signal}"
+        names = {each.value: each.name for each in signal.Signals}
+        return f"killed by {names.get(self.signal, f'signal {self.signal}')}"
 
 
 class Process(ABC):

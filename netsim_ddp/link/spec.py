@@ -111,8 +111,7 @@ class LinkSpec:
     @cached_property
     def varies(self) -> bool:
         """Whether its rates depend on when one looks: a trace of one rate does not change, however long it is."""
-        ranks = range(self.workers)
-        rates = {tuple((now.up(r), now.down(r)) for r in ranks) for _, now in self.stretches()}
+        rates = {tuple(map(now._of, range(self.workers))) for _, now in self.stretches()}
         return self.peak_bps is not None or len(rates) > 1
 
     @cached_property

@@ -403,12 +403,11 @@ def _largest(samples: Sequence[Sample], source: str) -> list[Sample]:
     found = [each for each in samples if each.size == size]
     took = median(each.time.value for each in found)
     smaller = [each for each in samples if each.size <= size / 1.5]
+    shown = size >= ENOUGH_BYTES or took >= ENOUGH_S
     if smaller:
         near = max(each.size for each in smaller)
         before = median(each.time.value for each in smaller if each.size == near)
         shown = took / before - 1 >= min(MUCH, GROWTH * (size / near - 1))
-    else:
-        shown = size >= ENOUGH_BYTES or took >= ENOUGH_S
     if not shown:
         raise UsageError(
             f"{source}: {size} bytes, the largest size, take hardly longer than none: that shows no rate",

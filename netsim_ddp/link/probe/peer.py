@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from netsim_ddp.link.base import die_with_parent
 
@@ -108,42 +108,28 @@ def serve(control: socket.socket) -> None:
     with control.makefile("r", encoding="ascii") as lines:
         for line in lines:
             order = json.loads(line)
-            send, receive = _TRANSFERS[order["transfer"]]
+            listener = None
             if "listen" in order:
                 listener = socket.create_server((order["listen"], 0))
                 listener.settimeout(DEADLINE_S)
                 answer(port=listener.getsockname()[1])
-                work = threading.Thread(target=_accept, args=(listener, receive, order, answer))
-            else:
-                work = threading.Thread(target=_connect, args=(send, order, answer))
-            work.daemon = True
-            work.start()
+            threading.Thread(target=_carry_out, args=(order, answer, listener), daemon=True).start()
 
 
-def _accept(
-    listener: socket.socket, receive: Callable[..., None], order: dict[str, Any], answer: Answer
-) -> None:
-    with listener, listener.accept()[0] as connection:
-        _prepare(connection)
-        receive(connection, order, answer)
-
-
-def _connect(send: Callable[..., None], order: dict[str, Any], answer: Answer) -> None:
-    with socket.create_connection(tuple(order["connect"]), timeout=DEADLINE_S) as connection:
-        _prepare(connection)
-        send(connection, order, answer)
-
-
-def _prepare(connection: socket.socket) -> None:
-    connection.settimeout(DEADLINE_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def main(fd: int) -> NoReturn:
-    die_with_parent()
-    serve(socket.socket(fileno=fd))
-    sys.exit(0)
+def _carry_out(order: dict[str, Any], answer: Answer, listener: socket.socket | None) -> None:
+    """Receive on a connection to ``listener``, or connect and send where there is none."""
+    send, receive = _TRANSFERS[order["transfer"]]
+    if listener is None:
+        connection = socket.create_connection(tuple(order["connect"]), timeout=DEADLINE_S)
+    else:
+        with listener:
+            connection = listener.accept()[0]
+    with connection:
+        connection.settimeout(DEADLINE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        (send if listener is None else receive)(connection, order, answer)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    die_with_parent()
+    serve(socket.socket(fileno=int(sys.argv[1])))
