@@ -140,10 +140,9 @@ def _rendezvous(environ: Mapping[str, str], names: Sequence[str]) -> tuple[str, 
 def _master(environ: Mapping[str, str]) -> str:
     if environ.get("MASTER_ADDR"):
         return environ["MASTER_ADDR"]
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST")
-    if not nodes:
-        raise UsageError("MASTER_ADDR is not set", hint="export MASTER_ADDR as the address of rank 0's host")
-    return first_host(nodes)
+    if nodes := environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST"):
+        return first_host(nodes)
+    raise UsageError("MASTER_ADDR is not set", hint="export MASTER_ADDR as the address of rank 0's host")
 
 
 def _port(environ: Mapping[str, str]) -> int:

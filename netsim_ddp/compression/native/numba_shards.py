@@ -27,9 +27,7 @@ def partition(
     i = 0
     for s in range(bits.size):
         end = offsets[s + 1]
-        if i == k:
-            break
-        if indices[i] >= end:
+        if i == k or indices[i] >= end:
             continue
         begin, shift, count = np.int32(offsets[s]), np.int32(bits[s]), np.uint32(parts[s])
         mask = np.int32((1 << bits[s]) - 1)
@@ -74,10 +72,6 @@ def write(
     i = 0
     for s in range(bits.size):
         end = starts[s + 1]
-        if i == k:
-            break
-        if local[i] >= end:
-            continue
         start, shift, count, turn, begin = starts[s], bits[s], parts[s], turns[s], offsets[s]
         mask = (1 << shift) - 1
         while i < k and local[i] < end:

@@ -89,16 +89,18 @@ class CreditRate:
         self._base, self._peak, self._credit = base_bps, peak_bps, credit
         self.spent, self.since = spent, since
 
+    def _spent_at(self, start: float) -> float:
+        """Bits of credit that are still gone at ``start``."""
+        return max(0.0, self.spent - self._base * max(0.0, start - self.since))
+
     def _peak_seconds(self, start: float) -> float:
         """How long the peak can be held from ``start`` on."""
-        saved = self._base * max(0.0, start - self.since)
-        return (self._credit - max(0.0, self.spent - saved)) / (self._peak - self._base)
+        return (self._credit - self._spent_at(start)) / (self._peak - self._base)
 
     def _send(self, start: float, seconds: float) -> None:
         """Note that the side worked for ``seconds``: the peak spends what it takes beyond the base."""
         fast = min(seconds, self._peak_seconds(start))
-        saved = self._base * max(0.0, start - self.since)
-        self.spent = max(0.0, self.spent - saved) + fast * (self._peak - self._base)
+        self.spent = self._spent_at(start) + fast * (self._peak - self._base)
         self.since = max(self.since, start + seconds)
 
     def end(self, start: float, work: float) -> float:

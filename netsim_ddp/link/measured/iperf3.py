@@ -164,17 +164,15 @@ def _directions(test: Mapping[str, Any], end: Mapping[str, Any], source: str) ->
 
 
 def _received(total: Mapping[str, Any], source: str) -> float:
-    rate = positive(total.get("bits_per_second"))
-    if rate is None:
-        count, seconds = positive(total.get("bytes")), positive(total.get("seconds"))
-        rate = positive(count * 8 / seconds) if count and seconds and "bits_per_second" not in total else None
+    rate, counted, seconds = (positive(total.get(key)) for key in ("bits_per_second", "bytes", "seconds"))
+    if counted and seconds and "bits_per_second" not in total:
+        rate = positive(counted * 8 / seconds)
     if rate is None:
         raise UsageError(
             f"{source}: the iperf3 test moved nothing, as far as its receiver's total tells",
             hint="repeat the test, and take the client's output",
         )
-    counted = positive(total.get("bytes"))
-    seconds = positive(total.get("seconds")) or (counted * 8 / rate if counted else None)
+    seconds = seconds or (counted * 8 / rate if counted else None)
     if seconds is not None and seconds < SHORTEST_S:
         raise UsageError(
             f"{source}: the iperf3 test lasted {format_duration(seconds)}: that shows its start and the sockets' "
