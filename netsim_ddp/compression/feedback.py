@@ -42,7 +42,7 @@ class ErrorFeedbackBuffer:
     :func:`netsim_ddp.compression.kernels.accumulate_select` to work on in place.
 
     Args:
-        device: where residuals live; None means each gradient's own device.
+        device: where residuals are kept; None means each gradient's own device.
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
@@ -61,7 +61,7 @@ class ErrorFeedbackBuffer:
 
     @property
     def device(self) -> torch.device | None:
-        """Where residuals live; None: on each gradient's own device."""
+        """Where residuals are kept; None: on each gradient's own device."""
         return self._device
 
     def names(self) -> list[str]:

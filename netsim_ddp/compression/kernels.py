@@ -1,7 +1,7 @@
 """Exact Top-K over the segments of a flat tensor, with and without error feedback.
 
 A *segment* is one parameter's stretch of a flat gradient: bounds ``offsets`` int64 [L + 1], starting at 0
-and ending at N, and ``ks`` int64 [L] entries to keep, 1 <= k <= n (0 for an empty segment). Both live on
+and ending at N, and ``ks`` int64 [L] entries to keep, 1 <= k <= n (0 for an empty segment). Both are on
 the CPU. The chosen entries of segment i are the k_i largest magnitudes, of equal ones the lower index;
 they are written in ascending index order (global positions), so a given input has exactly one result.
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one rank lives: the address and interface it must use, and its namespace (None: the host's)."""
+    """What one rank must use: its address and interface, and its namespace (None: the host's)."""
 
     rank: int
     address: str

@@ -154,7 +154,7 @@ class Spelling(NamedTuple):
 
     fields: tuple[str, ...]
     parse: Any
-    """``parse(value, what=...)`` answers one value per field."""
+    """``parse(value, what=...)`` returns one value per field."""
     meaning: str = ""
     """What it is, for somebody who wrote a word and must have meant something else: ``--loss mse``."""
 

@@ -169,7 +169,7 @@ def _position_of_tie(found: I32, where: I32, kth: int, number: int) -> int:
 
 @jit
 def _keep_best(bits: I32, zeroed: bool, where: I32, found: I32, count: int, k: int) -> int:
-    """Reduce ``count`` candidates to the k best and answer the k-th key.
+    """Reduce ``count`` candidates to the k best and return the k-th key.
 
     With ``zeroed`` some are 0 in ``bits`` already: those dropped are put back there.
     """

@@ -79,7 +79,7 @@ def accumulate_select(
     values: Tensor,
     indices: Tensor,
 ) -> Tensor:
-    """Select from ``total`` = residual + grad and leave the rest in ``residual``; answers, as a tensor on the device,
+    """Select from ``total`` = residual + grad and leave the rest in ``residual``; returns, as a tensor on the device,
     whether ``total`` is finite: where it is not, ``residual`` stays as it was."""
     finite = torch.isfinite(total).all()
     select_segments(total, offsets, ks, values, indices)

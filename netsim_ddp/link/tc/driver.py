@@ -19,7 +19,7 @@ class Driver:
     Args:
         stretches: when each begins (seconds from :meth:`begin`, the first at 0), and the link from then on.
         period: after this long the first one comes again; None: the last one stays.
-        change: answers what changes the link to a stretch.
+        change: returns what changes the link to a stretch.
         write: hands a batch to a namespace.
     """
 

@@ -55,7 +55,7 @@ def enter_namespace(fd: int) -> None:
 
 
 def isolate(user_namespace: bool) -> None:
-    """Leave the host's pid, net and mount namespaces; children of this process then live in the new ones."""
+    """Leave the host's pid, net and mount namespaces; children of this process are then in the new ones."""
     uid, gid = os.getuid(), os.getgid()
     _call("unshare", CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0))
     if user_namespace:
@@ -115,7 +115,7 @@ class Helper:
             return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, PASSED)
 
     def namespaces(self, count: int) -> dict[str, Any]:
-        """Make ``count`` more anonymous network namespaces; answers their descriptors in this process, and the
+        """Make ``count`` more anonymous network namespaces; returns their descriptors in this process, and the
         number that the other requests know the first of them by."""
         first = len(self.ranks)
         for _ in range(count):
@@ -125,7 +125,7 @@ class Helper:
         return {"fds": self.ranks[first:], "first": first}
 
     def run(self, argv: list[str], rank: int | None, text: str = "") -> dict[str, Any]:
-        """Run a short command in ``rank``'s namespace (None: the bridge's) and answer what it printed."""
+        """Run a short command in ``rank``'s namespace (None: the bridge's) and return what it printed."""
         namespace = self.home if rank is None else self.ranks[rank]
         try:
             done = subprocess.run(

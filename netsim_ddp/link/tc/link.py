@@ -366,5 +366,5 @@ def _log_commands(tool: str, lines: str, rank: int | None) -> None:
 
 
 def find_tool(name: str) -> str | None:
-    """``ip`` and ``tc`` live in /sbin, which an ordinary user's PATH often lacks."""
+    """``ip`` and ``tc`` are in /sbin, which an ordinary user's PATH often lacks."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
