@@ -46,7 +46,7 @@ BATCH = 16  # frames of one rank before another's turn
 
 
 def open_tap(device: str, name: str, *, whole: bool) -> int:
-    """Make TAP device ``name`` in this namespace; returns its descriptor. ``whole``: packets of many segments come as one.
+    """Make TAP device ``name`` in this namespace; returns its descriptor. ``whole``: packets of many segments stay one.
 
     Raises:
         OSError: ``device`` cannot be opened, or the kernel refuses.
