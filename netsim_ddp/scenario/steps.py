@@ -42,23 +42,17 @@ class Scenario(Settings):
     ready_from: ReadyTimes | None = None
     """When gradients are ready in a backward pass that was measured elsewhere: a file, or what was read of it."""
 
-    @field_validator("codec_from", mode="before")
+    @field_validator("codec_from", "ready_from", mode="before")
     @classmethod
-    def _codec_times(cls, value: Any, info: ValidationInfo) -> Any:
+    def _times_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str | Path):
             return value
-        with Origin.of(info).naming("codec_from"):
-            path = Path(value)
+        path = Path(value)
+        with Origin.of(info).naming(str(info.field_name)):
+            if info.field_name == "ready_from":
+                return load_ready(path, str(info.data.get("model", "")))
             threads = info.data.get("threads") or available_cores()
             return substitute(load_times(path), path.name, threads)
-
-    @field_validator("ready_from", mode="before")
-    @classmethod
-    def _ready_times(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, str | Path):
-            return value
-        with Origin.of(info).naming("ready_from"):
-            return load_ready(Path(value), str(info.data.get("model", "")))
 
     @model_validator(mode="after")
     def _times_can_be_played(self, info: ValidationInfo) -> Self:
