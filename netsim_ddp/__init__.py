@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from netsim_ddp.communication.adam import CompressedAdam
     from netsim_ddp.communication.backend import DistributedBackend
-    from netsim_ddp.communication.dense import all_gather, all_reduce, summed
-    from netsim_ddp.communication.exchange import peer_exchange
+    from netsim_ddp.communication.exchange import all_gather, all_reduce, peer_exchange, summed
     from netsim_ddp.communication.flat import FlatGradients
     from netsim_ddp.communication.hooks import HookState, TopKState, method_hook, topk_hook
     from netsim_ddp.communication.segments import Collective, Group, Local, Method, Segment, Wire
@@ -46,15 +45,15 @@ _HOME = {
     "TopKCompressor": "netsim_ddp.compression.topk",
     "TopKState": "netsim_ddp.communication.hooks",
     "Wire": "netsim_ddp.communication.segments",
-    "all_gather": "netsim_ddp.communication.dense",
-    "all_reduce": "netsim_ddp.communication.dense",
+    "all_gather": "netsim_ddp.communication.exchange",
+    "all_reduce": "netsim_ddp.communication.exchange",
     "for_other_ranks": "netsim_ddp.training.residuals",
     "get_compressor": "netsim_ddp.compression",
     "get_dataloaders": "netsim_ddp.workloads.data",
     "get_model": "netsim_ddp.workloads.models",
     "method_hook": "netsim_ddp.communication.hooks",
     "peer_exchange": "netsim_ddp.communication.exchange",
-    "summed": "netsim_ddp.communication.dense",
+    "summed": "netsim_ddp.communication.exchange",
     "topk_hook": "netsim_ddp.communication.hooks",
 }
 

@@ -7,6 +7,7 @@ numbers and numpy's or torch's scalars are the same here, so that every way in g
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,24 @@ def _whole(value: Any) -> int:
     return int(number)
 
 
+def written(value: Any) -> str:
+    """An option's value as the command line has it: ``on``, ``0.01``, ``none``."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _within(convert: Callable[[Any], float], holds: Callable[[float], bool]) -> Callable[[Any], float]:
+    """Reads a value by ``convert``, and refuses one of which ``holds`` is not true."""
+
+    def read(value: Any) -> float:
+        if not holds(found := convert(value)):
+            raise ValueError(value)
+        return found
+
+    return read
+
+
 _SWITCH = {"on": True, "true": True, "yes": True, "1": True}
 _SWITCH |= {"off": False, "false": False, "no": False, "0": False}
 
@@ -124,37 +143,22 @@ def whole(
     default: int, meaning: str, *, least: int = 0, most: int | None = None, example: int = 1000
 ) -> Option:
     """A whole number from ``least`` to ``most``."""
-
-    def read(value: Any) -> int:
-        number = _whole(value)
-        if number < least or (most is not None and number > most):
-            raise ValueError(value)
-        return number
-
     span = f"from {least} on" if most is None else f"from {least} to {most}"
+    read = _within(_whole, lambda found: least <= found <= (math.inf if most is None else most))
     return Option(meaning, default, f"a whole number {span}", str(example), read)
 
 
 def above_zero(default: float | None, meaning: str, *, example: str = "2") -> Option:
     """A finite number above 0."""
-
-    def read(value: Any) -> float:
-        if not 0 < (number := _real(value)) < float("inf"):
-            raise ValueError(value)
-        return number
-
-    return Option(meaning, default, "a number above 0", example, read)
+    return Option(
+        meaning, default, "a number above 0", example, _within(_real, lambda found: 0 < found < math.inf)
+    )
 
 
 def number(default: float, meaning: str, *, least: float, below: float, example: str) -> Option:
     """A number from ``least`` to below ``below``."""
-
-    def read(value: Any) -> float:
-        if not least <= (found := _real(value)) < below:
-            raise ValueError(value)
-        return found
-
-    return Option(meaning, default, f"a number from {least:g} to below {below:g}", example, read)
+    takes = f"a number from {least:g} to below {below:g}"
+    return Option(meaning, default, takes, example, _within(_real, lambda found: least <= found < below))
 
 
 def fraction(default: float, meaning: str) -> Option:

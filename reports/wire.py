@@ -181,7 +181,7 @@ def instrumented_rank(rank: int, store: str, answers: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    from netsim_ddp.communication.backend import build_method
+    from netsim_ddp.communication.building import build_method
     from netsim_ddp.communication.flat import FlatGradients
     from netsim_ddp.communication.segments import Group
     from netsim_ddp.communication.shaped.gloo_threads import spare_senders

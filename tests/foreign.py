@@ -21,7 +21,8 @@ import time
 
 import torch
 
-from netsim_ddp.communication.dense import DenseAllReduce, all_reduce
+from netsim_ddp import all_reduce
+from netsim_ddp.communication.methods.dense import DenseAllReduce
 from netsim_ddp.communication.segments import Local
 
 

@@ -19,7 +19,7 @@ from my_method import SharedRandom
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from netsim_ddp.communication.dense import all_gather, all_reduce, summed
+from netsim_ddp.communication.exchange import all_gather, all_reduce, summed
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Collective, Group, Local, Method, Segment, Wire
 from netsim_ddp.compression.kernels import NonFiniteGradient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netsim_ddp.communication.collective import choose_collective, collective_seconds
+from netsim_ddp.communication.methods.topk import choose_collective, collective_seconds
 
 
 @pytest.mark.parametrize("workers", [3, 4, 8, 64])

@@ -22,7 +22,7 @@ from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.measured.profile import read_measurement
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.plan import Shapes, script
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export.markdown import document
 from netsim_ddp.report.terminal.result import render_result

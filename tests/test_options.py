@@ -18,16 +18,19 @@ from netsim_ddp import (
     TopKState,
     get_compressor,
 )
-from netsim_ddp.communication import backend, collective, hooks
+from netsim_ddp.communication import building, hooks
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.methods import topk as collective
+from netsim_ddp.communication.methods.powersgd import PowerSGD
+from netsim_ddp.communication.methods.topk_split import TopKSplitReduce
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.communication.split import TopKSplitReduce
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import INDEX_FORMATS, VALUE_FORMATS
 from netsim_ddp.compression.selection import SELECTORS
 from netsim_ddp.errors import UsageError
-from netsim_ddp.methods import METHODS, parse_method, typed_params
+from netsim_ddp.methods import METHODS
+from netsim_ddp.methods.spec import parse_method, typed_params
 from netsim_ddp.scenario import build_scenario
 
 GOOD: dict[tuple[str, str, Any], Any] = {
@@ -105,7 +108,7 @@ def ways(method: str, params: dict[str, Any]) -> dict[str, Any]:
         "backend": lambda: DistributedBackend(method=method, params=params)._params,
         "hook": lambda: HookState(named, method, **params).params,
         "adam": lambda: CompressedAdam(named, method=method, params=params).sparse._params,
-        "build": lambda: backend.build_method(method, flat, Group(0, 2), **params),
+        "build": lambda: building.build_method(method, flat, Group(0, 2), **params),
         "file": lambda: build_scenario({"methods": [{"name": method, "params": params}]}).methods[0].params,
     }
 
@@ -202,7 +205,7 @@ def test_parameters_without_names_are_refused_and_a_model_is_taken() -> None:
 
 def test_the_registry_and_the_implementations_agree() -> None:
     """Names, defaults and choices are said in methods.py; what runs has the same."""
-    topk = METHODS["topk"]
+    topk = METHODS["topk"].options
     assert {"values": set(VALUE_FORMATS), "indices": set(INDEX_FORMATS)} == {
         key: set(topk[key].choices) for key in ("values", "indices")
     }
@@ -213,8 +216,10 @@ def test_the_registry_and_the_implementations_agree() -> None:
         taken |= defaults(kind.__init__)
     taken |= defaults(collective.topk)
     assert {key: option.default for key, option in topk.items() if key != "overlap"} == taken
-    powersgd = {key: option.default for key, option in METHODS["powersgd"].items() if key != "overlap"}
-    assert powersgd == defaults(backend.METHODS["powersgd"].__init__)  # type: ignore[misc]
+    powersgd = {
+        key: option.default for key, option in METHODS["powersgd"].options.items() if key != "overlap"
+    }
+    assert powersgd == defaults(PowerSGD.__init__)  # type: ignore[misc]
     assert hooks.TopKState(model()).params["ratio"] == topk["ratio"].default
 
 
@@ -228,7 +233,7 @@ def defaults(function: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_option_says_what_it_takes_and_its_example_is_one(name: str) -> None:
-    for key, option in METHODS[name].items():
+    for key, option in METHODS[name].options.items():
         assert option.meaning
         assert option.typed(key, option.default) == option.default
         assert option.typed(key, option.example) is not None

@@ -29,7 +29,7 @@ from tests.results_factory import make_cell, make_result
 
 METHOD = """
 import time
-from netsim_ddp.communication.dense import DenseAllReduce
+from netsim_ddp.communication.methods.dense import DenseAllReduce
 from netsim_ddp.communication.segments import Local
 
 class Mine(DenseAllReduce):

@@ -48,7 +48,8 @@ def check(
     from netsim_ddp import __version__
     from netsim_ddp.cli.output import writable
     from netsim_ddp.errors import RankError, UsageError
-    from netsim_ddp.methods import parse_method, takes
+    from netsim_ddp.methods import takes
+    from netsim_ddp.methods.spec import parse_method
     from netsim_ddp.results.files import write_whole
     from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.units import parse_duration

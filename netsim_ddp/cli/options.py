@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from netsim_ddp.methods import BASELINE, DEFAULT, METHODS, SIXTEEN_BIT
+
 Text = str | None
 
 Mechanism = Annotated[
@@ -216,16 +218,15 @@ class StepMethods:
         list[str] | None,
         typer.Option(
             metavar="NAME[,KEY=VALUE]",
-            help="dense, fp16, bf16, powersgd, topk, topk-allgather, topk-dense, my_module:factory; repeatable. "
-            "[dense, topk]",
+            help=f"{', '.join(METHODS)}, my_module:factory; repeatable. [{BASELINE.name}, {DEFAULT.name}]",
         ),
     ] = None
     baseline: Annotated[
         Text,
         typer.Option(
             metavar="NAME",
-            help="Dense in 16 bits, overlapped as DDP's hook does it, that the methods are held against: fp16, bf16, "
-            "none. [fp16; bf16 on NCCL]",
+            help="Dense in 16 bits, overlapped as DDP's hook does it, that the methods are held against: "
+            f"{', '.join(SIXTEEN_BIT.values())}, none. [{SIXTEEN_BIT['gloo']}; {SIXTEEN_BIT['nccl']} on NCCL]",
         ),
     ] = None
 
@@ -311,7 +312,7 @@ class TrainMethods:
         typer.Option(
             metavar="NAME[,KEY=VALUE]",
             help="As in netsim run; also lr=X, a learning rate of its own, and with Adam freeze_after=STEPS, which "
-            "then compresses the momentum; repeatable. [dense, topk]",
+            f"then compresses the momentum; repeatable. [{BASELINE.name}, {DEFAULT.name}]",
         ),
     ] = None
 

@@ -102,7 +102,7 @@ def _named(context: typer.Context) -> tuple[list[str], str | None]:
     Raises:
         UsageError: a flag that netsim run has not, or a file that cannot be read.
     """
-    from netsim_ddp.methods import method_of
+    from netsim_ddp.methods.spec import method_of
     from netsim_ddp.scenario.files import as_written
 
     assert context.parent is not None

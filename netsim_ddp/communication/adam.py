@@ -30,6 +30,7 @@ from netsim_ddp.communication.parameters import (
 )
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import DEFAULT
 
 
 class CompressedAdam(torch.optim.Optimizer):
@@ -74,7 +75,7 @@ class CompressedAdam(torch.optim.Optimizer):
         *,
         decoupled: bool = False,
         freeze_after: int = 500,
-        method: str = "topk",
+        method: str = DEFAULT.name,
         params: dict[str, Any] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from netsim_ddp.communication.bf16 import BFloat16Exchange
-from netsim_ddp.communication.building import description, resolved
+from netsim_ddp.communication.building import build_method, checked_params, description, resolved
 from netsim_ddp.communication.carrying import (
     RESIDUALS,
     ByName,
@@ -23,10 +22,8 @@ from netsim_ddp.communication.carrying import (
     unless_refused,
     warn_of_absent,
 )
-from netsim_ddp.communication.collective import topk
 from netsim_ddp.communication.comparison import STATE, Facts, same_on_all_ranks, standing
 from netsim_ddp.communication.cost import payload_bytes
-from netsim_ddp.communication.dense import DenseAllReduce, Float16AllReduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
 from netsim_ddp.communication.loops import ClearedBetweenSteps
@@ -34,67 +31,18 @@ from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
-from netsim_ddp.communication.powersgd import PowerSGD
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment, segments_of
-from netsim_ddp.communication.sparse import SelectedEntries, TopKAllGather, TopKDense
-from netsim_ddp.communication.user import build_user_method
+from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.communication.wrapped import check_not_averaged, note_exchange, watch
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
-from netsim_ddp.methods import takes, typed_params
+from netsim_ddp.methods import BASELINE
+from netsim_ddp.methods.topk import TOPK
 from netsim_ddp.names import is_reference
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "topk": topk,
-    **{
-        method.name: method
-        for method in (BFloat16Exchange, DenseAllReduce, Float16AllReduce, PowerSGD, TopKAllGather, TopKDense)
-    },
-}
-"""Every method by its name on the command line."""
-
-
-def build_method(name: str, flat: FlatGradients, group: Group, **params: Any) -> Method:
-    """The method ``name`` over ``flat``; a user's own is ``my_module:factory``. ``overlap`` is not passed on: whoever
-    calls this cuts the gradient into buckets.
-
-    Raises:
-        UsageError: unknown name or option, or a factory that does not give a method.
-    """
-    options = checked_params(name, params)
-    options.pop("overlap", None)
-    if is_reference(name):
-        return build_user_method(name, flat, group, list(METHODS), **options)
-    return METHODS[name](flat, group, **options)
-
-
-def checked_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the method ``name`` with their types, ``error_buffer`` among them, which only Python can give.
-
-    Raises:
-        UsageError: as :func:`~netsim_ddp.methods.typed_params`, or an ``error_buffer`` that would not be used.
-    """
-    given = dict(params) if isinstance(params, Mapping) else params
-    if is_reference(name) or not isinstance(given, dict) or "error_buffer" not in given:
-        return typed_params(name, given)
-    buffer = given.pop("error_buffer")
-    typed = typed_params(name, given)
-    if buffer is None:
-        return typed
-    if not isinstance(buffer, ErrorFeedbackBuffer):
-        raise UsageError(
-            f"error_buffer is a {type(buffer).__name__}", hint="write error_buffer=ErrorFeedbackBuffer()"
-        )
-    if not takes(name, "feedback") or not typed.get("feedback", True):
-        why = "with feedback=off" if takes(name, "feedback") else "which has no feedback"
-        raise UsageError(
-            f"method {name!r}, {why}, has no use for an error_buffer", hint="leave error_buffer out"
-        )
-    return {**typed, "error_buffer": buffer}
 
 
 class DistributedBackend:
@@ -145,7 +93,7 @@ class DistributedBackend:
         if compressor is not None and not isinstance(compressor, TopKCompressor):
             raise ValueError(f"no method takes a {type(compressor).__name__} as its compressor: {CONTRACT}")
         self._membership = Membership(process_group, rank=rank, world_size=world_size)
-        self._name = method or ("topk" if compressor is not None else "dense")
+        self._name = method or (TOPK.name if compressor is not None else BASELINE.name)
         self._compressor, self._buffer = compressor, error_buffer
         self._params = self._checked(params or {})
         self._flat: FlatGradients | None = None
@@ -179,7 +127,9 @@ class DistributedBackend:
                 hint="leave overlap out, or register a HookState(..., overlap=True) with DDP",
             )
         if self._compressor is None:
-            if self._buffer is None or (self._name == "dense" and not params):  # which has nothing to keep
+            if self._buffer is None or (
+                self._name == BASELINE.name and not params
+            ):  # which has nothing to keep
                 return checked_params(self._name, params)
             if is_reference(self._name):
                 raise UsageError(

@@ -27,6 +27,7 @@ from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import all_finite
 from netsim_ddp.compression.shards import saved_sums
+from netsim_ddp.methods import METHODS, entry_of
 
 State = Mapping[str, Any]
 ByName = dict[str, Tensor]
@@ -38,8 +39,6 @@ _OWN = frozenset({*BY_NAME, "rank", "world_size", "selection", "rounding", "sums
 """What the states of netsim's own methods consist of."""
 _HOOK = frozenset({"method", "overlap", "options", "parked", "rank", "world_size", "parts"})
 """What the state of a hook consists of."""
-SPARSE = frozenset({"topk", "topk-allgather", "topk-dense"})
-"""Methods that go on from each other's state: they select from gradient + residual alike."""
 
 
 @dataclass
@@ -102,9 +101,8 @@ class Saved:
 
 def _method_of(parts: Sequence[State]) -> str | None:
     """The method whose state this is, or one that goes on from the same; None where its state does not show it."""
-    if any(BASES in part for part in parts):
-        return "powersgd"
-    return "topk" if any("selection" in part for part in parts) else None
+    keys = {key for part in parts for key in part}
+    return next((entry.name for entry in METHODS.values() if entry.state_key in keys), None)
 
 
 def with_sums(part: State) -> ByName:
@@ -126,7 +124,8 @@ def check_options(saved: Saved, method: str, options: Mapping[str, Any], group: 
     Raises:
         ValueError: one line that says what was saved and what is here.
     """
-    if saved.method is not None and saved.method != method and not {saved.method, method} <= SPARSE:
+    keys = {entry_of(name).state_key for name in (saved.method or method, method)}
+    if saved.method not in (None, method) and (len(keys) > 1 or "" in keys):
         raise ValueError(f"the state was saved with method {saved.method}, this is {method}")
     if group is not None:
         places = (("rank", saved.rank, group.rank), ("world_size", saved.world_size, group.world_size))

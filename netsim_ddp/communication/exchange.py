@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from netsim_ddp.communication.failing import named
-from netsim_ddp.communication.segments import Group, Wire
+from netsim_ddp.communication.segments import Collective, Group, Local, Segment, Wire
 from netsim_ddp.link.bucket.schedule import Sent
 
 
@@ -118,3 +118,53 @@ def peer_exchange(
     nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
     kind = AnnouncedExchange if nccl else PeerExchange
     return kind(operation, group, outgoing, incoming, expected)
+
+
+def all_reduce(tensor: Tensor, group: Group) -> Wire:
+    """The sum of ``tensor`` over ranks, in place."""
+    size = tensor.numel() * tensor.element_size()
+
+    def begin() -> dist.Work | None:
+        return dist.all_reduce(tensor, group=group.process_group, async_op=True)
+
+    # A ring all-reduce sends 2(P-1) messages of size/P.
+    messages = (-(-size // group.world_size),) * (2 * (group.world_size - 1))
+    return Collective("all_reduce", begin, size, messages, Sent("allreduce", (size,), tensor.element_size()))
+
+
+def all_gather(tensor: Tensor, gathered: Tensor, group: Group) -> Wire:
+    """``tensor`` of every rank, in rank order, in ``gathered`` [P, *shape]; its shape and type are the same on all.
+
+    Both must lie where they can cross the wire, see :meth:`Group.wire_device`.
+
+    Raises:
+        ValueError: ``gathered`` has another shape or type.
+    """
+    wanted = (group.world_size, *tensor.shape)
+    if tuple(gathered.shape) != wanted or gathered.dtype != tensor.dtype:
+        raise ValueError(
+            f"gathered must be {list(wanted)}, {tensor.dtype}; it is {list(gathered.shape)}, {gathered.dtype}"
+        )
+    size = tensor.numel() * tensor.element_size()
+
+    def begin() -> dist.Work | None:
+        return dist.all_gather(list(gathered.unbind(0)), tensor, group=group.process_group, async_op=True)
+
+    return Collective("all_gather", begin, size, (size,) * (group.world_size - 1))
+
+
+def summed(tensor: Tensor, group: Group) -> list[Segment]:
+    """:func:`all_reduce` of a tensor that may lie where it cannot cross the wire: then by way of the host."""
+    device = group.wire_device(tensor.device)
+    if device == tensor.device:
+        return [all_reduce(tensor, group)]
+    host = torch.empty_like(tensor, device=device, pin_memory=True)
+    return [
+        Local("compress", lambda: _copy(host, tensor)),
+        all_reduce(host, group),
+        Local("decompress", lambda: _copy(tensor, host)),
+    ]
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)

@@ -16,6 +16,7 @@ from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.compression.topk import TopKCompressor
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods.topk import TOPK
 
 CONTRACT = "derive it from TopKCompressor and override compress, or from netsim_ddp.Method: docs/methods.md"
 """What a user's own compression must be."""
@@ -48,7 +49,7 @@ class HandedCompression(Method):
         buffer: None switches error feedback off.
     """
 
-    name = "topk"
+    name = TOPK.name
 
     def __init__(
         self,

@@ -25,8 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
-from netsim_ddp.communication.backend import build_method, checked_params
-from netsim_ddp.communication.building import description, resolved
+from netsim_ddp.communication.building import build_method, checked_params, description, resolved
 from netsim_ddp.communication.carrying import (
     RESIDUALS,
     ByName,
@@ -58,7 +57,8 @@ from netsim_ddp.communication.wrapped import note_exchange
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import UsageError
-from netsim_ddp.methods import takes
+from netsim_ddp.methods import DEFAULT, takes
+from netsim_ddp.methods.topk import TOPK
 
 
 class HookState:
@@ -102,7 +102,7 @@ class HookState:
     def __init__(
         self,
         named_parameters: NamedParameters | nn.Module,
-        method: str = "topk",
+        method: str = DEFAULT.name,
         *,
         process_group: dist.ProcessGroup | None = None,
         overlap: bool = False,
@@ -510,7 +510,7 @@ class TopKState(HookState):
     def __init__(
         self, named_parameters: NamedParameters | nn.Module, ratio: float = 0.01, **options: Any
     ) -> None:
-        super().__init__(named_parameters, "topk", ratio=ratio, **options)
+        super().__init__(named_parameters, TOPK.name, ratio=ratio, **options)
 
 
 def method_hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -207,6 +207,9 @@ class Method(ABC):
     collective: ClassVar[str | None] = None
     """How sparse entries travel, where a method could have chosen otherwise."""
 
+    citation: ClassVar[str] = ""
+    """Whom to cite for a method of one's own, as BibTeX or text: a report's citations show it."""
+
     unbiased: ClassVar[bool] = False
     """Whether the expected average, over the method's own random numbers, is the mean of the gradients: for a method
     that drops something and keeps no residual. ``netsim check`` then tests the mean over many steps."""
@@ -282,8 +285,3 @@ class Method(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             raise ValueError(f"{self.name} keeps no state, the checkpoint holds {', '.join(sorted(state))}")
-
-
-def ring_all_reduce_messages(size: int, world_size: int) -> tuple[int, ...]:
-    """What one rank sends in a ring all-reduce of ``size`` bytes: 2(P-1) messages of size/P."""
-    return (-(-size // world_size),) * (2 * (world_size - 1))

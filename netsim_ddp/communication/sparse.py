@@ -16,21 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.dense import summed
-from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.messages import Mailbox
-from netsim_ddp.communication.segments import CodecWork, Group, Local, Method, Segment
+from netsim_ddp.communication.segments import Group, Local, Method, Segment
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
-from netsim_ddp.compression.kernels import NonFiniteGradient, largest
+from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
-from netsim_ddp.compression.shards import add_at, clear_at, saved_sums
+from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
-from netsim_ddp.methods import check_together
+from netsim_ddp.methods.topk import check_together
 
 
 class SelectedEntries(Method):
@@ -245,99 +242,3 @@ class SelectedEntries(Method):
         if self.codec.counter is not None and "rounding" in state:
             self.codec.counter = state["rounding"]
         self.selection.load_state_dict(state["selection"])
-
-
-class TopKAllGather(SelectedEntries):
-    """``topk-allgather``: every rank sends its k entries to all, and sums what it receives in rank order.
-
-    Args:
-        options: as :class:`SelectedEntries` takes them.
-    """
-
-    name = "topk-allgather"
-    collective = "allgather"
-
-    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
-        super().__init__(flat, group, **options)
-        device = group.wire_device(flat.data.device)
-        self._mailbox = Mailbox(self.codec, self.selection.capacity, flat.numel, device)
-        self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
-        mine = [self._messages[group.rank]] * group.world_size
-        expected = self._mailbox.expected_nbytes(self.selection.budget.final)
-        self._gather = peer_exchange("gather", group, mine, self._messages, expected)
-        self._average = torch.zeros_like(flat.data)
-        self._written: list[Tensor] = []
-
-    @property
-    def average(self) -> Tensor:
-        return self._average
-
-    def _exchange(self) -> list[Segment]:
-        k = self.selection.budget.final
-        return [
-            Local("compress", self._compress, CodecWork((self.flat.numel, k), encoded=(k,))),
-            self._gather,
-            Local("decompress", self._sum, CodecWork(decoded=(k,) * self.group.world_size)),
-        ]
-
-    def _compress(self) -> None:
-        mine, ranks = self._messages[self.group.rank], self.group.world_size
-        if not self._select():
-            self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
-            return
-        self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
-        self._keep_rounding_error()
-
-    def _sum(self) -> None:
-        total = self._average
-        for positions in self._written:
-            clear_at(total, positions)
-        self._written = []
-        refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
-        if refused:
-            self._refuse(f"rank {refused[0]} found a gradient that is not finite")
-            return
-        # In rank order, so that every rank computes the same bits.
-        for sender, message in enumerate(self._messages):
-            values, indices = self._mailbox.read(message, sender)
-            self._peak += largest(values) / self.group.world_size
-            indices = indices.to(total.device)
-            add_at(total, indices, values.to(total.device) / self.group.world_size)
-            self._written.append(indices)
-        self._conclude()
-
-
-class TopKDense(SelectedEntries):
-    """``topk-dense``: what many papers' code runs. The sparse approximation is written into a dense tensor and
-    all-reduced, so that the wire carries exactly what it carries without compression. Kept to show that."""
-
-    name = "topk-dense"
-
-    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
-        super().__init__(flat, group, **options)
-        self._average = torch.zeros_like(flat.data)
-
-    @property
-    def average(self) -> Tensor:
-        return self._average
-
-    def _exchange(self) -> list[Segment]:
-        return [
-            Local("compress", self._compress),
-            *summed(self._average, self.group),
-            Local("decompress", self._divide),
-        ]
-
-    def _compress(self) -> None:
-        self._average.zero_()
-        if self._select():
-            self._average[self.indices.long()] = self.values
-        else:  # the others wait in the all-reduce: its sum tells them
-            self._average.fill_(torch.nan)
-
-    def _divide(self) -> None:
-        self._average.div_(self.group.world_size)
-        self._peak = largest(self._average)
-        self._conclude()
-        if self.skipped:
-            self._average.zero_()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from netsim_ddp.compression.selectors import Selector
 from netsim_ddp.compression.topk import entry_count, host_table
-from netsim_ddp.methods import check_together
+from netsim_ddp.methods.topk import check_together
 
 WARMUP_STAGES = 4
 """As many as Lin et al. 2018 (Sec. 4.1) give epochs: at ratio 0.001 they send 25%, 6.3%, 1.6% and 0.4%."""

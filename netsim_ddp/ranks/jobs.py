@@ -11,7 +11,7 @@ from pydantic import SkipValidation, TypeAdapter
 from netsim_ddp.link.base import Endpoint, Link
 from netsim_ddp.link.bucket.operations import OperationTable
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.scenario import Scenario, Settings, TrainScenario
 

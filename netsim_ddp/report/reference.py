@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
-from netsim_ddp.methods import ABOUT, METHODS
-from netsim_ddp.options import Option
+from netsim_ddp.methods import METHODS
+from netsim_ddp.methods.entry import MethodEntry
+from netsim_ddp.options import Option, written
 
 
 def default_of(option: Option) -> str:
     """The default as it is written on the command line."""
-    value: Any = option.default
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if option.default is None else written(option.default)
 
 
 def taken_by(option: Option) -> str:
@@ -24,10 +19,22 @@ def taken_by(option: Option) -> str:
     return ", ".join(option.choices) if option.choices else option.takes
 
 
+def facts(entry: MethodEntry) -> dict[str, str]:
+    """What a reader may want to know beside the options: bytes, phases, and whom to cite."""
+    papers = [dict(each.fields) for each in entry.citations]
+    cited = (
+        "; ".join(f"{each['title']} ({each['year']})" for each in papers).replace("{", "").replace("}", "")
+    )
+    return {"bytes on the wire per rank": entry.formula, "phases": ", ".join(entry.phases), "cite": cited}
+
+
 def method_lines(name: str, width: int) -> list[str]:
     """The method, and a paragraph for each of its options, in lines of at most ``width``."""
-    lines = textwrap.wrap(f"{name}: {ABOUT[name]}", width, subsequent_indent="  ")
-    for key, option in METHODS[name].items():
+    entry = METHODS[name]
+    lines = textwrap.wrap(f"{name}: {entry.about}", width, subsequent_indent="  ")
+    for label, text in facts(entry).items():
+        lines += textwrap.wrap(f"{label}: {text}", width, initial_indent="  ", subsequent_indent="      ")
+    for key, option in entry.options.items():
         lines.append(f"  {key}={default_of(option)}")
         text = f"{option.meaning}; takes {taken_by(option)}"
         lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
@@ -41,11 +48,12 @@ def methods_page() -> str:
         "Made from the registry by `make reference`; `netsim scenarios methods` prints the same. On the command line: "
         "`--method NAME,option=value,...`. What they mean together, and in Python: [methods.md](../methods.md).\n",
     ]
-    for name, options in METHODS.items():
-        parts.append(f"## `{name}`\n\n{ABOUT[name][:1].upper()}{ABOUT[name][1:]}.\n")
+    for name, entry in METHODS.items():
+        parts.append(f"## `{name}`\n\n{entry.about[:1].upper()}{entry.about[1:]}.\n")
+        parts.append("\n".join(f"- {label}: {text}" for label, text in facts(entry).items()) + "\n")
         rows = [
             f"| `{key}` | {taken_by(option)} | {default_of(option)} | {option.meaning} |"
-            for key, option in options.items()
+            for key, option in entry.options.items()
         ]
         parts.append(
             "\n".join(["| option | takes | default | what it does |", "|---|---|---|---|", *rows]) + "\n"

@@ -27,7 +27,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.units import format_rate
 

@@ -269,6 +269,8 @@ class Cell(Strict):
     recipe: Recipe | None = None
     training: TrainingSummary | None = None
     error: str | None = None
+    citation: str | None = None
+    """Of a user's own method, what it gives as its ``citation``: BibTeX or text."""
 
 
 class Result(Strict):

@@ -11,12 +11,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from netsim_ddp.methods import entry_of
 from netsim_ddp.results.identity import computation, subject
 from netsim_ddp.results.record import Cell, RepeatRecord, Result
 from netsim_ddp.results.summary import PHASES, repeat_medians, slowest_steps
 
-# Their payload follows from shapes alone; that of the others from what a step selects.
-FIXED_PAYLOAD = ("dense", "fp16", "bf16", "powersgd", "topk-dense")
 SELECTED_TOLERANCE = 0.02
 """Of bytes that follow from what was selected, between computations of other bits: owners' shares of the entries, and
 the packed length of their positions."""
@@ -162,9 +161,7 @@ def _scores(cell: Cell) -> dict[str, dict[int, float]]:
 def _figures(cell: Cell) -> dict[str, Figure]:
     """Bytes per step of all ranks together, entries, residual, and a digest of the parameters that came out."""
     ranks = [rank for repeat in cell.repeats for rank in repeat.ranks]
-    fixed = cell.method in FIXED_PAYLOAD or (
-        cell.method == "topk-allgather" and cell.params.get("indices") in ("int32", "int64")
-    )
+    fixed = entry_of(cell.method).fixed_payload(cell.params)
     runs = [(repeat.ranks, count) for repeat in cell.repeats if (count := _steps(repeat))]
     if not ranks or not runs:
         return {}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
+from netsim_ddp.methods import BASELINE, SIXTEEN_BIT, entry_of
 from netsim_ddp.results import stats
 from netsim_ddp.results.identity import setting
 from netsim_ddp.results.limits import bound, is_limited
@@ -23,7 +24,11 @@ PHASES = tuple(Phases.model_fields)
 UNEXPLAINED_FLOOR = 0.01
 
 Rival = Literal["dense16", "overlapped", "plain"]
-RIVALS: Mapping[Rival, str] = {"dense16": "16-bit dense", "overlapped": "overlapped dense", "plain": "dense"}
+RIVALS: Mapping[Rival, str] = {
+    "dense16": "16-bit dense",
+    "overlapped": "overlapped dense",
+    "plain": BASELINE.name,
+}
 """What every method is held against, and its name: first what a reader would otherwise run."""
 
 
@@ -49,14 +54,14 @@ def summarise(cells: Sequence[Cell]) -> list[Cell]:
 
 def is_dense(cell: Cell) -> bool:
     """The baseline: an uncompressed fp32 all-reduce."""
-    return cell.method == "dense" and str(cell.params.get("values", "fp32")) == "fp32"
+    return entry_of(cell.method).is_baseline and str(cell.params.get("values", "fp32")) == "fp32"
 
 
 def is_dense16(cell: Cell) -> bool:
     """An all-reduce of all gradients in 16 bits: what DDP's own fp16 or bf16 hook does."""
-    return cell.method in ("fp16", "bf16") or (
-        cell.method == "dense" and str(cell.params.get("values")) in ("fp16", "bf16")
-    )
+    named = entry_of(cell.method)
+    values = str(cell.params.get("values"))
+    return bool(named.rival_on) or (named.is_baseline and values in SIXTEEN_BIT.values())
 
 
 ALONE = (
@@ -81,7 +86,7 @@ def held_against(cell: Cell, cells: Iterable[Cell], rival: Rival) -> Cell | None
         and other.overlap == (rival != "plain")
         and setting(other) == setting(cell)
     ]
-    usual = "" if rival != "dense16" else "bf16" if cell.backend == "nccl" else "fp16"
+    usual = SIXTEEN_BIT.get(cell.backend, SIXTEEN_BIT["gloo"]) if rival == "dense16" else ""
     return min(found, key=lambda other: (usual not in other.id, other.threads != cell.threads), default=None)
 
 

@@ -14,6 +14,7 @@ import netsim_ddp
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, as_typed, with_profile, without_link
+from netsim_ddp.methods import entry_of
 from netsim_ddp.names import SMALL_SUFFIX, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings
@@ -151,7 +152,7 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         for option in derived.keys() & overrides.keys():
             if (
                 isinstance(params, dict)
-                and method.get("name") != "dense"
+                and not entry_of(str(method.get("name"))).is_baseline
                 and params.get(option) == derived[option]
             ):
                 params.pop(option, None)

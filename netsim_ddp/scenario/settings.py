@@ -17,7 +17,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, duration
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import MethodSpec, method_of, takes
+from netsim_ddp.methods import BASELINE, DEFAULT, takes
+from netsim_ddp.methods.spec import MethodSpec, method_of
 from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, suggest
 from netsim_ddp.options import Options
 from netsim_ddp.origin import Origin
@@ -61,7 +62,7 @@ class Settings(LinkOptions):
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
-    methods: tuple[MethodSpec, ...] = (MethodSpec(name="dense"), MethodSpec(name="topk"))
+    methods: tuple[MethodSpec, ...] = (MethodSpec(name=BASELINE.name), MethodSpec(name=DEFAULT.name))
     ratio: float = 0.01
     overlap: Literal["auto", "on", "off"] = "auto"
     repeats: int = Field(default=3, ge=1, le=1000)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from netsim_ddp.link.options import Spelling, duration
-from netsim_ddp.methods import MethodSpec, takes
+from netsim_ddp.methods import SIXTEEN_BIT, entry_of, takes
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.origin import Origin
 from netsim_ddp.results.codec import Substitute, substitute
 from netsim_ddp.results.codec import load as load_times
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.ready import load as load_ready
 from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores, refuse
+
+if TYPE_CHECKING:
+    Rival = str
+else:
+    Rival = Literal[("auto", *SIXTEEN_BIT.values(), "none")]
 
 
 class Scenario(Settings):
@@ -34,7 +40,7 @@ class Scenario(Settings):
     steps: int = Field(default=20, ge=1, le=10**6)
     warmup: int = Field(default=3, ge=0, le=10**6)
     statistics: Literal["none", "total", "layers"] = "none"
-    baseline: Literal["auto", "fp16", "bf16", "none"] = "auto"
+    baseline: Rival = "auto"
     """Dense in 16 bits, overlapped with backward, which every run measures beside its methods."""
     codec_from: Substitute | None = None
     """Times of ``netsim bench compress`` that stand in for those measured here: a file, or what was read of it."""
@@ -102,10 +108,11 @@ class Scenario(Settings):
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = self._with_ratio(method)
-            if overlap and method.name != "dense" and takes(method.name, "overlap"):
+            baseline = entry_of(method.name).is_baseline
+            if overlap and not baseline and takes(method.name, "overlap"):
                 params.setdefault("overlap", params.get("scope") != "model")
-            if method.name == "dense" and "overlap" not in params:
-                cells += [MethodSpec(name="dense", params={"overlap": each}) for each in (False, True)]
+            if baseline and "overlap" not in params:
+                cells += [MethodSpec(name=method.name, params={"overlap": each}) for each in (False, True)]
             else:
                 cells.append(MethodSpec(name=method.name, params=params))
         return tuple(self._with_baseline(cells))
@@ -113,14 +120,15 @@ class Scenario(Settings):
     def _with_baseline(self, cells: list[MethodSpec]) -> list[MethodSpec]:
         """``cells`` and, behind the dense ones, dense in 16 bits overlapped with backward as DDP's own hook does it:
         float16 on Gloo, which has no sum of bfloat16, and bfloat16 on NCCL."""
-        there = {cell.name for cell in cells if cell.name in ("fp16", "bf16") and cell.params.get("overlap")}
+        there = {cell.name for cell in cells if entry_of(cell.name).rival_on and cell.params.get("overlap")}
         wanted = self.baseline
         if wanted == "auto":
             on_nccl = self.backend == "nccl" or (self.backend == "auto" and self.device == "cuda")
-            wanted = "bf16" if on_nccl else "fp16"
+            wanted = SIXTEEN_BIT["nccl" if on_nccl else "gloo"]
             if there:
                 return cells
         if wanted == "none" or wanted in there or self.workers == 1:
             return cells
-        place = max((number for number, cell in enumerate(cells, 1) if cell.name == "dense"), default=0)
+        dense = (number for number, cell in enumerate(cells, 1) if entry_of(cell.name).is_baseline)
+        place = max(dense, default=0)
         return [*cells[:place], MethodSpec(name=wanted, params={"overlap": True}), *cells[place:]]

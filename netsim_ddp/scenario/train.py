@@ -11,7 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import LinkOptions, Spelling
-from netsim_ddp.methods import MethodSpec, takes
+from netsim_ddp.methods import takes
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings, available_cores, refuse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.communication.dense import all_reduce
+from netsim_ddp.communication.exchange import all_reduce
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.communication.transfers import TransferLog, timed_all_reduce_hook

@@ -19,7 +19,8 @@ from netsim_ddp import __version__
 from netsim_ddp.errors import NetsimError, RankError
 from netsim_ddp.link.base import Link
 from netsim_ddp.link.probe.probe import ProbeReport
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods import takes
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
@@ -215,8 +216,9 @@ class Experiment(ABC, Generic[S]):
         return min((fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None), default=None)
 
     def take_collective(self, cell: Cell, collective: str | None) -> None:
-        """Keep which collective ran with the cell's parameters, and say what ``topk`` chose."""
-        if collective is None or cell.method != "topk" or cell.params.get("collective") == collective:
+        """Keep which collective ran with the cell's parameters, and say what a method chose that could choose."""
+        chosen = takes(cell.method, "collective") and cell.params.get("collective") != collective
+        if collective is None or not chosen:
             return
         cell.params["collective"] = collective
         reasons = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}

@@ -7,8 +7,7 @@ from statistics import median
 
 import torch
 
-from netsim_ddp.communication.dense import all_reduce
-from netsim_ddp.communication.exchange import PeerExchange
+from netsim_ddp.communication.exchange import PeerExchange, all_reduce
 from netsim_ddp.communication.segments import Group, Wire
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.ranks.channel import RankChannel

@@ -10,7 +10,8 @@ from netsim_ddp.errors import RankError
 from netsim_ddp.link.base import Counters
 from netsim_ddp.link.probe.probe import ProbeReport, check
 from netsim_ddp.link.tc.link import TcLink
-from netsim_ddp.methods import WITH_CODEC, MethodSpec
+from netsim_ddp.methods import entry_of, takes
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.pool import Pool
@@ -94,7 +95,7 @@ class Steps(Experiment[Scenario]):
             overlap=bool(params.pop("overlap", False)),
             params=params,
             # A method without such a codec shows its own times.
-            substituted=times.name if times is not None and method.name in WITH_CODEC else None,
+            substituted=times.name if times is not None and entry_of(method.name).uses_codec else None,
         )
 
     def _ready_times(self) -> ReadyTimes | None:
@@ -144,6 +145,7 @@ class Steps(Experiment[Scenario]):
         records = self.launcher.run(jobs, gathered)
         note_replay(cell, [fact["replay"] for fact in facts])
         self.take_collective(cell, facts[0]["collective"])
+        cell.citation = facts[0]["citation"] or None
         if len({record["sha256"] for record in records}) > 1:
             steps = self.scenario.steps
             raise RankError(f"{cell.id}: the ranks do not hold the same bits after {steps} steps")

@@ -6,6 +6,7 @@ import dataclasses
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -14,10 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from netsim_ddp.communication import cost
-from netsim_ddp.communication.backend import build_method
-from netsim_ddp.communication.building import description
+from netsim_ddp.communication.building import build_method, description
 from netsim_ddp.communication.comparison import same_on_all_ranks
-from netsim_ddp.communication.dense import baseline
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.pipeline import ddp_buckets
@@ -25,6 +24,7 @@ from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.hosts import interface_counters
+from netsim_ddp.methods import BASELINE, entry_of
 from netsim_ddp.ranks.channel import COMPUTING, RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.process_group import choose_device, lasting_bps
@@ -73,6 +73,7 @@ class StepsTask(ModelTask):
         facts |= {
             "ideal_s": cost.ideal_seconds(program.wires, lasting_bps(self.job)) + rounds_s,
             "collective": program.collective,
+            "citation": next((method.citation for method in program.methods), ""),
             "probed_bps": probed,
             "message_s": costs,
             "replay": self._replay(device, times),
@@ -121,7 +122,8 @@ class StepsTask(ModelTask):
             flat = FlatGradients(workload.model.named_parameters())
             alone = Group(0, 1)
             optimizer = self._optimizer(workload, self.scenario.momentum)
-            methods = [baseline(flat.part(*bucket), alone) for bucket in ddp_buckets(flat)]
+            dense = partial(build_method, BASELINE.name, group=alone, as_ddp=True)
+            methods = [dense(flat.part(*bucket)) for bucket in ddp_buckets(flat)]
             program = BucketedTraining(workload, flat, alone, methods, optimizer, self.say)
             barrier, rank = self.shared.barrier, self.job.rank
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -220,7 +222,7 @@ class StepsTask(ModelTask):
         if (
             isinstance(execution, Replayed)
             and self._at_once == self.job.world_size
-            and self.job.method.name != "dense"
+            and not entry_of(self.job.method.name).is_baseline
         ):
             self._measuring, execution.warming_up = False, True
             self._step(program, execution)
@@ -254,18 +256,15 @@ class StepsTask(ModelTask):
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         momentum = 0.0 if params.get("momentum") else scenario.momentum
         optimizer = self._optimizer(workload, momentum)
-        by_ddp: dict[str, torch.dtype | None] = {"dense": None, "fp16": torch.float16}
-        if group.world_size > 1 and dist.get_backend(group.process_group) == "nccl":
-            by_ddp["bf16"] = torch.bfloat16  # Gloo has no sum of them: there netsim's own exchange does it
-        concurrent = scenario.execution == "concurrent" and not gradients
-        if overlap and concurrent and name in by_ddp:
-            return OverlappedTraining(workload, flat, group, optimizer, self.say, by_ddp[name])
+        entry = entry_of(name)
+        nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
+        by_ddp = ("nccl" if nccl else "gloo") in entry.ddp_backends
+        if overlap and by_ddp and scenario.execution == "concurrent" and not gradients:
+            rounded = getattr(torch, entry.ddp_type) if entry.ddp_type else None
+            return OverlappedTraining(workload, flat, group, optimizer, self.say, rounded)
         in_buckets = overlap and (ready is not None or not gradients)
         parts = [flat.part(*bucket) for bucket in ddp_buckets(flat)] if in_buckets else [flat]
-        methods = [
-            baseline(part, group) if name == "dense" else build_method(name, part, group, **params)
-            for part in parts
-        ]
+        methods = [build_method(name, part, group, as_ddp=True, **params) for part in parts]
         if not gradients:
             kind = BucketedTraining if overlap else Training
             return kind(workload, flat, group, methods, optimizer, self.say)

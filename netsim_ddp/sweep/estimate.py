@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods import entry_of
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.names import DATASETS, TORCHVISION_PREFIX
 from netsim_ddp.results.record import Cell
 from netsim_ddp.scenario import available_cores, ranks_at_once
@@ -28,7 +29,6 @@ FLOPS_PER_CORE = 15e9
 CODEC_PER_PARAMETER_S, CODEC_PER_ENTRY_S = 5e-9, 60e-9
 """Selecting among the parameters; packing, sending on and adding what was selected."""
 MESSAGE_S = 0.2e-3
-PACKED_BYTES = {"fp32": 5.05, "fp16": 3.05, "bf16": 3.05, "int8": 2.05, "int8-stochastic": 2.05}
 HEADERS = 1514 / 1448
 LOOPBACK_BPS = 10e9
 ROUNDS_PER_MESSAGE = 2  # the receiver's readiness, then the message
@@ -128,7 +128,7 @@ def repeat_seconds(unit: Unit) -> float:
     replayed = getattr(settings, "execution", "") == "replayed"
     slowed = _slowed(settings.threads if replayed else workers * settings.threads)
     codec = 0.0
-    if unit.cell.method.name != "dense":
+    if not entry_of(unit.cell.method.name).is_baseline:
         kept = float(unit.cell.method.params.get("ratio", 0.0))
         codec = (CODEC_PER_PARAMETER_S + CODEC_PER_ENTRY_S * kept) * _model(settings).parameters * slowed
     compute = _compute_seconds(settings) * slowed if emulated is None else emulated
@@ -223,19 +223,9 @@ def _wire_seconds(method: MethodSpec, settings: Any, steps: int) -> tuple[float,
     workers = int(settings.workers)
     if workers == 1:
         return 0.0, 0.0
-    parameters = _model(settings).parameters
-    ring = 2 * (workers - 1) / workers
-    packed = PACKED_BYTES.get(str(method.params.get("values", "fp32")), PACKED_BYTES["fp32"])
-    kept = float(method.params.get("ratio", 0.01)) * parameters * packed
-    sent = {
-        "fp16": ring * 2 * parameters,
-        "bf16": ring * 2 * parameters,
-        "powersgd": ring * 4 * parameters * 0.005 * float(method.params.get("rank", 1)),
-        "topk": min(ring, workers - 1) * kept,
-        "topk-allgather": (workers - 1) * kept,
-    }.get(method.name, ring * 4 * parameters)
-    around = method.name not in ("topk", "topk-allgather")
-    rounds = 2 * (workers - 1) if around else 2
+    entry = entry_of(method.name)
+    sent = entry.wire_bytes(_model(settings).parameters, workers, method.params)
+    rounds = entry.rounds(workers)
     if settings.link == "none":
         return sent * 8 / LOOPBACK_BPS, rounds * MESSAGE_S
     spec: LinkSpec = settings.link_spec()

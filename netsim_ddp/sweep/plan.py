@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.identity import METHOD_AXES, planned, same_run
 from netsim_ddp.scenario import Settings
 from netsim_ddp.scenario.matrix import Point

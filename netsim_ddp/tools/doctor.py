@@ -32,6 +32,7 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.channel import namespace_remedy
 from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.link.tc.tun import REMEDY as REMEDY_TUN
+from netsim_ddp.methods import DEFAULT
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.switches import KERNELS, compiled_kernels
@@ -272,13 +273,13 @@ def step() -> Finding:
     warning; whether the step itself works is seen without the link.
     """
     try:
-        cell = _train(methods="topk", bandwidth="100mbps")
+        cell = _train(methods=DEFAULT.name, bandwidth="100mbps")
     except LinkOffTarget as error:
-        _train(methods="topk", link="none")
-        return Finding("WARN", f"topk trains, but {error.message}", error.hint or BUCKET)
+        _train(methods=DEFAULT.name, link="none")
+        return Finding("WARN", f"{DEFAULT.name} trains, but {error.message}", error.hint or BUCKET)
     sent = cell.summary.tx_bytes_per_step if cell.summary else None
     bytes_sent = f", {format_bytes(sent)} each" if sent is not None else ""
-    return Finding("PASS", f"topk, 2 ranks, {cell.link.mechanism}: {_step(cell)} a step{bytes_sent}")
+    return Finding("PASS", f"{DEFAULT.name}, 2 ranks, {cell.link.mechanism}: {_step(cell)} a step{bytes_sent}")
 
 
 def _train(**values: Any) -> Cell:

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from netsim_ddp.errors import UsageError, cannot_write
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.fields import Strict
 from netsim_ddp.results.files import to_json, write_whole
 from netsim_ddp.results.training_record import EpochRecord

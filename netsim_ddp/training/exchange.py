@@ -11,10 +11,8 @@ import torch
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.adam import CompressedAdam
-from netsim_ddp.communication.backend import build_method
-from netsim_ddp.communication.building import description
+from netsim_ddp.communication.building import build_method, description
 from netsim_ddp.communication.comparison import same_on_all_ranks
-from netsim_ddp.communication.dense import baseline
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
@@ -222,9 +220,7 @@ def build_exchange(
     exchange: Exchange
     with same_on_all_ranks(group) as facts:
         if freeze_after is None:
-            built = (
-                baseline(flat, group) if method == "dense" else build_method(method, flat, group, **params)
-            )
+            built = build_method(method, flat, group, as_ddp=True, **params)
             exchange = Averaged(built, group, _optimizer(scenario, params, flat, group))
         else:
             adam = CompressedAdam(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from netsim_ddp.errors import NetsimError, RankError, UsageError
-from netsim_ddp.methods import MethodSpec, takes
+from netsim_ddp.methods import takes
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.files import load, save
 from netsim_ddp.results.record import Cell, RepeatRecord, Result
@@ -181,6 +182,7 @@ class Trainings(Experiment[TrainScenario]):
             changed = {"epochs": self.scenario.epochs, "target": self.scenario.target}
             cell.recipe = before.recipe.model_copy(update=changed)
         cell.backend, cell.device = before.backend, before.device
+        cell.citation = before.citation
         cell.params |= {key: value for key, value in before.params.items() if key == "collective"}
 
     def repeat(self, index: int, number: int) -> None:
@@ -222,6 +224,7 @@ class Trainings(Experiment[TrainScenario]):
                 cell.repeats.append(RepeatRecord(ranks=[], seed=seed, epochs=training.history))
             raise
         self.take_collective(cell, records[0]["collective"])
+        cell.citation = records[0]["citation"] or None
         cell.repeats.append(record)
         cell.link.drops += training.drops
         cell.link.retransmits += training.retransmits

@@ -9,7 +9,7 @@ from typing import Any
 
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.probe.probe import ProbeReport, check
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.jobs import Job, jobs_for
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.results.record import RankRecord, RepeatRecord

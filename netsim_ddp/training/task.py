@@ -82,6 +82,7 @@ class TrainTask(ModelTask):
             self._traced,
             residual_bytes=exchange.residual_bytes,
             collective=exchange.collective,
+            citation=exchange.method.citation if exchange.method is not None else "",
         )
 
     def _steps_per_epoch(self, workload: Workload) -> int:

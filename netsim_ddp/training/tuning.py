@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from netsim_ddp.errors import RankError, UsageError
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.training_record import TunedRate
 from netsim_ddp.scenario import TrainScenario

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import nn
 
 from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor
-from netsim_ddp.communication.backend import METHODS
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.quotas import Quotas
 from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import METHODS
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels
 

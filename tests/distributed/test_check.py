@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.building import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
-from netsim_ddp.methods import METHODS, parse_method
+from netsim_ddp.methods import METHODS
+from netsim_ddp.methods.spec import parse_method
 from netsim_ddp.results.files import load
 from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, CheckRanks
 

@@ -112,8 +112,8 @@ def test_a_failing_rank_is_named_and_what_was_measured_stays(
 
 DAMAGE = '''
 from netsim_ddp.communication.exchange import PeerExchange
-from netsim_ddp.communication.sparse import TopKAllGather
-from netsim_ddp.communication.split import TopKSplitReduce
+from netsim_ddp.communication.methods.topk_allgather import TopKAllGather
+from netsim_ddp.communication.methods.topk_split import TopKSplitReduce
 
 class Gather(TopKAllGather):
     """Rank 1's third message is not what it wrote."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from netsim_ddp import DistributedBackend
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.powersgd import PowerSGD
+from netsim_ddp.communication.methods.powersgd import PowerSGD
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import UsageError

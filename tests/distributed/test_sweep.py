@@ -41,7 +41,7 @@ matrix:
 FRAIL = """
 import pathlib
 
-from netsim_ddp.communication.dense import DenseAllReduce
+from netsim_ddp.communication.methods.dense import DenseAllReduce
 
 
 def build(flat, group):

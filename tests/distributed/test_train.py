@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import RankError, UsageError
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.report.export.trace import ROWS, trace_json
 from netsim_ddp.results.files import load, save

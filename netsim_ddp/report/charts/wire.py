@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
+from netsim_ddp.methods import entry_of
+from netsim_ddp.methods.entry import Growth, ring
 from netsim_ddp.report.charts.shapes import (
     Chart,
     Point,
@@ -23,9 +24,8 @@ from netsim_ddp.results.record import Cell
 
 # Two links whose methods send the same within this share one plot of bytes.
 SAME_BYTES = 0.02
-Growth = Literal["ring", "gather"]
 GROWTH: dict[Growth, tuple[str, Callable[[float], float]]] = {
-    "ring": ("2(P-1)/P", lambda ranks: 2 * (ranks - 1) / ranks),
+    "ring": ("2(P-1)/P", ring),
     "gather": ("P-1", lambda ranks: ranks - 1),
 }
 """How a rank's bytes grow with the number of ranks, by the formula of the scheme."""
@@ -33,10 +33,7 @@ GROWTH: dict[Growth, tuple[str, Callable[[float], float]]] = {
 
 def growth_of(cell: Cell) -> Growth | None:
     """The formula of a method's scheme; None for a user's own method, whose scheme nobody told."""
-    if cell.method == "topk-allgather" or cell.params.get("collective") == "allgather":
-        return "gather"
-    known = ("dense", "fp16", "bf16", "powersgd", "topk", "topk-dense")
-    return "ring" if cell.method in known else None
+    return entry_of(cell.method).growth(cell.params)
 
 
 def bytes_over_workers(collection: Collection) -> list[Chart]:

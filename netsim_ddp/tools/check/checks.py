@@ -14,7 +14,8 @@ from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.mechanisms import choose
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.link.tc.link import TcLink
-from netsim_ddp.methods import MethodSpec
+from netsim_ddp.methods import BASELINE
+from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.scenario import Scenario, Settings
@@ -229,7 +230,7 @@ def _bytes(ranks: CheckRanks, method: MethodSpec) -> tuple[bool, str]:
 def _times(ranks: CheckRanks, method: MethodSpec) -> tuple[None, str]:
     local, wire, dense_local, dense_wire = (
         max(float(data[key]) for data in answers.data)
-        for answers in (ranks.run("times", method), ranks.run("times", MethodSpec(name="dense")))
+        for answers in (ranks.run("times", method), ranks.run("times", MethodSpec(name=BASELINE.name)))
         for key in ("local_ms", "wire_ms")
     )
     return None, (

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from netsim_ddp.communication.backend import build_method
+from netsim_ddp.communication.building import build_method
 from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.ranks.process_group import choose_device, join
 from netsim_ddp.ranks.rank import Task

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods import BASELINE
 from netsim_ddp.names import TORCHVISION_PREFIX, is_reference
 from netsim_ddp.tools.regress.states import TEMPORARY, State
 
@@ -162,7 +163,7 @@ def _imported(state: State, names: Sequence[str], timeout_s: float) -> dict[str,
 
 def _built_in(state: State, flags: Mapping[str, str], timeout_s: float) -> dict[str, _Seen]:
     """Of netsim's own methods and models, each with its flag, those that this state's command line refuses."""
-    names = [name for name in flags if name != "dense"]  # is always there
+    names = [name for name in flags if name != BASELINE.name]  # is always there
     words = [word for name in names for word in (flags[name], name)]
     if not names or _refusal(state, words, timeout_s) is None:
         return {}

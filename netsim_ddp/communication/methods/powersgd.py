@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.dense import summed
+from netsim_ddp.communication.exchange import summed
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import LARGEST, Group, Local, Method, Segment
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.methods.topk_allgather import TopKAllGather
+from netsim_ddp.communication.methods.topk_split import TopKSplitReduce
 from netsim_ddp.communication.segments import Group, Method
-from netsim_ddp.communication.sparse import TopKAllGather
-from netsim_ddp.communication.split import TopKSplitReduce
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.topk import entry_count
 

@@ -1,0 +1,50 @@
+"""Top-K by a dense all-reduce, to show that it saves nothing on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.communication.exchange import summed
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Group, Local, Segment
+from netsim_ddp.communication.sparse import SelectedEntries
+from netsim_ddp.compression.kernels import largest
+
+
+class TopKDense(SelectedEntries):
+    """``topk-dense``: what many papers' code runs. The sparse approximation is written into a dense tensor and
+    all-reduced, so that the wire carries exactly what it carries without compression. Kept to show that."""
+
+    name = "topk-dense"
+
+    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
+        super().__init__(flat, group, **options)
+        self._average = torch.zeros_like(flat.data)
+
+    @property
+    def average(self) -> Tensor:
+        return self._average
+
+    def _exchange(self) -> list[Segment]:
+        return [
+            Local("compress", self._compress),
+            *summed(self._average, self.group),
+            Local("decompress", self._divide),
+        ]
+
+    def _compress(self) -> None:
+        self._average.zero_()
+        if self._select():
+            self._average[self.indices.long()] = self.values
+        else:  # the others wait in the all-reduce: its sum tells them
+            self._average.fill_(torch.nan)
+
+    def _divide(self) -> None:
+        self._average.div_(self.group.world_size)
+        self._peak = largest(self._average)
+        self._conclude()
+        if self.skipped:
+            self._average.zero_()
