@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from netsim_ddp.communication.building import build_method, checked_params, description, resolved
-from netsim_ddp.communication.carrying import (
-    RESIDUALS,
-    ByName,
-    Saved,
-    apply_alone,
-    carry,
-    check_names,
-    check_options,
-    unless_refused,
-    warn_of_absent,
-)
+from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
+from netsim_ddp.communication.building import build_method, checked_params, description
+from netsim_ddp.communication.carrying import RESIDUALS, apply_alone, unless_refused
 from netsim_ddp.communication.comparison import STATE, Facts, same_on_all_ranks, standing
-from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
-from netsim_ddp.communication.loops import ClearedBetweenSteps
 from netsim_ddp.communication.membership import Membership
-from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
 from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
-from netsim_ddp.communication.scaling import LossScale, Scaler
+from netsim_ddp.communication.scaling import Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment, segments_of
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.communication.wrapped import check_not_averaged, note_exchange, watch
+from netsim_ddp.communication.wrapped import check_not_averaged, watch
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
@@ -45,7 +32,7 @@ from netsim_ddp.methods.topk import TOPK
 from netsim_ddp.names import is_reference
 
 
-class DistributedBackend:
+class DistributedBackend(GradientAveraging):
     """Averages gradients over the ranks of a process group.
 
     ::
@@ -75,6 +62,11 @@ class DistributedBackend:
         ValueError: ``compressor`` and ``method`` both given, or a compressor that no method takes.
     """
 
+    between_steps = (
+        "write optimizer.zero_grad() after every step; to accumulate, exchange once, when the last backward pass of "
+        "the step is over"
+    )
+
     def __init__(
         self,
         compressor: TopKCompressor | None = None,
@@ -93,33 +85,40 @@ class DistributedBackend:
         if compressor is not None and not isinstance(compressor, TopKCompressor):
             raise ValueError(f"no method takes a {type(compressor).__name__} as its compressor: {CONTRACT}")
         self._membership = Membership(process_group, rank=rank, world_size=world_size)
-        self._name = method or (TOPK.name if compressor is not None else BASELINE.name)
+        self._method_name = method or (TOPK.name if compressor is not None else BASELINE.name)
         self._compressor, self._buffer = compressor, error_buffer
-        self._params = self._checked(params or {})
-        self._flat: FlatGradients | None = None
-        self._built_for: Group | None = None
+        self.params: dict[str, Any] = self._typed(params or {})
+        """The method's options, typed."""
+        self._start_anew()
         self._segments: list[Segment] = []
-        self.method: Method | None = None
-        """The method at work; built by the first call, when the parameters are known."""
-        self._saved: dict[str, Any] = {}
-        self._loaded = self._compared = False
+        self._saved, self._loaded = None, False
         self.caller_s_facts: Callable[[], Facts] = dict
         """What the ranks must have alike beyond what this exchange knows; asked whenever they compare."""
         self.called = type(self).__name__
         """What a user knows this exchange as."""
         watch()
-        self._known: set[str] = set()
-        self._cleared: ClearedBetweenSteps | None = None
-        self._parked: dict[str, ByName] = {}
-        """What is pending for parameters that are not trained now."""
+        self._known_names: set[str] = set()
         self.carrier: Carrier | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
 
     def __repr__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in sorted(self._params.items()))
+        options = "".join(f", {key}={value!r}" for key, value in sorted(self.params.items()))
         return f"{type(self).__name__}({self._name!r}{options})"
 
-    def _checked(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def _name(self) -> str:
+        return self._method_name
+
+    @property
+    def _known(self) -> set[str] | None:
+        return self._known_names if self._methods else None
+
+    @property
+    def method(self) -> Method | None:
+        """The method at work; built by the first call, when the parameters are known."""
+        return self._methods[0] if self._methods else None
+
+    def _typed(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The method's options, with what the compressor and the buffer say."""
         if isinstance(params, Mapping) and params.get("overlap") not in (None, False, "off"):
             raise UsageError(
@@ -149,34 +148,6 @@ class DistributedBackend:
             )
         own = {"ratio": self._compressor.ratio, "feedback": self._buffer is not None}
         return checked_params(self._name, {**given, **own, "error_buffer": self._buffer})
-
-    @property
-    def group(self) -> Group:
-        """This rank's place, as it is now: a backend may be made before ``init_process_group``.
-
-        Raises:
-            RuntimeError: there is no process group, and the environment or the caller says that there are more ranks.
-            ValueError: it is not of the rank and size that the caller said.
-        """
-        return self._membership.group()
-
-    @group.setter
-    def group(self, group: Group) -> None:
-        self._membership = Membership.fixed(group)
-
-    @property
-    def scaler(self) -> Scaler:
-        """Who scales the loss."""
-        return self._loss_scale.scaler
-
-    @scaler.setter
-    def scaler(self, scaler: Scaler) -> None:
-        self._loss_scale = LossScale(scaler)
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """The method's options, typed."""
-        return self._params
 
     @property
     def segments(self) -> list[Segment]:
@@ -237,12 +208,11 @@ class DistributedBackend:
         state = self.state_dict()
         if not state:
             return
-        saved = Saved.of(state)
-        check_options(saved, self._name, resolved(self._name, self._params), self.group)
+        saved = self._checked(state, self.group, None)
         scale = self._loss_scale.now()
         waiting = apply_alone(saved.merged(RESIDUALS, folded=True), parameters, scale)
         self._saved = {"method": self._name, "parked": {RESIDUALS: waiting}} if waiting else {}
-        self.method = self._flat = None
+        self._methods = []
 
     def _average(self, parameters: Named) -> tuple[FlatGradients, bool, float]:
         """Everything but giving the parameters their averages: the layout, whether the step is taken, and the scale
@@ -289,37 +259,15 @@ class DistributedBackend:
         Args:
             layers: the same of every parameter, in ``layers`` of the answer.
         """
-        found = self.method.statistics(layers=layers) if self.method else None
-        return found and replace(found, payload_bytes=payload_bytes(self._segments))
+        return statistics_of(self._methods, self._segments, layers=layers)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of this rank must keep: residuals and whatever else the method goes on from."""
         if self.method is None:
-            return self._saved
+            return self._saved or {}
         state = self.method.state_dict()
-        if not state:
-            return {}
-        own = {"method": self._name, "options": resolved(self._name, self._params), "parked": self._parked}
-        return {**state, **own}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved, here or of a :class:`HookState`; before the first step what depends
-        on the parameters is checked when that comes. What goes on, and what is refused, is the rule of
-        :mod:`netsim_ddp.communication.carrying`. All ranks load, and the next exchange compares at which step they are.
-
-        Raises:
-            ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
-                would be lost; nothing has changed then.
-        """
-        saved = Saved.of(state)
-        check_options(saved, self._name, resolved(self._name, self._params), self._built_for)
-        if self.method is None:
-            self._saved = dict(state)
-        else:
-            check_names(saved, self._known)
-            self._parked = carry(saved, [self.method])
-        self._loaded = bool(saved.parts)
-        self.compare_again()
+        own = {"method": self._name, "options": self._options, "parked": self._parked}
+        return {**state, **own} if state else {}
 
     def compare_again(self) -> None:
         """Have the next exchange compare what the ranks have; on all of them."""
@@ -329,45 +277,29 @@ class DistributedBackend:
         kind = "compressor of one's own" if isinstance(method, HandedCompression) else "netsim's"
         state = standing(loaded=self._loaded, steps=[] if method.steps is None else [method.steps])
         more = {"compression": kind, STATE: state}
-        described = description(self._name, self._params, parameters, [method], **more)
+        described = description(self._name, self.params, parameters, [method], **more)
         return {"netsim": described["netsim"], **self.caller_s_facts(), **described}
 
     def _prepare(self, parameters: Named) -> FlatGradients:
         """The layout for these parameters; nothing has changed where it cannot be built, or the ranks differ."""
         group = self.group
-        holds = self._flat is not None and self._built_for is group and self._flat.holds(parameters)
         compared = None if self._membership.is_fixed else group
-        if self._flat is not None and holds and not self._stale(self.method):
-            if not self._compared and self.method is not None:
+        current = self.method if self._built_for is group else None
+        if current is not None and self._flat.holds(parameters) and not self._stale(current):
+            if not self._compared:
                 with same_on_all_ranks(compared) as facts:
-                    facts.update(self._facts(parameters, self.method))
+                    facts.update(self._facts(parameters, current))
                 self._compared = True
             return self._flat
         known = {name for name, _ in parameters}
-        with unless_refused(self._params.get("error_buffer")), same_on_all_ranks(compared) as facts:
+        with unless_refused(self.params.get("error_buffer")), same_on_all_ranks(compared) as facts:
             flat = FlatGradients(parameters)
             flat.check()
-            method = self._build(flat, group.renewed())
-            saved = Saved.of(self.state_dict())
-            check_options(saved, self._name, resolved(self._name, self._params), group)
-            if self.method is None:
-                check_names(saved, known)
-            parked = carry(saved, [method])
-            facts.update(self._facts(parameters, method))
-        warn_of_absent(parked, self._parked, known)
-        self._flat, self._built_for, self.method = flat, group, method
-        self._known, self._parked = known, parked
-        self._segments, self._compared = segments_of(method, self._name), True
-        note_exchange(self, flat.parameters, self._name, self._params)
-        self._cleared = (
-            ClearedBetweenSteps(
-                flat.parameters,
-                "write optimizer.zero_grad() after every step; to accumulate, exchange once, when the last backward "
-                "pass of the step is over",
-            )
-            if self._params.get("momentum")
-            else None
-        )
+            methods, parked = self._carried(lambda place: [self._build(flat, place)], group, known)
+            facts.update(self._facts(parameters, methods[0]))
+        self._adopt(flat, group, methods, parked, known)
+        self._segments, self._compared = segments_of(methods[0], self._name), True
+        self._known_names = known
         return flat
 
     def _build(self, flat: FlatGradients, group: Group) -> Method:
@@ -375,7 +307,7 @@ class DistributedBackend:
             _check_names(self._buffer, flat)
         if self._compressor is not None and self._by_hand(flat):
             return HandedCompression(flat, group, self._compressor, self._buffer)
-        return build_method(self._name, flat, group, **self._params)
+        return build_method(self._name, flat, group, **self.params)
 
     def _by_hand(self, flat: FlatGradients) -> bool:
         """Whether compressor and buffer must be called, because netsim's own kernels would do something else."""
@@ -384,16 +316,14 @@ class DistributedBackend:
         elsewhere = here is not None and here.type != flat.data.device.type
         return elsewhere or own_arithmetic(self._compressor, self._buffer)
 
-    def _stale(self, method: Method | None) -> bool:
+    def _stale(self, method: Method) -> bool:
         """Whether what the user handed over is no longer what the method was built for."""
         by_hand = isinstance(method, HandedCompression)
-        if method is None:
-            return True
         if self._compressor is not None:
             if self._by_hand(method.flat) is not by_hand:
                 return True
-            ratio, before = self._compressor.ratio, self._params["ratio"]
-            self._params["ratio"] = ratio
+            ratio, before = self._compressor.ratio, self.params["ratio"]
+            self.params["ratio"] = ratio
             if ratio != before and not by_hand:
                 return True
         if self._buffer is None or by_hand:

@@ -16,8 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,24 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
-from netsim_ddp.communication.building import build_method, checked_params, description, resolved
-from netsim_ddp.communication.carrying import (
-    RESIDUALS,
-    ByName,
-    Saved,
-    add_pending,
-    carry,
-    check_names,
-    check_options,
-    unless_refused,
-    warn_of_absent,
-)
+from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
+from netsim_ddp.communication.building import build_method, checked_params, description
+from netsim_ddp.communication.carrying import RESIDUALS, ByName, Saved, add_pending
 from netsim_ddp.communication.comparison import STATE, same_on_all_ranks, standing
-from netsim_ddp.communication.cost import payload_bytes
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
-from netsim_ddp.communication.loops import ClearedBetweenSteps, Given, when_backward_ends
+from netsim_ddp.communication.loops import Given, when_backward_ends
 from netsim_ddp.communication.membership import Membership
-from netsim_ddp.communication.modes import own_modes
 from netsim_ddp.communication.parameters import (
     Named,
     NamedParameters,
@@ -53,7 +41,6 @@ from netsim_ddp.communication.parameters import (
 from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import LARGEST, Group, Method, segments_of
-from netsim_ddp.communication.wrapped import note_exchange
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import UsageError
@@ -61,7 +48,7 @@ from netsim_ddp.methods import DEFAULT, takes
 from netsim_ddp.methods.topk import TOPK
 
 
-class HookState:
+class HookState(GradientAveraging):
     """State of :func:`method_hook`: a method over a model's parameters, and what it keeps between steps.
 
     Args:
@@ -99,6 +86,11 @@ class HookState:
             that is not exchanged, or has another's name.
     """
 
+    between_steps = (
+        "write optimizer.zero_grad() after every step; to accumulate, run all but the last backward pass of a step "
+        "within ddp.no_sync()"
+    )
+
     def __init__(
         self,
         named_parameters: NamedParameters | nn.Module,
@@ -110,11 +102,10 @@ class HookState:
         **params: Any,
     ) -> None:
         self.method, self.overlap = method, overlap
-        self.params = checked_params(method, params | ({"overlap": True} if overlap else {}))
+        self.params: dict[str, Any] = checked_params(method, params | ({"overlap": True} if overlap else {}))
         self.params.pop("overlap", None)
         self.scaler = scaler
-        self._saved: dict[str, Any] | None = None
-        self._loaded = False
+        self._saved, self._loaded = None, False
         self._unbound()
         self.bind(named_parameters, process_group)
 
@@ -123,16 +114,20 @@ class HookState:
         return f"{type(self).__name__}({self.method!r}{options}, overlap={self.overlap})"
 
     def _unbound(self) -> None:
+        self._start_anew()
         self._named: Named | None = None
-        self._methods: list[Method] = []
-        self._built_for: Group | None = None
-        self._compared = False
         self._unfrozen: set[str] = set()
         """Parameters that are trained since the layout was made anew for it; a DDP made before does not know them."""
         self._waiting: ByName = {}
         """What one rank alone has not applied yet of what several had pending."""
-        self._parked: dict[str, ByName] = {}
-        """What is pending for parameters that are not trained now."""
+
+    @property
+    def _name(self) -> str:
+        return self.method
+
+    @property
+    def _known(self) -> set[str] | None:
+        return None if self._named is None else {name for name, _ in self._named}
 
     def bind(
         self,
@@ -165,34 +160,17 @@ class HookState:
         for method in self._methods:
             method.roll_back()  # a step that was left open has never been
         cuts = ddp_buckets(flat) if self.overlap else [(0, len(flat.parameters))]
-        place = group.renewed()
+
+        def build(place: Group) -> list[Method]:
+            return [build_method(self.method, flat.part(*cut), place, **self.params) for cut in cuts]
+
         known = {name for name, _ in named}
-        with unless_refused(self.params.get("error_buffer")):
-            methods = [
-                build_method(self.method, flat.part(first, last), place, **self.params)
-                for first, last in cuts
-            ]
-            parked: dict[str, ByName] = {}
-            if (kept := self._kept()) is not None:
-                saved = self._checked(kept, group, known if not self._methods else None)
-                parked = carry(saved, methods)
-        warn_of_absent(parked, self._parked, known)
-        self._parked = parked
-        self._named, self._membership, self._built_for = named, membership, group
-        self._flat, self._cuts, self._methods, self._saved = flat, cuts, methods, None
-        self._compared = False
-        note_exchange(self, flat.parameters, self.method, self.params)
+        methods, parked = self._carried(build, group, known)
+        self._adopt(flat, group, methods, parked, known)
+        self._named, self._membership = named, membership
+        self._flat, self._cuts, self._saved, self._compared = flat, cuts, None, False
         self._came: set[int] | None = None
         """Places of the parameters that DDP's buckets hold, which are the same in every step."""
-        self._cleared = (
-            ClearedBetweenSteps(
-                flat.parameters,
-                "write optimizer.zero_grad() after every step; to accumulate, run all but the last backward pass "
-                "of a step within ddp.no_sync()",
-            )
-            if self.params.get("momentum")
-            else None
-        )
         self._place = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
         self._part_of = [0] * len(flat.parameters)
         for number, (first, last) in enumerate(cuts):
@@ -205,19 +183,6 @@ class HookState:
         self._stages = [stages(segments_of(method, self.method)) for method in methods]
         self._carrier = InOrder()
         self._begin()
-
-    def _kept(self) -> dict[str, Any] | None:
-        """What goes on in the next layout."""
-        return self.state_dict() if self._methods else self._saved
-
-    @property
-    def group(self) -> Group:
-        """This rank's place, as it is now: a state may be made before ``init_process_group``.
-
-        Raises:
-            RuntimeError: there is no process group, and the environment says that there are several ranks.
-        """
-        return self._membership.group()
 
     def _settle(self, group: Group) -> None:
         """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
@@ -235,15 +200,6 @@ class HookState:
             more = {"overlap": self.overlap, STATE: standing(loaded=self._loaded, steps=steps)}
             facts.update(description(self.method, self.params, self._named, self._methods, **more))
         self._compared = True
-
-    @property
-    def scaler(self) -> Scaler:
-        """Who scales the loss."""
-        return self._loss_scale.scaler
-
-    @scaler.setter
-    def scaler(self, scaler: Scaler) -> None:
-        self._loss_scale = LossScale(scaler)
 
     def _begin(self) -> None:
         """A new step: no gradient is there, and one that was left open has never been."""
@@ -435,53 +391,20 @@ class HookState:
 
     def statistics(self, *, layers: bool = False) -> Statistics | None:
         """As :meth:`DistributedBackend.statistics`: what this rank sent and kept back in the last step."""
-        found = [method.statistics(layers=layers) for method in self._by_place()] if self._compared else []
-        known = [each for each in found if each is not None]
-        if not known:
-            return None
         wires = [wire for bucket in self._stages for stage in bucket for wire in stage.wires]
-        return replace(sum(known[1:], known[0]), payload_bytes=payload_bytes(wires))
+        return statistics_of(self._by_place() if self._compared else [], wires, layers=layers)
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank's checkpoint must keep."""
         if self._saved is not None:
             return self._saved
-        found = {
-            "method": self.method,
-            "overlap": self.overlap,
-            "options": resolved(self.method, self.params),
-        }
+        found = {"method": self.method, "overlap": self.overlap, "options": self._options}
         if not self._methods or self._built_for is None:
             waiting = {RESIDUALS: self._waiting} if self._waiting else {}
             return {**found, "parts": [], "parked": waiting}  # nothing has been exchanged
         found["parked"] = self._parked
         place = {"rank": self._built_for.rank, "world_size": self._built_for.world_size}
         return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved, here or of a :class:`DistributedBackend`. What goes on, and what is
-        refused, is the rule of :mod:`netsim_ddp.communication.carrying`: other buckets, another order, ratio or
-        collective go on. All ranks load, and the next exchange compares at which step they are.
-
-        Raises:
-            ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
-                would be lost; nothing has changed then.
-        """
-        known = None if self._named is None else {name for name, _ in self._named}
-        saved = self._checked(state, self._built_for if self._methods else None, known)
-        if self._methods:
-            self._parked = carry(saved, self._methods)
-        else:
-            self._saved = dict(state)
-        self._loaded, self._compared = bool(saved.parts), False
-
-    def _checked(self, state: Mapping[str, Any], group: Group | None, known: set[str] | None) -> Saved:
-        """``state``, if it may go on here; ``known`` parameters are all that it may be of."""
-        saved = Saved.of(state)
-        check_options(saved, self.method, resolved(self.method, self.params), group)
-        if known is not None:
-            check_names(saved, known)
-        return saved
 
     def __getstate__(self) -> dict[str, Any]:
         return {

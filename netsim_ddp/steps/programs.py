@@ -6,18 +6,15 @@ measures and replays them.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from netsim_ddp.communication.cost import payload_bytes
+from netsim_ddp.communication.averaging import statistics_of
 from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Wire
@@ -50,10 +47,7 @@ class Program(ABC):
 
     def statistics(self, *, layers: bool) -> Statistics | None:
         """What this rank's methods sent and kept back in the last step; None where none selects."""
-        found = [each for method in self.methods if (each := method.statistics(layers=layers)) is not None]
-        if not found or not self.wires:
-            return None
-        return replace(functools.reduce(operator.add, found), payload_bytes=payload_bytes(self.wires))
+        return statistics_of(self.methods, self.wires, layers=layers) if self.wires else None
 
     def step(self, execution: Execution) -> StepSample:
         """Run one step."""

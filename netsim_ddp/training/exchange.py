@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from netsim_ddp.communication import cost
 from netsim_ddp.communication.adam import CompressedAdam
+from netsim_ddp.communication.averaging import statistics_of
 from netsim_ddp.communication.building import build_method, description
 from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.flat import FlatGradients
@@ -144,8 +143,7 @@ class Averaged(Exchange):
         return self._method
 
     def statistics(self) -> Statistics | None:
-        found = self.method.statistics() if self._wires else None
-        return found and replace(found, payload_bytes=cost.payload_bytes(self._wires))
+        return statistics_of([self.method], self._wires, layers=False) if self._wires else None
 
     def state_dict(self) -> dict[str, Any]:
         return self.method.state_dict()
