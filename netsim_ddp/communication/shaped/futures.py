@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -104,7 +103,7 @@ class Lateness:
 class ShapedWork(dist.Work):
     """A collective whose future completes at its deadline."""
 
-    def __init__(self, future: torch.futures.Future[Any]) -> None:
+    def __init__(self, future: torch.futures.Future[object]) -> None:
         super().__init__()
         self._future = future
 
@@ -121,7 +120,7 @@ class ShapedWork(dist.Work):
     def synchronize(self) -> None:
         self.wait()
 
-    def get_future(self) -> torch.futures.Future[Any]:
+    def get_future(self) -> torch.futures.Future[object]:
         return self._future
 
     def is_completed(self) -> bool:
@@ -137,7 +136,7 @@ class ShapedWork(dist.Work):
             return error
         return None
 
-    def result(self) -> Any:
+    def result(self) -> object:  # type: ignore[override] # torch's stub knows lists of tensors alone
         return self._future.value()
 
 
@@ -147,13 +146,13 @@ class WaitedWork(dist.Work):
     The waiting thread itself sleeps until the deadline. ``get_future`` starts a thread that waits.
     """
 
-    def __init__(self, real: dist.Work, collect: Deadline, late: Lateness, result: Any) -> None:
+    def __init__(self, real: dist.Work, collect: Deadline, late: Lateness, result: object) -> None:
         super().__init__()
         self._real, self._collect, self._late, self._result = real, collect, late, result
         self._lock = threading.Lock()
         self._finished = False
         self._error: BaseException | None = None
-        self._future: torch.futures.Future[Any] | None = None
+        self._future: torch.futures.Future[object] | None = None
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         with self._lock:
@@ -177,7 +176,7 @@ class WaitedWork(dist.Work):
     def synchronize(self) -> None:
         self.wait()
 
-    def get_future(self) -> torch.futures.Future[Any]:
+    def get_future(self) -> torch.futures.Future[object]:
         if self._future is None:
             future = self._future = torch.futures.Future()
 
@@ -201,7 +200,7 @@ class WaitedWork(dist.Work):
     def exception(self) -> BaseException | None:
         return self._error
 
-    def result(self) -> Any:
+    def result(self) -> object:  # type: ignore[override] # torch's stub knows lists of tensors alone
         return self._result
 
     def source_rank(self) -> int:

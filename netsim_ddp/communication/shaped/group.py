@@ -15,16 +15,19 @@ the host is the limit: that time is counted (``host_late_s``), since then the li
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from netsim_ddp.communication.shaped.futures import COARSE_S, Lateness, ShapedWork, WaitedWork, timer
+from netsim_ddp.communication.shaped.torch_api import DistributedBackendOptions, ProcessGroupBase
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.bucket.operations import Deadline, GroupMember, OperationTable
@@ -32,17 +35,23 @@ from netsim_ddp.link.bucket.schedule import Operation
 from netsim_ddp.link.spec import LinkSpec
 
 NAME = "netsim"
-# Its stub lists overloads that nobody calls on a subclass; only the forms that are called stand here.
-_ProcessGroup: Any = dist.ProcessGroup
+_OLD_NAMES = {
+    "all_gather_single": "_allgather_base",
+    "all_gather_single_coalesced": "allgather_into_tensor_coalesced",
+    "reduce_scatter_single": "_reduce_scatter_base",
+    "reduce_scatter_single_coalesced": "reduce_scatter_tensor_coalesced",
+    "all_to_all_single": "alltoall_base",
+}
+"""What torch before 2.9 calls these operations."""
 
 
-def _nbytes(tensors: Any) -> int:
+def _nbytes(tensors: Sequence[Tensor] | Tensor) -> int:
     """Payload bytes of dense CPU tensors.
 
     Raises:
         NotImplementedError: a sparse tensor, one on another device, or ProcessGroup's single-tensor form.
     """
-    if isinstance(tensors, torch.Tensor):
+    if isinstance(tensors, Tensor):
         _refuse("an operation on a bare tensor instead of a list")
     for tensor in tensors:
         if tensor.layout != torch.strided:
@@ -64,7 +73,36 @@ def _refused(name: str) -> Callable[..., NoReturn]:
     return method
 
 
-class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
+_Rows = Sequence[Sequence[Tensor]]
+_in_first: Callable[[Sequence[object]], _Rows] = operator.itemgetter(slice(0, 1))
+_in_second: Callable[[Sequence[object]], _Rows] = operator.itemgetter(slice(1, 2))
+_in_rows: Callable[[Sequence[object]], _Rows] = operator.itemgetter(1)
+
+
+def _is_second(arguments: Sequence[object]) -> _Rows:
+    return [cast(Sequence[Tensor], arguments[1:2])]
+
+
+def _operation(
+    kind: str, name: str, counted: Callable[[Sequence[object]], _Rows]
+) -> Callable[..., dist.Work]:
+    """Gloo's operation ``name``, whose schedule is that of ``kind``.
+
+    Args:
+        counted: finds the payload in its arguments: the list of tensors that is its first or second one, the rows of
+            lists that are its second one, or that one itself. The options follow, and may be left out.
+    """
+
+    def run(self: ShapedProcessGroup, *arguments: object) -> dist.Work:
+        rows, root = counted(arguments), getattr(arguments[-1], "rootRank", 0)
+        nbytes = sum(map(_nbytes, rows))
+        itemsize = rows[0][0].element_size() if "reduce" in kind else 1
+        return self._run(Operation(kind, nbytes, root, itemsize), name, *arguments)
+
+    return run
+
+
+class ShapedProcessGroup(ProcessGroupBase):  # type: ignore[misc]
     """Gloo under an emulated link; see the module. Made by ``init_process_group("netsim")``.
 
     The operations have the arguments of the ``ProcessGroup`` methods of the same name, in the form that
@@ -72,7 +110,7 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
     What is not emulated raises ``NotImplementedError`` and names the operation.
     """
 
-    def __init__(self, gloo: Any, member: GroupMember, timeout: timedelta) -> None:
+    def __init__(self, gloo: dist.ProcessGroup, member: GroupMember, timeout: timedelta) -> None:
         super().__init__(member.rank, len(member.members))
         self._gloo, self._member, self._timeout = gloo, member, timeout
         self._late = Lateness()
@@ -103,7 +141,7 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._member.charge(-self._member.tx_bytes, -self._member.rx_bytes)
         self._late.reset()
 
-    def _run(self, op: Operation, gloo_name: str, *args: Any, sends: Sequence[int] = ()) -> dist.Work:
+    def _run(self, op: Operation, gloo_name: str, *args: object, sends: Sequence[int] = ()) -> dist.Work:
         """Note the call, start Gloo's ``gloo_name`` on ``args``, complete it when the emulated link would have.
 
         A last argument of None is Gloo's own default and is left away.
@@ -119,12 +157,14 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
             return WaitedWork(real, collect, self._late, args[0] if args else None)
         return ShapedWork(self._held_back(moving, collect))
 
-    def _held_back(self, moving: Any, collect: Deadline) -> torch.futures.Future[Any]:
+    def _held_back(
+        self, moving: torch.futures.Future[object], collect: Deadline
+    ) -> torch.futures.Future[object]:
         """A future with the value of ``moving`` that completes at the deadline, or fails when Gloo does."""
-        future: torch.futures.Future[Any] = torch.futures.Future()
+        future: torch.futures.Future[object] = torch.futures.Future()
         clock, late = timer(), self._late
 
-        def landed(done: Any) -> None:
+        def landed(done: torch.futures.Future[object]) -> None:
             moved = time.monotonic()
             try:
                 value = done.value()
@@ -147,65 +187,33 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         moving.add_done_callback(landed)
         return future
 
-    def allreduce(self, tensors: Any, opts: Any = None) -> dist.Work:
-        op = Operation("allreduce", _nbytes(tensors), itemsize=tensors[0].element_size())
-        return self._run(op, "allreduce", tensors, opts)
+    allreduce = _operation("allreduce", "allreduce", _in_first)
+    allreduce_coalesced = _operation("allreduce", "allreduce_coalesced", _in_first)
+    reduce = _operation("reduce", "reduce", _in_first)
+    broadcast = _operation("broadcast", "broadcast", _in_first)
+    allgather = _operation("allgather", "allgather", _in_second)
+    allgather_coalesced = _operation("allgather", "allgather_coalesced", _in_second)
+    all_gather_single = _operation("allgather", "all_gather_single", _is_second)
+    all_gather_single_coalesced = _operation("allgather", "all_gather_single_coalesced", _in_second)
+    gather = _operation("gather", "gather", _in_second)
+    scatter = _operation("scatter", "scatter", _in_first)
+    reduce_scatter = _operation("reduce_scatter", "reduce_scatter", _in_rows)
+    reduce_scatter_single = _operation("reduce_scatter", "reduce_scatter_single", _is_second)
+    reduce_scatter_single_coalesced = _operation(
+        "reduce_scatter", "reduce_scatter_single_coalesced", _in_second
+    )
 
-    def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> dist.Work:
-        op = Operation("allreduce", _nbytes(tensors), itemsize=tensors[0].element_size())
-        return self._run(op, "allreduce_coalesced", tensors, opts)
-
-    def reduce(self, tensors: Any, opts: Any = None) -> dist.Work:
-        root = 0 if opts is None else opts.rootRank
-        op = Operation("reduce", _nbytes(tensors), root, tensors[0].element_size())
-        return self._run(op, "reduce", tensors, opts)
-
-    def broadcast(self, tensors: Any, opts: Any = None) -> dist.Work:
-        root = 0 if opts is None else opts.rootRank
-        return self._run(Operation("broadcast", _nbytes(tensors), root), "broadcast", tensors, opts)
-
-    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        return self._run(Operation("allgather", _nbytes(inputs)), "allgather", outputs, inputs, opts)
-
-    def allgather_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        return self._run(
-            Operation("allgather", _nbytes(inputs)), "allgather_coalesced", outputs, inputs, opts
-        )
-
-    def all_gather_single(self, output: Any, source: Any, opts: Any = None) -> dist.Work:
-        return self._run(Operation("allgather", _nbytes([source])), "all_gather_single", output, source, opts)
-
-    def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        op = Operation("allgather", _nbytes(inputs))
-        return self._run(op, "all_gather_single_coalesced", outputs, inputs, opts)
-
-    def gather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        root = 0 if opts is None else opts.rootRank
-        return self._run(Operation("gather", _nbytes(inputs), root), "gather", outputs, inputs, opts)
-
-    def scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        root = 0 if opts is None else opts.rootRank
-        return self._run(Operation("scatter", _nbytes(outputs), root), "scatter", outputs, inputs, opts)
-
-    def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        nbytes = sum(_nbytes(tensors) for tensors in inputs)
-        op = Operation("reduce_scatter", nbytes, itemsize=outputs[0].element_size())
-        return self._run(op, "reduce_scatter", outputs, inputs, opts)
-
-    def reduce_scatter_single(self, output: Any, source: Any, opts: Any = None) -> dist.Work:
-        op = Operation("reduce_scatter", _nbytes([source]), itemsize=source.element_size())
-        return self._run(op, "reduce_scatter_single", output, source, opts)
-
-    def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
-        op = Operation("reduce_scatter", _nbytes(inputs), itemsize=inputs[0].element_size())
-        return self._run(op, "reduce_scatter_single_coalesced", outputs, inputs, opts)
-
-    def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
+    def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: object = None) -> dist.Work:
         sends = [_nbytes([tensor]) for tensor in inputs]
         return self._run(Operation("alltoall"), "alltoall", outputs, inputs, opts, sends=sends)
 
     def all_to_all_single(
-        self, output: Any, source: Any, output_splits: Any, input_splits: Any, opts: Any = None
+        self,
+        output: Tensor,
+        source: Tensor,
+        output_splits: list[int],
+        input_splits: list[int],
+        opts: object = None,
     ) -> dist.Work:
         nbytes, size = _nbytes([source]), len(self._member.members)
         rows = list(input_splits) or [1] * size
@@ -213,14 +221,14 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         args = (output, source, output_splits, input_splits, opts)
         return self._run(Operation("alltoall"), "all_to_all_single", *args, sends=sends)
 
-    def barrier(self, opts: Any = None) -> dist.Work:
+    def barrier(self, opts: object = None) -> dist.Work:
         return self._run(Operation("barrier"), "barrier", opts)
 
-    def send(self, tensors: Any, dst: int, tag: int) -> dist.Work:
+    def send(self, tensors: list[Tensor], dst: int, tag: int) -> dist.Work:
         collect = self._member.post(dst, tag, _nbytes(tensors), sending=True)
         return WaitedWork(self._gloo.send(tensors, dst, tag), collect, self._late, tensors)
 
-    def recv(self, tensors: Any, src: int, tag: int) -> dist.Work:
+    def recv(self, tensors: list[Tensor], src: int, tag: int) -> dist.Work:
         collect = self._member.post(src, tag, _nbytes(tensors), sending=False)
         return WaitedWork(self._gloo.recv(tensors, src, tag), collect, self._late, tensors)
 
@@ -241,7 +249,7 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
     start_coalescing = _start_coalescing = _refused("coalescing")
     end_coalescing = _end_coalescing = _refused("coalescing")
 
-    def _get_backend(self, device: torch.device) -> Any:
+    def _get_backend(self, device: torch.device) -> dist.ProcessGroup:
         """Gloo's backend object: ``torch.distributed`` asks it what it supports, never to move data."""
         if torch.device(device).type != "cpu":
             _refuse(f"operations on {torch.device(device).type} tensors")
@@ -264,15 +272,6 @@ class ShapedProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._gloo.abort()
 
 
-_OLD_NAMES = {
-    "all_gather_single": "_allgather_base",
-    "all_gather_single_coalesced": "allgather_into_tensor_coalesced",
-    "reduce_scatter_single": "_reduce_scatter_base",
-    "reduce_scatter_single_coalesced": "reduce_scatter_tensor_coalesced",
-    "all_to_all_single": "alltoall_base",
-}
-
-
 def register(spec: LinkSpec, table: OperationTable) -> None:
     """Make ``init_process_group("netsim")`` mean: Gloo under the links of ``spec``. Once per process.
 
@@ -285,7 +284,7 @@ def register(spec: LinkSpec, table: OperationTable) -> None:
     clock = LinkClock(spec, table.clock)
     made: Counter[str] = Counter()
 
-    def create(options: Any, _backend_options: Any) -> ShapedProcessGroup:
+    def create(options: DistributedBackendOptions, _backend_options: object) -> ShapedProcessGroup:
         members = list(options.global_ranks_in_group) or list(range(options.group_size))
         if max(members) >= spec.workers:
             raise UsageError(
@@ -296,7 +295,7 @@ def register(spec: LinkSpec, table: OperationTable) -> None:
         index = table.group_index(f"{options.group_id}#{made[options.group_id]}")
         gloo = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, options.timeout)
         member = GroupMember(table, clock, index, members, options.group_rank)
-        return ShapedProcessGroup(gloo, member, options.timeout)
+        return ShapedProcessGroup(cast(dist.ProcessGroup, gloo), member, options.timeout)
 
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
 
