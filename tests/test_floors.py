@@ -33,6 +33,7 @@ FLOORS = [
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FREE = {"__init__", "__main__"}
 FORBIDDEN = {
+    "methods": {"torch", "numpy", "rich", "typer"},
     "results": {"torch", "rich", "typer"},
     "report": {"torch", "typer"},
     "link": {"torch", "numpy", "rich", "typer"},
@@ -47,6 +48,7 @@ FORBIDDEN = {
 LIGHT = [
     "",
     ".cli",
+    ".methods.spec",
     ".scenario",
     ".results.files",
     ".results.record",

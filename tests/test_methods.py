@@ -105,7 +105,7 @@ def test_the_entries_that_others_ask_for_are_there_once() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_an_entry_says_what_its_implementation_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Phases, and the bytes that the formula gives for many values."""
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda group: "gloo")
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda _: "gloo")
     torch.manual_seed(0)
     entry, ranks = METHODS[name], 4
     flat = FlatGradients(nn.Linear(300, 400).named_parameters())

@@ -105,9 +105,9 @@ def ways(method: str, params: dict[str, Any]) -> dict[str, Any]:
     named = list(model().named_parameters())
     flat = FlatGradients(named)
     return {
-        "backend": lambda: DistributedBackend(method=method, params=params)._params,
+        "backend": lambda: DistributedBackend(method=method, params=params).params,
         "hook": lambda: HookState(named, method, **params).params,
-        "adam": lambda: CompressedAdam(named, method=method, params=params).sparse._params,
+        "adam": lambda: CompressedAdam(named, method=method, params=params).sparse.params,
         "build": lambda: building.build_method(method, flat, Group(0, 2), **params),
         "file": lambda: build_scenario({"methods": [{"name": method, "params": params}]}).methods[0].params,
     }

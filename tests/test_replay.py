@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from netsim_ddp.communication.pipeline import pipeline, stages
+from netsim_ddp.communication.executor import pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.fork_server import anonymous_file

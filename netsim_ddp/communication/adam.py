@@ -25,7 +25,6 @@ from netsim_ddp.communication.comparison import Facts
 from netsim_ddp.communication.parameters import (
     NamedParameters,
     model_parameters,
-    named_list,
     without_prefixes,
 )
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite
@@ -87,26 +86,28 @@ class CompressedAdam(torch.optim.Optimizer):
             )
         if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"betas {betas} must be two numbers in [0, 1)")
-        self._given = model_parameters(named_list(named_parameters))
+        self._given = model_parameters(named_parameters)
         self._made_for = [(name, parameter) for name, parameter in self._given if parameter.requires_grad]
         self._named = self._made_for
         """Those that are trained now."""
-        self._dense = DistributedBackend(process_group=process_group, scaler=None)
-        self._sparse = DistributedBackend(
+        self.dense = DistributedBackend(process_group=process_group, scaler=None)
+        """The exchange of the steps before the second moment is frozen."""
+        self.sparse = DistributedBackend(
             method=method, params=params, process_group=process_group, scaler=None
         )
-        if self._sparse.params.get("momentum"):
+        """The exchange of the compressed steps that follow."""
+        if self.sparse.params.get("momentum"):
             raise UsageError(
                 f"CompressedAdam has a momentum of its own, and method {method!r} would add another",
                 hint="leave momentum out of params",
             )
-        for backend in (self._dense, self._sparse):
+        for backend in (self.dense, self.sparse):
             backend.called = type(self).__name__
             backend.caller_s_facts = self._facts
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([parameter for _, parameter in self._named], defaults)
         self._decoupled, self._freeze_after = decoupled, freeze_after
-        self._skips = self._sparse.params.get("nonfinite") == "skip"
+        self._skips = self.sparse.params.get("nonfinite") == "skip"
         self._room: dict[Tensor, Tensor] = {}
         """Where the next momentum is made; it changes places with the last one when the step has been taken."""
         self._steps = 0
@@ -126,16 +127,6 @@ class CompressedAdam(torch.optim.Optimizer):
     def frozen(self) -> bool:
         """Whether the next step is a compressed one."""
         return self._steps >= self._freeze_after
-
-    @property
-    def dense(self) -> DistributedBackend:
-        """The exchange of the steps before that."""
-        return self._dense
-
-    @property
-    def sparse(self) -> DistributedBackend:
-        """The exchange of compressed steps."""
-        return self._sparse
 
     _step_supports_amp_scaling = True
     """Has ``GradScaler.step`` call :meth:`step` in every case, with the scale in ``grad_scale`` (None where it is out
@@ -184,18 +175,16 @@ class CompressedAdam(torch.optim.Optimizer):
         return taken
 
     def _compare_again(self) -> None:
-        for backend in (self._dense, self._sparse):
+        for backend in (self.dense, self.sparse):
             backend.compare_again()
 
     def _facts(self) -> Facts:
         """What the ranks must have alike, beyond the exchange, for their parameters to stay the same. A learning rate
         may be another every step, and is compared whenever the rest is."""
         group = self.param_groups[0]
-        numbers = [float(group[key]) for key in ("lr", "eps", "weight_decay")]
-        lr, eps, decay = map(repr, numbers)
-        betas = repr(tuple(map(float, group["betas"])))
-        options: Facts = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": decay}
-        options |= {"decoupled": self._decoupled, "freeze_after": self._freeze_after}
+        lr, eps, decay = (repr(float(group[key])) for key in ("lr", "eps", "weight_decay"))
+        options: Facts = {"lr": lr, "betas": repr(tuple(map(float, group["betas"]))), "eps": eps}
+        options |= {"weight_decay": decay, "decoupled": self._decoupled, "freeze_after": self._freeze_after}
         return {"CompressedAdam's step": self._steps, "CompressedAdam's options": options}
 
     def _find_trained(self) -> None:
@@ -219,7 +208,7 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def _plain(self, group: dict[str, Any]) -> bool:
         """Adam's two moments of the dense average."""
-        self._dense.allreduce_gradients(self._given)
+        self.dense.allreduce_gradients(self._given)
         decay = 0.0 if self._decoupled else group["weight_decay"]
         for _, parameter in self._named:
             self._gradient(parameter).add_(parameter, alpha=decay)
@@ -246,7 +235,7 @@ class CompressedAdam(torch.optim.Optimizer):
                 torch.add(gradient, parameter, alpha=decay, out=room)
                 room.mul_(1 - first).add_(self._state_of(parameter)["momentum"], alpha=first)
                 parameter.grad = room
-            taken = self._sparse.allreduce_gradients(self._given)
+            taken = self.sparse.allreduce_gradients(self._given)
             if taken and not all(all_finite(self._gradient(parameter)) for _, parameter in self._named):
                 raise NonFiniteGradient(
                     "the momentum is not finite", -1
@@ -284,9 +273,8 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Of this rank: moments, residuals and the number of steps."""
-        exchange = copy.copy(self._sparse.state_dict())
-        names = [name for name, _ in self._made_for]
-        return {**super().state_dict(), "names": names, "steps": self._steps, "exchange": exchange}
+        more = {"names": [name for name, _ in self._made_for], "steps": self._steps}
+        return {**super().state_dict(), **more, "exchange": copy.copy(self.sparse.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved; moments go to the parameters of their names, whatever the order.
@@ -296,7 +284,7 @@ class CompressedAdam(torch.optim.Optimizer):
                 then.
         """
         own = self._in_our_order(state)
-        self._sparse.load_state_dict(state["exchange"])
+        self.sparse.load_state_dict(state["exchange"])
         super().load_state_dict(own)
         self._steps = state["steps"]
         self._compare_again()

@@ -11,23 +11,25 @@ from typing import Any
 
 import torch
 
-from netsim_ddp.communication.building import resolved
-from netsim_ddp.communication.carrying import (
+from netsim_ddp.communication.applied import ClearedBetweenSteps
+from netsim_ddp.communication.building import description, resolved
+from netsim_ddp.communication.comparison import STATE, Facts
+from netsim_ddp.communication.cost import payload_bytes
+from netsim_ddp.communication.ddp_checks import note_exchange
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.loss_scale import LossScale, Scaler
+from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.parameters import Named
+from netsim_ddp.communication.saved_state import (
     ByName,
     Saved,
-    carry,
     check_names,
     check_options,
+    continue_from,
     unless_refused,
     warn_of_absent,
 )
-from netsim_ddp.communication.cost import payload_bytes
-from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.loops import ClearedBetweenSteps
-from netsim_ddp.communication.membership import Membership
-from netsim_ddp.communication.scaling import LossScale, Scaler
 from netsim_ddp.communication.segments import Group, Method, Segment
-from netsim_ddp.communication.wrapped import note_exchange
 from netsim_ddp.compression.statistics import Statistics
 
 
@@ -54,6 +56,10 @@ class GradientAveraging(ABC):
     _saved: dict[str, Any] | None
     """What was loaded, or pending, before anything was built."""
     _loaded: bool
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in sorted(self.params.items()))
+        return f"{type(self).__name__}({self._name!r}{options})"
 
     def _start_anew(self) -> None:
         """Nothing is built, and nothing is pending."""
@@ -106,10 +112,10 @@ class GradientAveraging(ABC):
         return resolved(self._name, self.params)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` saved, of a :class:`DistributedBackend` or a :class:`HookState`; before the
-        first step what depends on the parameters is checked when that comes. What goes on, and what is refused, is the
-        rule of :mod:`netsim_ddp.communication.carrying`: other buckets, another order, ratio or collective go on. All
-        ranks load, and the next exchange compares at which step they are.
+        """Take over what :meth:`state_dict` saved, of a :class:`DistributedBackend` or a :class:`HookState`; before
+        the first step what depends on the parameters is checked when that comes. What goes on and what is refused is
+        the rule of :mod:`netsim_ddp.communication.saved_state`: other buckets, another order, ratio or collective go
+        on. All ranks load, and the next exchange compares at which step they are.
 
         Raises:
             ValueError: it is another rank's or method's, or of another number of ranks, or something that is pending
@@ -117,10 +123,16 @@ class GradientAveraging(ABC):
         """
         saved = self._checked(state, self._built_for if self._methods else None, self._known)
         if self._methods:
-            self._parked = carry(saved, self._methods)
+            self._parked = continue_from(saved, self._methods)
         else:
             self._saved = dict(state)
         self._loaded, self._compared = bool(saved.parts), False
+
+    def _described(self, methods: Sequence[Method], named: Named, **more: Any) -> Facts:
+        """What must be the same on all ranks, of ``methods`` over the parameters ``named``, and ``more``."""
+        steps = [method.steps for method in methods if method.steps is not None]
+        more[STATE] = {"loaded": self._loaded, "steps": steps}
+        return description(self._name, self.params, named, methods, **more)
 
     def _kept(self) -> dict[str, Any] | None:
         """What goes on in the next layout."""
@@ -134,7 +146,7 @@ class GradientAveraging(ABC):
             check_names(saved, known)
         return saved
 
-    def _carried(
+    def _continued(
         self, build: Callable[[Group], list[Method]], group: Group, known: set[str]
     ) -> tuple[list[Method], dict[str, ByName]]:
         """The methods that ``build`` makes for ``group``, which go on from what is kept; and what is pending for other
@@ -144,7 +156,7 @@ class GradientAveraging(ABC):
             if (kept := self._kept()) is None:
                 return methods, {}
             saved = self._checked(kept, group, None if self._methods else known)
-            return methods, carry(saved, methods)
+            return methods, continue_from(saved, methods)
 
     def _adopt(
         self,

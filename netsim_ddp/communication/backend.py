@@ -10,18 +10,18 @@ import torch.distributed as dist
 from torch import nn
 
 from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
-from netsim_ddp.communication.building import build_method, checked_params, description
-from netsim_ddp.communication.carrying import RESIDUALS, apply_alone, unless_refused
-from netsim_ddp.communication.comparison import STATE, Facts, same_on_all_ranks, standing
+from netsim_ddp.communication.building import build_method, checked_params
+from netsim_ddp.communication.comparison import Facts, same_on_all_ranks
+from netsim_ddp.communication.ddp_checks import check_not_averaged, watch
+from netsim_ddp.communication.executor import Executor, pipeline, stages
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.handed import CONTRACT, HandedCompression, own_arithmetic
+from netsim_ddp.communication.loss_scale import Scaler
 from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.own_compressor import CONTRACT, OwnCompressor, own_arithmetic
 from netsim_ddp.communication.parameters import Named, NamedParameters, model_parameters
-from netsim_ddp.communication.pipeline import Carrier, pipeline, stages
-from netsim_ddp.communication.scaling import Scaler
+from netsim_ddp.communication.saved_state import RESIDUALS, apply_alone, unless_refused
 from netsim_ddp.communication.segments import LARGEST, Group, Method, Segment, segments_of
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.communication.wrapped import check_not_averaged, watch
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
@@ -98,12 +98,8 @@ class DistributedBackend(GradientAveraging):
         """What a user knows this exchange as."""
         watch()
         self._known_names: set[str] = set()
-        self.carrier: Carrier | None = None
+        self.executor: Executor | None = None
         """Who carries the exchange's pieces out, where somebody times them."""
-
-    def __repr__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in sorted(self.params.items()))
-        return f"{type(self).__name__}({self._name!r}{options})"
 
     @property
     def _name(self) -> str:
@@ -191,7 +187,7 @@ class DistributedBackend(GradientAveraging):
             return True
         if not self._membership.is_fixed:
             check_not_averaged((parameter for _, parameter in parameters), self.group, self.called)
-        with own_modes(_device_of(parameters)):
+        with own_modes(parameters[0][1].device if parameters else torch.device("cpu")):
             flat, taken, scale = self._average(parameters)
         with torch.no_grad():
             if taken:
@@ -233,15 +229,15 @@ class DistributedBackend(GradientAveraging):
             taken = not self.method.skipped
         if taken:
             self._count()
-            self.method.settled(scale)
+            self.method.fitted_average(scale)
         return flat, taken, scale
 
     def _exchange(self) -> None:
-        if self.carrier is None:
+        if self.executor is None:
             for segment in self._segments:
                 segment.run()
         else:
-            for _ in pipeline(self.carrier, [stages(self._segments)]):
+            for _ in pipeline(self.executor, [stages(self._segments)]):
                 pass  # there is one bucket, and it is there
 
     def _count(self) -> None:
@@ -274,10 +270,8 @@ class DistributedBackend(GradientAveraging):
         self._compared = False
 
     def _facts(self, parameters: Named, method: Method) -> Facts:
-        kind = "compressor of one's own" if isinstance(method, HandedCompression) else "netsim's"
-        state = standing(loaded=self._loaded, steps=[] if method.steps is None else [method.steps])
-        more = {"compression": kind, STATE: state}
-        described = description(self._name, self.params, parameters, [method], **more)
+        kind = "compressor of one's own" if isinstance(method, OwnCompressor) else "netsim's"
+        described = self._described([method], parameters, compression=kind)
         return {"netsim": described["netsim"], **self.caller_s_facts(), **described}
 
     def _prepare(self, parameters: Named) -> FlatGradients:
@@ -295,7 +289,7 @@ class DistributedBackend(GradientAveraging):
         with unless_refused(self.params.get("error_buffer")), same_on_all_ranks(compared) as facts:
             flat = FlatGradients(parameters)
             flat.check()
-            methods, parked = self._carried(lambda place: [self._build(flat, place)], group, known)
+            methods, parked = self._continued(lambda place: [self._build(flat, place)], group, known)
             facts.update(self._facts(parameters, methods[0]))
         self._adopt(flat, group, methods, parked, known)
         self._segments, self._compared = segments_of(methods[0], self._name), True
@@ -306,7 +300,7 @@ class DistributedBackend(GradientAveraging):
         if self._buffer is not None:
             _check_names(self._buffer, flat)
         if self._compressor is not None and self._by_hand(flat):
-            return HandedCompression(flat, group, self._compressor, self._buffer)
+            return OwnCompressor(flat, group, self._compressor, self._buffer)
         return build_method(self._name, flat, group, **self.params)
 
     def _by_hand(self, flat: FlatGradients) -> bool:
@@ -318,7 +312,7 @@ class DistributedBackend(GradientAveraging):
 
     def _stale(self, method: Method) -> bool:
         """Whether what the user handed over is no longer what the method was built for."""
-        by_hand = isinstance(method, HandedCompression)
+        by_hand = isinstance(method, OwnCompressor)
         if self._compressor is not None:
             if self._by_hand(method.flat) is not by_hand:
                 return True
@@ -343,7 +337,3 @@ def _check_names(buffer: ErrorFeedbackBuffer, flat: FlatGradients) -> None:
                     f"error_buffer holds a residual of {other!r}, and the parameter is called {name!r}",
                     hint=f"load it under the names that allreduce_gradients gets, such as {name!r}",
                 )
-
-
-def _device_of(parameters: Named) -> torch.device:
-    return parameters[0][1].device if parameters else torch.device("cpu")

@@ -21,20 +21,22 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _get_default_store, _get_process_group_name
 
-from netsim_ddp.communication.failing import ALONE
+from netsim_ddp.communication.exchange_errors import ALONE
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
+from netsim_ddp.options import written
 
 Facts = dict[str, Any]
 """What a rank says about itself; plain values, as JSON carries them."""
 
 OPTIONS, PARAMETERS, STATE = "options", "parameters", "state"
-"""Keys of :data:`Facts` that have words of their own: options by name, parameters as ``[name, shape, type]``, and where
-a state stands as :func:`standing` has it."""
+"""Keys of :data:`Facts` that have words of their own: options by name, parameters as ``[name, shape, type]``, and of a
+state whether it was loaded, and the steps that its parts have been through where they count these."""
 
 _SAME, _DIFFERENT, _ABSENT, _REFUSED = "same", "different", "absent", "refused"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5e-3, 20e-3
 _WORD = 16
+_LOAD = "load on every rank what that rank saved, all of the same step, or nothing on any"
 REFUSED_WAIT_S = 5.0
 """How long a rank that cannot go on waits for the others, to tell them why; they come at about the same time or not
 at all."""
@@ -42,11 +44,6 @@ at all."""
 
 class RanksDisagree(UsageError, ValueError):
     """The ranks were not given the same; every rank raises it, and nothing has been exchanged."""
-
-
-def standing(*, loaded: bool, steps: Sequence[int]) -> Facts:
-    """Where a state stands: whether it was loaded, and the steps that its parts have been through, where they count."""
-    return {"loaded": loaded, "steps": list(steps)}
 
 
 @contextmanager
@@ -107,21 +104,18 @@ def _difference(key: str, ours: Any, rank: int, theirs: Any) -> str:
     if key.endswith(OPTIONS):
         ours, theirs = ours or {}, theirs or {}
         option = next(each for each in dict.fromkeys([*ours, *theirs]) if ours.get(each) != theirs.get(each))
-        there, here = (_written(option, each) for each in (theirs, ours))
+        there, here = (
+            f"{option}={written(each[option])}" if option in each else f"no {option}"
+            for each in (theirs, ours)
+        )
         return f"rank {rank} has {there}, rank 0 has {here}: give every rank the same options"
     if key.endswith(" step"):
-        return (
-            f"rank {rank} is at {key} {theirs}, rank 0 at {ours}: load on every rank what that rank saved, all of the "
-            "same step, or nothing on any"
-        )
+        return f"rank {rank} is at {key} {theirs}, rank 0 at {ours}: {_LOAD}"
     if key == PARAMETERS:
         return _parameters(ours or [], rank, theirs or [])
     if key == STATE and ours and theirs:
-        return (
-            f"rank {rank} {_stands(theirs)}, rank 0 {_stands(ours)}: load on every rank what that rank saved, all of "
-            "the same step, or nothing on any"
-        )
-    return f"rank {rank} has {key} {_plain(theirs)}, rank 0 has {_plain(ours)}: give every rank the same"
+        return f"rank {rank} {_stands(theirs)}, rank 0 {_stands(ours)}: {_LOAD}"
+    return f"rank {rank} has {key} {written(theirs)}, rank 0 has {written(ours)}: give every rank the same"
 
 
 def _stands(state: Mapping[str, Any]) -> str:
@@ -148,16 +142,6 @@ def _parameters(ours: list[Any], rank: int, theirs: list[Any]) -> str:
 def _shown(parameter: Sequence[Any]) -> str:
     name, shape, kind = parameter
     return f"{name} ({'x'.join(map(str, shape)) or 'a number'}, {kind})"
-
-
-def _written(option: str, options: Mapping[str, Any]) -> str:
-    return f"{option}={_plain(options[option])}" if option in options else f"no {option}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class _Table:

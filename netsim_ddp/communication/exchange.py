@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from netsim_ddp.communication.failing import named
+from netsim_ddp.communication.exchange_errors import named
 from netsim_ddp.communication.segments import Collective, Group, Local, Segment, Wire
 from netsim_ddp.link.bucket.schedule import Sent
 

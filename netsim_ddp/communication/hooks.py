@@ -24,12 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
+from netsim_ddp.communication.applied import Given, HookCall, when_backward_ends
 from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
-from netsim_ddp.communication.building import build_method, checked_params, description
-from netsim_ddp.communication.carrying import RESIDUALS, ByName, Saved, add_pending
-from netsim_ddp.communication.comparison import STATE, same_on_all_ranks, standing
+from netsim_ddp.communication.building import build_method, checked_params
+from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.executor import InOrder, ddp_buckets, pipeline, stages
 from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
-from netsim_ddp.communication.loops import Given, when_backward_ends
+from netsim_ddp.communication.loss_scale import LossScale, Scaler
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.parameters import (
     Named,
@@ -38,8 +39,7 @@ from netsim_ddp.communication.parameters import (
     model_parameters,
     trained,
 )
-from netsim_ddp.communication.pipeline import InOrder, ddp_buckets, pipeline, stages
-from netsim_ddp.communication.scaling import LossScale, Scaler
+from netsim_ddp.communication.saved_state import RESIDUALS, ByName, Saved, add_pending
 from netsim_ddp.communication.segments import LARGEST, Group, Method, segments_of
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.statistics import Statistics
@@ -110,8 +110,7 @@ class HookState(GradientAveraging):
         self.bind(named_parameters, process_group)
 
     def __repr__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in sorted(self.params.items()))
-        return f"{type(self).__name__}({self.method!r}{options}, overlap={self.overlap})"
+        return super().__repr__()[:-1] + f", overlap={self.overlap})"
 
     def _unbound(self) -> None:
         self._start_anew()
@@ -165,7 +164,7 @@ class HookState(GradientAveraging):
             return [build_method(self.method, flat.part(*cut), place, **self.params) for cut in cuts]
 
         known = {name for name, _ in named}
-        methods, parked = self._carried(build, group, known)
+        methods, parked = self._continued(build, group, known)
         self._adopt(flat, group, methods, parked, known)
         self._named, self._membership = named, membership
         self._flat, self._cuts, self._saved, self._compared = flat, cuts, None, False
@@ -181,10 +180,10 @@ class HookState(GradientAveraging):
         self._scale = 1.0
         """That this step's gradients carry."""
         self._stages = [stages(segments_of(method, self.method)) for method in methods]
-        self._carrier = InOrder()
+        self._executor = InOrder()
         self._begin()
 
-    def _settle(self, group: Group) -> None:
+    def _prepare_step(self, group: Group) -> None:
         """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
         type, are others by now; and compare what the ranks have, once for each layout."""
         assert self._named is not None
@@ -196,9 +195,7 @@ class HookState(GradientAveraging):
                 before = set(self._flat.names) if self._methods else None
                 self._build(self._named, self._membership)
                 self._unfrozen = set() if before is None else set(self._flat.names) - before
-            steps = [method.steps for method in self._methods if method.steps is not None]
-            more = {"overlap": self.overlap, STATE: standing(loaded=self._loaded, steps=steps)}
-            facts.update(description(self.method, self.params, self._named, self._methods, **more))
+            facts.update(self._described(self._methods, self._named, overlap=self.overlap))
         self._compared = True
 
     def _begin(self) -> None:
@@ -207,9 +204,9 @@ class HookState(GradientAveraging):
             method.roll_back()
         self._absent = set(range(len(self._flat.parameters)))
         self._missing = [last - first for first, last in self._cuts]
-        self._calls: list[_Call] = []
+        self._calls: list[HookCall] = []
         self._refused = False
-        self._turns: Iterator[int] = pipeline(self._carrier, self._stages)
+        self._turns: Iterator[int] = pipeline(self._executor, self._stages)
         self._wanted = next(self._turns, None)
 
     def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -225,7 +222,7 @@ class HookState(GradientAveraging):
                 "this state was unpickled or deep-copied: call state.bind(model.named_parameters()) first"
             )
         group = self.group
-        call = _Call(bucket)
+        call = HookCall(bucket)
         if group.world_size == 1:
             self._apply_alone(bucket, call, group)
             call.answer()
@@ -234,9 +231,9 @@ class HookState(GradientAveraging):
             self._take(bucket, call, group)
         return call.future
 
-    def _take(self, bucket: GradBucket, call: "_Call", group: Group) -> None:
+    def _take(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
         if bucket.index() == 0:
-            self._settle(group)
+            self._prepare_step(group)
             self._begin()  # whatever an interrupted backward left is void
             self._scale = self._loss_scale.now() if self._keeps_units else 1.0
             for method in self._methods:
@@ -244,16 +241,13 @@ class HookState(GradientAveraging):
         self._check_dense(bucket)
         self._receive(call, bucket.parameters())
         # The last part waits for the last bucket, whose call waits for everything anyway.
-        while (
-            self._wanted is not None
-            and self._wanted < len(self._cuts) - 1
-            and not self._missing[self._wanted]
-        ):
+        last = len(self._cuts) - 1
+        while self._wanted is not None and self._wanted < last and not self._missing[self._wanted]:
             self._advance()
         if bucket.is_last():
             self._complete()
 
-    def _apply_alone(self, bucket: GradBucket, call: "_Call", group: Group) -> None:
+    def _apply_alone(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
         """One rank exchanges nothing; what several had pending goes into the first gradients that it has."""
         if (kept := self._kept()) is not None:
             self._waiting = self._checked(kept, group, None).merged(RESIDUALS, folded=True)
@@ -277,12 +271,12 @@ class HookState(GradientAveraging):
             self._wanted = next(self._turns, None)
         except NonFiniteGradient as error:
             self._wanted, self._refused = None, True
-            self._carrier.drain()
+            self._executor.drain()
             warnings.warn(
                 f"{error}: this step's gradients are NaN on every rank", RuntimeWarning, stacklevel=2
             )
 
-    def _receive(self, call: "_Call", parameters: list[Tensor]) -> None:
+    def _receive(self, call: HookCall, parameters: list[Tensor]) -> None:
         for parameter, gradient in zip(parameters, call.gradients, strict=True):
             place = self._place.get(id(parameter))
             if place is None:
@@ -342,7 +336,7 @@ class HookState(GradientAveraging):
         self._calls = []
 
     def _refuse_other_model(self, place: int, when: str) -> None:
-        self._carrier.drain()
+        self._executor.drain()
         raise UsageError(
             f"DDP exchanges {self._flat.names[place]} {when}: this state serves several DDP models, and what one of "
             "them does not take would be lost",
@@ -353,7 +347,9 @@ class HookState(GradientAveraging):
     def _write(self) -> None:
         """Put the averages where DDP looks for them."""
         averages = [
-            view for method in self._by_place() for view in method.flat.views_of(method.settled(self._scale))
+            view
+            for method in self._by_place()
+            for view in method.flat.views_of(method.fitted_average(self._scale))
         ]
         for call in self._calls:
             for place, gradient in zip(call.places, call.gradients, strict=True):
@@ -385,9 +381,7 @@ class HookState(GradientAveraging):
 
     def _by_place(self) -> list[Method]:
         """The methods in parameter order; buckets go from the last parameter to the first."""
-        return [
-            method for _, method in sorted(zip(self._cuts, self._methods, strict=True), key=lambda x: x[0])
-        ]
+        return self._methods[::-1]
 
     def statistics(self, *, layers: bool = False) -> Statistics | None:
         """As :meth:`DistributedBackend.statistics`: what this rank sent and kept back in the last step."""
@@ -453,16 +447,3 @@ def topk_hook(state: TopKState, bucket: GradBucket) -> torch.futures.Future[Tens
             hint="write ddp.register_comm_hook(state, netsim_ddp.method_hook), or make a TopKState",
         )
     return state.take(bucket)
-
-
-class _Call:
-    """One call of the hook: DDP's memory, and the future that DDP waits for."""
-
-    def __init__(self, bucket: GradBucket) -> None:
-        self.buffer, self.gradients = bucket.buffer(), bucket.gradients()
-        self.places: list[int] = []
-        devices: list[int | str | torch.device] | None = [self.buffer.device] if self.buffer.is_cuda else None
-        self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-
-    def answer(self) -> None:
-        self.future.set_result(self.buffer)

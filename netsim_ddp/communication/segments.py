@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 
-from netsim_ddp.communication.failing import named
+from netsim_ddp.communication.exchange_errors import named
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.link.bucket.schedule import Sent
@@ -246,7 +246,7 @@ class Method(ABC):
         method's own that it need not clear as a whole."""
         return self.flat.data
 
-    def settled(self, scale: float = 1.0) -> torch.Tensor:
+    def fitted_average(self, scale: float = 1.0) -> torch.Tensor:
         """The average as the parameters can take it, times ``scale``: what a float16 cannot hold is kept for later
         steps, where the method keeps anything at all."""
         for begin, rest in self.flat.fitted(self.average, scale):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netsim_ddp.communication.wrapped import check_corrected, watch
+from netsim_ddp.communication.ddp_checks import check_corrected, watch
 
 
 class CorrectedSGD(torch.optim.Optimizer):

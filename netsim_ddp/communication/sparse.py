@@ -24,7 +24,7 @@ from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
-from netsim_ddp.compression.shards import saved_sums
+from netsim_ddp.compression.shards import clear_at, saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods.topk import check_together
@@ -96,6 +96,9 @@ class SelectedEntries(Method):
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
         """Its positions, int32 [k]."""
+        self._average = torch.zeros_like(flat.data)
+        self._written: list[Tensor] = []
+        """The positions of the average that are not 0."""
         self.received: Tensor | None = None
         """The values as the others decode them, where those differ."""
         self._room = (
@@ -103,6 +106,16 @@ class SelectedEntries(Method):
             if self.codec.exact
             else torch.empty(self.selection.capacity, dtype=torch.float32, device=device)
         )
+
+    @property
+    def average(self) -> Tensor:
+        """In a buffer of its own: the gradient is needed until the step is committed."""
+        return self._average
+
+    def _clear_average(self) -> None:
+        for positions in self._written:
+            clear_at(self._average, positions)
+        self._written = []
 
     def segments(self) -> list[Segment]:
         first = [] if self.momentum is None else [Local("compress", self._correct)]
@@ -144,11 +157,6 @@ class SelectedEntries(Method):
             return error
         what = f"the gradient of {names[error.segment]}, or its sum with what is pending, is not finite"
         return NonFiniteGradient(what, error.segment)
-
-    def _keep_rounding_error(self) -> None:
-        """The residual keeps what rounding takes from the values sent."""
-        if self.received is not None and self.residual is not None:
-            self.flat.data[self.indices.long()] = self.values - self.received
 
     def _conclude(self) -> None:
         """The average is there. All ranks have the same, and refuse it alike."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.distributed as dist
 
-from netsim_ddp.communication.failing import ExchangeFailed
+from netsim_ddp.communication.exchange_errors import ExchangeFailed
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import EXHAUSTED, EnvironmentFault, NetsimError, UsageError
 from netsim_ddp.link.tc.helper import enter_namespace

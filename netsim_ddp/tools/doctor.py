@@ -279,7 +279,9 @@ def step() -> Finding:
         return Finding("WARN", f"{DEFAULT.name} trains, but {error.message}", error.hint or BUCKET)
     sent = cell.summary.tx_bytes_per_step if cell.summary else None
     bytes_sent = f", {format_bytes(sent)} each" if sent is not None else ""
-    return Finding("PASS", f"{DEFAULT.name}, 2 ranks, {cell.link.mechanism}: {_step(cell)} a step{bytes_sent}")
+    return Finding(
+        "PASS", f"{DEFAULT.name}, 2 ranks, {cell.link.mechanism}: {_step(cell)} a step{bytes_sent}"
+    )
 
 
 def _train(**values: Any) -> Cell:

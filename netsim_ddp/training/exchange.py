@@ -12,8 +12,8 @@ from netsim_ddp.communication.adam import CompressedAdam
 from netsim_ddp.communication.averaging import statistics_of
 from netsim_ddp.communication.building import build_method, description
 from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.executor import pipeline, stages
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.pipeline import pipeline, stages
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
 from netsim_ddp.communication.sgd import CorrectedSGD
 from netsim_ddp.compression.kernels import all_finite
@@ -129,7 +129,7 @@ class Averaged(Exchange):
             self._taken = all_finite(average)
         if not self._taken:
             return
-        average = self.method.settled() if self._wires else flat.data
+        average = self.method.fitted_average() if self._wires else flat.data
         flat.attach(average)
         flat.scatter(average)  # to parameters that are not float32
         self.optimizer.step()
@@ -166,7 +166,7 @@ class FrozenMoment(Exchange):
     def play(self, execution: Execution, scale: float | None = None) -> bool:
         del scale  # the gradients come without it
         for backend in (self.optimizer.dense, self.optimizer.sparse):
-            backend.carrier = execution
+            backend.executor = execution
         taken = self.optimizer.step()
         execution.local("optimizer", lambda: None)  # all since the exchange
         return taken

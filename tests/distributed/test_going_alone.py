@@ -21,7 +21,7 @@ from netsim_ddp import (
     TopKCompressor,
     method_hook,
 )
-from netsim_ddp.communication.failing import ExchangeFailed
+from netsim_ddp.communication.exchange_errors import ExchangeFailed
 from netsim_ddp.errors import RankTimeout
 from tests.distributed.ranks import on_ranks
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netsim_ddp import DistributedBackend, ErrorFeedbackBuffer, TopKCompressor, get_compressor
-from netsim_ddp.communication.handed import HandedCompression
+from netsim_ddp.communication.own_compressor import OwnCompressor
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
@@ -107,7 +107,7 @@ def overridden(rank: int, workers: int) -> dict[str, Any]:
 def test_a_compress_or_an_update_of_ones_own_is_called(workers: int) -> None:
     ranks = on_ranks(overridden, workers)
     for key in ("first", "plain", "same", "decaying", "patched"):
-        assert {found[key]["method"] for found in ranks} == {"HandedCompression"}
+        assert {found[key]["method"] for found in ranks} == {"OwnCompressor"}
         assert all(np.array_equal(found[key]["found"], ranks[0][key]["found"]) for found in ranks)
     assert ranks[0]["fused"]["method"] == "TopKAllGather"
     for found in ranks:
@@ -264,7 +264,7 @@ def test_a_buffer_beside_a_name_is_used_and_another_names_residual_is_not_lost()
 def test_the_generic_method_stands_in_only_where_something_is_overridden() -> None:
     backend = DistributedBackend(TopKCompressor(0.1), ErrorFeedbackBuffer(), world_size=1, rank=0)
     assert backend.allreduce_gradients(build().named_parameters())
-    assert not isinstance(backend.method, HandedCompression)
+    assert not isinstance(backend.method, OwnCompressor)
 
 
 def different(rank: int, workers: int) -> str:

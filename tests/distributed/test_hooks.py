@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp import DistributedBackend, HookState, TopKState, method_hook, topk_hook
+from netsim_ddp.communication.executor import ddp_buckets
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.pipeline import ddp_buckets
 from tests.distributed.ranks import on_ranks
 from tests.distributed.variants import workers_and_kernels
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from netsim_ddp.communication.exchange import all_reduce, summed
@@ -37,35 +35,33 @@ class OwnTypeAllReduce(Method):
         stretches: dict[torch.dtype, list[torch.Tensor]] = {}
         for view, kind in zip(flat.views, flat.kinds, strict=True):
             stretches.setdefault(kind, []).append(view.reshape(-1))
-        self._sent = [
-            (views, torch.empty(sum(view.numel() for view in views), dtype=kind, device=device))
-            for kind, views in stretches.items()
-        ]
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Every gradient, and where it lies in what is sent."""
+        self._sent: list[torch.Tensor] = []
+        for kind, views in stretches.items():
+            sizes = [view.numel() for view in views]
+            self._sent.append(torch.empty(sum(sizes), dtype=kind, device=device))
+            self._pairs += zip(views, torch.split(self._sent[-1], sizes), strict=True)
 
     def segments(self) -> list[Segment]:
         return [
             Local("compress", self._fill),
-            *(all_reduce(buffer, self.group) for _, buffer in self._sent),
+            *(all_reduce(buffer, self.group) for buffer in self._sent),
             Local("decompress", self._take),
         ]
 
     def _fill(self) -> None:
-        for views, buffer in self._sent:
-            for view, part in zip(views, _cut(buffer, views), strict=True):
-                part.copy_(view)
+        for view, part in self._pairs:
+            part.copy_(view)
+        for buffer in self._sent:
             buffer.div_(self.group.world_size)
 
     def _take(self) -> None:
-        for views, buffer in self._sent:
-            for view, part in zip(views, _cut(buffer, views), strict=True):
-                view.copy_(part)
+        for view, part in self._pairs:
+            view.copy_(part)
 
 
 def baseline(flat: FlatGradients, group: Group) -> Method:
     """Dense as DistributedDataParallel sends it: what ``run`` and ``train`` compare with."""
     plain = all(kind == torch.float32 for kind in flat.kinds)
     return DenseAllReduce(flat, group) if plain else OwnTypeAllReduce(flat, group)
-
-
-def _cut(buffer: torch.Tensor, like: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    return torch.split(buffer, [each.numel() for each in like])

@@ -272,11 +272,9 @@ class PowerSGD(Method):
     def state_dict(self) -> dict[str, Any]:
         """This rank's residual, and the Q that all ranks start the next step from."""
         state: dict[str, Any] = {"q": {name: start.clone() for name, start in self._start.items()}}
-        return (
-            state
-            if self.buffer is None
-            else {**state, "error_buffer": self.buffer.state_dict(self.flat.shapes)}
-        )
+        if self.buffer is not None:
+            state["error_buffer"] = self.buffer.state_dict(self.flat.shapes)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.
@@ -285,7 +283,8 @@ class PowerSGD(Method):
             ValueError: it is of other parameters, another rank r, or with feedback where this is without.
         """
         saved = state["q"]
-        if (here := _shapes(self._start)) != (there := _shapes(saved)):
+        here, there = ({name: tuple(q.shape) for name, q in each.items()} for each in (self._start, saved))
+        if here != there:
             differ = sorted({name for name, _ in here.items() ^ there.items()})
             raise ValueError(f"the saved Q of {', '.join(differ)} does not fit")
         if ("error_buffer" in state) != (self.buffer is not None):
@@ -302,10 +301,6 @@ def _digest(*tensors: Tensor) -> Tensor:
     integers, which come out the same in any order."""
     total = sum(int(tensor.view(torch.int32).sum(dtype=torch.int64)) for tensor in tensors)
     return torch.tensor([total % 2**24 or 1, (total >> 24) % 2**24], dtype=torch.float32, device="cpu")
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _views(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import largest
-from netsim_ddp.compression.shares import add_at, clear_at
+from netsim_ddp.compression.shares import add_at
 
 
 class TopKAllGather(SelectedEntries):
@@ -34,12 +31,6 @@ class TopKAllGather(SelectedEntries):
         mine = [self._messages[group.rank]] * group.world_size
         expected = self._mailbox.expected_nbytes(self.selection.budget.final)
         self._gather = peer_exchange("gather", group, mine, self._messages, expected)
-        self._average = torch.zeros_like(flat.data)
-        self._written: list[Tensor] = []
-
-    @property
-    def average(self) -> Tensor:
-        return self._average
 
     def _exchange(self) -> list[Segment]:
         k = self.selection.budget.final
@@ -55,13 +46,12 @@ class TopKAllGather(SelectedEntries):
             self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
         self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
-        self._keep_rounding_error()
+        if self.received is not None and self.residual is not None:  # which keeps what rounding takes
+            self.flat.data[self.indices.long()] = self.values - self.received
 
     def _sum(self) -> None:
         total = self._average
-        for positions in self._written:
-            clear_at(total, positions)
-        self._written = []
+        self._clear_average()
         refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
         if refused:
             self._refuse(f"rank {refused[0]} found a gradient that is not finite")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from netsim_ddp.communication.exchange import summed
-from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.segments import Group, Local, Segment
+from netsim_ddp.communication.segments import Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import largest
 
@@ -19,14 +15,6 @@ class TopKDense(SelectedEntries):
     all-reduced, so that the wire carries exactly what it carries without compression. Kept to show that."""
 
     name = "topk-dense"
-
-    def __init__(self, flat: FlatGradients, group: Group, **options: Any) -> None:
-        super().__init__(flat, group, **options)
-        self._average = torch.zeros_like(flat.data)
-
-    @property
-    def average(self) -> Tensor:
-        return self._average
 
     def _exchange(self) -> list[Segment]:
         return [

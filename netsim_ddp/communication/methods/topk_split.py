@@ -67,8 +67,6 @@ class TopKSplitReduce(SelectedEntries):
         self._own_counts = self._owned()
         """int64 [L]: the entries of each segment that this rank sends on in this step, by the fixed ratio."""
         self._resets = self.buffer.resets if self.buffer else 0
-        self._average = torch.zeros_like(flat.data)
-        self._written: list[Tensor] = []
         room = self.selection.capacity
         self._grouped = (
             torch.empty(room, dtype=torch.float32, device=device),
@@ -104,10 +102,6 @@ class TopKSplitReduce(SelectedEntries):
         answer = [self._answers[mine]] * ranks
         expected = self._down[mine].expected_nbytes(int(self.quotas.at(final)[mine].sum()))
         self._gather = peer_exchange("gather", group, answer, self._answers, expected)
-
-    @property
-    def average(self) -> Tensor:
-        return self._average
 
     def _exchange(self) -> list[Segment]:
         ranks, final = self.group.world_size, self.selection.budget.stages()[-1]
@@ -214,9 +208,7 @@ class TopKSplitReduce(SelectedEntries):
         return values, local
 
     def _write(self) -> None:
-        for positions in self._written:
-            clear_at(self._average, positions)
-        self._written = []
+        self._clear_average()
         if self.skipped:
             return
         answers = list(zip(self._down, self._answers, strict=True))

@@ -142,12 +142,16 @@ def check_options(saved: Saved, method: str, options: Mapping[str, Any], group: 
             "the state was saved with feedback=on and holds what was not sent yet, this has feedback=off and would "
             "lose it: write feedback=on, or load no state"
         )
-    was, now = _momentum(saved), float(options.get("momentum") or 0.0)
+    was = (
+        None if saved.options is None else float(saved.options.get("momentum") or 0.0)
+    )  # None: it does not say
+    now = float(options.get("momentum") or 0.0)
     if (was is None or was > 0) and not now and (was or saved.holds(VELOCITIES)):
         if was is None and options.get("clip") is not None:
             return  # version 0.1.0 saved a velocity for clip alone too
+        momentum = "momentum" if was is None else f"momentum={was:g}"
         raise ValueError(
-            f"the state was saved with {_named(was)}, this has none: what the velocity still owes would be lost. "
+            f"the state was saved with {momentum}, this has none: what the velocity still owes would be lost. "
             "Write the same momentum, or load no state"
         )
     if now and (was == 0 or (was is None and saved.parts and not saved.holds(VELOCITIES))):
@@ -155,15 +159,6 @@ def check_options(saved: Saved, method: str, options: Mapping[str, Any], group: 
             f"the state was saved without momentum, this has momentum={now:g}: there is no velocity to go on with. "
             "Write momentum=0, or load no state"
         )
-
-
-def _momentum(saved: Saved) -> float | None:
-    """What the state was saved with; None where it does not say."""
-    return None if saved.options is None else float(saved.options.get("momentum") or 0.0)
-
-
-def _named(momentum: float | None) -> str:
-    return "momentum" if momentum is None else f"momentum={momentum:g}"
 
 
 def check_names(saved: Saved, known: Collection[str]) -> None:
@@ -183,7 +178,7 @@ def check_names(saved: Saved, known: Collection[str]) -> None:
         )
 
 
-def carry(saved: Saved, methods: Sequence[Method]) -> dict[str, ByName]:
+def continue_from(saved: Saved, methods: Sequence[Method]) -> dict[str, ByName]:
     """Have ``methods`` go on from ``saved``, which has been checked.
 
     Returns:
@@ -197,12 +192,11 @@ def carry(saved: Saved, methods: Sequence[Method]) -> dict[str, ByName]:
         if state:
             method.load_state_dict(state)
     here = {name for method in methods for name in method.flat.shapes}
-    parked = {}
-    for kind in BY_NAME:
-        waiting = {name: value for name, value in saved.merged(kind, folded=True).items() if name not in here}
-        if waiting:
-            parked[kind] = waiting
-    return parked
+    parked = {
+        kind: {name: value for name, value in saved.merged(kind, folded=True).items() if name not in here}
+        for kind in BY_NAME
+    }
+    return {kind: waiting for kind, waiting in parked.items() if waiting}
 
 
 def _portion(saved: Saved, method: Method) -> dict[str, Any]:
@@ -261,16 +255,13 @@ def _fitting(name: str, found: Mapping[str, Tensor], fresh: Tensor | None, shape
 def _selection(saved: State, fresh: State, *, same: bool) -> dict[str, Any]:
     """Where the selection stands. What it has learnt of single segments goes on where they are the same ones."""
     budget, selector = saved["budget"], saved["selector"]
+    lengths = [each["lowest"].shape if "lowest" in each else None for each in (budget, fresh["budget"])]
     adapted = "counts" in fresh["budget"]
-    keep = same and (not adapted or _same_length(budget, fresh["budget"]))
+    keep = same and (not adapted or (lengths[0] is not None and lengths[0] == lengths[1]))
     return {
         "budget": {**(budget if keep else fresh["budget"]), "step": budget["step"]},
         "selector": selector if same and set(selector) == set(fresh["selector"]) else fresh["selector"],
     }
-
-
-def _same_length(one: State, other: State) -> bool:
-    return "lowest" in one and one["lowest"].shape == other["lowest"].shape
 
 
 def _as_it_is(saved: Saved, method: Method) -> dict[str, Any]:

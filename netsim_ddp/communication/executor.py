@@ -13,7 +13,7 @@ DDP_FIRST_BUCKET_BYTES = 1 << 20
 DDP_BUCKET_BYTES = 25 << 20
 
 
-class Carrier(Protocol):
+class Executor(Protocol):
     """Carries the pieces out: with a clock around each (``run``), replayed, or without one (the backend and hooks)."""
 
     def local(
@@ -76,7 +76,7 @@ def stages(segments: Sequence[Segment]) -> list[Stage]:
     return found
 
 
-def pipeline(carrier: Carrier, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
+def pipeline(executor: Executor, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
     """Run every bucket's stages, one bucket behind the other: while bucket 2 is compressed, bucket 1 is on the wire.
 
     Yields each bucket's number when its gradient is needed; whoever iterates goes on when it is there.
@@ -88,16 +88,16 @@ def pipeline(carrier: Carrier, buckets: Sequence[Sequence[Stage]]) -> Iterator[i
         # The newest bucket first: its exchange fills the link while the older ones are decoded.
         for number in range(min(turn, len(buckets) - 1), max(turn - depth, -1), -1):
             if turn - number < len(buckets[number]):
-                _run(carrier, buckets[number], turn - number)
+                _run(executor, buckets[number], turn - number)
 
 
-def _run(carrier: Carrier, bucket: Sequence[Stage], level: int) -> None:
+def _run(executor: Executor, bucket: Sequence[Stage], level: int) -> None:
     if level and (before := bucket[level - 1].wire) is not None:
-        carrier.finish(before)
+        executor.finish(before)
     for piece in bucket[level].locals:
-        carrier.local(piece.phase, piece.run, piece.work)
+        executor.local(piece.phase, piece.run, piece.work)
     if (wire := bucket[level].wire) is not None:
-        carrier.start(wire)
+        executor.start(wire)
 
 
 def ddp_buckets(flat: FlatGradients) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.errors import UsageError
 
@@ -23,6 +24,19 @@ def when_backward_ends(then: Callable[[], None]) -> None:
     queue = torch.autograd.Variable._execution_engine.queue_callback
     # DDP queues its own end when the last hook call has returned: what that end queues comes after it.
     queue(lambda: queue(then))
+
+
+class HookCall:
+    """One call of the hook: DDP's memory, and the future that DDP waits for."""
+
+    def __init__(self, bucket: GradBucket) -> None:
+        self.buffer, self.gradients = bucket.buffer(), bucket.gradients()
+        self.places: list[int] = []
+        devices: list[int | str | torch.device] | None = [self.buffer.device] if self.buffer.is_cuda else None
+        self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+
+    def answer(self) -> None:
+        self.future.set_result(self.buffer)
 
 
 @dataclass

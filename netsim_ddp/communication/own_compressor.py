@@ -35,7 +35,7 @@ def _overrides(thing: object, base: type, *names: str) -> bool:
     return any(name in vars(thing) or getattr(type(thing), name) is not getattr(base, name) for name in names)
 
 
-class HandedCompression(Method):
+class OwnCompressor(Method):
     """Calls ``compensate``, ``compress``, ``decompress`` and ``update``, for every parameter and step: slower than
     ``topk``, and the same where nothing is overridden.
 

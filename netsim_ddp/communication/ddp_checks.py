@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from netsim_ddp.communication.scaling import instances
+from netsim_ddp.communication.loss_scale import instances
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import is_reference
