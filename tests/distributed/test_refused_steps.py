@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp import DistributedBackend, HookState, method_hook
-from netsim_ddp.communication import pipeline
+from netsim_ddp.communication import executor
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_scaling import Linear, digest, gradients
@@ -93,7 +93,7 @@ def played(
 
 def every_fault(rank: int, workers: int, way: str, overlap: bool) -> dict[str, Any]:
     """What went wrong, by case and fault."""
-    pipeline.DDP_FIRST_BUCKET_BYTES, pipeline.DDP_BUCKET_BYTES = 400, 1500
+    executor.DDP_FIRST_BUCKET_BYTES, executor.DDP_BUCKET_BYTES = 400, 1500
     warnings.simplefilter("ignore")
     found: dict[str, Any] = {}
     for case in METHODS if way == "plain" else ("split", "all-gather, skip", "powersgd"):

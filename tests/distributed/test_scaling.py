@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp import CompressedAdam, DistributedBackend, HookState, method_hook
-from netsim_ddp.communication import pipeline
+from netsim_ddp.communication import executor
 from netsim_ddp.communication.segments import Method
 from netsim_ddp.errors import UsageError
 from tests.distributed.ranks import on_ranks
@@ -96,7 +96,7 @@ def digest(methods: list[Method]) -> str:
 
 
 def trained(rank: int, workers: int, case: str, way: str, scaler_options: dict[str, Any]) -> dict[str, Any]:
-    pipeline.DDP_FIRST_BUCKET_BYTES, pipeline.DDP_BUCKET_BYTES = 400, 1500
+    executor.DDP_FIRST_BUCKET_BYTES, executor.DDP_BUCKET_BYTES = 400, 1500
     name, params = METHODS[case]
     model = Linear()
     scaler = torch.amp.GradScaler("cpu", **scaler_options)
