@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsim_ddp.communication.pipeline import InOrder, pipeline, stages
+from netsim_ddp.communication.executor import InOrder, pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
 from netsim_ddp.tools.check import require
 from netsim_ddp.tools.check.conservation import Totals
