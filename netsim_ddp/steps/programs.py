@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from netsim_ddp.communication.averaging import statistics_of
-from netsim_ddp.communication.executor import Stage, ddp_buckets, pipeline, stages
+from netsim_ddp.communication.executor import pipeline, stages
 from netsim_ddp.communication.flat import FlatGradients, check_layout
 from netsim_ddp.communication.segments import Group, Method, Wire
 from netsim_ddp.compression.statistics import Statistics

@@ -10,7 +10,7 @@ from netsim_ddp.errors import RankError
 from netsim_ddp.link.base import Counters
 from netsim_ddp.link.probe.probe import ProbeReport, check
 from netsim_ddp.link.tc.link import TcLink
-from netsim_ddp.methods import entry_of, takes
+from netsim_ddp.methods import entry_of
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for

@@ -17,9 +17,9 @@ from torch import Tensor
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.building import build_method, description
 from netsim_ddp.communication.comparison import same_on_all_ranks
+from netsim_ddp.communication.executor import ddp_buckets
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
-from netsim_ddp.communication.pipeline import ddp_buckets
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import NetsimError

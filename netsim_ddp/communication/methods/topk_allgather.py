@@ -10,7 +10,7 @@ from netsim_ddp.communication.messages import Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import largest
-from netsim_ddp.compression.shares import add_at
+from netsim_ddp.compression.shards import add_at
 
 
 class TopKAllGather(SelectedEntries):
