@@ -26,8 +26,8 @@ from netsim_ddp.report.charts.wire import growth_of
 from netsim_ddp.report.export.citations import bibliography
 from netsim_ddp.report.reference import methods_page
 from netsim_ddp.results.record import Cell
+from tests.results_factory import make_cell, make_result
 from tests.test_reports import collection
-from tests.test_summary import make_cell, make_result
 
 ROOT = Path(netsim_ddp.__file__).parent
 FORMATS = {
