@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netsim_ddp.communication.powersgd import orthonormalise
+from netsim_ddp.communication.methods.powersgd import orthonormalise
 
 
 @settings(deadline=None, max_examples=60)

@@ -4,7 +4,7 @@ Both select from gradient + residual, by default the k_i = max(1, ceil(ratio n_i
 the residual from the rank's *own* sparse approximation as the others receive it (Karimireddy et al. 2019, Algorithm 1;
 Stich et al. 2018, Algorithm 1). Taken from the average over ranks instead, disagreement between
 ranks never clears. Split-reduce, which they share their selection with, is in
-:mod:`netsim_ddp.communication.split`.
+:mod:`netsim_ddp.communication.methods.topk_split`.
 """
 
 from __future__ import annotations
