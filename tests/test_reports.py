@@ -356,7 +356,7 @@ def test_the_page_says_of_what_code_it_is() -> None:
         CodeRecord(name="gradients", version=None, commit="0123456789abcdef", dirty=True),
     ]
     made = collection(make_result([make_cell("dense", [1])], code=code))
-    rows = dict(facts.environment(made.sources[0]))
+    rows = dict(facts.environment(made.sources[0]).rows)
     assert rows["code of netsim"] == "0.2"
     assert rows["code of gradients"] == "commit 0123456789ab and changes that are not committed"
     assert "0123456789ab and changes" in markdown.document(made)

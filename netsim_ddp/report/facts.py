@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from netsim_ddp.report import outcomes
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
@@ -11,6 +11,7 @@ from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.labels import DASH, clean, plain
 from netsim_ddp.report.limits import late_words
+from netsim_ddp.report.tables import Table
 from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.record import CodeRecord, LinkRecord
@@ -20,23 +21,14 @@ from netsim_ddp.units import format_bytes, format_duration, format_rate
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A table that answers what a sweep over bandwidth was made for: a row for every method of one place."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def answers(collection: Collection, plots: Sequence[Plot]) -> list[Answer]:
+def answers(collection: Collection, plots: Sequence[Plot]) -> list[Table]:
     """Up to which bandwidth each method pays, then which one it needs to keep the processors busy."""
     files = [[entry.cell for entry in panel] for panel in panels_of(collection, without="bandwidth")]
     needed = [one for cells in files for one in needs(cells)]
-    return pays(plots) + [Answer(f"{one.title}. {NOTE}", one.headers, one.rows) for one in needed]
+    return pays(plots) + [replace(one, title=f"{one.title}. {NOTE}") for one in needed]
 
 
-def pays(plots: Sequence[Plot]) -> list[Answer]:
+def pays(plots: Sequence[Plot]) -> list[Table]:
     """Up to which bandwidth each method pays: what a sweep was made for, so it comes first."""
     places: dict[str, dict[str, dict[str, str]]] = {}
     for plot in plots:
@@ -53,13 +45,13 @@ def pays(plots: Sequence[Plot]) -> list[Answer]:
         if any(f"speedup over {name}" in found for rows in places.values() for found in rows.values())
     ]
     return [
-        Answer(
-            title,
+        Table(
             ("pays below", *(f"than {name}" for name in rivals)),
-            tuple(
+            [
                 (label, *(found.get(f"speedup over {name}", DASH) for name in rivals))
                 for label, found in rows.items()
-            ),
+            ],
+            title,
         )
         for title, rows in places.items()
     ]
@@ -93,7 +85,13 @@ def is_gap(sentence: str) -> bool:
     return sentence.startswith(("Missing: ", "Partial: "))
 
 
-def link_row(block: Block) -> tuple[str, ...]:
+def links(collection: Collection) -> Table | None:
+    """Returns a row for every block's link, or None where there is none."""
+    rows = [_link_row(block) for block in collection.blocks]
+    return Table(LINK_HEADERS, rows, "Links") if rows else None
+
+
+def _link_row(block: Block) -> tuple[str, ...]:
     """The block's link as asked for, configured and measured by the probe; over all its cells."""
     links = [cell.link for cell in block.cells]
     first = links[0]
@@ -140,8 +138,8 @@ def _rate(rate: float | None) -> str:
     return DASH if rate is None else format_rate(rate)
 
 
-def environment(source: Source) -> list[tuple[str, str]]:
-    """What it ran on, and when, as pairs of words."""
+def environment(source: Source) -> Table:
+    """Returns what the file's cells ran on, and when: pairs of words."""
     result = source.result
     pairs = [
         ("made", clean(result.created_utc)),
@@ -151,7 +149,8 @@ def environment(source: Source) -> list[tuple[str, str]]:
     ]
     if how := played(result.cells):
         pairs.append(("local work measured", how))
-    return pairs + [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
+    pairs += [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
+    return Table(("what", "value"), pairs, source.name)
 
 
 def _code(record: CodeRecord) -> str:
@@ -161,6 +160,13 @@ def _code(record: CodeRecord) -> str:
         changes = " and changes that are not committed" if record.dirty else ""
         parts.append(f"commit {record.commit[:12]}{changes}")
     return clean(", ".join(parts) or "no version, and no commit")
+
+
+def trained(blocks: Sequence[Block]) -> list[Table]:
+    """Returns a table for each of ``blocks`` that has trainings."""
+    return [
+        Table(outcomes.HEADERS, rows, block.heading) for block in blocks if (rows := outcomes.rows(block))
+    ]
 
 
 def warnings(collection: Collection) -> list[str]:

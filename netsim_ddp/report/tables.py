@@ -1,25 +1,63 @@
-"""The columns that every table of cells is made from: the terminal drops some, a page shows all."""
+"""The one table that every command and every exporter writes: on a terminal, as Markdown, HTML or LaTeX.
+
+A :class:`Table` is text already. :func:`table_of` makes one from columns and rows; :func:`columns_without` has the
+columns of measured cells, of which a terminal drops some and a page shows all.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from netsim_ddp.report.labels import DASH, label, milliseconds, resolution, rounded, times
-from netsim_ddp.report.limits import bounded, named
+from netsim_ddp.report.collection import Block
+from netsim_ddp.report.labels import DASH, basis, milliseconds, resolution, rounded, step_header, times
+from netsim_ddp.report.limits import bounded
 from netsim_ddp.results.record import Cell, Interval, Summary
 from netsim_ddp.results.summary import RIVALS, Rival, elapsed_step_s, held_against, speedup, speedup_bound
+
+RowType = TypeVar("RowType")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text below their headers. ``left`` numbers the columns that are aligned to the left; a header's line
+    break is one on a terminal and a space elsewhere."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    left: Collection[int] = (0,)
+
+
+@dataclass(frozen=True)
+class Column(Generic[RowType]):
+    """One column: the name by which it is dropped, its header, and what it says of a row."""
+
+    name: str
+    header: str
+    text: Callable[[RowType], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def table_of(columns: Sequence[Column[RowType]], rows: Iterable[RowType], title: str = "") -> Table:
+    """Returns the table that ``columns`` make of ``rows``."""
+    return Table(
+        [column.header for column in columns],
+        [[column.text(row) for column in columns] for row in rows],
+        title,
+        [number for number, column in enumerate(columns) if column.justify == "left"],
+    )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of the table is made from."""
+    """One measured cell, and ``name``, which stands in the column of methods."""
 
     cell: Cell
     summary: Summary
-    label: str
+    name: str
     rivals: Mapping[Rival, Interval]
     """The steps of what the row is held against, as far as it was measured."""
 
@@ -46,18 +84,10 @@ class Row:
         return bounded(text, speedup_bound(self.summary, rival))
 
 
-@dataclass(frozen=True)
-class Column:
-    name: str
-    header: str
-    text: Callable[[Row], str]
-    justify: Literal["left", "right"] = "right"
-
-
-def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool) -> list[Column]:
+def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool) -> list[Column[Row]]:
     """The columns that are left; a phase whose own column is dropped joins a neighbour: rows still add up."""
 
-    def phases(name: str, header: str, *fields: str) -> Column:
+    def phases(name: str, header: str, *fields: str) -> Column[Row]:
         return Column(name, header, lambda row: row.phase(*fields))
 
     compress = phases("compr", "compr", "compress_s")
@@ -70,7 +100,7 @@ def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool
     if "decmp" in dropped:
         compress = phases("compr", "codec", "compress_s", "decompress_s")
     columns = [
-        Column("method", "method", lambda row: named(row.cell, row.label), "left"),
+        Column("method", "method", lambda row: row.name, "left"),
         phases("compute", "compute", "compute_s"),
         compress,
         communicate,
@@ -118,7 +148,8 @@ def _loss(summary: Summary) -> str:
     return f"{summary.first_loss:.3g}->{summary.last_loss:.3g}"
 
 
-def rows_of(cells: Sequence[Cell]) -> list[Row]:
+def rows_of(cells: Sequence[Cell], name: Callable[[Cell], str]) -> list[Row]:
+    """Returns a row for each of ``cells`` that was measured; they may be compared with each other."""
     rows = []
     for cell in cells:
         if cell.summary is None:
@@ -128,5 +159,21 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
             other = held_against(cell, cells, rival)
             if other and other.summary:
                 rivals[rival] = other.summary.step_s
-        rows.append(Row(cell, cell.summary, label(cell, cells), rivals))
+        rows.append(Row(cell, cell.summary, name(cell), rivals))
     return rows
+
+
+def block_table(block: Block, dropped: frozenset[str], *, replayed: bool, note: str = "") -> Table:
+    """Returns the table of a block's measured cells, as a page or a paper shows it."""
+    cells = block.cells
+    names = {id(entry.cell): entry.label for entry in block.entries}
+    return table_of(
+        columns_without(dropped, step_header(cells), replayed=replayed and cells[0].execution == "replayed"),
+        rows_of(cells, lambda cell: names[id(cell)]),
+        f"{block.heading}: {basis(cells)}{note}",
+    )
+
+
+def measured_blocks(blocks: Iterable[Block]) -> list[Block]:
+    """Returns those of ``blocks`` that have a measured cell."""
+    return [block for block in blocks if any(cell.summary for cell in block.cells)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from netsim_ddp.report.labels import DASH, clean, encodable, label, two_digits
+from netsim_ddp.report.labels import label, two_digits
+from netsim_ddp.report.tables import Table
+from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.identity import Setting, curve_setting
 from netsim_ddp.results.labels import curve_label
@@ -23,16 +22,7 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Of one setting: a row per method, a column per level, in the unit that ``title`` names."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def needs(cells: Sequence[Cell]) -> list[Needs]:
+def needs(cells: Sequence[Cell]) -> list[Table]:
     """A table for each setting whose methods were measured at two bandwidths or more."""
     plots: dict[Setting, list[Utilisation]] = {}
     for one in utilisations(cells):
@@ -40,7 +30,7 @@ def needs(cells: Sequence[Cell]) -> list[Needs]:
     return [_table_of(methods, cells) for methods in plots.values()]
 
 
-def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Needs:
+def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Table:
     gigabit = any(one.points[-1][0] >= 10**9 for one in methods)
     unit, scale = ("Gbit/s", 1e9) if gigabit else ("Mbit/s", 1e6)
     first = methods[0].cell
@@ -49,10 +39,10 @@ def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Needs:
     for one in methods:
         highest = one.points[-1][0] / scale
         rows.append((label(one.cell, same), *(_text(each, scale, highest) for each in one.needed)))
-    return Needs(
+    return Table(
         title=f"bandwidth for a utilisation, {first.workers} workers, {curve_label(first)}",
         headers=(f"needs, {unit}, for", *(f"{level:.0%}" for level in LEVELS)),
-        rows=tuple(rows),
+        rows=rows,
     )
 
 
@@ -73,12 +63,6 @@ def render_needs(cells: Sequence[Cell], console: Console) -> bool:
     for one in found:
         console.print()
         if len(found) > 1:
-            console.print(Text(encodable(clean(one.title), console)))
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-        table.add_column(one.headers[0], no_wrap=True, overflow="ellipsis")
-        for header in one.headers[1:]:
-            table.add_column(header, justify="right", no_wrap=True)
-        for row in one.rows:
-            table.add_row(*(Text(encodable(clean(text or DASH), console)) for text in row))
-        console.print(table)
+            print_line(console, one.title)
+        print_table(console, [one])
     return bool(found)

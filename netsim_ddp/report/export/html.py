@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from netsim_ddp.report import facts, outcomes
 from netsim_ddp.report.charts import Bars, Chart, Differences, Plot, all_plots
 from netsim_ddp.report.charts.style import DARK, LIGHT, Looks
 from netsim_ddp.report.charts.svg import CSS, draw, hatches
-from netsim_ddp.report.collection import Block, Collection
-from netsim_ddp.report.labels import basis, count_of, step_header
+from netsim_ddp.report.collection import Collection
+from netsim_ddp.report.labels import count_of
 from netsim_ddp.report.markup import Child, Markup, tag
-from netsim_ddp.report.tables import columns_without, rows_of
+from netsim_ddp.report.tables import Table, block_table, measured_blocks
 
 # Nothing may be fetched, run or sent, whatever a hostile file got into the text.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -107,7 +107,7 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
         # A reader of a page of many links must not have to unfold what is missing.
         missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
         said += [tag("p", line) for line in lines if not facts.is_gap(line)]
-    first = [_table(each.title, each.headers, each.rows, words=True) for each in found]
+    first = [_table(each, words=True) for each in found]
     if len(said) > _OPEN_LINES:
         said = [tag("details", tag("summary", f"Place by place, {len(said)} sentences"), said)]
     if not first and not said and not missing:
@@ -141,16 +141,16 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
         for one in plot.series
         for x, y in one.formula[1:]
     ]
-    numbers = _table(plot.title, ("method", plot.x_label, plot.y_label, "low", "high"), rows)
+    numbers = _table(Table(("method", plot.x_label, plot.y_label, "low", "high"), rows, plot.title))
     folded = tag("details", tag("summary", "Numbers"), numbers)
     return tag("figure", caption, draw(plot, looks), notes, folded)
 
 
 def _numbers(collection: Collection) -> Markup:
-    trained = [(block, rows) for block in collection.blocks if (rows := outcomes.rows(block))]
-    blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
-    tables = [_table(block.heading, outcomes.HEADERS, rows) for block, rows in trained]
-    tables += [_block_table(block) for block in blocks]
+    trained = facts.trained(collection.blocks)
+    blocks = measured_blocks(collection.blocks)
+    shown = trained + [block_table(block, frozenset(), replayed=True) for block in blocks]
+    tables = [_table(each) for each in shown]
     if not tables:
         return Markup("")
     inner: Child = tables
@@ -166,26 +166,12 @@ def _numbers(collection: Collection) -> Markup:
     return tag("section", tag("h2", "Numbers"), (tag("p", line, class_="dim") for line in words), inner)
 
 
-def _block_table(block: Block) -> Markup:
-    cells = block.cells
-    columns = columns_without(frozenset(), step_header(cells), replayed=cells[0].execution == "replayed")
-    rows = rows_of(cells)
-    labels = {id(entry.cell): entry.label for entry in block.entries}
-    shown = [
-        [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
-        for row in rows
-    ]
-    headers = [column.header.replace("\n", " ") for column in columns]
-    return _table(f"{block.heading}: {basis(cells)}", headers, shown)
-
-
 def _links(collection: Collection) -> Markup:
-    rows = [facts.link_row(block) for block in collection.blocks]
-    if not rows:
+    found = facts.links(collection)
+    if found is None:
         return Markup("")
     words = "What each link was asked for, what it was set to, and what a probe measured on it before the first step."
-    table = _table("Links", facts.LINK_HEADERS, rows)
-    return tag("section", tag("h2", "The link"), tag("p", words, class_="dim"), table)
+    return tag("section", tag("h2", "The link"), tag("p", words, class_="dim"), _table(found))
 
 
 def _warnings(collection: Collection) -> Markup:
@@ -200,10 +186,7 @@ def _warnings(collection: Collection) -> Markup:
 
 
 def _environment(collection: Collection) -> Markup:
-    tables = [
-        _table(f"{source.name}", ("what", "value"), facts.environment(source), words=True)
-        for source in collection.sources
-    ]
+    tables = [_table(facts.environment(source), words=True) for source in collection.sources]
     return tag("section", tag("h2", "Environment"), tables)
 
 
@@ -212,14 +195,15 @@ def _again(collection: Collection) -> Markup:
     return tag("section", tag("h2", "Measure it again"), lines)
 
 
-def _table(
-    caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False
-) -> Markup:
+def _table(shown: Table, *, words: bool = False) -> Markup:
     """A table in a box of its own that scrolls where the screen is narrower."""
-    head = tag("thead", tag("tr", (tag("th", header, scope="col") for header in headers)))
+    head = tag("thead", tag("tr", (tag("th", header, scope="col") for header in shown.headers)))
     body = tag(
         "tbody",
-        (tag("tr", tag("th", row[0], scope="row"), (tag("td", text) for text in row[1:])) for row in rows),
+        (
+            tag("tr", tag("th", row[0], scope="row"), (tag("td", text) for text in row[1:]))
+            for row in shown.rows
+        ),
     )
-    table = tag("table", tag("caption", caption), head, body, class_="words" if words else None)
-    return tag("div", table, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    table = tag("table", tag("caption", shown.title), head, body, class_="words" if words else None)
+    return tag("div", table, class_="scroll", role="region", aria_label=shown.title, tabindex="0")

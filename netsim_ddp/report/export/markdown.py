@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from netsim_ddp.report import facts, outcomes
 from netsim_ddp.report.charts import all_plots
 from netsim_ddp.report.collection import Block, Collection
-from netsim_ddp.report.labels import basis, clean, step_header
-from netsim_ddp.report.tables import columns_without, rows_of
-from netsim_ddp.results.record import Cell
+from netsim_ddp.report.labels import basis, clean
+from netsim_ddp.report.tables import Table, block_table, measured_blocks
 
 # GitHub counts bytes; some are kept back for what else writes into the same summary.
 LIMIT_BYTES = 900_000
@@ -51,10 +50,10 @@ def _dead(escaped: str) -> str:
     return _LIVE.sub(lambda found: f"{found[0][:1]}<!-- -->{found[0][1:]}", escaped)
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of text, the first column to the left."""
-    lines = [_row(headers), "|" + "|".join([":--", *["--:"] * (len(headers) - 1)]) + "|"]
-    return "\n".join([*lines, *(_row(row) for row in rows)]) + "\n"
+def table(shown: Table) -> str:
+    """Returns the table in Markdown, its first column aligned to the left."""
+    lines = [_row(shown.headers), "|" + "|".join([":--", *["--:"] * (len(shown.headers) - 1)]) + "|"]
+    return "\n".join([*lines, *(_row(row) for row in shown.rows)]) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -64,7 +63,7 @@ def _row(cells: Sequence[str]) -> str:
 def _head(collection: Collection) -> str:
     lines = [f"## netsim: {text(collection.title)}\n"]
     for each in facts.answers(collection, all_plots(collection)):
-        lines += [f"**{text(each.title)}**\n", table(each.headers, each.rows)]
+        lines += [f"**{text(each.title)}**\n", table(each)]
     for source in collection.sources:
         if measured := facts.measured(source):
             several = f"{source.name}: " if len(collection.sources) > 1 else ""
@@ -81,16 +80,15 @@ def _head(collection: Collection) -> str:
 
 
 def _details(collection: Collection) -> list[str]:
-    blocks = [block for block in collection.blocks if any(cell.summary for cell in block.cells)]
+    blocks = measured_blocks(collection.blocks)
     tables = [(block.heading, _block(block)) for block in blocks]
-    trained = [(block.heading, rows) for block in collection.blocks if (rows := outcomes.rows(block))]
-    parts = [f"**{text(title)}**\n\n{table(outcomes.HEADERS, rows)}" for title, rows in trained]
+    trained = facts.trained(collection.blocks)
+    parts = [f"**{text(each.title)}**\n\n{table(each)}" for each in trained]
     if trained:
         parts.append(f"{text(outcomes.NOTE)}\n")
     parts += [shown for _, shown in tables] if len(tables) == 1 else [_folded(*each) for each in tables]
-    if collection.blocks:
-        links = table(facts.LINK_HEADERS, [facts.link_row(block) for block in collection.blocks])
-        parts.append(_folded("Links", links))
+    if (links := facts.links(collection)) is not None:
+        parts.append(_folded(links.title, table(links)))
     if found := facts.warnings(collection):
         parts.append(
             _folded(
@@ -103,7 +101,7 @@ def _details(collection: Collection) -> list[str]:
         parts.append(
             _folded(
                 f"Environment, and how to measure it again: {source.name}",
-                table(("what", "value"), facts.environment(source)) + f"\n{code(again)}\n",
+                table(facts.environment(source)) + f"\n{code(again)}\n",
             )
         )
     return parts
@@ -121,12 +119,5 @@ def _folded(summary: str, inner: str) -> str:
 
 
 def _block(block: Block) -> str:
-    cells: list[Cell] = block.cells
-    labels = {id(entry.cell): entry.label for entry in block.entries}
-    columns = columns_without(_DROPPED, step_header(cells), replayed=cells[0].execution == "replayed")
-    rows = [
-        [labels[id(row.cell)] if column.name == "method" else column.text(row) for column in columns]
-        for row in rows_of(cells)
-    ]
-    words = text(f"{basis(cells)}; MB per rank and step.")
-    return table([column.header.replace("\n", " ") for column in columns], rows) + f"\n{words}\n"
+    words = text(f"{basis(block.cells)}; MB per rank and step.")
+    return f"{table(block_table(block, _DROPPED, replayed=True))}\n{words}\n"

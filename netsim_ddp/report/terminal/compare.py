@@ -5,13 +5,14 @@ Names come from files that anybody may have written, so they are cleaned for the
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.text import Text
 
 from netsim_ddp.report.labels import clean
+from netsim_ddp.report.terminal.printing import print_line
 from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
 from netsim_ddp.results.verdicts import of_family
 from netsim_ddp.units import format_duration
@@ -24,22 +25,18 @@ _SHOWN = 20  # lines of one kind in a summary; the rest is counted
 def render_comparison(comparison: Comparison, console: Console) -> None:
     """Print ``comparison``: a line per cell, then why some are not decided, then what fails."""
 
-    def line(text: str, style: str = "", *, indent: str = "") -> None:
-        wrapped = textwrap.fill(
-            text, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        console.print(Text(wrapped, style=style))
-
+    line = partial(print_line, console)
     for note in comparison.notes:  # before any verdict, which they qualify
-        line(f"warning: {clean(note)}", "yellow")
+        line(f"warning: {note}", "yellow")
     line(headline(comparison), "bold")
-    line(f"base {clean(comparison.base)}", "dim")
-    line(f"new  {clean(comparison.new)}", "dim")
+    line(f"base {comparison.base}", "dim")
+    line(f"new  {comparison.new}", "dim")
     timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
     if timed:
         width = _name_width([_row_name(pair, row) for pair, row in timed], console.width)
         line("")
-        line(f"{'':{width}} {'base':>8} {'new':>8}  {'new / base':<17} {'Holm p':>6}  verdict", "dim")
+        header = f"{'':{width}} {'base':>8} {'new':>8}  {'new / base':<17} {'Holm p':>6}  verdict"
+        console.print(Text(header, style="dim"))
         for pair, row in timed:
             name = _row_name(pair, row)
             if len(name) > width:  # cut, two names could read alike
@@ -69,7 +66,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.failures:
         line("")
         for failure in comparison.failures:
-            line(f"FAILS: {clean(failure)}", "bold red", indent="  ")
+            line(f"FAILS: {failure}", "bold red", indent="  ")
 
 
 def headline(comparison: Comparison) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from netsim_ddp.report.tables import Table
+from netsim_ddp.report.terminal.printing import print_table
 from netsim_ddp.results.launch import Launch, LaunchRank
 from netsim_ddp.units import format_bytes, format_duration, format_rate
 
 
 def render_launch(launch: Launch, console: Console) -> None:
     """Print ``launch`` to ``console``."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("rank", "ended", "wall", "sent", "received", "sent/s", "received/s"):
-        table.add_column(name, justify="left" if name == "ended" else "right", no_wrap=True)
-    for rank in launch.ranks:
-        table.add_row(
+    headers = ("rank", "ended", "wall", "sent", "received", "sent/s", "received/s")
+    rows = [
+        (
             str(rank.rank),
             _ending(rank),
             format_duration(rank.wall_s),
@@ -25,7 +24,9 @@ def render_launch(launch: Launch, console: Console) -> None:
             format_rate(rank.tx_bps),
             format_rate(rank.rx_bps),
         )
-    console.print(table)
+        for rank in launch.ranks
+    ]
+    print_table(console, [Table(headers, rows, left=(1,))], header_style="dim")
     text = f"{format_duration(launch.wall_s)} on {launch.workers} links of {launch.link.shape}"
     if launch.link.delay_by is not None:
         text += f" by {launch.link.how}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from netsim_ddp.report.labels import clean
+from netsim_ddp.report.tables import Table
+from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.probe import Bulk, Collective, Probe, slowest
 from netsim_ddp.units import format_bytes, format_rate
 
@@ -18,20 +17,14 @@ from netsim_ddp.units import format_bytes, format_rate
 def render_probe(probe: Probe, console: Console) -> None:
     """Print ``probe`` to ``console``."""
 
-    def line(text: str, style: str = "") -> None:
-        wrapped = textwrap.fill(clean(text), console.width, break_long_words=False, break_on_hyphens=False)
-        console.print(Text(wrapped, style=style))
-
+    line = partial(print_line, console)
     line(_header(probe), "bold")
-    table = _figures(probe, spread=True)
-    free = console.options.update(max_width=10_000)  # what it wants, not what rich would squeeze it to
-    fits = console.measure(table, options=free).maximum <= console.width
-    console.print(table if fits else _figures(probe, spread=False))
+    print_table(console, (_figures(probe, spread=spread) for spread in (True, False)), header_style="dim")
     if probe.link.mechanism in ("tc", "host"):
         line(f"{probe.link.drops} drops, {probe.link.retransmits} retransmits")
     if probe.collectives:
         line("")
-        console.print(_collectives(probe.collectives))
+        print_table(console, [_collectives(probe.collectives)], header_style="dim")
     for warning in probe.warnings:
         line(f"warning: {warning}", "yellow")
     for sentence in _verdict(probe):
@@ -48,16 +41,13 @@ def _header(probe: Probe) -> str:
 
 
 def _figures(probe: Probe, *, spread: bool) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("", no_wrap=True)
-    for name in ("median", *(("lowest..highest",) if spread else ()), "target", "off"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[tuple[str, ...]] = []
 
     def row(name: str, scale: float, samples: Sequence[float], target: float | None) -> None:
         value, low, high = (each / scale for each in (median(samples), min(samples), max(samples)))
         aim, off = ("", "") if not target else (f"{target / scale:.4g}", f"{value * scale / target - 1:+.1%}")
         between = (f"{low:.4g}..{high:.4g}",) if spread else ()
-        table.add_row(name, f"{value:.4g}", *between, aim, off)
+        rows.append((name, f"{value:.4g}", *between, aim, off))
 
     for pair in probe.alone:
         name = f"bulk, rank {pair.sender} to {pair.receiver}, Mbit/s"
@@ -69,21 +59,20 @@ def _figures(probe: Probe, *, spread: bool) -> Table:
         row(name, 1e-3, message.samples_s, message.ideal_s)
     if probe.round_trip is not None:
         row("round trip, ms", 1e-3, probe.round_trip.samples_s, probe.round_trip.asked_s)
-    return table
+    return Table(("", "median", *(("lowest..highest",) if spread else ()), "target", "off"), rows)
 
 
 def _collectives(rows: Sequence[Collective]) -> Table:
     """nccl-tests' columns; sizes in bytes, times in us, rates in GB/s as there."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("operation", "size", "count", "type", "time us", "algbw GB/s", "busbw GB/s", "#wrong"):
-        table.add_column(name, justify="left" if name in ("operation", "type") else "right", no_wrap=True)
-    for row in rows:
-        rates = (f"{rate / 8e9:.4f}" for rate in (row.algbw_bps, row.busbw_bps))
-        table.add_row(
-            row.operation, str(row.size_bytes), str(row.count), row.type, f"{row.time_s * 1e6:.0f}", *rates,
-            str(row.wrong),
-        )  # fmt: skip
-    return table
+    headers = ("operation", "size", "count", "type", "time us", "algbw GB/s", "busbw GB/s", "#wrong")
+    texts = [
+        (
+            row.operation, str(row.size_bytes), str(row.count), row.type, f"{row.time_s * 1e6:.0f}",
+            f"{row.algbw_bps / 8e9:.4f}", f"{row.busbw_bps / 8e9:.4f}", str(row.wrong),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return Table(headers, texts, left=(0, 3))
 
 
 def _verdict(probe: Probe) -> list[str]:

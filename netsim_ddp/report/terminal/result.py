@@ -6,25 +6,24 @@ visible still add up to the step.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
 from netsim_ddp.report.labels import (
     basis,
     clean,
     count_of,
-    encodable,
     groups,
+    label,
     plain,
     step_header,
 )
-from netsim_ddp.report.limits import late_words
-from netsim_ddp.report.tables import Row, columns_without, rows_of
+from netsim_ddp.report.limits import late_words, named
+from netsim_ddp.report.tables import columns_without, rows_of, table_of
+from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.labels import group_label
@@ -47,13 +46,7 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
     ``warnings`` is off where they have gone to stderr while the run went on.
     """
 
-    def line(text: str, style: str = "") -> None:
-        # Text, not a string: a method name in brackets is not markup.
-        wrapped = textwrap.fill(
-            encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
-        )
-        console.print(Text(wrapped, style=style))
-
+    line = partial(print_line, console)
     line(_header(result), "bold")
     parts = groups(result.cells)
     family = len(claims(result.cells))
@@ -66,11 +59,11 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
         if any(cell.summary for cell in cells):
             line("")
             line(basis(cells), "dim")
-            console.print(_table(cells, fastest(cells, family), console))
+            _print_table(cells, fastest(cells, family), console)
     if warnings and result.warnings:
         line("")
         for warning in result.warnings:
-            line(f"warning: {clean(warning)}", "yellow")
+            line(f"warning: {warning}", "yellow")
     sentences = verdict(result)
     if sentences:
         line("")
@@ -161,41 +154,16 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
     return clean(" | ".join(parts))
 
 
-def _table(cells: Sequence[Cell], fastest: Cell | None, console: Console) -> Table:
-    """The widest table that fits the console."""
-    rows = rows_of(cells)
-    table = Table()
-    for count in range(len(DROPS) + 1):
-        table = _build(rows, cells, fastest, frozenset(DROPS[:count]), console)
-        # Measured without a limit: rich would otherwise report the width it would squeeze the table to.
-        free = console.options.update(max_width=10_000)
-        if console.measure(table, options=free).maximum <= console.width:
-            break
-    return table
+def _print_table(cells: Sequence[Cell], best: Cell | None, console: Console) -> None:
+    """Print the widest table that fits the console."""
 
+    def name(cell: Cell) -> str:
+        text = shortened(named(cell, label(cell, cells)), console, _NARROW_LABEL)
+        return f"{text} (fastest)" if cell is best else text
 
-def _build(
-    rows: Sequence[Row],
-    cells: Sequence[Cell],
-    fastest: Cell | None,
-    dropped: frozenset[str],
-    console: Console,
-) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    columns = columns_without(dropped, step_header(cells), replayed=cells[0].execution == "replayed")
-    for column in columns:
-        table.add_column(
-            Text(encodable(column.header, console)),
-            justify=column.justify,
-            no_wrap=True,
-            overflow="ellipsis",
-            vertical="bottom",
-        )
-    for row in rows:
-        texts = [encodable(column.text(row), console) for column in columns]
-        if console.width < 120 and len(texts[0]) > _NARROW_LABEL:
-            texts[0] = texts[0][: _NARROW_LABEL - 2] + ".."
-        if row.cell is fastest:
-            texts[0] += " (fastest)"
-        table.add_row(*(Text(text) for text in texts), style="bold" if row.cell is fastest else "")
-    return table
+    rows, replayed = rows_of(cells, name), cells[0].execution == "replayed"
+    variants = (
+        table_of(columns_without(frozenset(DROPS[:count]), step_header(cells), replayed=replayed), rows)
+        for count in range(len(DROPS) + 1)
+    )
+    print_table(console, variants, gap=1, bold=[row.cell is best for row in rows])

@@ -5,15 +5,10 @@ A narrow terminal drops columns, the least telling first; nothing wraps.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Sequence
+from functools import partial
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.crossover import render_break_evens
@@ -21,23 +16,22 @@ from netsim_ddp.report.labels import (
     DASH,
     basis,
     clean,
-    encodable,
     groups,
     label,
     milliseconds,
     rounded,
     step_header,
-    times,
 )
-from netsim_ddp.report.limits import bounded, named
+from netsim_ddp.report.limits import named
+from netsim_ddp.report.tables import Column, Row, rows_of, table_of
+from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.identity import axes
-from netsim_ddp.results.record import Cell, Interval, Result
-from netsim_ddp.results.summary import Rival, held_against, speedup, speedup_bound
+from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 
-DROPS = ("runs", "took", "elapsed", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
+DROPS = ("runs", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
 """Dropped in this order until the table fits."""
 MOST_WARNINGS = 4
 _NARROW_LABEL = 24
@@ -46,12 +40,7 @@ _NARROW_LABEL = 24
 def render_sweep(result: Result, console: Console) -> None:
     """Print ``result``, whose cells carry their summaries, to ``console``."""
 
-    def line(text: str, style: str = "") -> None:
-        wrapped = textwrap.fill(
-            encodable(text, console), console.width, break_long_words=False, break_on_hyphens=False
-        )
-        console.print(Text(wrapped, style=style))
-
+    line = partial(print_line, console)
     scenario = result.scenario
     if title := clean(str(scenario.get("title", ""))):
         line(title, "bold")
@@ -69,9 +58,7 @@ def render_sweep(result: Result, console: Console) -> None:
         line("")
         line(basis(measured), "dim")
         family = len(claims(measured))
-        rows = [row for group in groups(measured) for row in _rows(group, family)]
-        console.print(_table(measured, rows, console))
-        if any(row.fastest for row in rows):
+        if _print_table(measured, family, console):
             line(f"* the fastest there, by {FLOOR:.0%} or more; {of_family(family)}", "dim")
         elif family and (needed := repeats_needed(family)) > min(len(cell.repeats) for cell in measured):
             line(f"none is called the fastest: a claim needs {needed} repeats ({of_family(family)})", "dim")
@@ -140,98 +127,67 @@ def _links(result: Result) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Row:
-    cell: Cell
-    group: Sequence[Cell]
-    first: bool
-    fastest: bool
+def _columns(keys: Sequence[str], step_name: str, firsts: Collection[int]) -> list[Column[Row]]:
+    """The columns of a sweep; the axes ``keys`` are told in the rows of the cells ``firsts`` alone."""
 
-    @property
-    def method(self) -> str:
-        return named(self.cell, label(self.cell, self.group))
+    def axis(key: str) -> Column[Row]:
+        def text(row: Row) -> str:
+            return clean(axes(row.cell).get(key, "")) if id(row.cell) in firsts else ""
 
-    def milliseconds(self, *phases: str) -> str:
-        assert self.cell.summary is not None
-        value = sum(float(getattr(self.cell.summary, phase)) for phase in phases) * 1e3
-        if value == 0:
-            return DASH
-        return rounded(value, 1.0 if value >= 100 else 0.1)
+        return Column("axis", clean(key), text, "left")
 
-    def versus(self, rival: Rival) -> str:
-        summary, dense = self.cell.summary, held_against(self.cell, self.group, rival)
-        assert summary is not None
-        factor = speedup(summary, rival)
-        if factor is None or dense is None or dense.summary is None:
-            return DASH
-        if dense is self.cell:
-            return "1.00"
-        text = times(factor, dense.summary.step_s, summary.step_s).rstrip("x")
-        return bounded(text, speedup_bound(summary, rival))
-
-
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    header: str
-    text: Callable[[_Row], str]
-    justify: Literal["left", "right"] = "right"
-
-
-def _columns(keys: Sequence[str], step_name: str) -> list[_Column]:
-    def axis(key: str) -> _Column:
-        def text(row: _Row) -> str:
-            return clean(axes(row.cell).get(key, "")) if row.first else ""
-
-        return _Column("axis", clean(key), text, "left")
-
-    def step(row: _Row) -> Interval:
-        assert row.cell.summary is not None
-        return row.cell.summary.step_s
-
-    def sent(row: _Row) -> str:
-        assert row.cell.summary is not None
-        value = row.cell.summary.tx_bytes_per_step / 1e6
-        return DASH if value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+    def phases(name: str, header: str, *fields: str) -> Column[Row]:
+        return Column(name, header, lambda row: _milliseconds(row.summary, fields))
 
     return [
         *(axis(key) for key in keys),
-        _Column("method", "method", lambda row: row.method, "left"),
-        _Column("compute", "compute", lambda row: row.milliseconds("compute_s")),
-        _Column("codec", "codec", lambda row: row.milliseconds("compress_s", "decompress_s")),
-        _Column("comm", "comm\n+wait", lambda row: row.milliseconds("communicate_s", "wait_s")),
-        _Column("step", step_name, lambda row: milliseconds(step(row))),
-        _Column("eff", "eff", lambda row: f"{row.cell.summary.efficiency if row.cell.summary else 0:.0%}"),
-        _Column("sent", "sent\nMB", sent),
-        _Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
-        _Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
-        _Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
-        _Column("runs", "runs", lambda row: str(len(row.cell.repeats))),
+        Column("method", "method", lambda row: row.name, "left"),
+        phases("compute", "compute", "compute_s"),
+        phases("codec", "codec", "compress_s", "decompress_s"),
+        phases("comm", "comm\n+wait", "communicate_s", "wait_s"),
+        Column("step", step_name, lambda row: milliseconds(row.summary.step_s)),
+        Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
+        Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
+        Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
+        Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
+        Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
+        Column("runs", "runs", lambda row: str(len(row.cell.repeats))),
     ]
 
 
-def _table(cells: Sequence[Cell], rows: Sequence[_Row], console: Console) -> Table:
-    """The widest table that fits the console."""
-    keys = _varying_axes(cells)
-    columns = _columns(keys, step_header(cells))
-    texts = {column: [encodable(column.text(row), console) for row in rows] for column in columns}
-    method = columns[len(keys)]
-    texts[method] = [_named(text, row, console) for text, row in zip(texts[method], rows, strict=True)]
-    widths = {
-        column: max(map(cell_len, [*column.header.splitlines(), *texts[column]])) + 1 for column in columns
-    }
-    for count in range(len(DROPS) + 1):
-        shown = [column for column in columns if column.name not in DROPS[:count]]
-        if sum(widths[column] for column in shown) - 1 <= console.width:
-            break
-    return _build(shown, rows, texts, console)
+def _milliseconds(summary: Summary, phases: Sequence[str]) -> str:
+    value = sum(float(getattr(summary, phase)) for phase in phases) * 1e3
+    if value == 0:
+        return DASH
+    return rounded(value, 1.0 if value >= 100 else 0.1)
 
 
-def _named(text: str, row: _Row, console: Console) -> str:
-    """A method's label, short where there is little room; a star for the fastest."""
-    if console.width < 120 and len(text) > _NARROW_LABEL:
-        text = text[: _NARROW_LABEL - 2] + ".."
-    return f"{text} *" if row.fastest else text
+def _megabytes(count: float) -> str:
+    value = count / 1e6
+    return DASH if value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _print_table(cells: Sequence[Cell], family: int, console: Console) -> bool:
+    """Print the widest table that fits the console. Returns whether a cell is called the fastest of its group."""
+    parts = groups(cells)
+    best = [fastest(group, family) for group in parts]
+
+    def rows(group: Sequence[Cell], winner: Cell | None) -> list[Row]:
+        def name(cell: Cell) -> str:
+            text = shortened(named(cell, label(cell, group)), console, _NARROW_LABEL)
+            return f"{text} *" if cell is winner else text
+
+        return rows_of(group, name)
+
+    shown = [row for group, winner in zip(parts, best, strict=True) for row in rows(group, winner)]
+    columns = _columns(_varying_axes(cells), step_header(cells), {id(group[0]) for group in parts})
+    variants = (
+        table_of([column for column in columns if column.name not in DROPS[:count]], shown)
+        for count in range(len(DROPS) + 1)
+    )
+    winners = {id(cell) for cell in best if cell}
+    print_table(console, variants, gap=1, bold=[id(row.cell) in winners for row in shown])
+    return bool(winners)
 
 
 def _varying_axes(cells: Sequence[Cell]) -> list[str]:
@@ -240,29 +196,6 @@ def _varying_axes(cells: Sequence[Cell]) -> list[str]:
     for key in dict.fromkeys(key for cell in cells for key in axes(cell)):
         values[key] = {axes(cell).get(key, "") for cell in cells}
     return [key for key, found in values.items() if len(found) > 1]
-
-
-def _rows(group: Sequence[Cell], family: int) -> list[_Row]:
-    winner = fastest(group, family)
-    return [_Row(cell, group, cell is group[0], cell is winner) for cell in group]
-
-
-def _build(
-    columns: Sequence[_Column], rows: Sequence[_Row], texts: Mapping[_Column, Sequence[str]], console: Console
-) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(
-            Text(encodable(column.header, console)),
-            justify=column.justify,
-            no_wrap=True,
-            overflow="ellipsis",
-            vertical="bottom",
-        )
-    for index, row in enumerate(rows):
-        cells = (Text(texts[column][index]) for column in columns)
-        table.add_row(*cells, style="bold" if row.fastest else "")
-    return table
 
 
 def _missing(result: Result) -> list[str]:

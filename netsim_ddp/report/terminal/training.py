@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from netsim_ddp.report.assumptions import why_bucket
-from netsim_ddp.report.labels import DASH, clean, count_of, encodable, groups, label, plain, points
+from netsim_ddp.report.assumptions import UNSHAPED, why_bucket
+from netsim_ddp.report.labels import DASH, count_of, groups, label, plain, points
+from netsim_ddp.report.tables import Column, table_of
+from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
@@ -41,19 +40,13 @@ def render_training(result: Result, console: Console, *, warnings: bool = True) 
     ``warnings`` is off where they have gone to stderr while the run went on.
     """
 
-    def line(text: str, style: str = "") -> None:
-        # Text, not a string: a method name in brackets is not markup.
-        wrapped = textwrap.fill(
-            encodable(clean(text), console), console.width, break_long_words=False, break_on_hyphens=False
-        )
-        console.print(Text(wrapped, style=style))
-
+    line = partial(print_line, console)
     line(_header(result), "bold")
     for cells in groups(result.cells):
         line(_link_line(cells, why_bucket(cells[0], result)))
         if any(cell.training for cell in cells):
             line("")
-            console.print(_table(cells, console))
+            _print_table(cells, console)
             line("")
             for sentence in sentences(cells):
                 line(sentence)
@@ -89,7 +82,7 @@ def _link_line(cells: Sequence[Cell], why: str) -> str:
     """The link, and what the bytes of the table are."""
     link = cells[0].link
     how = cells[0].recipe.tx_are if cells[0].recipe else "predicted"
-    if link.mechanism in ("none", "host"):
+    if link.mechanism in UNSHAPED:
         return "link none: the host's loopback; bytes are predicted by each method's formula"
     text = f"link {link.how}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
     measured = [cell.link.measured_bps for cell in cells if cell.link.measured_bps is not None]
@@ -108,64 +101,40 @@ class _Row:
     label: str
 
 
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    header: str
-    text: Callable[[_Row], str]
-    justify: Literal["left", "right"] = "right"
-
-
-_COLUMNS = (
-    _Column("method", "method", lambda row: row.label, "left"),
-    _Column("rate", "learn\nrate", lambda row: _rate(row.cell)),
-    _Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
-    _Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
-    _Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
-    _Column("loss", "valid loss\n(to dense)", lambda row: _loss(row.summary)),
-    _Column("total", "epochs\ns", lambda row: _seconds(row.summary.epochs_s)),
-    _Column("time", "to dense\n-1 pt, s", lambda row: _seconds(row.summary.time_to_accuracy_s)),
-    _Column("times", "vs\ndense", lambda row: _ratio(row.summary)),
-    _Column("sent", "sent\nper step", lambda row: _sent(row.summary)),
-    _Column("reduction", "fewer\nbytes", lambda row: _fewer(row.summary)),
-    _Column("residual", "residual\nper rank", lambda row: _residual(row.summary)),
-)
-
-
-def _table(cells: Sequence[Cell], console: Console) -> Table:
-    """The widest table that fits the console."""
-    rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
-    table = Table()
-    drops = DROPS_UNSHAPED if cells[0].link.mechanism in ("none", "host") else DROPS_SHAPED
-    for count in range(len(drops) + 1):
-        table = _build(rows, frozenset(drops[:count]), console)
-        free = console.options.update(max_width=10_000)
-        if console.measure(table, options=free).maximum <= console.width:
-            break
-    return table
-
-
-def _build(rows: Sequence[_Row], dropped: frozenset[str], console: Console) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    columns = [column for column in _COLUMNS if column.name not in dropped]
-    for column in columns:
-        header = column.header
-        if column.name in ("time", "times") and (target := _target(rows)) is not None:
-            header = f"to {target:.4g}%\ns" if column.name == "time" else header
-        table.add_column(
-            Text(encodable(header, console)), justify=column.justify, no_wrap=True, vertical="bottom"
-        )
-    for row in rows:
-        texts = [encodable(column.text(row), console) for column in columns]
-        if console.width < 120 and len(texts[0]) > _LONGEST_LABEL:
-            texts[0] = texts[0][: _LONGEST_LABEL - 2] + ".."
-        table.add_row(*map(Text, texts))
-    return table
-
-
-def _target(rows: Sequence[_Row]) -> float | None:
+def _columns(rows: Sequence[_Row]) -> list[Column[_Row]]:
     target = next((row.cell.recipe.target for row in rows if row.cell.recipe), None)
-    return None if target is None else 100 * target
+    reached = "to dense\n-1 pt, s" if target is None else f"to {100 * target:.4g}%\ns"
+    return [
+        Column("method", "method", lambda row: row.label, "left"),
+        Column("rate", "learn\nrate", lambda row: _rate(row.cell)),
+        Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
+        Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
+        Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
+        Column("loss", "valid loss\n(to dense)", lambda row: _loss(row.summary)),
+        Column("total", "epochs\ns", lambda row: _seconds(row.summary.epochs_s)),
+        Column("time", reached, lambda row: _seconds(row.summary.time_to_accuracy_s)),
+        Column("times", "vs\ndense", lambda row: _ratio(row.summary)),
+        Column("sent", "sent\nper step", lambda row: _bytes(row.summary.tx_bytes_per_step)),
+        Column("reduction", "fewer\nbytes", lambda row: _fewer(row.summary)),
+        Column("residual", "residual\nper rank", lambda row: _bytes(row.summary.residual_bytes)),
+    ]
+
+
+def _rows(cells: Sequence[Cell]) -> list[_Row]:
+    return [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
+
+
+def _print_table(cells: Sequence[Cell], console: Console) -> None:
+    """Print the widest table that fits the console."""
+    rows = _rows(cells)
+    columns = _columns(rows)
+    short = [replace(row, label=shortened(row.label, console, _LONGEST_LABEL)) for row in rows]
+    drops = DROPS_UNSHAPED if cells[0].link.mechanism in UNSHAPED else DROPS_SHAPED
+    variants = (
+        table_of([column for column in columns if column.name not in drops[:count]], short)
+        for count in range(len(drops) + 1)
+    )
+    print_table(console, variants, gap=1)
 
 
 def _rate(cell: Cell) -> str:
@@ -209,21 +178,17 @@ def _ratio(summary: TrainingSummary) -> str:
     return DASH if summary.time_speedup is None else f"{summary.time_speedup:.2g}"
 
 
-def _sent(summary: TrainingSummary) -> str:
-    return DASH if summary.tx_bytes_per_step == 0 else format_bytes(summary.tx_bytes_per_step)
-
-
 def _fewer(summary: TrainingSummary) -> str:
     return DASH if not summary.wire_reduction else f"{summary.wire_reduction:.3g}x"
 
 
-def _residual(summary: TrainingSummary) -> str:
-    return DASH if summary.residual_bytes == 0 else format_bytes(summary.residual_bytes)
+def _bytes(count: float) -> str:
+    return DASH if count == 0 else format_bytes(count)
 
 
 def sentences(cells: Sequence[Cell]) -> list[str]:
     """What the table of one link comes to."""
-    rows = [_Row(cell, cell.training, label(cell, cells)) for cell in cells if cell.training is not None]
+    rows = _rows(cells)
     if rows and all(row.cell.workers == 1 for row in rows):
         return [ALONE]
     compared = [row for row in rows if row.summary.verdict not in (None, "baseline")]
