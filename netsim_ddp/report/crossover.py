@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from netsim_ddp.report.labels import DASH, clean, encodable, label, outwards, two_digits
+from netsim_ddp.report.labels import DASH, label, outwards, two_digits
+from netsim_ddp.report.tables import Table
+from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.identity import Setting, curve_setting, line
@@ -42,59 +41,43 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         if len(plots) > 1:
             models = {other.cell.model for other in found.values()}
             model = f"{cell.model}, " if len(models) > 1 else ""
-            console.print(_line(f"{model}{cell.workers} workers, {curve_label(cell)}", console))
+            print_line(console, f"{model}{cell.workers} workers, {curve_label(cell)}")
         same = [other for other in cells if other.workers == cell.workers and other.model == cell.model]
         names = {key: label(found[key].cell, same) for key in keys}
         rows = [(names[key], [ends.get(key) for ends in by_rival.values()]) for key in keys]
-        console.print(_table(list(by_rival), rows, console))
+        print_table(console, [_table(list(by_rival), rows)])
         first, ends = next(iter(by_rival.items()))
         compared = [(names[key], ends[key]) for key in keys if key in ends]
-        if (codec := _codec_table(first, compared, console)) is not None:
+        if (codec := _codec_table(first, compared)) is not None:
             console.print()
-            console.print(codec)
+            print_table(console, [codec])
     every = [one for ends in by_rival.values() for one in ends.values()]
-    lines = []
     spans = dict.fromkeys((one.lowest_bps, one.highest_bps) for one in every if one.model_bps is not None)
     if spans:
         span = " or ".join(f"{format_rate(low)} to {format_rate(high)}" for low, high in spans)
-        lines.append(
+        print_line(
+            console,
             f"~ faster at every rate measured ({span}). Beyond, the model's figure: a step stays a constant +"
-            " bytes / rate. It has no interval."
+            " bytes / rate. It has no interval.",
         )
     if left_out := sorted({rate for one in every for rate in one.left_out}):
         rates = ", ".join(format_rate(rate) for rate in left_out)
-        lines.append(f"Left out, since there this host and not the link sets a pace: {rates}.")
-    for text in lines:
-        console.print(_line(text, console))
+        print_line(console, f"Left out, since there this host and not the link sets a pace: {rates}.")
 
 
-def _table(
-    rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven | None]]], console: Console
-) -> Table:
+def _table(rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven | None]]]) -> Table:
     ends = [[pays_below(one) for one in found] for _, found in rows]
     shared = {match[0] for texts in ends for text in texts if (match := _UNIT.search(text))}
     unit = shared.pop() if len(shared) == 1 else ""
     # One unit for all stands above them: with it in every cell, 80 columns would cut it off.
     interval = "\n(95% interval)" if any("(" in text for texts in ends for text in texts) else ""
     first = f"pays below,{unit}{interval}" if unit else f"pays below{interval}"
-    table = _empty_table()
-    for header in (first, *(f"than {rival}" for rival in rivals)):
-        table.add_column(header, no_wrap=True, overflow="ellipsis", vertical="bottom")
-    for (name, _), found in zip(rows, ends, strict=True):
-        _add_row(table, [name, *(text.removesuffix(unit) for text in found)], console)
-    return table
-
-
-def _empty_table() -> Table:
-    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-
-
-def _add_row(table: Table, texts: Sequence[str], console: Console) -> None:
-    table.add_row(*(Text(encodable(clean(text), console)) for text in texts))
-
-
-def _line(text: str, console: Console) -> Text:
-    return Text(textwrap.fill(encodable(clean(text), console), console.width))
+    texts = [
+        (name, *(text.removesuffix(unit) for text in found))
+        for (name, _), found in zip(rows, ends, strict=True)
+    ]
+    headers = (first, *(f"than {rival}" for rival in rivals))
+    return Table(headers, texts, left=range(len(headers)))
 
 
 def _key(one: BreakEven) -> tuple[Setting, Setting]:
@@ -121,7 +104,7 @@ def pays_below(one: BreakEven | None) -> str:
     return "~" + _span(one.model_bps, None, None)
 
 
-def _codec_table(rival: str, named: Sequence[tuple[str, BreakEven]], console: Console) -> Table | None:
+def _codec_table(rival: str, named: Sequence[tuple[str, BreakEven]]) -> Table | None:
     """The codec's time that each break-even rests on, and the break-even with a faster or a slower one: another
     machine's codec moves it further than any repeat does."""
     known = [
@@ -132,15 +115,20 @@ def _codec_table(rival: str, named: Sequence[tuple[str, BreakEven]], console: Co
     if not known:
         return None
     unit, scale = ("Gbit/s", 1e9) if any(one.highest_bps >= 1e9 for _, one in known) else ("Mbit/s", 1e6)
-    table = _empty_table()
-    table.add_column(f"than {rival}, by codec, {unit}", no_wrap=True, overflow="ellipsis")
-    table.add_column("codec, ms", justify="right")
-    for factor in _CODEC_FACTORS:
-        table.add_column(f"x {factor:g}", justify="right")
-    for name, one in known:
-        at = [_at(one, one.codec_s * factor, scale) for factor in _CODEC_FACTORS]
-        _add_row(table, [name, two_digits(one.codec_s * 1e3), *at], console)
-    return table
+    headers = (
+        f"than {rival}, by codec, {unit}",
+        "codec, ms",
+        *(f"x {factor:g}" for factor in _CODEC_FACTORS),
+    )
+    rows = [
+        (
+            name,
+            two_digits(one.codec_s * 1e3),
+            *(_at(one, one.codec_s * factor, scale) for factor in _CODEC_FACTORS),
+        )
+        for name, one in known
+    ]
+    return Table(headers, rows)
 
 
 def _at(one: BreakEven, codec_s: float, scale: float) -> str:

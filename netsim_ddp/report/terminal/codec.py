@@ -9,34 +9,28 @@ from statistics import median
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.labels import DASH, clean, count_of
+from netsim_ddp.report.labels import DASH, count_of
+from netsim_ddp.report.tables import Table
+from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.codec import CodecRow, CodecTimes
 
-_COLUMNS = (
-    ("N", 6), ("ratio", 7), ("floor", 7), ("select", 8), ("floors", 8), ("encode", 7), ("decode", 7),
-    ("copies", 7), ("topk", 7), ("argpart", 8), ("memory", 7),
+_HEADERS = (
+    "N", "ratio", "floor", "select", "floors", "encode", "decode", "copies", "topk", "argpart", "memory",
 )  # fmt: skip
 
 
 def render_codec_times(times: CodecTimes, console: Console) -> None:
     """Print ``times``: one table for each device, number of threads and input."""
     rounds = max(len(row.select_s) for row in times.rows)
-    console.print(
-        Text(
-            clean(
-                f"values {times.values}, indices {times.indices} | ms, median of {rounds} interleaved rounds"
-            )
-        )
+    print_line(
+        console,
+        f"values {times.values}, indices {times.indices} | ms, median of {rounds} interleaved rounds",
     )
-    for (device, threads, name), group in groupby(
+    for (device, threads, name), rows in groupby(
         times.rows, key=lambda row: (row.device, row.threads, row.input)
     ):
-        rows = list(group)
-        plural = "" if threads == 1 else "s"
-        console.print(Text(clean(f"\n{device}, {threads} thread{plural}, {name}"), style="bold"))
-        console.print(Text("".join(f"{title:>{width}}" for title, width in _COLUMNS), style="bold"))
-        for row in rows:
-            console.print(Text(_line(row)))
+        print_line(console, f"{device}, {threads} thread{'' if threads == 1 else 's'}, {name}", "bold")
+        print_table(console, [Table(_HEADERS, [_texts(row) for row in rows], left=())], gap=1)
     console.print(
         Text(
             "\nfloor: residual.add_(grad). select: feedback and selection, then how many floors\n"
@@ -46,10 +40,9 @@ def render_codec_times(times: CodecTimes, console: Console) -> None:
     )
 
 
-def _line(row: CodecRow) -> str:
+def _texts(row: CodecRow) -> tuple[str, ...]:
     longer = row.topk_times
-    memory = DASH if row.peak_bytes is None else f"{row.peak_bytes / (4 * row.numel):.0%}"
-    cells = (
+    return (
         count_of(row.numel),
         f"{row.ratio:g}",
         _ms(row.floor_s),
@@ -60,9 +53,8 @@ def _line(row: CodecRow) -> str:
         _ms(row.copy_s),
         DASH if longer is None else f"{longer:.0f}x",
         _ms(row.argpartition_s),
-        memory,
+        DASH if row.peak_bytes is None else f"{row.peak_bytes / (4 * row.numel):.0%}",
     )
-    return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
 
 
 def _ms(samples: Sequence[float]) -> str:
