@@ -1,33 +1,50 @@
-"""Plots as files: SVG of our own, and PDF or PNG for a paper by matplotlib, which only these two need."""
+"""Plots as files: SVG as on the page, and the same converted to PDF or PNG by matplotlib, which only these two need."""
 
 from __future__ import annotations
 
 import importlib.util
-import textwrap
+import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from netsim_ddp.errors import EnvironmentFault, UsageError, cannot_write
-from netsim_ddp.report.charts import Bars, Chart, Differences, Plot, all_plots, svg
-from netsim_ddp.report.charts.scales import tick_text, ticks
-from netsim_ddp.report.charts.shapes import PHASE_NAMES
-from netsim_ddp.report.charts.style import LIGHT, PHASE_HATCHES, Hatch, Looks, Marker
+from netsim_ddp.report.charts import Plot, all_plots, svg
+from netsim_ddp.report.charts.style import LIGHT, Looks
+from netsim_ddp.report.charts.svg.parts import FONT
 from netsim_ddp.report.collection import Collection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.path import Path as Outline
 
 FORMATS = ("svg", "pdf", "png")
-_MARKERS: dict[Marker, str] = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v"}
-_HATCHES: dict[Hatch, str] = {
-    "none": "",
-    "up": "////",
-    "down": "\\\\\\\\",
-    "across": "--",
-    "upright": "||",
-    "dots": "..",
+_INCHES = 4.6
+"""How wide a picture is: a little less than a page's text."""
+_FONT_SHARE = 0.92
+"""matplotlib's own font is wider than a browser's."""
+_ANCHORS = {"start": "left", "middle": "center", "end": "right"}
+_HATCHES = {
+    "url(#hatch-up)": "////",
+    "url(#hatch-down)": "\\\\\\\\",
+    "url(#hatch-across)": "--",
+    "url(#hatch-upright)": "||",
+    "url(#hatch-dots)": "..",
 }
+_STYLES: dict[str, dict[str, Any]] = {
+    "rule": {"edgecolor": LIGHT.rule, "linewidth": 0.6},
+    "axis": {"edgecolor": LIGHT.muted, "linewidth": 0.8},
+    "line": {"linewidth": 1.4, "joinstyle": "round"},
+    "dot": {"linewidth": 1.1},
+    "seam": {"edgecolor": LIGHT.ground, "linewidth": 0.5},
+    "dash": {"linestyle": (0, (3.5, 2.2))},
+    "formula": {"linestyle": (0, (1, 3)), "capstyle": "round"},
+}
+"""What the classes of ``charts.svg.CSS`` are to matplotlib, beside the colours of methods and phases."""
+_COMMAND = re.compile(r"([MLHVmlhvz])([^MLHVmlhvz]*)")
+_NUMBER = re.compile(r"-?[0-9.]+")
 
 
 def needs(formats: Sequence[str]) -> None:
@@ -72,117 +89,85 @@ def write(collection: Collection, folder: Path, formats: Sequence[str]) -> list[
 
 
 def _save(plot: Plot, looks: Looks, path: Path) -> None:
+    """Write the picture that :mod:`netsim_ddp.report.charts.svg` draws for a page, converted."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    picture = ElementTree.fromstring(svg.draw(plot, looks))
+    width, height = (float(value) for value in picture.attrib["viewBox"].split()[2:])
     # A dollar sign in a method's name is no formula; letters stay letters in a PDF.
-    with mpl.rc_context(
-        {"text.parse_math": False, "pdf.fonttype": 42, "hatch.linewidth": 0.6, "font.size": 8}
-    ):
-        rows = (
-            len(plot.bars)
-            if isinstance(plot, Bars)
-            else len(plot.rows)
-            if isinstance(plot, Differences)
-            else 6
-        )
-        size = (4.6, 0.36 * rows + 1.2)
-        figure = Figure(figsize=size)
-        axes = figure.subplots()
-        if isinstance(plot, Bars):
-            _draw_bars(axes, plot)
-        elif isinstance(plot, Differences):
-            _draw_differences(axes, plot, looks)
-        else:
-            _draw_chart(axes, plot, looks)
-        axes.set_title("\n".join(textwrap.wrap(plot.title, 60)), loc="left")
-        # Cut to what is drawn: labels and legends stand outside of the axes.
-        figure.savefig(path, dpi=200, bbox_inches="tight")
+    with mpl.rc_context({"text.parse_math": False, "pdf.fonttype": 42, "hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(_INCHES, _INCHES * height / width))
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
+        axes.set_axis_off()
+        _draw(axes, picture, LIGHT.ink, 72 * _INCHES / width)
+        figure.savefig(path, dpi=200)
 
 
-def _draw_bars(axes: Axes, plot: Bars) -> None:
-    rows = range(len(plot.bars))
-    left = [0.0] * len(plot.bars)
-    for phase, name in enumerate(PHASE_NAMES):
-        values = [bar.phases[phase] for bar in plot.bars]
-        if not any(values):
-            continue
-        axes.barh(
-            rows, values, left=left, height=0.6, label=name, color=LIGHT.phases[phase],
-            hatch=_HATCHES[PHASE_HATCHES[phase]], edgecolor="white", linewidth=0.3,
-        )  # fmt: skip
-        left = [before + value for before, value in zip(left, values, strict=True)]
-    for row, bar in enumerate(plot.bars):
-        low, high = bar.step.ci_low * 1e3, bar.step.ci_high * 1e3
-        if low < high:
-            axes.errorbar(
-                bar.total, row, xerr=[[bar.total - low], [high - bar.total]], color="black", capsize=2
+def _draw(axes: Axes, parent: ElementTree.Element, colour: str, scale: float) -> None:
+    """Draw what stands inside ``parent``; ``colour`` is its current colour, ``scale`` the points of one unit."""
+    from matplotlib import patheffects
+    from matplotlib.patches import PathPatch
+
+    for element in parent:
+        classes = element.get("class", "").split()
+        numbered = {name[:1]: int(name[1:]) for name in classes if name[1:].isdigit()}
+        current = LIGHT.methods[numbered["m"]] if "m" in numbered else colour
+        if element.tag == "g":
+            _draw(axes, element, current, scale)
+        elif element.tag == "text":
+            text = axes.text(
+                float(element.attrib["x"]),
+                float(element.attrib["y"]),
+                element.text or "",
+                fontsize=_FONT_SHARE * FONT * scale,
+                color=LIGHT.muted if "dim" in classes else LIGHT.ink,
+                ha=_ANCHORS[element.get("text-anchor", "start")],
             )
-    axes.set_yticks(list(rows), [bar.label for bar in plot.bars])
-    axes.invert_yaxis()
-    axes.set_xlabel(plot.x_label)
-    _legend(axes, 4)
+            if "over" in classes:
+                text.set_path_effects([patheffects.withStroke(linewidth=5 * scale, foreground=LIGHT.ground)])
+        elif element.tag not in ("title", "desc"):
+            style: dict[str, Any] = {"fill": False, "edgecolor": current, "linewidth": scale}
+            for name in classes:
+                style |= _STYLES.get(name, {})
+            if "dot" in classes:
+                style |= {"fill": True, "facecolor": LIGHT.ground if "hollow" in classes else current}
+            if "p" in numbered:
+                style |= {"fill": True, "facecolor": LIGHT.phases[numbered["p"]]}
+            if hatch := _HATCHES.get(element.get("fill", "")):
+                style |= {"hatch": hatch, "edgecolor": LIGHT.ground, "linewidth": 0.0}
+            axes.add_patch(PathPatch(_outline(element), **style))
 
 
-def _draw_differences(axes: Axes, plot: Differences, looks: Looks) -> None:
-    for number, row in enumerate(plot.rows):
-        look = looks.of(row.colour)
-        error = [[row.value - row.low], [row.high - row.value]]
-        axes.errorbar(
-            row.value, number, xerr=error, color=LIGHT.methods[look.colour], marker=_MARKERS[look.marker], capsize=2
-        )  # fmt: skip
-    axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.axvline(plot.limit, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(plot.rows)), [row.label for row in plot.rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(plot.x_label)
-    axes.grid(axis="x", alpha=0.3)
+def _outline(element: ElementTree.Element) -> Outline:
+    """Returns the outline of one of the shapes that plots are made of: rect, line, circle and path."""
+    from matplotlib.path import Path as Outline
 
+    def values(*names: str) -> list[float]:
+        return [float(element.attrib[name]) for name in names]
 
-def _draw_chart(axes: Axes, plot: Chart, looks: Looks) -> None:
-    for one in plot.series:
-        look = looks.of(one.colour)
-        colour = LIGHT.methods[look.colour]
-        x, y = [point.x for point in one.points], [point.y for point in one.points]
-        style: dict[str, Any] = {
-            "color": colour,
-            "marker": _MARKERS[look.marker],
-            "markersize": 4,
-            "linewidth": 1.2,
-        }
-        if one.dashed:
-            style |= {"linestyle": "--", "markerfacecolor": "white"}
-        if one.curve:
-            axes.plot(*zip(*one.curve, strict=True), **{**style, "marker": None})
-        axes.plot(x, y, label=one.label, **{**style, **({"linestyle": "none"} if one.curve else {})})
-        below = [point.y - point.low for point in one.points]
-        above = [point.high - point.y for point in one.points]
-        if any(above) or any(below):
-            axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=0.8)
-        for beyond in filter(None, (one.formula, one.model)):
-            axes.plot(*zip(*beyond, strict=True), color=colour, linestyle=":", linewidth=1.2)
-    if plot.x_log:
-        axes.set_xscale("log")
-    if plot.y_log:
-        axes.set_yscale("log")
-        values = ticks(*axes.get_ylim(), log=True)
-        axes.set_yticks(values, [tick_text(value) for value in values])
-    # Named in full, since matplotlib's own of a logarithmic axis are formulas.
-    x_ticks = plot.x_ticks or [(x, tick_text(x)) for x in ticks(*axes.get_xlim(), log=plot.x_log)]
-    axes.set_xticks([value for value, _ in x_ticks], [text for _, text in x_ticks])
-    axes.minorticks_off()
-    if plot.reference is not None:
-        axes.axhline(plot.reference, color="black", linewidth=0.8)
-    for mark in plot.marks:
-        colour = LIGHT.methods[looks.of(mark.colour).colour]
-        axes.axvline(mark.x, color=colour, linestyle="--", linewidth=0.8)
-        if mark.low is not None and mark.high is not None:
-            axes.axvspan(mark.low, mark.high, color=colour, alpha=0.12, linewidth=0)
-    axes.set_xlabel(plot.x_label)
-    axes.set_ylabel(plot.y_label)
-    axes.grid(alpha=0.3)
-    _legend(axes, 3)
-
-
-def _legend(axes: Axes, columns: int) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False)
+    if element.tag == "rect":
+        x, y, width, height = values("x", "y", "width", "height")
+        corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+        return Outline(corners, closed=True)
+    if element.tag == "line":
+        return Outline([values("x1", "y1"), values("x2", "y2")])
+    if element.tag == "circle":
+        x, y, radius = values("cx", "cy", "r")
+        return Outline.circle((x, y), radius)
+    x = y = 0.0
+    points: list[tuple[float, float]] = []
+    codes: list[int] = []
+    for command, rest in _COMMAND.findall(element.attrib["d"]):
+        kind, numbers = command.lower(), [float(number) for number in _NUMBER.findall(rest)]
+        if kind == "z":
+            points.append((x, y))
+            codes.append(int(Outline.CLOSEPOLY))
+        across = numbers if kind == "h" else [] if kind == "v" else numbers[::2]
+        up = numbers if kind == "v" else [] if kind == "h" else numbers[1::2]
+        for dx, dy in zip_longest(across, up):
+            start_x, start_y = (x, y) if command.islower() else (0.0, 0.0)
+            x, y = x if dx is None else start_x + dx, y if dy is None else start_y + dy
+            points.append((x, y))
+            codes.append(int(Outline.MOVETO if kind == "m" else Outline.LINETO))
+    return Outline(points, codes)
