@@ -5,7 +5,9 @@ A plot is made only where the data has one: a curve over bandwidth needs two ban
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import count
 
 from netsim_ddp.report.charts.shapes import Bars, Chart, Differences, Plot
 from netsim_ddp.report.charts.steps import phase_bars, speedups, utilisation_curves
@@ -25,13 +27,9 @@ def all_plots(collection: Collection) -> list[Plot]:
         *training_curves(collection),
     ]
     plots += [*phase_bars(collection), *bytes_over_workers(collection)]
-    seen: dict[str, int] = {}
-    for plot in plots:
-        seen[plot.key] = seen.get(plot.key, 0) + 1
-    counts = dict.fromkeys(seen, 0)
-    unique: list[Plot] = []
-    for plot in plots:
-        counts[plot.key] += 1
-        number = f"-{counts[plot.key]}" if seen[plot.key] > 1 else ""
-        unique.append(replace(plot, key=plot.key + number))
-    return unique
+    seen = Counter(plot.key for plot in plots)
+    numbers = {key: count(1) for key in seen}
+    return [
+        replace(plot, key=f"{plot.key}-{next(numbers[plot.key])}") if seen[plot.key] > 1 else plot
+        for plot in plots
+    ]

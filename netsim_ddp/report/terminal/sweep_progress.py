@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -84,8 +83,7 @@ class SweepTable:
     def render(self, width: int, height: int) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
         for header in ("place", "repeats", "fastest so far"):
-            justify: Literal["left", "right"] = "right" if header == "repeats" else "left"
-            table.add_column(header, justify=justify, no_wrap=True, overflow="ellipsis")
+            table.add_column(header, justify="right" if header == "repeats" else "left", no_wrap=True)
         for place, line in self._visible(max(1, height - OTHER_LINES)):
             state = f"{line.done}/{line.planned}"
             told = f"{line.failed} FAILED" if line.failed else _fastest(line)

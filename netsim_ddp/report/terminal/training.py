@@ -192,10 +192,7 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     if rows and all(row.cell.workers == 1 for row in rows):
         return [ALONE]
     compared = [row for row in rows if row.summary.verdict not in (None, "baseline")]
-    if len(compared) <= _TOLD_METHODS:
-        found = [text for row in compared if (text := _verdict(row)) is not None]
-    else:
-        found = [RULE]
+    found = [_verdict(row) for row in compared] if len(compared) <= _TOLD_METHODS else [RULE]
     if compared:
         first = compared[0].summary
         found.append(
@@ -209,10 +206,8 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     return found
 
 
-def _verdict(row: _Row) -> str | None:
+def _verdict(row: _Row) -> str:
     summary = row.summary
-    if summary.verdict in (None, "baseline"):
-        return None
     seeds = f"over {len(summary.seeds)} seed{'s' * (len(summary.seeds) != 1)}"
     parts = []
     if summary.difference_points is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netsim_ddp.report.charts.scales import Scale, apart, around, fitted, tick_text, ticks, width
+from netsim_ddp.report.charts.scales import Scale, around, fitted, width
 from netsim_ddp.report.charts.shapes import PHASE_NAMES, Bars
 from netsim_ddp.report.charts.style import PHASE_HATCHES, Looks
 from netsim_ddp.report.charts.svg.parts import (
@@ -12,6 +12,7 @@ from netsim_ddp.report.charts.svg.parts import (
     LEFT,
     RIGHT,
     WIDTH,
+    axis_below,
     framed,
     legend_places,
     marker,
@@ -27,14 +28,7 @@ ROW, BAR = 34.0, 13.0
 def draw_bars(plot: Bars, looks: Looks) -> Markup:
     bottom = ROW * len(plot.bars) + 2
     ends = [max(bar.total, bar.step.ci_high * 1e3) for bar in plot.bars]
-    low, high = around(ends, log=False, zero=True)
-    scale = Scale(low, high, LEFT, WIDTH - RIGHT)
-    places = [(scale(value), tick_text(value)) for value in ticks(low, high, log=False)]
-    grid = [tag("line", class_="rule", x1=x, x2=x, y1=0.0, y2=bottom) for x, _ in places]
-    labels = [
-        written(x, bottom + 13, text, anchor="middle" if x > 14 else "start", dim=True)
-        for x, text in apart(places, FONT)
-    ]
+    scale = Scale(*around(ends, log=False, zero=True), LEFT, WIDTH - RIGHT)
     rows: list[Markup] = []
     for index, bar in enumerate(plot.bars):
         top = index * ROW + 16
@@ -55,8 +49,7 @@ def draw_bars(plot: Bars, looks: Looks) -> Markup:
         rows.append(whisker_across(scale, bar.step.ci_low * 1e3, bar.step.ci_high * 1e3, top + BAR / 2))
     legend, height = _phase_legend([sum(bar.phases[i] for bar in plot.bars) > 0 for i in range(len(PHASE_NAMES))],
                                    bottom + 34)  # fmt: skip
-    axis = written(WIDTH - RIGHT, bottom + 25, plot.x_label, anchor="end", dim=True)
-    return framed(plot, height, grid, labels, [axis], rows, legend)
+    return framed(plot, height, axis_below(scale, bottom, plot.x_label), rows, legend)
 
 
 def _segment(phase: int, x: float, y: float, long: float, words: str) -> Markup:

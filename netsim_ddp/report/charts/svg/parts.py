@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from netsim_ddp.report.charts.scales import Scale, width
+from netsim_ddp.report.charts.scales import Scale, apart, tick_text, ticks, width
 from netsim_ddp.report.charts.shapes import Plot
 from netsim_ddp.report.charts.style import Look, Marker
 from netsim_ddp.report.markup import Markup, number, tag
@@ -33,6 +33,19 @@ def written(
     """``over``: the lines below end around the letters."""
     kind = " ".join(name for name, wanted in (("dim", dim), ("over", over)) if wanted)
     return tag("text", text, x=x, y=y, text_anchor=anchor, class_=kind or None)
+
+
+def axis_below(scale: Scale, bottom: float, label: str) -> list[Markup]:
+    """Returns the lines of an x axis whose rows end at ``bottom``, its ticks' values and its ``label``."""
+    places = [(scale(value), tick_text(value)) for value in ticks(scale.low, scale.high, log=False)]
+    return [
+        *(tag("line", class_="rule", x1=x, x2=x, y1=0.0, y2=bottom) for x, _ in places),
+        *(
+            written(x, bottom + 13, text, anchor="middle" if x > 14 else "start", dim=True)
+            for x, text in apart(places, FONT)
+        ),
+        written(WIDTH - RIGHT, bottom + 25, label, anchor="end", dim=True),
+    ]
 
 
 def whisker_across(scale: Scale, low: float, high: float, y: float) -> Markup:
