@@ -13,7 +13,7 @@ from netsim_ddp.report.labels import DASH, clean, plain
 from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.utilisation import NOTE, needs
-from netsim_ddp.report.verdict import verdict
+from netsim_ddp.report.verdict import reason, verdict
 from netsim_ddp.results.record import CodeRecord, LinkRecord
 from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -69,8 +69,7 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
     ]
     for cell in source.result.cells:
         if cell.error or not any(repeat.epochs for repeat in cell.repeats):
-            why = next((line for line in (cell.error or "").splitlines() if line.strip()), "not run")
-            found.append(f"Missing: {clean(cell.id)}: {clean(why).rstrip('.')}.")
+            found.append(f"Missing: {clean(cell.id)}: {reason(cell) or 'not run'}.")
     return found
 
 

@@ -223,18 +223,22 @@ def _cost(rival: Cell, cells: Sequence[Cell]) -> list[str]:
     return [f"{start}Says nothing on accuracy."]
 
 
+def reason(cell: Cell) -> str:
+    """Returns the first line of the error that ended ``cell``; empty where there was none."""
+    return clean(next((line for line in (cell.error or "").splitlines() if line.strip()), "")).rstrip(".")
+
+
 def _missing(result: Result, measured: Sequence[Cell]) -> list[str]:
     """Cells and runs that were asked for and are not there, and why."""
     lines = []
     asked = result.scenario.get("repeats")
     for cell in result.cells:
-        why = clean(next((line for line in (cell.error or "").splitlines() if line.strip()), "")).rstrip(".")
-        name = clean(cell.id)
+        why, name = reason(cell), clean(cell.id)
         if cell.summary is None:
             lines.append(f"Missing: {name}: {why or 'not run'}.")
         elif isinstance(asked, int) and len(cell.repeats) < asked:
-            reason = f": {why}" if why else ""
-            lines.append(f"Partial: {name} has {len(cell.repeats)} of {asked} runs{reason}.")
+            after = f": {why}" if why else ""
+            lines.append(f"Partial: {name} has {len(cell.repeats)} of {asked} runs{after}.")
         elif why:
             lines.append(f"{name} failed: {why}.")
     if result.status != "complete" and not lines:

@@ -5,7 +5,7 @@ Names come from files that anybody may have written, so they are cleaned for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
@@ -115,56 +115,39 @@ def cell_lines(pair: Pair) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """The comparison for a pull request or a job summary; what is long is folded."""
-    return "\n".join(_markdown(comparison)) + "\n"
-
-
-def _markdown(comparison: Comparison) -> Iterator[str]:
-    state = "fails" if comparison.failures else "ok"
-    yield f"### netsim compare: {state}"
-    yield ""
+    lines = [f"### netsim compare: {'fails' if comparison.failures else 'ok'}", ""]
     for note in comparison.notes:  # before any verdict, which they qualify
-        yield f"warning: {_escape(note)}"
-        yield ""
-    yield f"{headline(comparison)}. Base `{_code(comparison.base)}`, new `{_code(comparison.new)}`."
-    for failure in comparison.failures:
-        yield f"- **{_escape(failure)}**"
+        lines += [f"warning: {_escape(note)}", ""]
+    lines.append(f"{headline(comparison)}. Base `{_code(comparison.base)}`, new `{_code(comparison.new)}`.")
+    lines += [f"- **{_escape(failure)}**" for failure in comparison.failures]
     timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
     if timed:
-        yield ""
-        yield "| | base | new | new / base (interval) | Holm p | verdict |"
-        yield "|---|---:|---:|---:|---:|---|"
-        for pair, row in timed:
-            cells = [
-                _escape(_row_name(pair, row)),
-                format_duration(row.base_s),
-                format_duration(row.new_s),
-                _ratio(row),
-                _p(row),
-                f"**{row.verdict}**" if row.fails else row.verdict,
-            ]
-            yield f"| {' | '.join(cells)} |"
-    scores = [(pair, row) for pair in comparison.pairs for row in pair.scores]
+        head = "| | base | new | new / base (interval) | Holm p | verdict |"
+        lines += ["", head, "|---|---:|---:|---:|---:|---|", *(_markdown_row(*each) for each in timed)]
+    scores = [(pair, score) for pair in comparison.pairs for score in pair.scores]
     if scores:
-        yield ""
-        for pair, score in scores:
-            yield f"- {_escape(clean(pair.name))}: {_escape(_score(score))}"
+        lines += ["", *(_item(f"{clean(pair.name)}: {_score(score)}") for pair, score in scores)]
     if figures := figures_line(comparison):
-        yield ""
-        yield _escape(figures)
-        for pair, figure in _changed(comparison):
-            yield f"- {_escape(clean(pair.name))}: {_escape(_figure(figure))}"
+        changed = [_item(f"{clean(pair.name)}: {_figure(row)}") for pair, row in _changed(comparison)]
+        lines += ["", _escape(figures), *changed]
     details = [
         f"{_row_name(pair, row)}: {undecided(row)}" for pair, row in timed if row.verdict == "inconclusive"
     ]
     details += _unmatched(comparison)
     if details:
-        yield ""
-        yield "<details><summary>Not decided, not matched</summary>"
-        yield ""
-        for detail in details:
-            yield f"- {_escape(detail)}"
-        yield ""
-        yield "</details>"
+        summary = "<details><summary>Not decided, not matched</summary>"
+        lines += ["", summary, "", *map(_item, details), "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _item(text: str) -> str:
+    return f"- {_escape(text)}"
+
+
+def _markdown_row(pair: Pair, row: TimeRow) -> str:
+    verdict = f"**{row.verdict}**" if row.fails else row.verdict
+    base, new = format_duration(row.base_s), format_duration(row.new_s)
+    return f"| {_escape(_row_name(pair, row))} | {base} | {new} | {_ratio(row)} | {_p(row)} | {verdict} |"
 
 
 def _row_name(pair: Pair, row: TimeRow) -> str:

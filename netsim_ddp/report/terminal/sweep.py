@@ -26,6 +26,7 @@ from netsim_ddp.report.limits import named
 from netsim_ddp.report.tables import Column, Row, rows_of, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.report.utilisation import NOTE, render_needs
+from netsim_ddp.report.verdict import reason
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.identity import axes
 from netsim_ddp.results.record import Cell, Result, Summary
@@ -203,8 +204,7 @@ def _missing(result: Result) -> list[str]:
     lines = []
     for cell in result.cells:
         if cell.error is not None and result.kind == "steps":  # a training's is among its own
-            why = clean(next((text for text in cell.error.splitlines() if text.strip()), "")).rstrip(".")
-            lines.append(f"Failed: {clean(cell.id)}: {why}.")
+            lines.append(f"Failed: {clean(cell.id)}: {reason(cell)}.")
     sweep = result.scenario.get("sweep")
     planned = sweep.get("cells") if isinstance(sweep, dict) else None
     planned = planned if isinstance(planned, dict) else {}
