@@ -1,6 +1,6 @@
 """What a plot is made of, and what all of them share: series by method, panels of what may stand on one curve.
 
-Nothing here knows how it is drawn; :mod:`netsim_ddp.report.charts.svg` and :mod:`netsim_ddp.report.export.figures` do.
+Nothing here knows how it is drawn; :mod:`netsim_ddp.report.charts.svg` does.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the x axis: a break-even and its interval, None where a single run shows no noise."""
+    """A break-even on the x axis and its interval, None where a single run shows no noise."""
 
     colour: str
     x: float
@@ -178,7 +178,8 @@ def _position(entry: Entry, without: CurveAxis) -> object:
     return entry.cell.bandwidth_bps if without == "bandwidth" else entry.cell.workers
 
 
-def place(entry: Entry, *, workers: bool) -> str:
+def panel_title(entry: Entry, *, workers: bool) -> str:
+    """Returns what all entries of one plot share: the model, the workers, how steps ran and on which link."""
     cell = entry.cell
     counts = [workers_label(cell.workers)] if workers else []
     return ", ".join([model_label(cell), *counts, cell.execution, cell.link.mechanism])

@@ -14,8 +14,8 @@ from netsim_ddp.report.charts.shapes import (
     Point,
     Series,
     by_label,
+    panel_title,
     panels_of,
-    place,
     series,
 )
 from netsim_ddp.report.collection import Collection, Entry
@@ -107,7 +107,7 @@ def _speedup(panel: Sequence[Entry], medians: Medians, rival: Rival) -> Chart | 
     return Chart(
         key="speedup" if rival == "plain" else f"speedup-over-{rival}",
         kind=f"speedup over {RIVALS[rival]} against bandwidth",
-        title=place(panel[0], workers=True),
+        title=panel_title(panel[0], workers=True),
         x_label="bandwidth, Mbit/s",
         y_label=f"speedup over {RIVALS[rival]}",
         series=tuple(drawn),
@@ -164,7 +164,7 @@ def utilisation_curves(collection: Collection) -> list[Chart]:
             Chart(
                 key="utilisation",
                 kind="utilisation against bandwidth",
-                title=place(panel[0], workers=True),
+                title=panel_title(panel[0], workers=True),
                 x_label="bandwidth, Mbit/s",
                 y_label="compute / step, %",
                 series=tuple(drawn),

@@ -14,8 +14,8 @@ from netsim_ddp.report.charts.shapes import (
     Series,
     by_label,
     charged,
+    panel_title,
     panels_of,
-    place,
     series,
 )
 from netsim_ddp.report.collection import Collection, Entry
@@ -59,7 +59,7 @@ def bytes_over_workers(collection: Collection) -> list[Chart]:
         chart = Chart(
             key="bytes",
             kind="bytes against workers",
-            title=place(panel[0], workers=False),
+            title=panel_title(panel[0], workers=False),
             x_label="workers",
             y_label="MB sent per rank and step",
             series=tuple(series),
