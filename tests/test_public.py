@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from importlib import metadata
 from pathlib import Path
@@ -88,3 +89,21 @@ def test_results_load_from_python() -> None:
     result = load(Path(__file__).parents[1] / "reports" / "baseline.json")
     assert result.cells[0].summary is not None
     assert result.cells[0].summary.step_s.median > 0
+
+
+OLD_HOMES = {
+    "workloads": ["get_model", "get_dataloaders", "build_workload", "Workload"],
+    "communication.dense": ["all_reduce", "summed"],
+    "communication.pipeline": ["ddp_buckets"],
+    "communication.segments": ["Collective", "Local", "Method"],
+    "communication.hooks": ["HookState", "topk_hook"],
+    "compression.kernels": ["NonFiniteGradient"],
+    "results": ["load"],
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("module", sorted(OLD_HOMES))
+def test_what_programs_for_0_1_0_import_is_still_there(module: str) -> None:
+    home = importlib.import_module(f"netsim_ddp.{module}")
+    assert [name for name in OLD_HOMES[module] if not hasattr(home, name)] == []
