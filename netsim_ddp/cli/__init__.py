@@ -53,14 +53,14 @@ app = typer.Typer(
 _COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
     (run, "Measure a training step, compressed beside dense.", {}),
     (train, "Train a model, compressed beside dense.", {}),
-    (sweep, "Run a matrix of scenarios: where does it pay?", {}),
+    (sweep, "Run a grid of configurations: where is it faster?", {}),
     (probe, "Measure a link before trusting it.", {}),
     (launch, "Run any program on the link, a network per rank.", {"allow_interspersed_args": False}),
     (check, "Test a method of your own on real ranks.", {}),
-    (compare, "Hold one result against another; exits 5 when slower.", {}),
+    (compare, "Compare two results; exits 5 when slower.", {}),
     (
         regress,
-        "Measure two states of the code in turns.",
+        "Compare two commits: measure them in turns.",
         {"allow_extra_args": True, "ignore_unknown_options": True},
     ),
     (report, "Show results again: HTML, Markdown, CSV, figures, CI.", {}),

@@ -27,7 +27,7 @@ ShowCommands = Annotated[
     bool, typer.Option("--show-commands", help="Print the ip and tc lines that make the link, and stop.")
 ]
 Ratio = Annotated[
-    Text, typer.Option(metavar="FRACTION", help="Kept fraction for methods that take one: 0.01, 1%. [0.01]")
+    Text, typer.Option(metavar="FRACTION", help="Kept fraction of netsim's Top-K methods: 0.01, 1%. [0.01]")
 ]
 Seed = Annotated[Text, typer.Option(metavar="N", help="Of parameters, data split and shuffling. [0]")]
 Backend = Annotated[
@@ -56,7 +56,7 @@ class LinkOptions:
         typer.Option(
             "--slow-rank",
             metavar="RANK=RATE",
-            help="A rank with a link of its own: 3=100mbps, 0=1gbps:10mbps; repeatable.",
+            help="A rank whose link has another rate: 3=100mbps, 0=1gbps:10mbps; repeatable.",
         ),
     ] = None
     delay: Annotated[
@@ -67,7 +67,9 @@ class LinkOptions:
     ] = None
     jitter: Annotated[
         str | None,
-        typer.Option("--jitter", metavar="TIME", help="How far each packet's delay is from it: 2ms. [none]"),
+        typer.Option(
+            "--jitter", metavar="TIME", help="Delays are uniform, up to so much around --delay: 2ms. [none]"
+        ),
     ] = None
     loss: Annotated[
         str | None,
@@ -78,8 +80,8 @@ class LinkOptions:
         typer.Option(
             "--delay-by",
             metavar="HOW",
-            help="Who delays and loses a tc link's packets: netem (kernel), tun (user space), auto: netem where it is. "
-            "[auto]",
+            help="What delays and drops a tc link's packets: netem (kernel), tun (user space), auto: netem where it "
+            "is. [auto]",
         ),
     ] = None
     tcp: Annotated[
@@ -87,8 +89,8 @@ class LinkOptions:
         typer.Option(
             "--tcp",
             metavar="MODEL",
-            help="What a message takes on a bucket link with a delay: linux (TCP's window), ideal (bytes / rate + "
-            "delay). [linux]",
+            help="How a bucket link with a delay computes a message's time: linux (TCP's window), ideal (bytes / rate "
+            "+ delay). [linux]",
         ),
     ] = None
     reorder: Annotated[
@@ -98,7 +100,9 @@ class LinkOptions:
     queue: Annotated[
         str | None,
         typer.Option(
-            "--queue", metavar="TIME", help="Longest wait in a full queue: 100ms; needs tc. [no drops]"
+            "--queue",
+            metavar="TIME",
+            help="Longest wait in the link's queue before it drops: 100ms; needs tc. [200ms, 2 MB at least]",
         ),
     ] = None
     congestion: Annotated[
@@ -129,9 +133,7 @@ class LinkOptions:
     ] = None
     credit: Annotated[
         str | None,
-        typer.Option(
-            "--credit", metavar="SIZE", help="Bytes beyond --bandwidth before the peak is over: 4GB. [none]"
-        ),
+        typer.Option("--credit", metavar="SIZE", help="Bytes that --peak lasts for: 4GB. [none]"),
     ] = None
     link_profile: Annotated[
         str | None,
@@ -210,8 +212,8 @@ class StepMethods:
         Text,
         typer.Option(
             metavar="on|off",
-            help="Exchange buckets while backward goes on, in methods that do not say; dense runs both ways. "
-            "[on with --compute]",
+            help="Exchange buckets while backward goes on: the default of methods given without overlap=; dense "
+            "runs both ways. [on with --compute]",
         ),
     ] = None
     method: Annotated[
@@ -241,7 +243,7 @@ class StepOptions:
     learning_rate: Annotated[
         Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate of SGD. [0.1]")
     ] = None
-    momentum: Annotated[Text, typer.Option(metavar="X", help="SGD's. [0]")] = None
+    momentum: Annotated[Text, typer.Option(metavar="X", help="Momentum of SGD. [0]")] = None
     compute: Annotated[
         Text,
         typer.Option(
@@ -276,14 +278,15 @@ class StepOptions:
         Text,
         typer.Option(
             metavar="WHAT",
-            help="Record what selections keep: total, or layers for every parameter too; none. [none]",
+            help="Record how many entries and how much energy (sum of squares) selections keep: total, or layers, "
+            "for every parameter too; none. [none]",
         ),
     ] = None
     codec_from: Annotated[
         Text,
         typer.Option(
             metavar="FILE",
-            help="Use the codec times in this file, of a GPU for example, in place of this machine's; "
+            help="Use the times of topk's codec in this file, of a GPU for example, in place of this machine's; "
             "netsim bench compress --json writes it.",
         ),
     ] = None

@@ -24,7 +24,7 @@ def _group(context: typer.Context) -> None:
 @scenarios.command("list")
 @command
 def list_() -> None:
-    """The built-in scenarios: what each asks, and how long its answer takes."""
+    """List the built-in scenarios and how long each takes."""
     from netsim_ddp.report.terminal.sweep_progress import rough
     from netsim_ddp.scenario.files import built_in
     from netsim_ddp.sweep.runner import Sweep
@@ -61,7 +61,7 @@ def methods(
         str | None, typer.Argument(metavar="[NAME]", help="Only this one.", show_default=False)
     ] = None,
 ) -> None:
-    """The built-in methods, each with its options: what they take, what holds by default, and what they do."""
+    """List the built-in methods and their options."""
     from netsim_ddp.errors import UsageError
     from netsim_ddp.methods import METHODS
     from netsim_ddp.names import suggest
@@ -77,7 +77,7 @@ def methods(
 @scenarios.command()
 @command
 def links() -> None:
-    """The links that --link-profile knows, each with where its numbers come from."""
+    """List the links that --link-profile knows."""
     from netsim_ddp.link.profiles import PROFILES
 
     for name, each in PROFILES.items():
