@@ -58,10 +58,6 @@ class SelectionOptions:
     def __post_init__(self) -> None:
         check_together(vars(self))
 
-    def sent_whole(self, shape: torch.Size) -> bool:
-        """Whether a parameter of that shape is exempt from selection."""
-        return shape.numel() < self.dense_below or (self.dense_norms and len(shape) <= 1)
-
     def ratio_at(self, step: int) -> float:
         """The ratio of step 0, 1, ..."""
         if step >= self.warmup_steps:
@@ -81,7 +77,10 @@ class Budget:
         self._options = options
         self.step = 0
         sizes = [shape.numel() for shape in shapes]
-        whole = [options.sent_whole(shape) for shape in shapes]
+        whole = [
+            shape.numel() < options.dense_below or (options.dense_norms and len(shape) <= 1)
+            for shape in shapes
+        ]
         if options.scope != "parameter":
             sizes, whole = [sum(sizes)], [False]
         self.sizes: I64 = np.array(sizes, np.int64)
@@ -102,8 +101,9 @@ class Budget:
     def _fixed(self, step: int) -> I64:
         ratio = self._options.ratio_at(step)
         if ratio not in self._by_ratio:
-            counts = [entry_count(int(size), ratio) for size in self.sizes]
-            self._by_ratio[ratio] = np.where(self._whole, self.sizes, counts).astype(np.int64)
+            self._by_ratio[ratio] = np.where(
+                self._whole, self.sizes, [entry_count(int(size), ratio) for size in self.sizes]
+            ).astype(np.int64)
         return self._by_ratio[ratio]
 
     @property
@@ -162,8 +162,7 @@ class Budget:
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        tails = {} if self._tails is None else self._tails.state_dict()
-        return {"step": self.step, **tails}
+        return {"step": self.step} | ({} if self._tails is None else self._tails.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.
@@ -229,8 +228,11 @@ class Tails:
         """Tensors [L] of the last step, which ``torch.load`` reads back without running code; ``counts`` is None before
         the first."""
         counts = None if self._counts is None else torch.from_numpy(self._counts.copy())
-        lowest, excess = torch.from_numpy(self._lowest.copy()), torch.from_numpy(self._excess.copy())
-        return {"counts": counts, "lowest": lowest, "excess": excess}
+        return {
+            "counts": counts,
+            "lowest": torch.from_numpy(self._lowest.copy()),
+            "excess": torch.from_numpy(self._excess.copy()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "counts" not in state or tuple(state["lowest"].shape) != self._lowest.shape:

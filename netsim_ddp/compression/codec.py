@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.compression import packing
-from netsim_ddp.compression.kernels import all_finite
+from netsim_ddp.compression.kernels import all_finite, require
 from netsim_ddp.compression.rounding import Cast, Levels, ValueFormat, from_bytes, to_bytes
 from netsim_ddp.errors import UsageError
 
@@ -51,10 +51,8 @@ class Codec:
                 raise UsageError(
                     f"there is no {what} format {name!r}", hint=f"choose from {', '.join(known)}"
                 )
-        self.values = values
-        self.indices = indices
-        self._value = VALUE_FORMATS[values](seed)
-        self._index = INDEX_FORMATS[indices]
+        self.values, self.indices = values, indices
+        self._value, self._index = VALUE_FORMATS[values](seed), INDEX_FORMATS[indices]
 
     def __repr__(self) -> str:
         return f"Codec(values={self.values!r}, indices={self.indices!r})"
@@ -75,20 +73,16 @@ class Codec:
 
     def capacity(self, k: int, numel: int) -> int:
         """Bytes that no message of up to ``k`` entries of a tensor of ``numel`` exceeds."""
-        self._check_count(k)
-        index = packing.capacity(k, numel) if self._index is None else k * self._index.itemsize
-        return index + self._value.nbytes(k)
+        return self._nbytes(k, numel, packing.capacity)
 
     def expected(self, k: int, numel: int) -> int:
         """Bytes that a message of ``k`` entries takes, spread evenly over ``numel`` where they are packed."""
-        self._check_count(k)
-        index = packing.expected(k, numel) if self._index is None else k * self._index.itemsize
-        return index + self._value.nbytes(k)
+        return self._nbytes(k, numel, packing.expected)
 
-    @staticmethod
-    def _check_count(k: int) -> None:
-        if k < 0:
-            raise ValueError(f"a message cannot hold {k} entries")
+    def _nbytes(self, k: int, numel: int, packed: Callable[[int, int], int]) -> int:
+        require(k >= 0, f"a message cannot hold {k} entries")
+        index = packed(k, numel) if self._index is None else k * self._index.itemsize
+        return index + self._value.nbytes(k)
 
     def encode(
         self, values: Tensor, indices: Tensor, out: Tensor | None = None, received: Tensor | None = None
@@ -109,10 +103,15 @@ class Codec:
                 order, too little room.
         """
         k = values.numel()
-        if values.shape != (k,) or indices.shape != (k,):
-            raise ValueError(f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices")
-        if received is not None and (received.shape != (k,) or received.dtype != torch.float32):
-            raise ValueError(f"received must be float32 [{k}], not {received.dtype} {tuple(received.shape)}")
+        require(
+            values.shape == indices.shape == (k,),
+            f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices",
+        )
+        if received is not None:
+            require(
+                received.shape == (k,) and received.dtype == torch.float32,
+                f"received must be float32 [{k}], not {received.dtype} {tuple(received.shape)}",
+            )
         if out is not None and out.device != values.device:
             back = None if received is None else torch.empty(k, dtype=torch.float32, device=out.device)
             message = self.encode(values.to(out.device), indices.to(out.device), out, back)
@@ -123,10 +122,10 @@ class Codec:
         size = section.numel() + self._value.nbytes(k)
         if out is None:
             out = torch.empty(size, dtype=torch.uint8, device=values.device)
-        elif out.dtype != torch.uint8 or out.dim() != 1 or out.numel() < size:
-            raise ValueError(
-                f"out must be uint8 with room for {size} bytes, not {out.dtype} {tuple(out.shape)}"
-            )
+        require(
+            out.dtype == torch.uint8 and out.dim() == 1 and out.numel() >= size,
+            f"out must be uint8 with room for {size} bytes, not {out.dtype} {tuple(out.shape)}",
+        )
         message = out[:size]
         message[: section.numel()].copy_(section)
         self._value.write(values, message[section.numel() :], received)
@@ -134,8 +133,10 @@ class Codec:
 
     def _index_section(self, indices: Tensor) -> Tensor:
         last = torch.iinfo(self._index or torch.int32).max
-        if indices.numel() and not 0 <= int(indices[0]) <= int(indices[-1]) <= last:
-            raise ValueError(f"{self.indices} indices must ascend from 0 or more to at most {last}")
+        require(
+            not indices.numel() or 0 <= int(indices[0]) <= int(indices[-1]) <= last,
+            f"{self.indices} indices must ascend from 0 or more to at most {last}",
+        )
         if self._index is None:
             return packing.pack(indices, torch.get_num_threads())
         return to_bytes(indices.detach().to(self._index))
@@ -152,14 +153,18 @@ class Codec:
                 index out of [0, numel) or not above the one before, a value that is not finite.
             ValueError: the message is not a uint8 vector.
         """
-        if message.dtype != torch.uint8 or message.dim() != 1:
-            raise ValueError(f"a message is a uint8 vector, not {message.dtype} {tuple(message.shape)}")
-        self._check_count(k)
-        if k > numel:
-            raise CodecError(f"{k} entries cannot address {numel} positions")
+        require(
+            message.dtype == torch.uint8 and message.dim() == 1,
+            f"a message is a uint8 vector, not {message.dtype} {tuple(message.shape)}",
+        )
+        require(k >= 0, f"a message cannot hold {k} entries")
+        require(k <= numel, f"{k} entries cannot address {numel} positions", CodecError)
         split = message.numel() - self._value.nbytes(k)
-        if split < 0 or (self._index is not None and split != k * self._index.itemsize):
-            raise CodecError(f"{message.numel()} bytes do not hold {k} entries, {self.indices} {self.values}")
+        require(
+            split >= 0 if self._index is None else split == k * self._index.itemsize,
+            f"{message.numel()} bytes do not hold {k} entries, {self.indices} {self.values}",
+            CodecError,
+        )
         if self._index is None:
             packed = packing.unpack(message[:split], k, numel, torch.get_num_threads())
             if packed is None:
@@ -167,11 +172,9 @@ class Codec:
             indices = packed
         else:
             indices = from_bytes(message[:split], self._index)
-            if not bool((indices[1:] > indices[:-1]).all()):
-                raise CodecError("the indices do not ascend")
-            if k and not 0 <= int(indices[0]) <= int(indices[-1]) < numel:  # the ends bound the rest
-                raise CodecError(f"an index lies outside [0, {numel})")
+            require(bool((indices[1:] > indices[:-1]).all()), "the indices do not ascend", CodecError)
+            bounded = not k or 0 <= int(indices[0]) <= int(indices[-1]) < numel  # the ends bound the rest
+            require(bounded, f"an index lies outside [0, {numel})", CodecError)
         values = self._value.read(message[split:])
-        if not all_finite(values):
-            raise CodecError("a value is not finite")
+        require(all_finite(values), "a value is not finite", CodecError)
         return values, indices

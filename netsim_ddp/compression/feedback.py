@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression.kernels import all_finite
+from netsim_ddp.compression.kernels import all_finite, require
 
 
 def return_rounding_error(residual: Tensor, indices: Tensor, sent: Tensor, received: Tensor) -> None:
@@ -46,7 +46,8 @@ class ErrorFeedbackBuffer:
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        self._device = None if device is None else torch.device(device)
+        self.device = None if device is None else torch.device(device)
+        """Where residuals are kept; None: on each gradient's own device."""
         self._buffers: dict[str, Tensor] = {}
         self._flats: dict[tuple[str, ...], Tensor] = {}
         self.resets = 0
@@ -58,11 +59,6 @@ class ErrorFeedbackBuffer:
     def __getitem__(self, name: str) -> Tensor:
         """The residual itself, not a copy."""
         return self._buffers[name]
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where residuals are kept; None: on each gradient's own device."""
-        return self._device
 
     def names(self) -> list[str]:
         """Names in order of first use."""
@@ -82,7 +78,7 @@ class ErrorFeedbackBuffer:
         buffer = self._buffers.get(name)
         if buffer is None:
             buffer = torch.zeros_like(
-                gradient, device=self._device, requires_grad=False, memory_format=torch.contiguous_format
+                gradient, device=self.device, requires_grad=False, memory_format=torch.contiguous_format
             )
             self._buffers[name] = buffer
         self._check_shape(name, gradient.shape)
@@ -100,8 +96,7 @@ class ErrorFeedbackBuffer:
             ValueError: ``name`` was never compensated, or a shape differs.
             ArithmeticError: the new residual would not be finite; the old one is kept.
         """
-        if name not in self._buffers:
-            raise ValueError(f"{name!r} has no residual: call compensate first")
+        require(name in self._buffers, f"{name!r} has no residual: call compensate first")
         self._check_shape(name, compensated.shape)
         self._check_shape(name, approx.shape)
         rest = compensated.detach() - approx.detach()
@@ -128,7 +123,7 @@ class ErrorFeedbackBuffer:
         Raises:
             ValueError: a known name has another shape; nothing has changed then.
         """
-        target = torch.device(device) if device is not None else self._device or torch.device("cpu")
+        target = torch.device(device) if device is not None else self.device or torch.device("cpu")
         key = tuple(layout)
         flat = self._flats.get(key)
         for name, shape in layout.items():
@@ -161,8 +156,11 @@ class ErrorFeedbackBuffer:
     def state_dict(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """A copy of every residual, by name, or of those of ``names`` that there are, in their order. Per rank: each
         rank saves its own."""
-        wanted = self._buffers if names is None else names
-        return {name: self._buffers[name].detach().clone() for name in wanted if name in self._buffers}
+        return {
+            name: self._buffers[name].detach().clone()
+            for name in (self._buffers if names is None else names)
+            if name in self._buffers
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> None:
         """Take over saved residuals; everything is checked before anything changes.
@@ -174,21 +172,24 @@ class ErrorFeedbackBuffer:
             ValueError: names or shapes differ, an entry is no floating tensor, or is not finite.
         """
         for name, saved in state.items():
-            if not isinstance(saved, Tensor) or not saved.is_floating_point():
-                raise ValueError(f"the saved residual of {name!r} is not a floating tensor")
-            if not all_finite(saved):
-                raise ValueError(f"the saved residual of {name!r} holds a NaN or inf")
+            require(
+                isinstance(saved, Tensor) and saved.is_floating_point(),
+                f"the saved residual of {name!r} is not a floating tensor",
+            )
+            require(all_finite(saved), f"the saved residual of {name!r} holds a NaN or inf")
             if name in self._buffers:
                 self._check_shape(name, saved.shape)
         own = set(self._buffers if names is None else names)
-        if own and set(state) != own:
-            missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
-            raise ValueError(f"saved residuals do not match: missing {missing}, unknown {unknown}")
+        missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
+        require(
+            not own or set(state) == own,
+            f"saved residuals do not match: missing {missing}, unknown {unknown}",
+        )
         for name, saved in state.items():
             if name in self._buffers:
                 self._buffers[name].copy_(saved)
             else:
-                self._buffers[name] = saved.detach().to(self._device or saved.device, copy=True).contiguous()
+                self._buffers[name] = saved.detach().to(self.device or saved.device, copy=True).contiguous()
 
     def reset(self) -> None:
         """Set every residual to zero, in place. What split-reduce's owners keep for later steps goes with it."""
@@ -198,21 +199,20 @@ class ErrorFeedbackBuffer:
 
     def to(self, device: torch.device | str) -> ErrorFeedbackBuffer:
         """Move every residual, and later ones, to ``device``; vectors given out before are stale."""
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         layouts = [
             ({name: self._buffers[name].shape for name in names}, flat.dtype)
             for names, flat in self._flats.items()
         ]
-        self._buffers = {name: buffer.to(self._device) for name, buffer in self._buffers.items()}
+        self._buffers = {name: buffer.to(self.device) for name, buffer in self._buffers.items()}
         self._flats = {}
         for layout, dtype in layouts:
-            self.flat(layout, self._device, dtype)
+            self.flat(layout, self.device, dtype)
         return self
 
     def _check_shape(self, name: str, shape: torch.Size) -> None:
         known = self._buffers[name].shape
-        if known != shape:
-            raise ValueError(f"{name!r} has a residual of shape {tuple(known)}, not {tuple(shape)}")
+        require(known == shape, f"{name!r} has a residual of shape {tuple(known)}, not {tuple(shape)}")
 
 
 def _same_device(one: torch.device, other: torch.device) -> bool:

@@ -36,6 +36,12 @@ class NonFiniteGradient(ArithmeticError):
         self.segment = segment
 
 
+def require(holds: bool, message: str, error: type[ValueError] = ValueError) -> None:
+    """Raise ``error`` with ``message`` unless what it demands ``holds``."""
+    if not holds:
+        raise error(message)
+
+
 @functools.cache
 def warm() -> None:
     """Compile the kernels, or load them from numba's cache, for every signature in use.
@@ -128,12 +134,14 @@ def accumulate_select(
         ValueError: arguments that do not fit each other, or a residual that was not finite on entry.
     """
     _check(residual, offsets, ks, values, indices)
-    if grad.shape != residual.shape or grad.device != residual.device or not grad.is_contiguous():
-        raise ValueError(
-            f"grad must be contiguous and like residual {tuple(residual.shape)} in shape and device"
-        )
-    if torch.promote_types(grad.dtype, residual.dtype) != residual.dtype:
-        raise ValueError(f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient")
+    require(
+        grad.shape == residual.shape and grad.device == residual.device and grad.is_contiguous(),
+        f"grad must be contiguous and like residual {tuple(residual.shape)} in shape and device",
+    )
+    require(
+        torch.promote_types(grad.dtype, residual.dtype) == residual.dtype,
+        f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient",
+    )
     if (kernel := _fused(grad, residual, values, indices)) is not None:
         if atomic:
             check_sum(grad, residual, offsets)
@@ -146,8 +154,7 @@ def accumulate_select(
     bounds = offsets.tolist()
     with torch.no_grad():
         total = residual + grad
-        finite = twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)
-        if not bool(finite):
+        if not bool(twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)):
             bad = twin.first_non_finite(total, bounds)
             raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
 
@@ -202,34 +209,40 @@ def _run(
     *,
     add: bool,
 ) -> int:
-    flat_grad = [tensor.detach().numpy() for tensor in (flat, grad)]
-    rest = [tensor.detach().numpy() for tensor in (offsets, ks, values, indices)]
-    return int(kernel.Problem(*flat_grad, add, *rest).run(torch.get_num_threads()))
+    total, addend, *rest = (t.detach().numpy() for t in (flat, grad, offsets, ks, values, indices))
+    return int(kernel.Problem(total, addend, add, *rest).run(torch.get_num_threads()))
 
 
 def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
     """The kernels run without bounds checks, so nothing wrong may reach them."""
-    if flat.dim() != 1 or not flat.is_contiguous():
-        raise ValueError(f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}")
-    if flat.dtype not in twin.DTYPES:
-        raise ValueError(f"cannot select from {flat.dtype}")
+    require(
+        flat.dim() == 1 and flat.is_contiguous(),
+        f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}",
+    )
+    require(flat.dtype in twin.DTYPES, f"cannot select from {flat.dtype}")
     for name, table in (("offsets", offsets), ("ks", ks)):
-        if table.dtype != torch.int64 or table.dim() != 1 or table.device.type != "cpu":
-            raise ValueError(f"{name} must be an int64 vector on the CPU")
-        if not table.is_contiguous():
-            raise ValueError(f"{name} must be contiguous")
-    sizes = offsets.diff()
-    if offsets.numel() != ks.numel() + 1 or int(offsets[0]) != 0 or int(offsets[-1]) != flat.numel():
-        raise ValueError(f"offsets must be {ks.numel() + 1} bounds from 0 to {flat.numel()}")
-    if bool((sizes < 0).any()) or bool((ks > sizes).any()) or bool((ks < sizes.clamp(max=1)).any()):
-        raise ValueError("every segment needs 1 <= k <= its size, and k = 0 where it is empty")
-    total = int(ks.sum())
+        vector = table.dtype == torch.int64 and table.dim() == 1 and table.device.type == "cpu"
+        require(vector, f"{name} must be an int64 vector on the CPU")
+        require(table.is_contiguous(), f"{name} must be contiguous")
+    sizes, total = offsets.diff(), int(ks.sum())
+    require(
+        offsets.numel() == ks.numel() + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == flat.numel(),
+        f"offsets must be {ks.numel() + 1} bounds from 0 to {flat.numel()}",
+    )
+    require(
+        bool((sizes >= 0).all() and (ks <= sizes).all() and (ks >= sizes.clamp(max=1)).all()),
+        "every segment needs 1 <= k <= its size, and k = 0 where it is empty",
+    )
     for name, out in (("values", values), ("indices", indices)):
-        if out.shape != (total,) or not out.is_contiguous() or out.device != flat.device:
-            raise ValueError(f"{name} must be contiguous [{total}] on {flat.device}, not {tuple(out.shape)}")
-    if values.dtype != flat.dtype:
-        raise ValueError(f"values must be {flat.dtype}, not {values.dtype}")
-    if indices.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"indices must be int32 or int64, not {indices.dtype}")
-    if indices.dtype == torch.int32 and flat.numel() > _INT32_END:
-        raise ValueError(f"int32 indices cannot address {flat.numel()} entries")
+        require(
+            out.shape == (total,) and out.is_contiguous() and out.device == flat.device,
+            f"{name} must be contiguous [{total}] on {flat.device}, not {tuple(out.shape)}",
+        )
+    require(values.dtype == flat.dtype, f"values must be {flat.dtype}, not {values.dtype}")
+    require(
+        indices.dtype in (torch.int32, torch.int64), f"indices must be int32 or int64, not {indices.dtype}"
+    )
+    require(
+        indices.dtype == torch.int64 or flat.numel() <= _INT32_END,
+        f"int32 indices cannot address {flat.numel()} entries",
+    )

@@ -48,8 +48,7 @@ def capacity(k: int, numel: int) -> int:
     """
     if k == 0:
         return 0
-    bits = k * (math.log2(1 + numel / k) + 3)
-    return 4 * (math.ceil(bits / 32) + 1 + 4 * -(-k // BLOCK))
+    return 4 * (math.ceil(k * (math.log2(1 + numel / k) + 3) / 32) + 1 + 4 * -(-k // BLOCK))
 
 
 def expected(k: int, numel: int) -> int:

@@ -36,8 +36,7 @@ class Quotas:
     """
 
     def __init__(self, owners: int, sizes: I64, counts: I64) -> None:
-        self.owners = owners
-        self._sizes = sizes
+        self.owners, self._sizes = owners, sizes
         parts = np.clip(counts // LEAST_PART, 1, owners)
         self.passed_on = _passed_on(owners, sizes, counts, parts)
         """bool [L]: segments of which everything is sent on."""
@@ -75,9 +74,8 @@ def _passed_on(owners: int, sizes: I64, counts: I64, parts: I64) -> NDArray[np.b
     """Which segments are passed on: of those with one owner the smallest counts first, as far as the limit goes."""
     more = np.where(parts == 1, np.minimum(sizes, counts * owners) - counts, 0)
     order = np.lexsort((sizes, counts))
-    cost = np.cumsum(more[order])
     chosen = np.zeros(len(sizes), bool)
-    chosen[order] = cost <= PASSED_ON * counts.sum()
+    chosen[order] = np.cumsum(more[order]) <= PASSED_ON * counts.sum()
     passed_on: NDArray[np.bool_] = chosen & (more > 0)
     return passed_on
 
@@ -89,10 +87,8 @@ def _first_owners(owners: int, sent: I64, parts: I64) -> list[int]:
     first = [0] * len(sent)
     for segment in np.lexsort((-sent, -parts)).tolist():
         count, size = int(parts[segment]), int(sent[segment])
-        around = np.concatenate([loads, loads[: count - 1]])
-        begin = int(np.argmin(np.convolve(around, np.ones(count), "valid")))
-        if count == owners:
-            begin = int(np.argmin(loads))
+        around = np.convolve(np.concatenate([loads, loads[: count - 1]]), np.ones(count), "valid")
+        begin = int(np.argmin(loads if count == owners else around))
         each, rest = divmod(size, count)
         for turn in range(count):
             loads[(begin + turn) % owners] += each + (turn < rest)

@@ -90,7 +90,7 @@ class Levels(ValueFormat):
         if compiled is not None and wide.device.type == "cpu":
             scales = torch.empty(split // 4, dtype=torch.float32, device="cpu")
             levels = torch.empty(wide.numel(), dtype=torch.int8, device="cpu")
-            back = received if received is not None else torch.empty_like(wide)
+            back = torch.empty_like(wide) if received is None else received
             compiled.quantize(wide.numpy(), scales.numpy(), levels.numpy(), back.numpy(), GROUP, self.counter)
         else:
             scales, levels = twin.quantize(wide, GROUP, self.counter)

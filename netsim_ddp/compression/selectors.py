@@ -134,8 +134,12 @@ class RandomSelector(Selector):
             np.sort(draw.choice(stop - start, k, replace=False, shuffle=False)) + start
             for (start, stop), k in zip(pairwise(offsets.tolist()), ks.tolist(), strict=True)
         ]
-        positions = torch.from_numpy(np.concatenate([*chosen, np.empty(0, np.int64)])).to(flat.device)
-        return _copy(flat, positions, values, indices)
+        return _copy(
+            flat,
+            torch.from_numpy(np.concatenate([*chosen, np.empty(0, np.int64)])).to(flat.device),
+            values,
+            indices,
+        )
 
 
 class BlockSelector(Selector):
@@ -174,6 +178,5 @@ def _blocks(part: Tensor, k: int) -> Tensor:
 
 def _copy(flat: Tensor, positions: Tensor, values: Tensor, indices: Tensor) -> int:
     count = positions.numel()
-    values[:count] = flat[positions]
-    indices[:count] = positions
+    values[:count], indices[:count] = flat[positions], positions
     return count

@@ -103,8 +103,7 @@ class Shards:
         owner = (table["first"][segment] + block % parts) % self.owners
         local = table["bounds"][owner, segment] + ((block // parts) << bits) + (inside & ((1 << bits) - 1))
         order = torch.sort(owner, stable=True).indices
-        out_values[:k] = values[order]
-        out_local[:k] = local[order]
+        out_values[:k], out_local[:k] = values[order], local[order]
         return list(itertools.accumulate(torch.bincount(owner, minlength=self.owners).tolist(), initial=0))
 
     def positions(self, owner: int, local: Tensor) -> Tensor:

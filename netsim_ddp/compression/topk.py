@@ -117,15 +117,13 @@ class TopKCompressor:
         k = entry_count(n, self.ratio)
         values = flat.new_empty(k, requires_grad=False)
         indices = torch.empty(k, dtype=torch.int64, device=flat.device)
-        offsets, ks = host_table([0, n]), host_table([k])
         try:
-            kernels.select(flat.detach().contiguous(), offsets, ks, values, indices)
+            kernels.select(flat.detach().contiguous(), host_table([0, n]), host_table([k]), values, indices)
         except kernels.NonFiniteGradient as error:
             raise kernels.NonFiniteGradient("the tensor to compress holds a NaN or inf", 0) from error
         if flat.requires_grad and torch.is_grad_enabled():
             values = flat[indices]
-        sent = k * (values.element_size() + indices.element_size())
-        self.stats.count(1, k, n * flat.element_size(), sent)
+        self.stats.count(1, k, n * flat.element_size(), k * (values.element_size() + indices.element_size()))
         return values, indices, tensor.shape
 
     def decompress(self, values: Tensor, indices: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -137,8 +135,11 @@ class TopKCompressor:
         """
         if values.shape != indices.shape or values.dim() != 1:
             raise ValueError(f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices")
-        dense = torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
-        return dense.scatter(0, indices.to(torch.int64), values).reshape(shape)
+        return (
+            torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
+            .scatter(0, indices.to(torch.int64), values)
+            .reshape(shape)
+        )
 
     def reset(self) -> None:
         """Set the counters back to zero."""

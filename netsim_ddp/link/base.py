@@ -165,8 +165,7 @@ class Link(ABC):
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Ask Linux for this signal when the parent of this process dies; elsewhere it must watch its socket."""
     if sys.platform.startswith("linux"):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number, 0, 0, 0)
+        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
 
 
 def enough_descriptors(workers: int) -> None:
@@ -187,8 +186,9 @@ def enough_descriptors(workers: int) -> None:
             hint=f"have the limit raised to {needed}, with ulimit -n, LimitNOFILE= or docker run --ulimit nofile="
             f"{needed}; or use fewer --workers",
         )
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+    )
 
 
 def host_name(rank: int) -> str:
@@ -218,5 +218,4 @@ def module_command(name: str, *words: str) -> list[str]:
     A user's ``types.py`` or ``random.py`` in the current folder is not the standard library's: that folder is left out
     (``-P``), unless it is where netsim itself lies.
     """
-    isolated = [] if ROOT.samefile(os.getcwd()) else ["-P"]
-    return [sys.executable, *isolated, "-m", name, *words]
+    return [sys.executable, *([] if ROOT.samefile(os.getcwd()) else ["-P"]), "-m", name, *words]

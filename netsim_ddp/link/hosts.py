@@ -68,11 +68,14 @@ def cluster_environment(environ: Mapping[str, str]) -> ClusterEnvironment | None
                 f"{rank_name}={found[rank_name]} is not a rank of {size_name}={found[size_name]}",
                 hint=f"{advice}{_alone(names)}",
             )
-    store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    run = f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    local_rank, local_world_size = found.get(names[2], 0), found.get(names[3], 1)
     return ClusterEnvironment(
-        rank, world_size, local_rank, local_world_size, *_rendezvous(environ, names), store, run
+        rank,
+        world_size,
+        found.get(names[2], 0),
+        found.get(names[3], 1),
+        *_rendezvous(environ, names),
+        store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        run=f"{environ.get('TORCHELASTIC_RUN_ID', 'run')}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
     )
 
 
@@ -202,8 +205,9 @@ def _interfaces() -> dict[str, str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # it has none
-                packed = fcntl.ioctl(sock.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name] = socket.inet_ntoa(packed[20:24])
+                found[name] = socket.inet_ntoa(
+                    fcntl.ioctl(sock.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))[20:24]
+                )
     return found
 
 
@@ -219,8 +223,11 @@ def interface_counters(interface: str) -> Counters:
         raise EnvironmentFault(
             f"no interface counters: {error.strerror}", hint="real hosts need Linux"
         ) from None
-    rows = (line.partition(":") for line in devices.splitlines())
-    counts = {name.strip(): row.split() for name, colon, row in rows if colon}
+    counts = {
+        name.strip(): row.split()
+        for name, colon, row in (line.partition(":") for line in devices.splitlines())
+        if colon
+    }
     if interface not in counts:
         raise EnvironmentFault(f"/proc/net/dev does not know the interface {interface}")
     fields = counts[interface]

@@ -54,8 +54,10 @@ class HostLink(Link):
                 f"{_NAMES[self.mechanism]} has no {' and no '.join(missing)}", hint="use --link tc, on Linux"
             )
         enough_descriptors(self.spec.workers)
-        loopback = "lo" if sys.platform.startswith("linux") else "lo0"
-        self.endpoints = [Endpoint(rank, "127.0.0.1", loopback) for rank in range(self.spec.workers)]
+        self.endpoints = [
+            Endpoint(rank, "127.0.0.1", "lo" if sys.platform.startswith("linux") else "lo0")
+            for rank in range(self.spec.workers)
+        ]
         return self
 
     def begin(self) -> None:
@@ -73,8 +75,12 @@ class HostLink(Link):
             f"delay by {spec.delay_by}": spec.delay_by != "auto",
         }
         if self.mechanism == "none":
-            wanted |= {"delay": spec.delay_s, "slow rank": spec.slow_ranks}
-            wanted |= {"timeline": spec.timeline, "credit": spec.credit_bytes}
+            wanted |= {
+                "delay": spec.delay_s,
+                "slow rank": spec.slow_ranks,
+                "timeline": spec.timeline,
+                "credit": spec.credit_bytes,
+            }
         return [name for name, value in wanted.items() if value]
 
     def __exit__(
@@ -96,9 +102,8 @@ class HostLink(Link):
     ) -> Process:
         """As :meth:`Link.spawn`: all endpoints are the same here, so that the other options change nothing."""
         # subprocess passes descriptors under their own numbers; a shell-free trampoline renumbers them.
-        trampoline = [sys.executable, "-I", "-S", "-c", _RENUMBER, ",".join(map(str, fds)), *argv]
         child = subprocess.Popen(
-            trampoline,
+            [sys.executable, "-I", "-S", "-c", _RENUMBER, ",".join(map(str, fds)), *argv],
             env={**os.environ, **(env or {})},
             pass_fds=tuple(fds),
             stdin=subprocess.DEVNULL,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -99,7 +100,20 @@ class LinkOptions(BaseModel):
                 "packets overtake each other only where their delays differ",
                 hint="write for example --jitter 2ms, or leave --reorder away",
             )
-        self._check_changes()
+        if (self.peak_bps is None) != (self.credit_bytes is None):
+            missing, present = ("peak", "credit") if self.peak_bps is None else ("credit", "peak")
+            raise UsageError(
+                f"{present} needs {missing} beside it: together they are a token bucket",
+                hint="write for example --peak 10gbps --credit 5GB",
+            )
+        if self.peak_bps is not None and self.timeline_changes:
+            raise UsageError("a link has a timeline or a credit, not both", hint="leave one of them away")
+        fastest = max(self.bandwidth_bps, self.bandwidth_down_bps or 0)
+        if self.peak_bps is not None and self.peak_bps <= fastest:
+            raise UsageError(
+                f"the peak {format_rate(self.peak_bps)} is no more than the bandwidth {format_rate(fastest)}",
+                hint="--bandwidth is what is left after it",
+            )
         for each in self.slow_ranks:
             if each.rank >= workers:
                 there = (
@@ -129,24 +143,6 @@ class LinkOptions(BaseModel):
         )
         spec.check_rates()
         return spec
-
-    def _check_changes(self) -> None:
-        if (self.peak_bps is None) != (self.credit_bytes is None):
-            missing, present = ("peak", "credit") if self.peak_bps is None else ("credit", "peak")
-            raise UsageError(
-                f"{present} needs {missing} beside it: together they are a token bucket",
-                hint="write for example --peak 10gbps --credit 5GB",
-            )
-        if self.peak_bps is None:
-            return
-        if self.timeline_changes:
-            raise UsageError("a link has a timeline or a credit, not both", hint="leave one of them away")
-        fastest = max(self.bandwidth_bps, self.bandwidth_down_bps or 0)
-        if self.peak_bps <= fastest:
-            raise UsageError(
-                f"the peak {format_rate(self.peak_bps)} is no more than the bandwidth {format_rate(fastest)}",
-                hint="--bandwidth is what is left after it",
-            )
 
 
 class Spelling(NamedTuple):
@@ -199,16 +195,12 @@ def _slow_ranks(value: Any, *, what: str) -> tuple[list[dict[str, int]]]:
     return ([found[rank] for rank in sorted(found)],)
 
 
-def duration(value: Any, *, what: str) -> tuple[float]:
-    return (parse_duration(str(value), what=what),)
+def _single(parse: Callable[..., float], value: Any, *, what: str) -> tuple[float]:
+    """What ``parse`` reads ``value`` as, for a quantity of one field."""
+    return (parse(str(value), what=what),)
 
 
-def _rate(value: Any, *, what: str) -> tuple[int]:
-    return (parse_rate(str(value), what=what),)
-
-
-def _size(value: Any, *, what: str) -> tuple[int]:
-    return (parse_size(str(value), what=what),)
+duration = partial(_single, parse_duration)
 
 
 def _loss(value: Any, *, what: str) -> tuple[float]:
@@ -243,8 +235,10 @@ SPELLINGS: Mapping[str, Spelling] = {
     "queue": Spelling(("queue_s",), duration, "the longest that a packet waits in the link's queue"),
     "timeline": Spelling(("timeline_changes", "timeline_period_s"), timeline),
     "trace": Spelling(("timeline_changes", "timeline_period_s"), trace),
-    "peak": Spelling(("peak_bps",), _rate, "the link's rate while it has credit"),
-    "credit": Spelling(("credit_bytes",), _size, "the bytes that the link lets through at --peak"),
+    "peak": Spelling(("peak_bps",), partial(_single, parse_rate), "the link's rate while it has credit"),
+    "credit": Spelling(
+        ("credit_bytes",), partial(_single, parse_size), "the bytes that the link lets through at --peak"
+    ),
 }
 EXAMPLES = {
     "bandwidth": "1gbps",
@@ -270,8 +264,9 @@ def with_profile(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         if key not in SPELLINGS:
             found.setdefault(key, value)
             continue
-        what = f"link profile {name}: {key}"
-        parsed = SPELLINGS[key].values(value, what=what, example=EXAMPLES.get(key, "'name of a file'"))
+        parsed = SPELLINGS[key].values(
+            value, what=f"link profile {name}: {key}", example=EXAMPLES.get(key, "'name of a file'")
+        )
         if given.isdisjoint(SPELLINGS[key].fields):
             found |= zip(SPELLINGS[key].fields, parsed, strict=True)
     return found

@@ -105,14 +105,17 @@ class LinkSpec:
         return self._of(rank)[1]
 
     def _of(self, rank: int) -> tuple[int, int]:
-        own = {each.rank: (each.up_bps, each.down_bps) for each in self.slow_ranks}
-        return own.get(rank, (self.rate_bps, self.down_bps or self.rate_bps))
+        return {each.rank: (each.up_bps, each.down_bps) for each in self.slow_ranks}.get(
+            rank, (self.rate_bps, self.down_bps or self.rate_bps)
+        )
 
     @cached_property
     def varies(self) -> bool:
         """Whether its rates depend on when one looks: a trace of one rate does not change, however long it is."""
-        rates = {tuple(map(now._of, range(self.workers))) for _, now in self.stretches()}
-        return self.peak_bps is not None or len(rates) > 1
+        return (
+            self.peak_bps is not None
+            or len({tuple(map(now._of, range(self.workers))) for _, now in self.stretches()}) > 1
+        )
 
     @cached_property
     def first(self) -> LinkSpec:
@@ -201,8 +204,7 @@ class LinkSpec:
         if self.timeline and self.varies:
             again = f", again after {format_duration(self.period_s)}" if self.period_s else ""
             count = sum(now.at_s > 0 for now in self.timeline)
-            changes = f"{count} change{'s' * (count != 1)} by {format_duration(self.timeline[-1].at_s)}"
-            yield f"{changes}{again}"
+            yield f"{count} change{'s' * (count != 1)} by {format_duration(self.timeline[-1].at_s)}{again}"
         if self.peak_bps is not None:
             yield f"{format_rate(self.peak_bps)} for {format_bytes(self.credit_bytes or 0)} of credit"
 
@@ -213,6 +215,5 @@ def goodput(rate_bps: float) -> float:
 
 
 def _directions(up_bps: int, down_bps: int) -> str:
-    if up_bps == down_bps:
-        return format_rate(up_bps)
-    return f"{format_rate(up_bps)} up, {format_rate(down_bps)} down"
+    up, down = format_rate(up_bps), format_rate(down_bps)
+    return up if up_bps == down_bps else f"{up} up, {down} down"

@@ -123,8 +123,9 @@ def _names(value: str, what: str) -> list[str]:
 
 def _deliveries(path: Path, what: str) -> list[int]:
     times: list[int] = []
-    lines = enumerate(map(str.strip, read_text(path, what).splitlines()), 1)
-    for number, text in filter(operator.itemgetter(1), lines):
+    for number, text in filter(
+        operator.itemgetter(1), enumerate(map(str.strip, read_text(path, what).splitlines()), 1)
+    ):
         if not text.isascii() or not text.isdecimal() or len(text) > 12:
             raise UsageError(
                 f"{what} {path}, line {number}: {text[:20]!r} is not a time in whole milliseconds",
@@ -146,10 +147,9 @@ def _deliveries(path: Path, what: str) -> list[int]:
 def _rates(times: Sequence[int], ends: Sequence[int]) -> list[int]:
     """Bits per second between each two of ``ends``, milliseconds, of a trace that begins anew whenever it ends. A
     stretch without any packet has the rate of one: no link shaper can stop."""
-    length = times[-1]
 
     def packets(until: int) -> int:
-        laps, rest = divmod(until, length)
+        laps, rest = divmod(until, times[-1])
         return laps * len(times) + bisect_right(times, rest)
 
     return [

@@ -154,8 +154,7 @@ class LinkClock:
 
     def begin(self, now: float) -> None:
         """Time begins: the first rates hold until now, credit is full, and connections are new."""
-        first = 2 * self.spec.workers * 2 * _SPANS
-        for cell in range(first, len(self.memory) - 2):
+        for cell in range(2 * self.spec.workers * 2 * _SPANS, len(self.memory) - 2):
             self.memory[cell] = 0.0
         self.memory[-1] = now
 
@@ -220,8 +219,10 @@ class LinkClock:
         return 2 * self.spec.workers * 2 * _SPANS + 2 * side
 
     def _sender_cell(self, sender: int, receiver: int) -> int:
-        first = 2 * self.spec.workers * (2 * _SPANS + 2)
-        return first + (sender * self.spec.workers + receiver) * 2 * Sender.FLOATS
+        return (
+            2 * self.spec.workers * (2 * _SPANS + 2)
+            + (sender * self.spec.workers + receiver) * 2 * Sender.FLOATS
+        )
 
     def _sender(self, sender: int, receiver: int, start: float, *, beside: bool) -> Sender:
         """TCP of the connection between two ranks, as far as the first one sends, in times relative to ``start``.
@@ -237,14 +238,13 @@ class LinkClock:
             self.memory[quiet : quiet + Sender.FLOATS] = self.memory[cell:quiet]
         elif beside:
             cell = quiet
-        back_bps = min(self._rates[0][receiver], self._rates[0][self.spec.workers + sender])
         return Sender(
             self._tcp,
             self.memory[cell : cell + Sender.FLOATS],
             start,
             back_s=delay,
             trip_s=2 * delay,
-            ack_s=ACK_BYTES * 8 / back_bps,
+            ack_s=ACK_BYTES * 8 / min(self._rates[0][receiver], self._rates[0][self.spec.workers + sender]),
         )
 
     def _delay(self) -> float:

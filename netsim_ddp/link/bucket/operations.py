@@ -128,8 +128,9 @@ class GroupMember:
     def expected_s(self, sizes: Sequence[int], sender: int, receiver: int) -> list[float]:
         """When messages between two members would be there, from now; see :meth:`LinkClock.expected_s`."""
         with self.table.locked():
-            ranks = self.members[sender], self.members[receiver]
-            return self.clock.expected_s(sizes, *ranks, time.monotonic())
+            return self.clock.expected_s(
+                sizes, self.members[sender], self.members[receiver], time.monotonic()
+            )
 
     def charge(self, tx: int, rx: int) -> None:
         """Count bytes that this rank has sent and received."""
@@ -187,10 +188,11 @@ class GroupMember:
             ints[slot + 2] += 1
             if ints[slot + 2] == size:
                 if op.kind == "alltoall":
-                    rows = (splits + a * size for a in range(size))
+                    rows = range(splits, splits + size * size, size)
                     op = Operation(op.kind, splits=tuple(tuple(ints[row : row + size]) for row in rows))
-                result = self.clock.complete(op, [floats[slot + 3]] * size, self.members)
-                for m, found in enumerate(zip(*result, strict=True)):
+                for m, found in enumerate(
+                    zip(*self.clock.complete(op, [floats[slot + 3]] * size, self.members), strict=True)
+                ):
                     floats[deadlines + m], ints[tx + m], ints[rx + m] = found
         return True
 
@@ -202,9 +204,8 @@ class GroupMember:
         """
         now = time.monotonic()
         ints, floats = self.table.ints, self.table.floats
-        src, dst = self.members[self.rank], self.members[peer]
-        if not sending:
-            src, dst = dst, src
+        ends = (self.rank, peer) if sending else (peer, self.rank)
+        src, dst = (self.members[end] for end in ends)
         mine, other = (2, 3) if sending else (3, 2)
         key = (self.group << 32 | tag & 0xFFFFFFFF) + 1
         with self.table.locked():
@@ -223,9 +224,9 @@ class GroupMember:
             if sending:
                 ints[cell + 1] = nbytes
             if floats[cell + other]:
-                calls = (floats[cell + 2], floats[cell + 3])
-                result = self.clock.complete(Operation("send", ints[cell + 1]), calls, (src, dst))
-                floats[cell + 4], floats[cell + 5] = result.deadlines
+                floats[cell + 4], floats[cell + 5] = self.clock.complete(
+                    Operation("send", ints[cell + 1]), (floats[cell + 2], floats[cell + 3]), (src, dst)
+                ).deadlines
 
         def deadline() -> float | None:
             with self.table.locked():

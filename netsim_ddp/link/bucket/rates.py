@@ -53,8 +53,7 @@ class VaryingRate:
         moment = max(0.0, moment + self._offset)
         lap = math.fmod(moment, self._period) if self._period else moment
         index = bisect_right(self._times, lap) - 1
-        last = index + 1 == len(self._times)
-        until = (self._period or math.inf) if last else self._times[index + 1]
+        until = (self._period or math.inf) if index + 1 == len(self._times) else self._times[index + 1]
         # Rounding must not leave a stretch of no length, in which nothing would ever get done.
         return self._rates[index], max(until - lap, 1e-9)
 

@@ -130,12 +130,16 @@ def _allgather(p: int, op: Operation) -> list[Phase]:
     return [_phase(rounds, window=2)]
 
 
+def _powers_of_two(p: int) -> list[int]:
+    """Those below ``p``."""
+    return [1 << bit for bit in range((p - 1).bit_length())]
+
+
 def _broadcast(p: int, op: Operation) -> list[Phase]:
-    rounds = []
-    for bit in range((p - 1).bit_length()):
-        step = 1 << bit
-        pairs = [(v, v + step) for v in range(step) if v + step < p]
-        rounds.append([((a + op.root) % p, (b + op.root) % p, op.nbytes) for a, b in pairs])
+    rounds = (
+        [((v + op.root) % p, (v + step + op.root) % p, op.nbytes) for v in range(step) if v + step < p]
+        for step in _powers_of_two(p)
+    )
     return [_phase(rounds)]
 
 
@@ -148,13 +152,11 @@ def _scatter(p: int, op: Operation) -> list[Phase]:
 
 
 def _alltoall(p: int, op: Operation) -> list[Phase]:
-    pairs = ((r, (r + i) % p) for i in range(1, p) for r in range(p))
-    return [_phase([[(a, b, op.splits[a][b]) for a, b in pairs]])]
+    return [_phase([[(r, (r + i) % p, op.splits[r][(r + i) % p]) for i in range(1, p) for r in range(p)]])]
 
 
 def _barrier(p: int, _op: Operation) -> list[Phase]:
-    steps = [1 << i for i in range((p - 1).bit_length())]
-    return [_phase([(r, (r + step) % p, 0) for r in range(p)] for step in steps)]
+    return [_phase([(r, (r + step) % p, 0) for r in range(p)] for step in _powers_of_two(p))]
 
 
 def _send(_p: int, op: Operation) -> list[Phase]:

@@ -137,8 +137,13 @@ class Sender:
         threshold = 0.0 if math.isinf(self._threshold) else self._threshold
         since = self._last if math.isinf(self._since) else self._since
         head = [self._window, threshold, self._trip, self._peak, self._used, float(self._limited)]
-        flat = [value for a, b, n in pieces for value in (now + a, now + b, n)]
-        cells = [*head, now + since, now + self._last, float(len(pieces)), *flat]
+        cells = [
+            *head,
+            now + since,
+            now + self._last,
+            float(len(pieces)),
+            *[value for a, b, n in pieces for value in (now + a, now + b, n)],
+        ]
         return cells + [0.0] * (self.FLOATS - len(cells))
 
     def send(self, ready: float, wire: int, line: Line) -> Passage:

@@ -136,8 +136,8 @@ def _is_tcp(test: Mapping[str, Any], end: Mapping[str, Any], source: str) -> Non
     if protocol is None:
         streams = end.get("streams")
         udp = isinstance(streams, list) and any(isinstance(each, dict) and "udp" in each for each in streams)
-        totals = [each for each in end.values() if isinstance(each, dict)]
-        protocol = "UDP" if udp or any("jitter_ms" in each for each in totals) else "TCP"
+        udp = udp or any(isinstance(each, dict) and "jitter_ms" in each for each in end.values())
+        protocol = "UDP" if udp else "TCP"
     if protocol != "TCP":
         raise UsageError(
             f"{source} is a test of {one_line(str(protocol), 20)}, whose rate its sender chose",
@@ -209,8 +209,11 @@ def _spreads(data: Mapping[str, Any], rates: Sequence[float]) -> list[tuple[floa
         if not isinstance(each, dict):
             continue
         there = each.get("sum")
-        sums = list(there) if isinstance(there, Repeated) else [there, each.get("sum_bidir_reverse")]
-        for side, one in zip(samples, sums, strict=False):
+        for side, one in zip(
+            samples,
+            list(there) if isinstance(there, Repeated) else [there, each.get("sum_bidir_reverse")],
+            strict=False,
+        ):
             if isinstance(one, dict) and not one.get("omitted"):
                 side.append(positive(one.get("bits_per_second")))
     found: list[tuple[float, float] | tuple[()]] = []
@@ -224,12 +227,11 @@ def _spreads(data: Mapping[str, Any], rates: Sequence[float]) -> list[tuple[floa
 def _delay(end: Mapping[str, Any], source: str) -> float | None:
     """Half of the shortest round trip that a sender saw; only Linux and a few others tell it."""
     streams = end.get("streams")
-    senders = [
-        each.get("sender")
+    found = [
+        positive(each["sender"].get("min_rtt"))
         for each in (streams if isinstance(streams, list) else [])
-        if isinstance(each, dict)
+        if isinstance(each, dict) and isinstance(each.get("sender"), dict)
     ]
-    found = [positive(sender.get("min_rtt")) for sender in senders if isinstance(sender, dict)]
     shortest = min((trip / 1e6 for trip in found if trip), default=None)
     if shortest is None:
         return None

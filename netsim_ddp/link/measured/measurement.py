@@ -79,8 +79,11 @@ class Measurement:
         try:
             for key in ("bandwidth", "delay", "jitter"):
                 if key in values:
-                    parsed = SPELLINGS[key].parse(values[key], what=f"a {key} of")
-                    fields |= zip(SPELLINGS[key].fields, parsed, strict=True)
+                    fields |= zip(
+                        SPELLINGS[key].fields,
+                        SPELLINGS[key].parse(values[key], what=f"a {key} of"),
+                        strict=True,
+                    )
             LinkOptions(**fields).spec_for(2)
         except UsageError as error:
             raise UsageError(f"{self.source}: {error.message}", hint="repeat the test") from None

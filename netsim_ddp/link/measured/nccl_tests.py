@@ -48,6 +48,7 @@ IDLE = 0.1  # the share of a time that its bytes may have, if the rest shall be 
 GROWTH, MUCH = 0.6, 2.0  # of a size's growth that its time must have, if it shall be that of its bytes
 ENOUGH_BYTES, ENOUGH_S = 1 << 18, 1.0  # of a size that stands alone
 
+_UNITS = (1e-6, 1e9, 1e9)  # of the time and of both bandwidths
 _HINT = "name the output of nccl-tests as it was printed"
 _TYPES = r"u?int(?:8|16|32|64)|half|float(?:16|32|64)?|double|bf(?:loat)?16|f(?:loat|p)?8\w*"
 _ROW = re.compile(rf"^\s*(\d+\s+\d+\s+(?:{_TYPES})(?:\s.*)?)$")
@@ -144,9 +145,10 @@ def from_table(text: str, source: str) -> Measurement:
         failure = _FAILURE.search(text)
         why = f": {one_line(failure[0].strip())}" if failure else ""
         raise UsageError(f"{source} holds no row of nccl-tests{why}", hint=_HINT)
-    ranks = {(rank.lstrip("0"), group.lstrip("0")) for rank, group in _RANK.findall(text)}
     test = Test(
-        samples, _operation(_STARTING.findall(text) or _PROGRAM.findall(text), source), _largest_group(ranks)
+        samples,
+        _operation(_STARTING.findall(text) or _PROGRAM.findall(text), source),
+        _largest_group({(rank.lstrip("0"), group.lstrip("0")) for rank, group in _RANK.findall(text)}),
     )
     tests = max(len(once.findall(text)) for once in _ONCE)
     if tests > 1:
@@ -187,14 +189,15 @@ def _header(line: str) -> list[str] | None:
 def _row(words: list[str], header: list[str] | None, where: str) -> list[Sample]:
     size = int(words[0]) if len(words[0]) < 16 else 0
     layouts = [_named(words, header, where)] if header else _guessed(words)
-    counted = header is None or "#wrong" in header
     for layout in layouts:
         halves = [_sample(size, words, at) for at in layout]
         read = [half for half in halves if half is not None]
         if size == 0 and len(words[0]) < 16:
             return []  # fewer bytes than ranks: nothing was sent, and the time is that of a call
         if halves and len(read) == len(halves) and all(half.fits for half in read):
-            if counted and any(_is_count(words[at + 3 : at + 4]) for at in layout):
+            if (header is None or "#wrong" in header) and any(
+                _is_count(words[at + 3 : at + 4]) for at in layout
+            ):
                 raise UsageError(
                     f"{where}: the test failed, values of {size} bytes are wrong", hint="repeat the test"
                 )
@@ -241,9 +244,8 @@ def _sample(size: int, words: list[str], at: int) -> Sample | None:
     figures = [figure for figure in map(Figure.of, words[at : at + 3]) if figure is not None]
     if len(figures) < 3 or size <= 0 or figures[0].value <= 0:
         return None
-    units = (1e-6, 1e9, 1e9)
     return Sample(
-        size, *(Figure(each.value * u, each.half * u) for each, u in zip(figures, units, strict=True))
+        size, *(Figure(each.value * u, each.half * u) for each, u in zip(figures, _UNITS, strict=True))
     )
 
 
@@ -324,10 +326,9 @@ def _reported(row: Any, where: str) -> Iterator[Sample]:
         numbers = [0.0 if value == 0 else positive(value) for value in figures]
         if time is None or None in numbers or isinstance(algbw, bool):
             raise UsageError(f"{where} has no time and bandwidth", hint="repeat the test")
-        units = (1e-6, 1e9, 1e9)
         sample = Sample(
             size,
-            *(Figure((n or 0.0) * unit, 5e-7 * unit) for n, unit in zip(numbers, units, strict=True)),
+            *(Figure((n or 0.0) * unit, 5e-7 * unit) for n, unit in zip(numbers, _UNITS, strict=True)),
         )
         if not sample.fits:
             raise UsageError(f"{where}: size, time and bandwidth do not agree", hint="repeat the test")
@@ -388,8 +389,7 @@ def _factor(test: Test, source: str) -> tuple[float, int | None]:
             hint="keep the lines that begin with #",
         )
     ranks = min(range(2, MAX_RANKS), key=lambda n: abs(of(n) - ratio))
-    fits = abs(ratio / of(ranks) - 1) <= share + 0.02
-    return (of(ranks), ranks) if fits else (ratio, None)
+    return (of(ranks), ranks) if abs(ratio / of(ranks) - 1) <= share + 0.02 else (ratio, None)
 
 
 def _largest(samples: Sequence[Sample], source: str) -> list[Sample]:
@@ -398,16 +398,19 @@ def _largest(samples: Sequence[Sample], source: str) -> list[Sample]:
     Raises:
         UsageError: its time is that of calls and rounds: a smaller size takes as long.
     """
-    precise = [each.size for each in samples if each.time.half / each.time.value < 0.005]
-    size = max(precise or [each.size for each in samples])
+    size = max(
+        [each.size for each in samples if each.time.half / each.time.value < 0.005]
+        or [each.size for each in samples]
+    )
     found = [each for each in samples if each.size == size]
     took = median(each.time.value for each in found)
     smaller = [each for each in samples if each.size <= size / 1.5]
     shown = size >= ENOUGH_BYTES or took >= ENOUGH_S
     if smaller:
         near = max(each.size for each in smaller)
-        before = median(each.time.value for each in smaller if each.size == near)
-        shown = took / before - 1 >= min(MUCH, GROWTH * (size / near - 1))
+        shown = took / median(each.time.value for each in smaller if each.size == near) - 1 >= min(
+            MUCH, GROWTH * (size / near - 1)
+        )
     if not shown:
         raise UsageError(
             f"{source}: {size} bytes, the largest size, take hardly longer than none: that shows no rate",

@@ -57,9 +57,8 @@ def write_profile(measurement: Measurement, path: Path) -> None:
     Raises:
         UsageError: it cannot be written, or is no link.
     """
-    text = yaml.safe_dump(measurement.profile(), sort_keys=False, width=100)
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(yaml.safe_dump(measurement.profile(), sort_keys=False, width=100), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -156,5 +155,7 @@ def without_prefixes(text: str) -> str:
     and of a workflow's log, and a terminal's colours. No line of JSON and no row of a table begins like any of them.
     Lines keep their numbers.
     """
-    lines = _COLOUR.sub("", text).split("\n")
-    return "\n".join(line[match.end() :] if (match := _PREFIXES.match(line)) else line for line in lines)
+    return "\n".join(
+        line[match.end() :] if (match := _PREFIXES.match(line)) else line
+        for line in _COLOUR.sub("", text).split("\n")
+    )

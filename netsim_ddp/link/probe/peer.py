@@ -39,9 +39,8 @@ def _receive_bulk(connection: socket.socket, order: dict[str, Any], answer: Answ
     burst nor TCP's slow start counts, to the moment the sender stops filling its socket's buffer. What that still
     holds is not waited for: a slow link would be busy with it for minutes."""
     seconds, buffer = order["seconds"], bytearray(CHUNK_BYTES)
-    begin = time.monotonic()
     count = marked = 0
-    start = last = begin
+    begin = start = last = time.monotonic()
     while size := connection.recv_into(buffer):
         now = time.monotonic()
         if marked == 0 and now - begin >= seconds / 3:

@@ -7,6 +7,7 @@ all of its ranks' links at the same time; messages after idle, how much of them 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import socket
@@ -17,8 +18,9 @@ from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, LinkOffTarget, NetsimError
 from netsim_ddp.link.base import Link, module_command
+from netsim_ddp.link.bucket.schedule import wire_bytes
 from netsim_ddp.link.probe.peer import DEADLINE_S
-from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE, LinkSpec, goodput
+from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
 from netsim_ddp.units import format_rate
 
@@ -124,9 +126,8 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
     Raises:
         LinkOffTarget: the link is not what was asked for, however often it is tried.
     """
-    tries = 0
+    tries = itertools.count(1)
     while True:
-        tries += 1
         if (measured := probe(link)) is None:
             return None
         _log.info(
@@ -138,7 +139,7 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
             check(link, measured)
             break
         except LinkOffTarget:
-            if tries == SHORT_TRIES:
+            if next(tries) == SHORT_TRIES:
                 raise
     ceiling = link.spec.at_start.ceiling_bps
     if measured.host_limited(ceiling):
@@ -168,9 +169,14 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
         for size in MESSAGE_SIZES:
             tell(f"messages of {size // 1000} KB after idle")
             ideal = ideal_seconds(aim, first, size) if aim else None
-            times = peers.messages(first, size, message_count(ideal), idle_s)
             messages.append(
-                Message(sender=first[0], receiver=first[1], size_bytes=size, ideal_s=ideal, samples_s=times)
+                Message(
+                    sender=first[0],
+                    receiver=first[1],
+                    size_bytes=size,
+                    ideal_s=ideal,
+                    samples_s=peers.messages(first, size, message_count(ideal), idle_s),
+                )
             )
         tell("round trip")
         trip = RoundTrip(asked_s=2 * aim.delay_s if aim else None, samples_s=peers.pings(first, PINGS))
@@ -199,8 +205,7 @@ def targets(spec: LinkSpec, mechanism: str) -> LinkSpec | None:
 def ideal_seconds(spec: LinkSpec, pair: tuple[int, int], size: int) -> float:
     """From the first byte's leaving to the last one's arrival: the line's rate with every header counted, and its
     delay."""
-    segments = -(-size // SEGMENT_PAYLOAD)
-    return (size + segments * (SEGMENT_WIRE - SEGMENT_PAYLOAD)) * 8 / spec.pair_bps(*pair) + spec.delay_s
+    return wire_bytes(size) * 8 / spec.pair_bps(*pair) + spec.delay_s
 
 
 def message_count(ideal_s: float | None) -> int:
@@ -219,8 +224,11 @@ class Peers:
         for endpoint in self._link.endpoints:
             ours, theirs = socket.socketpair()
             with theirs:
-                argv = module_command("netsim_ddp.link.probe.peer", "3")
-                self._link.spawn(argv, rank=endpoint.rank, fds=[theirs.fileno()])
+                self._link.spawn(
+                    module_command("netsim_ddp.link.probe.peer", "3"),
+                    rank=endpoint.rank,
+                    fds=[theirs.fileno()],
+                )
             ours.settimeout(DEADLINE_S)
             self._controls.append(ours)
         return self
@@ -275,5 +283,4 @@ class Peers:
             raise self._ended(rank) from None
         except TimeoutError:
             raise EnvironmentFault(f"the probe of rank {rank} is silent for {DEADLINE_S:g} s") from None
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return dict(json.loads(line))

@@ -31,8 +31,9 @@ class RemoteProcess(Process):
     def poll(self) -> Exit | None:
         self._channel.drain()
         # The helper is PID 1 of its processes: the kernel has killed them all when it is gone.
-        gone = Exit(None, signal.SIGKILL) if self._channel.broken else None
-        return self._channel.exits.get(self._pid, gone)
+        return self._channel.exits.get(
+            self._pid, Exit(None, signal.SIGKILL) if self._channel.broken else None
+        )
 
     def kill(self) -> None:
         if self.poll() is None:

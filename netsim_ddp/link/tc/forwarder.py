@@ -106,10 +106,8 @@ class Forwarder:
                 return
             self.taken[sender] += 1
             self.largest = max(self.largest, len(frame) - HEADER)
-            if frame[HEADER] & 1:  # to all of them
-                receivers = [rank for rank in range(len(self.taps)) if rank != sender]
-            else:
-                receivers = [frame[LAST_OF_ADDRESS] - 1]
+            others = [rank for rank in range(len(self.taps)) if rank != sender]
+            receivers = others if frame[HEADER] & 1 else [frame[LAST_OF_ADDRESS] - 1]
             for receiver in receivers:
                 if 0 <= receiver < len(self.taps):
                     self.send(frame, sender, receiver)
@@ -162,9 +160,11 @@ def main(fd: int, device: str, ranks: int, order: dict[str, Any]) -> NoReturn:
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)  # ns; the default lets a wait end 50 us late
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NEEDS_PRIVILEGE)
-    alike = not order["loss"] and not order["jitter_s"]
     try:
-        taps = [open_tap(device, f"t{rank}", whole=alike) for rank in range(ranks)]
+        taps = [
+            open_tap(device, f"t{rank}", whole=not order["loss"] and not order["jitter_s"])
+            for rank in range(ranks)
+        ]
     except OSError as error:
         send(control, {"error": error.strerror or str(error)})
         sys.exit(0)  # said already

@@ -59,9 +59,8 @@ def isolate(user_namespace: bool) -> None:
     uid, gid = os.getuid(), os.getgid()
     _call("unshare", CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | (CLONE_NEWUSER if user_namespace else 0))
     if user_namespace:
-        own = Path("/proc/self")
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            (own / name).write_text(text, encoding="ascii")
+            Path("/proc/self", name).write_text(text, encoding="ascii")
 
 
 def _remount_proc() -> None:
@@ -80,7 +79,6 @@ def name_host(names: list[list[str]]) -> None:
     resolve.
     """
     known = Path(HOSTS).read_bytes()
-    lines = "".join(f"{address}\t{name}\n" for address, name in names)
     _call("unshare", CLONE_NEWNS)
     try:
         _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
@@ -88,7 +86,9 @@ def name_host(names: list[list[str]]) -> None:
         _call("mount", b"netsim", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, b"mode=755,size=4m")
     except PermissionError:
         return
-    Path("/proc/hosts").write_bytes(lines.encode() + known)
+    Path("/proc/hosts").write_bytes(
+        "".join(f"{address}\t{name}\n" for address, name in names).encode() + known
+    )
     os.chmod("/proc/hosts", 0o644)
     _call("mount", b"/proc/hosts", HOSTS.encode(), None, MS_BIND, None)
     _call("umount2", b"/proc", MNT_DETACH)
@@ -249,8 +249,7 @@ class Helper:
 def place_descriptors(fds: list[int]) -> None:
     """Make ``fds``, at most :data:`PASSED`, the descriptors 0, 1, 2, ... of this process, inheritable, whatever their
     numbers are now."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PASSED) for fd in fds]
-    for target, fd in enumerate(high):
+    for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PASSED) for fd in fds]):
         os.dup2(fd, target)
     for fd in fds:
         if fd >= len(fds):

@@ -122,16 +122,16 @@ class TcLink(Link):
         for rank in namespaces:
             if rank not in self._pipes:
                 self._pipes[rank] = self._open_pipe(rank)
-        stretches = list(self.spec.stretches())
-        self._driver = Driver(stretches, self.spec.period_s, lambda now: change(now, namespaces), self._write)
+        self._driver = Driver(
+            list(self.spec.stretches()), self.spec.period_s, lambda now: change(now, namespaces), self._write
+        )
         self._driver.begin()
 
     def _open_pipe(self, rank: int | None) -> int:
         """A ``tc`` in ``rank``'s namespace that carries out each line as it is written."""
         reading, writing = os.pipe()
         try:
-            words = ["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))]
-            self.spawn(words, rank=rank, fds=[reading])
+            self.spawn(["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))], rank=rank, fds=[reading])
         finally:
             os.close(reading)
         return writing
@@ -158,11 +158,14 @@ class TcLink(Link):
             self.description = f"tc/tbf+{self.delay_by}"
         if self.delay_by == "tun":
             self._forwarder = ForwarderClient(self.spec, self.spawn)
-        steps = plan(self.spec, self.shapes, names, self.congestion, self.delay_by)
         # One process for all consecutive steps with the same tool and namespace.
-        for (rank, tool), batch in groupby(steps, key=lambda step: (step.rank, step.argv[0])):
-            text = "".join(" ".join(step.argv[1:]) + "\n" for step in batch)
-            _, problem = self.run_tool(rank, tool, "-batch", "-", text=text)
+        for (rank, tool), batch in groupby(
+            plan(self.spec, self.shapes, names, self.congestion, self.delay_by),
+            key=lambda step: (step.rank, step.argv[0]),
+        ):
+            _, problem = self.run_tool(
+                rank, tool, "-batch", "-", text="".join(" ".join(step.argv[1:]) + "\n" for step in batch)
+            )
             if problem is not None:
                 raise _refusal(tool, problem)
         self._check_configuration()
@@ -184,9 +187,8 @@ class TcLink(Link):
         if how != "tun" and self.run_tool(None, "tc", *_TRY_NETEM.split())[1] is None:
             return "netem"
         needs = f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''}"
-        bucket = "use --link bucket, which has delay and jitter; or "
-        if self.spec.loss or self.spec.reorder:
-            bucket = ""
+        losing = self.spec.loss or self.spec.reorder
+        bucket = "" if losing else "use --link bucket, which has delay and jitter; or "
         if how == "netem":
             raise LinkUnavailable(
                 f"this kernel has no netem, which {needs} on tc with --delay-by netem",
@@ -251,8 +253,10 @@ class TcLink(Link):
     ) -> Process:
         names: list[tuple[str, str]] = []
         if named and rank is not None and os.path.exists(HOSTS):
-            everyone = [*self.endpoints[rank:], *self.endpoints[:rank]]
-            names = [(endpoint.address, host_name(endpoint.rank)) for endpoint in everyone]
+            names = [
+                (endpoint.address, host_name(endpoint.rank))
+                for endpoint in (*self.endpoints[rank:], *self.endpoints[:rank])
+            ]
         channel = self._connected()
         with open(os.devnull, "rb") as null:
             answer = channel.ask(

@@ -135,34 +135,28 @@ def plan(
         namespaces: how ``ip link add ... netns`` names each rank's namespace.
         delay_by: who delays and loses packets, where somebody shall.
     """
-    segments = ("gso_max_size", str(shapes.gso))
     steps = [Step(None, ("ip", "link", "set", "lo", "up"))]
 
-    def ip(rank: int | None, *words: str) -> None:
-        steps.append(Step(rank, ("ip", *words)))
+    def ip(rank: int | None, words: str) -> None:
+        steps.append(Step(rank, ("ip", *words.split())))
 
     for rank, namespace in enumerate(namespaces):
         name = f"br{rank}" if delay_by == "tun" else "br0"
         if delay_by == "tun" or rank == 0:
-            ip(None, "link", "add", name, "type", "bridge", "mcast_snooping", "0")
-            ip(None, "link", "set", name, "addrgenmode", "none", "up")
+            ip(None, f"link add {name} type bridge mcast_snooping 0")
+            ip(None, f"link set {name} addrgenmode none up")
         if delay_by == "tun":
-            tap = ("dev", f"t{rank}", "txqueuelen", str(TAP_QUEUE), "master", name)
-            ip(None, "link", "set", *tap, "addrgenmode", "none", "up")
-        outer = f"v{rank}"
-        peer = ("peer", "name", "eth0", "address", mac(rank), "netns", namespace)
-        ip(None, "link", "add", outer, "type", "veth", *peer)
-        ip(None, "link", "set", outer, "master", name, *segments, "addrgenmode", "none", "up")
-        steps.append(Step(None, ("tc", "qdisc", "add", "dev", outer, *_tbf(shapes.down[rank]))))
-        ip(rank, "link", "set", "lo", "up")
-        ip(rank, "address", "add", f"{address(rank)}/16", "dev", "eth0")
-        ip(rank, "link", "set", "eth0", *segments, "addrgenmode", "none", "up")
+            ip(None, f"link set dev t{rank} txqueuelen {TAP_QUEUE} master {name} addrgenmode none up")
+        ip(None, f"link add v{rank} type veth peer name eth0 address {mac(rank)} netns {namespace}")
+        ip(None, f"link set v{rank} master {name} gso_max_size {shapes.gso} addrgenmode none up")
+        steps.append(Step(None, ("tc", "qdisc", "add", "dev", f"v{rank}", *_tbf(shapes.down[rank]))))
+        ip(rank, "link set lo up")
+        ip(rank, f"address add {address(rank)}/16 dev eth0")
+        ip(rank, f"link set eth0 gso_max_size {shapes.gso} addrgenmode none up")
         # ARP would be counted as traffic of whichever step it happens to fall in.
         for other in (other for other in range(spec.workers) if other != rank):
-            where = ("dev", "eth0", "lladdr", mac(other), "nud", "permanent")
-            ip(rank, "neigh", "replace", address(other), *where)
-        route = (f"{SUBNET}.0.0/16", "dev", "eth0", "src", address(rank), "congctl", congestion)
-        ip(rank, "route", "replace", *route)
+            ip(rank, f"neigh replace {address(other)} dev eth0 lladdr {mac(other)} nud permanent")
+        ip(rank, f"route replace {SUBNET}.0.0/16 dev eth0 src {address(rank)} congctl {congestion}")
         steps.append(Step(rank, ("tc", "qdisc", "add", "dev", "eth0", *_tbf(shapes.up[rank]))))
         if delay_by == "netem":
             steps.append(netem(spec)[rank])
@@ -172,8 +166,10 @@ def plan(
 def netem(spec: LinkSpec) -> list[Step]:
     """The commands that have netem delay and lose the packets of each rank, from now on."""
     largest = Shapes.of(max((now for _, now in spec.stretches()), key=lambda now: now.rate_bps))
-    words = ("tc", "qdisc", "replace", "dev", "eth0")
-    return [Step(rank, (*words, *_netem(spec, largest.up[rank]))) for rank in range(spec.workers)]
+    return [
+        Step(rank, ("tc", "qdisc", "replace", "dev", "eth0", *_netem(spec, largest.up[rank])))
+        for rank in range(spec.workers)
+    ]
 
 
 def needs_delay_by(spec: LinkSpec) -> list[str]:
@@ -244,9 +240,10 @@ def script(spec: LinkSpec) -> list[str]:
         lines.append(shlex.join([tool, "-n", _named(step.rank), *words]))
     for (before, _), (at, now) in pairwise(spec.stretches() if spec.varies else ()):
         lines.append(f"sleep {at - before:g}")
-        batches = change(now, [None, *ranks])
         lines += [
-            f"tc -n {_named(rank)} {line}" for rank, text in batches.items() for line in text.splitlines()
+            f"tc -n {_named(rank)} {line}"
+            for rank, text in change(now, [None, *ranks]).items()
+            for line in text.splitlines()
         ]
     return [
         *lines,

@@ -52,12 +52,13 @@ class ForwarderClient:
 
     def __init__(self, spec: LinkSpec, spawn: Callable[..., Process]) -> None:
         order = {key: getattr(spec, key) for key in ("delay_s", "jitter_s", "loss", "reorder", "seed")}
+        argv = module_command(
+            "netsim_ddp.link.tc.forwarder", "3", DEVICE, str(spec.workers), json.dumps(order)
+        )
         self._control, theirs = socket.socketpair()
         self._lines = Lines(self._control)
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs:
-            words = ["3", DEVICE, str(spec.workers), json.dumps(order)]
-            argv = module_command("netsim_ddp.link.tc.forwarder", *words)
             spawn(argv, fds=[theirs.fileno()], vital=FORWARDER)
         try:
             said = self._receive()
