@@ -175,9 +175,10 @@ REFUSED = {
 }
 
 
-def test_what_no_rank_can_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_rank_can_train_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One after the other from one interpreter, which a refusal leaves in order."""
     monkeypatch.setenv("PYTHONPATH", SEARCH)
+    monkeypatch.chdir(tmp_path)  # some of the models write a file
     settings: dict[str, Any] = {
         "workers": 2,
         "link": "none",
