@@ -82,8 +82,7 @@ def of_options(options: Options, params: Mapping[str, Any], optimizer: str) -> I
     if "split" in str(params.get("collective", "")):  # as the cell recorded it
         yield _DOUBLESQUEEZE  # owners compress with error feedback too
         yield _GTOPK  # an owner sends on the largest of the sums, not of each rank's entries
-    deep = any(params.get(option) for option in ("momentum", "clip", "warmup_steps"))
-    if deep or params.get("selector") == "sampled":
+    if params.get("selector") == "sampled" or any(map(params.get, ("momentum", "clip", "warmup_steps"))):
         yield _DGC
     if params.get("selector") == "fitted":
         yield _SIDCO

@@ -136,5 +136,4 @@ def method_of(item: Any, also: Options | None = None) -> MethodSpec:
         or set(item) - {"name", "params"}
     ):
         raise UsageError(f"{item!r} is not a method", hint="write for example topk,ratio=0.01")
-    params = {str(key): value for key, value in params.items()}
-    return _method(item["name"], params, also or {})
+    return _method(item["name"], {str(key): value for key, value in params.items()}, also or {})

@@ -46,8 +46,7 @@ class HostBarrier:
         if rank == 0:
             struct.pack_into("d", self._memory, 0, time.monotonic() + LEAD_S)
         self.wait()
-        (moment,) = struct.unpack_from("d", self._memory)
-        return float(moment)
+        return float(struct.unpack_from("d", self._memory)[0])
 
     @contextmanager
     def turn(self) -> Iterator[None]:

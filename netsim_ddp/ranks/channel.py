@@ -34,19 +34,17 @@ class RankChannel:
                 self._inbox.put(message)
         os._exit(ORPHANED)
 
-    def receive(self) -> dict[str, Any]:
-        """The next message. Waits without a limit of its own: the command has the deadline and ends us at it."""
-        return self._inbox.get()
-
     def progress(self, step: int, doing: str) -> None:
         """Tell how far this rank is; the command names the rank that is furthest behind when none goes on."""
         self._send({"kind": "progress", "step": step, "doing": doing})
 
     def gather(self, point: str, value: Any = None) -> list[Any]:
-        """Wait for all ranks at ``point``, and return every rank's ``value``, in rank order."""
+        """Wait for all ranks at ``point``, and return every rank's ``value``, in rank order.
+
+        Waits without a limit of its own: the command has the deadline and ends this rank at it.
+        """
         self._send({"kind": "gather", "point": point, "value": value})
-        answer = self.receive()
-        values: list[Any] = answer["values"]
+        values: list[Any] = self._inbox.get()["values"]
         return values
 
     def result(self, record: dict[str, Any]) -> None:

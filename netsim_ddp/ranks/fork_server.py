@@ -89,8 +89,15 @@ def serve(control: socket.socket) -> None:
                     if request["settings"] is not None:
                         settings = settings_from_json(request["settings"])
                     assert settings is not None
-                    jobs = from_json(request["jobs"], settings)
-                    _fork(control, jobs, request["start"], descriptors, ranks, files, own)
+                    _fork(
+                        control,
+                        from_json(request["jobs"], settings),
+                        request["start"],
+                        descriptors,
+                        ranks,
+                        files,
+                        own,
+                    )
 
 
 def _fork(
@@ -114,8 +121,8 @@ def _fork(
         files += [(anonymous_file(), anonymous_file()) for _ in range(len(jobs) - len(files))]
         operations = OperationTable(len(jobs)) if bucket else None
     except EnvironmentFault as error:
-        refused = {"cause": "environment", "message": error.message, "hint": error.hint}
-        send(control, {"kind": "refused", "start": start, **refused})
+        cause = {"cause": "environment", "message": error.message, "hint": error.hint}
+        send(control, {"kind": "refused", "start": start, **cause})
         return
     own |= descendants()
     server = os.getpid()

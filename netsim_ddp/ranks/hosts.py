@@ -106,9 +106,8 @@ class Hub(Launcher):
         channels = {0: own}
         try:
             for rank in range(1, len(jobs)):  # rank 0 may have a job of its own
-                agent = self._agents[rank]
                 order = {"jobs": to_json([jobs[rank]]), "settings": settings_to_json(jobs[rank].settings)}
-                send(agent.connection, {"kind": "fork", "start": self.starts, **order})
+                send(self._agents[rank].connection, {"kind": "fork", "start": self.starts, **order})
             deadline = time.monotonic() + self._settings.timeout_s
             while len(channels) < len(jobs):
                 connection, hello = self._accept(deadline, "rank")
@@ -146,8 +145,9 @@ class Hub(Launcher):
     @property
     def pair(self) -> tuple[int, int]:
         """The first rank and successor that are on different hosts, else the first two."""
-        ring = self.link.spec.ring()
-        return next((pair for pair in ring if self._hosts[pair[0]] != self._hosts[pair[1]]), (0, 1))
+        return next(
+            (pair for pair in self.link.spec.ring() if self._hosts[pair[0]] != self._hosts[pair[1]]), (0, 1)
+        )
 
     @property
     def ranks_per_interface(self) -> int:
@@ -250,8 +250,8 @@ class _Agent:
     def _obey(self, message: dict[str, Any], local: Launcher, hub: socket.socket) -> None:
         if message["kind"] == "fork":
             with self._connect("rank", HELLO_TIMEOUT_S) as channel:
-                jobs = from_json(message["jobs"], settings_from_json(message["settings"]))
-                local.fork(jobs, [channel], message["start"])
+                settings = settings_from_json(message["settings"])
+                local.fork(from_json(message["jobs"], settings), [channel], message["start"])
         elif message["kind"] == "end":
             local.end_ranks()
         elif message["kind"] == "exit":
@@ -280,12 +280,17 @@ class _Agent:
 
 def _rendezvous(local: Launcher, place: ClusterEnvironment, settings: Settings, value: str | None) -> str:
     """Leave ``value`` in the store of whoever started the ranks, or wait for what rank 0 left there."""
-    params = {"master": place.master, "port": place.port, "run": place.run, "value": value}
     job = Job(
         task="netsim_ddp.ranks.process_group:RendezvousTask",
         settings=settings,
         method=NO_METHOD,
-        params={**params, "timeout_s": RENDEZVOUS_TIMEOUT_S},
+        params={
+            "master": place.master,
+            "port": place.port,
+            "run": place.run,
+            "value": value,
+            "timeout_s": RENDEZVOUS_TIMEOUT_S,
+        },
         repeat=0,
         mechanism="none",
         spec=settings.link_spec(),
@@ -293,8 +298,7 @@ def _rendezvous(local: Launcher, place: ClusterEnvironment, settings: Settings, 
         world_size=1,
     )
     (record,) = local.run([job], lambda _point, _values: None)
-    found: str = record["value"]
-    return found
+    return str(record["value"])
 
 
 def _read_hello(connection: socket.socket) -> dict[str, Any]:
@@ -304,8 +308,7 @@ def _read_hello(connection: socket.socket) -> dict[str, Any]:
     line = b""
     try:
         while not line.endswith(b"\n") and len(line) < HELLO_BYTES:
-            byte = connection.recv(1)
-            if not byte:
+            if not (byte := connection.recv(1)):
                 return {}
             line += byte
         hello = json.loads(line)

@@ -66,8 +66,12 @@ class _Failure:
             return UsageError(self.message, hint=self.hint)
         if self.cause == "environment":
             return EnvironmentFault(self.message, hint=self.hint)
-        text = f"rank {self.rank} failed while {self.doing}: {self.message}"
-        return RankError(text, rank=self.rank, details=self.details, hint=self.hint)
+        return RankError(
+            f"rank {self.rank} failed while {self.doing}: {self.message}",
+            rank=self.rank,
+            details=self.details,
+            hint=self.hint,
+        )
 
 
 Gathered = Callable[[str, list[Any]], None]

@@ -106,6 +106,9 @@ class Pool(AbstractContextManager["Pool"]):
 
     def launcher(self, link: Link, settings: Settings, note: Tell) -> Launcher:
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""
+        # A fork server's recorded gradients, and their moments, are kept with it for the repeats that follow.
+        emulated = getattr(settings, "compute_s", None) is not None
+        recorded = (settings.seed, settings.batch_size, settings.device) if emulated else ()
         key = (
             id(link.helper) if isinstance(link, TcLink) else "host",
             settings.model,
@@ -114,7 +117,7 @@ class Pool(AbstractContextManager["Pool"]):
             settings.text,
             settings.threads,
             settings.timeout_s,
-            *_recorded(settings),
+            *recorded,
         )
         if key not in self._launchers:
             note("importing torch once for all workers")
@@ -122,8 +125,7 @@ class Pool(AbstractContextManager["Pool"]):
                 if not isinstance(link, TcLink):
                     # Processes outside of namespaces serve every link without them.
                     link = self._stack.enter_context(HostLink(LinkSpec(workers=1, rate_bps=1), "none"))
-                launcher = Launcher(link, settings)
-                self._launchers[key] = self._stack.enter_context(launcher)
+                self._launchers[key] = self._stack.enter_context(Launcher(link, settings))
         return self._launchers[key]
 
     @contextmanager
@@ -133,11 +135,3 @@ class Pool(AbstractContextManager["Pool"]):
             yield
         finally:
             self.spent_s += time.monotonic() - began
-
-
-def _recorded(settings: Settings) -> tuple[object, ...]:
-    """What a fork server's recorded gradients and their moments depend on: they are kept with it, for the repeats that
-    follow."""
-    if getattr(settings, "compute_s", None) is None:
-        return ()
-    return settings.seed, settings.batch_size, settings.device

@@ -51,8 +51,7 @@ def join(
     store = None
     if job.rank == 0:
         store = TCPStore(job.endpoint.address, 0, job.world_size, True, timeout, wait_for_workers=False)
-    place = [job.endpoint.address, store.port] if store else None
-    host, port = channel.gather("store", place)[0]
+    host, port = channel.gather("store", [job.endpoint.address, store.port] if store else None)[0]
     store = store or TCPStore(host, port, job.world_size, False, timeout)
     if job.mechanism == "bucket":
         assert shared.operations is not None
@@ -76,8 +75,12 @@ class RendezvousTask(Task):
     def run(self) -> None:
         params = self.job.params
         self.say(f"looking for rank 0 at {params['master']}:{params['port']}")
-        timeout = timedelta(seconds=params["timeout_s"])
-        server = TCPStore(params["master"], params["port"], is_master=False, timeout=timeout)
+        server = TCPStore(
+            params["master"],
+            params["port"],
+            is_master=False,
+            timeout=timedelta(seconds=params["timeout_s"]),
+        )
         store = PrefixStore(f"netsim-{params['run']}", server)
         if params["value"] is not None:
             store.set("command", params["value"])
@@ -163,11 +166,14 @@ def _windows_s(job: Job, group: Group, size: int) -> float:
     if job.mechanism != "bucket" or not job.spec.windows:
         return 0.0
     me, world = group.rank, group.world_size
-    spec, longest = job.spec.at_start, 0.0
-    for a, b in ((me, (me + 1) % world), ((me - 1) % world, me)):
-        line_s = message_bytes(size) * 8 / spec.pair_bps(a, b) + spec.delay_s
-        longest = max(longest, shaped.shaped_group().expected_s([size], a, b)[0] - line_s)
-    return longest
+    spec, expected_s = job.spec.at_start, shaped.shaped_group().expected_s
+    return max(
+        0.0,
+        *(
+            expected_s([size], a, b)[0] - (message_bytes(size) * 8 / spec.pair_bps(a, b) + spec.delay_s)
+            for a, b in ((me, (me + 1) % world), ((me - 1) % world, me))
+        ),
+    )
 
 
 def lasting_bps(job: Job) -> float:
@@ -185,8 +191,9 @@ def _probe_size(rate_bps: float, seconds: float) -> int:
 
 def _exchange(sent: torch.Tensor, to: int, received: torch.Tensor, of: int) -> None:
     """One message each way, posted together, as NCCL wants it."""
-    operations = [dist.P2POp(dist.isend, sent, to), dist.P2POp(dist.irecv, received, of)]
-    for work in dist.batch_isend_irecv(operations):
+    for work in dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, sent, to), dist.P2POp(dist.irecv, received, of)]
+    ):
         work.wait()
     if sent.device.type == "cuda":
         torch.cuda.synchronize(sent.device)

@@ -70,8 +70,13 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
         if error.errno in EXHAUSTED:
             where = f": {error.filename}" if error.filename else ""
             message = f"rank {job.rank}, while {task.doing}: {error.strerror}{where}"
-            hint = EXHAUSTED[error.errno]
-            channel.fail(cause="environment", message=message, hint=hint, doing=task.doing, details="")
+            channel.fail(
+                cause="environment",
+                message=message,
+                hint=EXHAUSTED[error.errno],
+                doing=task.doing,
+                details="",
+            )
         else:
             _report(channel, task, error)
     except BaseException as error:  # noqa: BLE001 - whatever ends a rank must reach the command
@@ -101,10 +106,9 @@ def _report(channel: RankChannel, task: Task, error: BaseException) -> None:
     lost_peer = (
         isinstance(error, dist.DistError | ExchangeFailed) or "Connection closed" in text or "gloo" in text
     )
-    line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     channel.fail(
         cause="peer" if lost_peer and not isinstance(error, NonFiniteGradient) else "rank",
-        message=line,
+        message=f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}",
         hint=None,
         doing=task.doing,
         details="".join(traceback.format_exception(error)),

@@ -35,9 +35,12 @@ def code_of(settings: Iterable[Settings]) -> list[CodeRecord]:
 def _netsim() -> CodeRecord:
     package = Path(netsim_ddp.__file__).resolve().parent
     commit, dirty = _commit(package / "__init__.py")
-    if commit is None:
-        commit = _installed_from(package.parent)
-    return CodeRecord(name="netsim", version=netsim_ddp.__version__, commit=commit, dirty=dirty)
+    return CodeRecord(
+        name="netsim",
+        version=netsim_ddp.__version__,
+        commit=commit or _installed_from(package.parent),
+        dirty=dirty,
+    )
 
 
 def _installed_from(site: Path) -> str | None:

@@ -81,7 +81,9 @@ def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once
             backwards = count % 2 == 1
             barrier.take_turn(rank, ranks, backwards=backwards)
             chunks = passes.take()
-            took = _add(residual, gradient)
+            begin = time.monotonic()
+            residual.add_(gradient)
+            took = time.monotonic() - begin
             barrier.pass_turn(rank, ranks, backwards=backwards)
             if began is not None and ranks == at_once:
                 found.passes.append(chunks)
@@ -91,12 +93,6 @@ def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once
                 found.memory_alone.append(took)
             barrier.wait()
         count += 1
-
-
-def _add(residual: torch.Tensor, gradient: torch.Tensor) -> float:
-    begin = time.monotonic()
-    residual.add_(gradient)
-    return time.monotonic() - begin
 
 
 def once(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,10 +49,9 @@ class OverlappedTraining(RealTraining):
             model.require_forward_param_sync = False
             model.register_comm_hook(self._log, timed_all_reduce_hook)
             self._model = model
-            sizes: dict[torch.dtype, int] = {}
+            sizes: Counter[torch.dtype] = Counter()
             for parameter in flat.parameters:
-                kind = rounded or parameter.dtype
-                sizes[kind] = sizes.get(kind, 0) + parameter.numel()
+                sizes[rounded or parameter.dtype] += parameter.numel()
             self.wires = [all_reduce(torch.empty(size, dtype=kind), group) for kind, size in sizes.items()]
 
     def step(self, execution: Execution) -> StepSample:

@@ -22,10 +22,6 @@ def installed_version(package: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions are read from metadata, nothing is imported."""
-    packages = ("torch", "torchvision", "numpy", "numba")
-    versions = {package: installed_version(package) for package in packages}
-    if not compiled_kernels():
-        versions["numba"] = None  # it is not used
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -33,7 +29,8 @@ def environment() -> dict[str, Any]:
         "cores": available_cores(),
         "l3_bytes": _last_cache_bytes(),
         "load_1min": round(os.getloadavg()[0], 2),
-        **versions,
+        **{package: installed_version(package) for package in ("torch", "torchvision", "numpy")},
+        "numba": installed_version("numba") if compiled_kernels() else None,  # None: it is not used
     }
 
 

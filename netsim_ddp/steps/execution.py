@@ -139,13 +139,12 @@ class Replayed(Execution):
         self._barrier, self._rank, self._at_once = barrier, rank, at_once
         self._cuda = device.type == "cuda"
         self._computed, self._spend = computed, spend
-        self._steps = 0
+        self._steps = self._next = 0
         self.measuring = True
         """Whether this is the first pass, which does the work; the second one plays it."""
         self.warming_up = True
         """A warm-up step is played once: that warms caches, kernels and connections alike."""
         self._durations: list[float] = []
-        self._next = 0
         self._inside = self._backwards = False
         self._held_back: list[Wire] = []
 
@@ -158,8 +157,7 @@ class Replayed(Execution):
         self._leave()
         elapsed = time.monotonic() - begin
         if self.warming_up:
-            now = time.monotonic()
-            return StepSample([("other", begin, now)], elapsed=elapsed)
+            return StepSample([("other", begin, time.monotonic())], elapsed=elapsed)
         self.measuring, self._next = False, 0
         self._count()
         self._begin = self._barrier.start_together(self._rank)
@@ -300,8 +298,7 @@ class CudaClock:
         return event
 
     def seconds(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        last.record()
+        last = self.mark()
         last.synchronize()
         now = time.monotonic()
         return [now - mark.elapsed_time(last) / 1e3 for mark in marks]

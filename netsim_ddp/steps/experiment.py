@@ -221,8 +221,9 @@ class Experiment(ABC, Generic[S]):
         if collective is None or not chosen:
             return
         cell.params["collective"] = collective
-        reasons = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}
-        why = reasons.get(collective, "by each bucket's size")
+        why = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}.get(
+            collective, "by each bucket's size"
+        )
         self.note(f"{cell.id}: {collective}, {why} at {cell.workers} workers")
 
     def traced_steps(self, number: int) -> int:

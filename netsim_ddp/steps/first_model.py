@@ -76,8 +76,7 @@ def _receive(tensor: Tensor, group: Group, say: Callable[[str], None]) -> None:
     for begin in range(0, data.numel(), CHUNK_BYTES):
         say("taking rank 0's parameters")
         dist.broadcast(data[begin : begin + CHUNK_BYTES], 0, group=group.process_group)
-    values = data.to(tensor.device).view(tensor.dtype).view(tensor.shape)
-    tensor.copy_(values)
+    tensor.copy_(data.to(tensor.device).view(tensor.dtype).view(tensor.shape))
 
 
 def _refuse(layouts: list[list[list[Any]]], name: str) -> None:

@@ -142,8 +142,9 @@ class LinkModel:
         else:
             operation = Operation(kind, splits=tuple(one.sizes for one in sent))
             count = ranks - 1
-        done = self._clock.complete(operation, [max(starts)] * ranks).deadlines
-        return [end + count * cost for end in done]
+        return [
+            end + count * cost for end in self._clock.complete(operation, [max(starts)] * ranks).deadlines
+        ]
 
 
 def _moved(sample: StepSample, by_s: float) -> StepSample:
@@ -175,16 +176,14 @@ class _Walk:
     def to_start(self, number: int) -> float:
         """Go on to the start of exchange ``number``; when that is."""
         while self._started <= number:
-            phase, begin, _ = self._sample.laps[self._lap]
+            (phase, begin, _), start = self._sample.laps[self._lap], self._now
             if phase == "send":
                 if self._started == 0:
                     self.first_start = begin
                 self._started += 1
-                if self._started > number:
-                    start = self._now
-                    self._pass()
-                    return start
             self._pass()
+            if self._started > number:
+                return start
         raise ValueError("an exchange was asked for twice")
 
     def to_end(self) -> None:

@@ -30,12 +30,12 @@ def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[st
     rank returns the same numbers. All ranks share this host's clock.
     """
     ranks = group.world_size
-    tensor = torch.zeros(ranks * TINY // 4)
     rooms = [torch.zeros(TINY, dtype=torch.uint8) for _ in range(2 * ranks)]
     exchange = PeerExchange("cost", group, rooms[:ranks], rooms[ranks:], TINY)
     model = LinkModel(spec, {})
     found = {}
-    for wire, count in ((all_reduce(tensor, group), 2 * (ranks - 1)), (exchange, ranks - 1)):
+    reduction = all_reduce(torch.zeros(ranks * TINY // 4), group)
+    for wire, count in ((reduction, 2 * (ranks - 1)), (exchange, ranks - 1)):
         ideal = model.alone(wire.sent(), ranks)
         rounds = max(FEWEST, min(ROUNDS, int(BUDGET_S / max(ideal, 1e-6))))
         told = channel.gather("cost", _spans(channel, wire, rounds + WARM_UP)[WARM_UP:])

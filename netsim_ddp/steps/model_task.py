@@ -53,12 +53,13 @@ class ModelTask(Task):
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
         slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
         group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
-        name = self.job.settings.model
         return group, {
             "parameters": workload.parameters_count,
             "backend": backend,
             "device": device_name(device),
-            "differed": share_first_model(self.channel, group, workload.model, name, self.say),
+            "differed": share_first_model(
+                self.channel, group, workload.model, self.job.settings.model, self.say
+            ),
             "unused": workload.unused,
         }
 
@@ -88,12 +89,14 @@ class ModelTask(Task):
             values: what must be the same bits on every rank.
             own: further fields of the record.
         """
-        record = {
-            "rank": self.job.rank,
-            "samples": [dataclasses.asdict(sample) for sample in samples],
-            "peak_memory_bytes": peak_bytes(),
-            "sha256": hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest(),
-        }
-        self.channel.result({**record, **own})
+        self.channel.result(
+            {
+                "rank": self.job.rank,
+                "samples": [dataclasses.asdict(sample) for sample in samples],
+                "peak_memory_bytes": peak_bytes(),
+                "sha256": hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest(),
+                **own,
+            }
+        )
         self.say("leaving")
         self.channel.gather("done")

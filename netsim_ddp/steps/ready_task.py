@@ -35,9 +35,8 @@ class ReadyTask(ModelTask):
     """Measure; the result is what :class:`netsim_ddp.results.ready.ReadyTimes` wants to know."""
 
     def run(self) -> None:
-        wanted = self.job.settings.batch_size
         device = choose_device(self.job.settings.device, self.job.rank)
-        workload = self.build(device, batch_size=wanted, try_training=True)
+        workload = self.build(device, batch_size=self.job.settings.batch_size, try_training=True)
         inputs, targets = workload.next_batch()
         passes = Passes(workload, device, self.say)
         batch = passes.largest_batch(inputs, targets)
@@ -116,17 +115,11 @@ class Passes:
         before = _resident(self._device)
         self.once(inputs[:small], targets[:small])
         each = max(_peak(self._device) - before, 0) / small
-        free = _free(self._device)
+        on_gpu = self._device.type == "cuda"
+        free = torch.cuda.mem_get_info(self._device)[0] if on_gpu else available_bytes()
         if free is None or each * count <= USABLE * free:
             return count
         return max(small, int(USABLE * free / each))
-
-
-def _free(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    return available_bytes()
 
 
 def _resident(device: torch.device) -> int:
@@ -143,6 +136,4 @@ def _resident(device: torch.device) -> int:
 
 def _peak(device: torch.device) -> int:
     """The most bytes that this process has held; of a GPU's, since :func:`_resident`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()

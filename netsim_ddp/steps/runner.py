@@ -141,20 +141,21 @@ class Steps(Experiment[Scenario]):
             elif point == "counted":
                 counted.append(link.counters() if self.hosts is None else self.hosts.counters(values))
 
-        jobs = jobs_for(link, self.scenario, TASK, {}, method=method, repeat=number)
-        records = self.launcher.run(jobs, gathered)
+        records = self.launcher.run(
+            jobs_for(link, self.scenario, TASK, {}, method=method, repeat=number), gathered
+        )
         note_replay(cell, [fact["replay"] for fact in facts])
         self.take_collective(cell, facts[0]["collective"])
         cell.citation = facts[0]["citation"] or None
         if len({record["sha256"] for record in records}) > 1:
-            steps = self.scenario.steps
-            raise RankError(f"{cell.id}: the ranks do not hold the same bits after {steps} steps")
+            raise RankError(
+                f"{cell.id}: the ranks do not hold the same bits after {self.scenario.steps} steps"
+            )
         self.take_trace(cell, records, number)
         aggregate = link.shapes.gso if isinstance(link, TcLink) else None
         message_s: dict[str, float] = facts[0]["message_s"]
-        model = None
-        if LinkModel.knows(link.spec, link.mechanism) and message_s:
-            model = LinkModel(link.spec, message_s, aggregate)
+        # The ranks measure what a message costs only where there is a model of the link.
+        model = LinkModel(link.spec, message_s, aggregate) if message_s else None
         record, drops, retransmits = repeat_record(
             records, counted, aggregate, model, message_s, self.scenario.warmup
         )

@@ -103,11 +103,12 @@ class StepsTask(ModelTask):
 
     def _workload(self, device: torch.device) -> Workload:
         """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
-        batch = self.scenario.batch_size
-        if self.scenario.compute_s is not None:
-            batch = min(batch, RECORDED_BATCH)
-        first = self.job.rank == 0 and self.job.repeat == 0
-        return self.build(device, batch_size=batch, try_training=first)
+        real, batch = self.scenario.compute_s is None, self.scenario.batch_size
+        return self.build(
+            device,
+            batch_size=batch if real else min(batch, RECORDED_BATCH),
+            try_training=self.job.rank == 0 and self.job.repeat == 0,
+        )
 
     def _compute_times(self, device: torch.device) -> ComputeTimes | None:
         """Returns the times of forward and backward, measured once for all methods of this repeat; None where nothing
@@ -121,13 +122,15 @@ class StepsTask(ModelTask):
             workload = self._workload(device)
             flat = FlatGradients(workload.model.named_parameters())
             alone = Group(0, 1)
-            optimizer = self._optimizer(workload, self.scenario.momentum)
             dense = partial(build_method, BASELINE.name, group=alone, as_ddp=True)
             methods = [dense(flat.part(*bucket)) for bucket in ddp_buckets(flat)]
-            program = BucketedTraining(workload, flat, alone, methods, optimizer, self.say)
-            barrier, rank = self.shared.barrier, self.job.rank
+            program = BucketedTraining(
+                workload, flat, alone, methods, self._optimizer(workload, self.scenario.momentum), self.say
+            )
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                return measure(program, workload.parameters_count, barrier, rank, self._at_once)
+                return measure(
+                    program, workload.parameters_count, self.shared.barrier, self.job.rank, self._at_once
+                )
 
         return once(
             self.shared.compute_times, what, lambda yes: all(self.channel.gather("compute times", yes)), find
@@ -144,18 +147,20 @@ class StepsTask(ModelTask):
     def _replay(self, device: torch.device, times: ComputeTimes | None) -> dict[str, Any] | None:
         if self.scenario.execution != "replayed":
             return None
-        slowdowns = None if times is None else times.slowdowns()
-        return {"at_once": self._at_once, "busy": self._busy(device), "slowdowns": slowdowns}
+        return {
+            "at_once": self._at_once,
+            "busy": self._busy(device),
+            "slowdowns": None if times is None else times.slowdowns(),
+        }
 
     def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
         return torch.optim.SGD(workload.model.parameters(), lr=self.scenario.learning_rate, momentum=momentum)
 
     def _execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
-        barrier = self.shared.barrier
         if self.scenario.execution == "replayed":
             return Replayed(
                 StepTimer(HostClock()),
-                barrier,
+                self.shared.barrier,
                 self.job.rank,
                 device,
                 self._count,
@@ -190,13 +195,12 @@ class StepsTask(ModelTask):
 
     def _gather_counters(self) -> None:
         """Wait while the counters are read: by the command on a link of its own, by each rank on a real network."""
-        job = self.job
-        own = (
-            dataclasses.asdict(interface_counters(job.endpoint.interface))
-            if job.mechanism == "host"
-            else None
+        self.channel.gather(
+            "counted",
+            dataclasses.asdict(interface_counters(self.job.endpoint.interface))
+            if self.job.mechanism == "host"
+            else None,
         )
-        self.channel.gather("counted", own)
 
     def _step(self, program: Program, execution: Execution) -> StepSample:
         self.step += 1
@@ -269,9 +273,11 @@ class StepsTask(ModelTask):
             kind = BucketedTraining if overlap else Training
             return kind(workload, flat, group, methods, optimizer, self.say)
         assert scenario.compute_s is not None
-        full = [scenario.compute_s]
-        if in_buckets and ready is not None:
-            full = ready.bucket_times(scenario.compute_s, [part.names for part in parts])
+        full = (
+            ready.bucket_times(scenario.compute_s, [part.names for part in parts])
+            if in_buckets and ready is not None
+            else [scenario.compute_s]
+        )
         return Emulated(flat, group, methods, gradients, full, self.say)
 
 

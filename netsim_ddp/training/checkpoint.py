@@ -20,7 +20,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,8 +97,7 @@ class Checkpoints:
     """The checkpoints of one training."""
 
     def __init__(self, root: Path, method: MethodSpec, seed: int) -> None:
-        name = re.sub(r"[^\w.,=:+-]", "_", method.id)
-        self.folder = root / name / f"seed-{seed}"
+        self.folder = root / re.sub(r"[^\w.,=:+-]", "_", method.id) / f"seed-{seed}"
 
     def clear_parts(self) -> None:
         """Make the folder; take away what a killed run left half done."""
@@ -172,11 +171,9 @@ class Checkpoints:
             raise self._broken(path, "is damaged") from None
 
     def _check(self, path: Path, known: FileSum) -> None:
-        digest = hashlib.sha256()
         try:
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                digest = hashlib.file_digest(file, "sha256")
         except OSError as error:
             raise self._broken(path, f"cannot be read: {error.strerror}") from None
         if digest.hexdigest() != known.sha256:
@@ -184,10 +181,12 @@ class Checkpoints:
 
     def _broken(self, path: Path, problem: str) -> UsageError:
         others = [other.name for other in self._all() if other != path.parent]
-        hint = f"start again in another folder, or remove {self.folder}"
-        if others:
-            hint = f"to go on from the one before, write {others[-1]} into {self.folder / _LATEST}"
-        return UsageError(f"checkpoint file {path} {problem}", hint=hint)
+        return UsageError(
+            f"checkpoint file {path} {problem}",
+            hint=f"to go on from the one before, write {others[-1]} into {self.folder / _LATEST}"
+            if others
+            else f"start again in another folder, or remove {self.folder}",
+        )
 
 
 def check_same(
@@ -251,11 +250,6 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def settings_of(scenario: Mapping[str, Any]) -> dict[str, Any]:
     """What a training's parameters depend on, out of a resolved scenario as JSON carries it."""
     return {key: value for key, value in scenario.items() if key not in FREE_KEYS}
-
-
-def sums_of(values: Sequence[Mapping[str, Any]]) -> dict[str, FileSum]:
-    """The files of all ranks."""
-    return {name: FileSum(**each) for value in values for name, each in value["files"].items()}
 
 
 def _flush(folder: Path) -> None:

@@ -218,8 +218,11 @@ def build_exchange(
     exchange: Exchange
     with same_on_all_ranks(group) as facts:
         if freeze_after is None:
-            built = build_method(method, flat, group, as_ddp=True, **params)
-            exchange = Averaged(built, group, _optimizer(scenario, params, flat, group))
+            exchange = Averaged(
+                build_method(method, flat, group, as_ddp=True, **params),
+                group,
+                _optimizer(scenario, params, flat, group),
+            )
         else:
             adam = CompressedAdam(
                 named,

@@ -105,7 +105,6 @@ class Trainer:
         self._finite = self._taken = True
         self._gradient_scale = 1.0
         """The loss's scale, where this step's gradient still has it."""
-        self._where = ""
 
     def step(self, execution: Execution, rate: float, where: str) -> StepSample:
         """One update of the parameters, at learning rate ``rate``. ``where`` names the step in an error.

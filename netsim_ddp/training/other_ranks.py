@@ -35,17 +35,13 @@ def on_other_ranks(
     own["exchange"] = converted(saved, rule, rank, ranks) if saved[0] else {}
     if ranks == 1 and rule == "sum" and (pending := pending_gradient(saved)):
         # Alone, nothing is exchanged and no residual read.
-        trainer.pending = Pending(_flat(pending, trainer), _into_gradient(saved[0], trainer))
+        gradient = torch.cat([pending[name].reshape(-1) for name in trainer.flat.names])
+        trainer.pending = Pending(gradient.to(trainer.flat.data.device), _into_gradient(saved[0], trainer))
         own["exchange"]["error_buffer"] = {name: torch.zeros_like(value) for name, value in pending.items()}
     own["step"] = steps * first["step"] // first["steps_per_epoch"]
     own["totals"] = _summed([state["totals"] for state in states] if rank == 0 else [])
     own["totals"] |= {"steps": own["step"], "clock_s": first["totals"]["clock_s"]}
     return own
-
-
-def _flat(tensors: Mapping[str, Tensor], trainer: Trainer) -> Tensor:
-    whole = torch.cat([tensors[name].reshape(-1) for name in trainer.flat.names])
-    return whole.to(trainer.flat.data.device)
 
 
 def _into_gradient(saved: Mapping[str, Any], trainer: Trainer) -> float:

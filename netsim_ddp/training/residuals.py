@@ -51,8 +51,8 @@ def for_other_ranks(
     if not states or not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} cannot go on from {len(states)} states")
     if "exchange" in states[0]:
-        exchange = for_other_ranks([each["exchange"] for each in states], rule, rank, world_size)
-        return {**states[0], "exchange": exchange}
+        own = [each["exchange"] for each in states]
+        return {**states[0], "exchange": for_other_ranks(own, rule, rank, world_size)}
     if "parts" not in states[0]:
         return _on_other_ranks(states, rule, rank, world_size) if states[0] else {}
     _check_complete(states)
@@ -60,8 +60,13 @@ def for_other_ranks(
         _on_other_ranks([each["parts"][i] for each in states], rule, rank, world_size)
         for i in range(len(states[0]["parts"]))
     ]
-    new = {**states[0], "parts": parts, "parked": _parked(states, rule)}
-    return new | {"rank": rank, "world_size": world_size}
+    return {
+        **states[0],
+        "parts": parts,
+        "parked": _parked(states, rule),
+        "rank": rank,
+        "world_size": world_size,
+    }
 
 
 def _on_other_ranks(
@@ -118,9 +123,9 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
     if "rank" in state:
         state |= {"rank": rank, "world_size": world_size}
     if "error_buffer" in state:
-        pending = pending_gradient(states)
         state["error_buffer"] = {
-            name: value if rule == "sum" else torch.zeros_like(value) for name, value in pending.items()
+            name: value if rule == "sum" else torch.zeros_like(value)
+            for name, value in pending_gradient(states).items()
         }
     if "velocity" in state:
         state["velocity"] = {

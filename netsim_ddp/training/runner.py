@@ -112,9 +112,8 @@ class Trainings(Experiment[TrainScenario]):
         """Refuse to mix two runs in one folder of checkpoints, and to go on from an empty one."""
         if self._root is None:
             return
-        path = self._root / RUN_FILE
         if not self.scenario.resume:
-            if path.exists():
+            if (self._root / RUN_FILE).exists():
                 raise UsageError(
                     f"{self._root} holds the checkpoints of another run",
                     hint=f"netsim train --resume {self._root} goes on with it; or name another folder",
@@ -179,8 +178,9 @@ class Trainings(Experiment[TrainScenario]):
             and len(repeat.epochs) == self.scenario.epochs
         ]
         if before.recipe is not None:
-            changed = {"epochs": self.scenario.epochs, "target": self.scenario.target}
-            cell.recipe = before.recipe.model_copy(update=changed)
+            cell.recipe = before.recipe.model_copy(
+                update={"epochs": self.scenario.epochs, "target": self.scenario.target}
+            )
         cell.backend, cell.device = before.backend, before.device
         cell.citation = before.citation
         cell.params |= {key: value for key, value in before.params.items() if key == "collective"}

@@ -15,7 +15,7 @@ from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.results.record import RankRecord, RepeatRecord
 from netsim_ddp.results.training_record import EpochRecord
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.training.checkpoint import Checkpoints, Manifest, settings_of, sums_of
+from netsim_ddp.training.checkpoint import Checkpoints, FileSum, Manifest, settings_of
 from netsim_ddp.units import format_bytes, format_duration
 
 TASK = "netsim_ddp.training.task:TrainTask"
@@ -59,8 +59,8 @@ class Training:
         self.history: list[EpochRecord] = []
         """The epochs so far."""
         self.drops = self.retransmits = 0
-        self._tx_epoch, self._tx_total, self._rx_total = [0] * workers, [0] * workers, [0] * workers
-        self._payload = [0] * workers
+        self._tx_epoch, self._tx_total = [0] * workers, [0] * workers
+        self._rx_total, self._payload = [0] * workers, [0] * workers
         if start is not None:
             self._take_over(start[1])
         self._last: list[Counters] | None = None
@@ -112,18 +112,16 @@ class Training:
         return self._record(records), records
 
     def _jobs(self) -> list[Job]:
-        scenario, method = self._scenario, self._method
-        log = self._log_dir
-        params: dict[str, Any] = {
+        log, start, method = self._log_dir, self._start, self._method
+        params = {
             "checkpoint": None if self._checkpoints is None else str(self._checkpoints.folder.resolve()),
-            "resume": None,
+            "resume": None
+            if start is None
+            else {"folder": str(start[0].resolve()), "world_size": start[1].world_size},
             "log": None if log is None else str(Path(log).resolve() / method.id / f"seed-{self._seed}"),
             "trace": self._traced,
         }
-        if self._start is not None:
-            folder, manifest = self._start
-            params["resume"] = {"folder": str(folder.resolve()), "world_size": manifest.world_size}
-        return jobs_for(self._link, scenario, TASK, params, method=method, repeat=self._seed)
+        return jobs_for(self._link, self._scenario, TASK, params, method=method, repeat=self._seed)
 
     def _begin(self, facts: Facts) -> None:
         probed = [fact["probed_bps"] for fact in facts if fact["probed_bps"] is not None]
@@ -199,33 +197,35 @@ class Training:
                 payload=self._payload,
                 drops=self.drops,
                 retransmits=self.retransmits,
-                files=sums_of(values),
+                files={name: FileSum(**each) for value in values for name, each in value["files"].items()},
             )
         )
 
     def _record(self, records: Facts) -> RepeatRecord:
-        ranks = [
-            RankRecord(
-                rank=rank,
-                tx_bytes=self._tx_total[rank],
-                rx_bytes=self._rx_total[rank],
-                payload_bytes=self._payload[rank],
-                peak_memory_bytes=record["peak_memory_bytes"],
-                residual_bytes=record["residual_bytes"],
-                parameters_sha256=record["sha256"],
-                steps=[],
-            )
-            for rank, record in enumerate(records)
-        ]
-        return RepeatRecord(ranks=ranks, seed=self._seed, epochs=self.history)
+        return RepeatRecord(
+            ranks=[
+                RankRecord(
+                    rank=rank,
+                    tx_bytes=self._tx_total[rank],
+                    rx_bytes=self._rx_total[rank],
+                    payload_bytes=self._payload[rank],
+                    peak_memory_bytes=record["peak_memory_bytes"],
+                    residual_bytes=record["residual_bytes"],
+                    parameters_sha256=record["sha256"],
+                    steps=[],
+                )
+                for rank, record in enumerate(records)
+            ],
+            seed=self._seed,
+            epochs=self.history,
+        )
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """``epoch 3/10 loss 0.213 train 93.5% valid 95.8% 4.2 s 1.2 MB``; the seconds are the training clock's."""
     parts = [f"epoch {record.epoch}/{epochs}", f"loss {record.train_loss:.4f}"]
-    for name, value in (("train", record.train_accuracy), ("valid", record.validation_accuracy)):
-        if value is not None:
-            parts.append(f"{name} {value:.1%}")
+    accuracies = {"train": record.train_accuracy, "valid": record.validation_accuracy}
+    parts += [f"{name} {value:.1%}" for name, value in accuracies.items() if value is not None]
     parts += [format_duration(record.elapsed_s), f"{format_bytes(record.tx_bytes)} sent"]
     if record.skipped_steps:
         parts.append(f"{record.skipped_steps} skipped")

@@ -50,12 +50,11 @@ class TrainTask(ModelTask):
     def __init__(self, channel: RankChannel, job: Job, shared: Shared) -> None:
         super().__init__(channel, job, shared)
         self.scenario = job.settings_as(TrainScenario)
-        self._epoch = self._first_step = 0
+        self._epoch = self._first_step = self._seen = 0
         self._clock_s = 0.0
         """The training clock at the end of the last epoch."""
         self._traced: list[StepSample] = []
         self._tracker: MetricsTracker | None = None
-        self._seen = 0
 
     def run(self) -> None:
         job, scenario = self.job, self.scenario
@@ -69,8 +68,9 @@ class TrainTask(ModelTask):
         if job.params["resume"] is not None:
             self._restore(Path(job.params["resume"]["folder"]), job.params["resume"]["world_size"])
         if first and job.params["log"] is not None:
-            step = self._epoch * self._steps + self._first_step
-            self._tracker = MetricsTracker(job.params["log"], first_step=step)
+            self._tracker = MetricsTracker(
+                job.params["log"], first_step=self._epoch * self._steps + self._first_step
+            )
         self.channel.gather("built", facts | self._facts(device))
         self._execution = Concurrent(step_timer(device), lambda: None)
         self._train()
@@ -101,11 +101,16 @@ class TrainTask(ModelTask):
         method, scenario = self.job.method, self.scenario
         params = scenario.exchange_params(method)
         flat = FlatGradients(workload.model.named_parameters())
-        freeze_after = method.params.get("freeze_after")
-        exchange = build_exchange(scenario, method.name, params, freeze_after, flat, group)
-        scaler = LossScaler() if scenario.precision == "fp16" else None
-        alone = group.world_size == 1
-        return Trainer(workload, flat, exchange, scaler, scenario, self.say, alone=alone, params=params)
+        return Trainer(
+            workload,
+            flat,
+            build_exchange(scenario, method.name, params, method.params.get("freeze_after"), flat, group),
+            LossScaler() if scenario.precision == "fp16" else None,
+            scenario,
+            self.say,
+            alone=group.world_size == 1,
+            params=params,
+        )
 
     def _facts(self, device: torch.device) -> dict[str, Any]:
         job, workload = self.job, self._workload
@@ -128,8 +133,8 @@ class TrainTask(ModelTask):
         epochs, every = self.scenario.epochs, self.scenario.checkpoint_epochs
         while self._epoch < epochs:
             self._run_epoch()
-            rates = self._rate(self._epoch, self._steps - 1)
-            self._gather("epoch", {"totals": dataclasses.asdict(self._trainer.totals), "rate": rates})
+            totals = dataclasses.asdict(self._trainer.totals)
+            self._gather("epoch", {"totals": totals, "rate": self._rate(self._epoch, self._steps - 1)})
             self._validate()
             self._clock_s += self._trainer.totals.clock_s
             self._trainer.totals = Totals()
@@ -144,9 +149,8 @@ class TrainTask(ModelTask):
         for step in range(self._first_step, self._steps):
             self.step = self._epoch * self._steps + step
             rate = self._rate(self._epoch, step)
-            where = f"step {step + 1} of epoch {self._epoch + 1}"
             before = trainer.totals.predicted_bytes
-            sample = trainer.step(self._execution, rate, where)
+            sample = trainer.step(self._execution, rate, f"step {step + 1} of epoch {self._epoch + 1}")
             self._trace(sample)
             self._log_step(sample, rate, trainer.totals.predicted_bytes - before)
             if step + 1 < self._steps and self._due(self.step + 1):
@@ -171,13 +175,12 @@ class TrainTask(ModelTask):
             found = {"loss": loss, "accuracy": accuracy}
             if self._tracker is not None:
                 totals = self._trainer.totals
-                train = totals.correct / totals.counted if totals.counted else None
                 self._tracker.log(
                     self.step,
                     {
                         "validation/loss": loss,
                         "validation/accuracy": accuracy,
-                        "train/accuracy": train,
+                        "train/accuracy": totals.correct / totals.counted if totals.counted else None,
                         "epoch": self._epoch + 1,
                     },
                 )
@@ -228,18 +231,19 @@ class TrainTask(ModelTask):
         }
         files = write_state(folder, rank_file(rank), state)
         if rank == 0:
-            shared = {"parameters": parameters, "optimizer": trainer.exchange.shared_state()}
-            files |= write_state(folder, SHARED, shared)
-        place = {"epoch": self._epoch, "step": self._first_step, "global_step": done}
-        self._gather("checkpoint", {"files": files, **place})
+            optimizer = trainer.exchange.shared_state()
+            files |= write_state(folder, SHARED, {"parameters": parameters, "optimizer": optimizer})
+        self._gather(
+            "checkpoint",
+            {"files": files, "epoch": self._epoch, "step": self._first_step, "global_step": done},
+        )
 
     def _restore(self, folder: Path, world_size: int) -> None:
         """Go on from ``folder``, which ``world_size`` ranks saved."""
         self.say("loading the checkpoint")
         trainer, rank, device = self._trainer, self.job.rank, self._workload.device
         shared = read_state(folder / SHARED)
-        changed = world_size != self.job.world_size
-        if changed:
+        if world_size != self.job.world_size:
             states = [read_state(folder / rank_file(each)) for each in range(world_size)]
             rule, ranks = self.scenario.resume_residuals, self.job.world_size
             shared["optimizer"] = carried_momentum(
@@ -259,22 +263,18 @@ class TrainTask(ModelTask):
         if trainer.scaler is not None and own["scaler"] is not None:
             trainer.scaler.load_state_dict(own["scaler"])
         trainer.totals = Totals(**own["totals"])
-        self._clock_s, self._epoch = own["clock_s"], own["epoch"]
-        self._first_step = own["step"]
+        self._clock_s, self._epoch, self._first_step = own["clock_s"], own["epoch"], own["step"]
 
     def _trace(self, sample: StepSample) -> None:
         """Keep the first steps after those that warm up."""
         self._seen += 1
-        wanted = self.job.params["trace"]
-        if self._seen > SKIPPED_BEFORE_TRACE and len(self._traced) < wanted:
+        if self._seen > SKIPPED_BEFORE_TRACE and len(self._traced) < self.job.params["trace"]:
             self._traced.append(sample)
 
     def _log_step(self, sample: StepSample, rate: float, sent: int) -> None:
         if self._tracker is None:
             return
-        statistics = None
-        if self.step % STATISTICS_EVERY == 0:
-            statistics = self._trainer.exchange.statistics()
+        wanted = self.step % STATISTICS_EVERY == 0
         phases = Totals()
         phases.add(sample)
         self._tracker.log_step(
@@ -283,5 +283,5 @@ class TrainTask(ModelTask):
             learning_rate=rate,
             phases=phases.phases_s,
             tx_bytes=sent,
-            statistics=statistics,
+            statistics=self._trainer.exchange.statistics() if wanted else None,
         )

@@ -114,8 +114,8 @@ class MetricsTracker:
             "train/batch_accuracy": accuracy,
             "train/learning_rate": learning_rate,
             "bytes/sent": tx_bytes,
+            **{f"time/{phase}": seconds for phase, seconds in (phases or {}).items()},
         }
-        scalars |= {f"time/{phase}": seconds for phase, seconds in (phases or {}).items()}
         if statistics is not None:
             scalars |= {
                 "compression/energy_kept": statistics.energy_kept,
@@ -146,8 +146,7 @@ def _drop_from(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     lines = read_text(path, hint="remove it").splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) < first_step]
-    write_whole("".join(kept), path)
+    write_whole("".join(line for line in lines if _step_of(line) < first_step), path)
 
 
 def _step_of(line: str) -> float:
