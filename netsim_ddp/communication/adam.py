@@ -78,7 +78,9 @@ class CompressedAdam(torch.optim.Optimizer):
         params: dict[str, Any] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        _check_numbers(lr=lr, eps=eps, weight_decay=weight_decay)
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if isinstance(value, bool | str) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r} must be a number of at least 0")
         if isinstance(freeze_after, bool) or not isinstance(freeze_after, int) or freeze_after < 1:
             raise ValueError(
                 f"freeze_after={freeze_after!r} must be a whole number of at least 1: the second moment needs a "
@@ -104,8 +106,10 @@ class CompressedAdam(torch.optim.Optimizer):
         for backend in (self.dense, self.sparse):
             backend.called = type(self).__name__
             backend.caller_s_facts = self._facts
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([parameter for _, parameter in self._named], defaults)
+        super().__init__(
+            [parameter for _, parameter in self._named],
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+        )
         self._decoupled, self._freeze_after = decoupled, freeze_after
         self._skips = self.sparse.params.get("nonfinite") == "skip"
         self._room: dict[Tensor, Tensor] = {}
@@ -183,9 +187,17 @@ class CompressedAdam(torch.optim.Optimizer):
         may be another every step, and is compared whenever the rest is."""
         group = self.param_groups[0]
         lr, eps, decay = (repr(float(group[key])) for key in ("lr", "eps", "weight_decay"))
-        options: Facts = {"lr": lr, "betas": repr(tuple(map(float, group["betas"]))), "eps": eps}
-        options |= {"weight_decay": decay, "decoupled": self._decoupled, "freeze_after": self._freeze_after}
-        return {"CompressedAdam's step": self._steps, "CompressedAdam's options": options}
+        return {
+            "CompressedAdam's step": self._steps,
+            "CompressedAdam's options": {
+                "lr": lr,
+                "betas": repr(tuple(map(float, group["betas"]))),
+                "eps": eps,
+                "weight_decay": decay,
+                "decoupled": self._decoupled,
+                "freeze_after": self._freeze_after,
+            },
+        }
 
     def _find_trained(self) -> None:
         """A parameter that was frozen meanwhile is left alone, with all that belongs to it."""
@@ -273,8 +285,12 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Of this rank: moments, residuals and the number of steps."""
-        more = {"names": [name for name, _ in self._made_for], "steps": self._steps}
-        return {**super().state_dict(), **more, "exchange": copy.copy(self.sparse.state_dict())}
+        return {
+            **super().state_dict(),
+            "names": [name for name, _ in self._made_for],
+            "steps": self._steps,
+            "exchange": copy.copy(self.sparse.state_dict()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved; moments go to the parameters of their names, whatever the order.
@@ -307,14 +323,10 @@ class CompressedAdam(torch.optim.Optimizer):
                     shapes = tuple(found["momentum"].shape), tuple(parameter.shape)
                     raise ValueError(f"{name} was saved with shape {shapes[0]}, and is {shapes[1]} now")
                 moments[place] = found
-        groups = [{**group, "params": list(range(len(ours)))} for group in plain["param_groups"]]
-        return {"state": moments, "param_groups": groups}
-
-
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool | str) or not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a number of at least 0")
+        return {
+            "state": moments,
+            "param_groups": [{**group, "params": list(range(len(ours)))} for group in plain["param_groups"]],
+        }
 
 
 def _can_be_squared(gradient: Tensor) -> bool:

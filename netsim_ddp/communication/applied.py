@@ -32,8 +32,9 @@ class HookCall:
     def __init__(self, bucket: GradBucket) -> None:
         self.buffer, self.gradients = bucket.buffer(), bucket.gradients()
         self.places: list[int] = []
-        devices: list[int | str | torch.device] | None = [self.buffer.device] if self.buffer.is_cuda else None
-        self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+        self.future: torch.futures.Future[Tensor] = torch.futures.Future(
+            devices=[self.buffer.device] if self.buffer.is_cuda else None
+        )
 
     def answer(self) -> None:
         self.future.set_result(self.buffer)
@@ -59,10 +60,9 @@ class Given:
         grad = self.parameter.grad
         if grad is None:
             return self.average
-        if grad is not self._before or grad._version != self._version:
-            return None  # DDP has written to it
-        if grad.data_ptr() == self.bucket.data_ptr():
-            return None  # gradient_as_bucket_view
+        written = grad is not self._before or grad._version != self._version
+        if written or grad.data_ptr() == self.bucket.data_ptr():  # as under gradient_as_bucket_view
+            return None
         return self.average - grad.to(self.average.dtype) / scale
 
 
@@ -81,10 +81,9 @@ class ClearedBetweenSteps:
         """Which of the parameters have had no backward pass since the last step."""
         smallest = sorted((p for p in parameters if p.numel()), key=lambda p: p.numel())[:LOOKED_AT]
         self._count = len(smallest)
-        me = weakref.ref(self)
         for number, parameter in enumerate(smallest):
-            handle = parameter.register_hook(_looks(me, number, weakref.ref(parameter)))  # type: ignore[no-untyped-call]
-            weakref.finalize(self, handle.remove)
+            look = _looks(weakref.ref(self), number, weakref.ref(parameter))
+            weakref.finalize(self, parameter.register_hook(look).remove)  # type: ignore[no-untyped-call]
 
     def step_ended(self) -> None:
         """Gradients hold averages from now on."""

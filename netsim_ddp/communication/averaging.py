@@ -130,8 +130,10 @@ class GradientAveraging(ABC):
 
     def _described(self, methods: Sequence[Method], named: Named, **more: Any) -> Facts:
         """What must be the same on all ranks, of ``methods`` over the parameters ``named``, and ``more``."""
-        steps = [method.steps for method in methods if method.steps is not None]
-        more[STATE] = {"loaded": self._loaded, "steps": steps}
+        more[STATE] = {
+            "loaded": self._loaded,
+            "steps": [method.steps for method in methods if method.steps is not None],
+        }
         return description(self._name, self.params, named, methods, **more)
 
     def _kept(self) -> dict[str, Any] | None:
@@ -170,8 +172,9 @@ class GradientAveraging(ABC):
         warn_of_absent(parked, self._parked, known)
         self._flat, self._built_for, self._methods, self._parked = flat, group, methods, parked
         note_exchange(self, flat.parameters, self._name, self.params)
-        momentum = self.params.get("momentum")
-        self._cleared = ClearedBetweenSteps(flat.parameters, self.between_steps) if momentum else None
+        self._cleared = (
+            ClearedBetweenSteps(flat.parameters, self.between_steps) if self.params.get("momentum") else None
+        )
 
 
 def statistics_of(

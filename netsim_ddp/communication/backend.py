@@ -142,8 +142,8 @@ class DistributedBackend(GradientAveraging):
                 f"{type(self._compressor).__name__} and the buffer do their own arithmetic, without topk's options",
                 hint=f"leave {', '.join(given)} out of params",
             )
-        own = {"ratio": self._compressor.ratio, "feedback": self._buffer is not None}
-        return checked_params(self._name, {**given, **own, "error_buffer": self._buffer})
+        given |= {"ratio": self._compressor.ratio, "feedback": self._buffer is not None}
+        return checked_params(self._name, {**given, "error_buffer": self._buffer})
 
     @property
     def segments(self) -> list[Segment]:
@@ -205,8 +205,7 @@ class DistributedBackend(GradientAveraging):
         if not state:
             return
         saved = self._checked(state, self.group, None)
-        scale = self._loss_scale.now()
-        waiting = apply_alone(saved.merged(RESIDUALS, folded=True), parameters, scale)
+        waiting = apply_alone(saved.merged(RESIDUALS, folded=True), parameters, self._loss_scale.now())
         self._saved = {"method": self._name, "parked": {RESIDUALS: waiting}} if waiting else {}
         self._methods = []
 
@@ -307,8 +306,9 @@ class DistributedBackend(GradientAveraging):
         """Whether compressor and buffer must be called, because netsim's own kernels would do something else."""
         assert self._compressor is not None
         here = None if self._buffer is None else self._buffer.device
-        elsewhere = here is not None and here.type != flat.data.device.type
-        return elsewhere or own_arithmetic(self._compressor, self._buffer)
+        return (here is not None and here.type != flat.data.device.type) or own_arithmetic(
+            self._compressor, self._buffer
+        )
 
     def _stale(self, method: Method) -> bool:
         """Whether what the user handed over is no longer what the method was built for."""

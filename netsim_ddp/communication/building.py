@@ -114,18 +114,18 @@ def description(
     Raises:
         UnusableParameter: as :func:`~netsim_ddp.communication.parameters.trained`.
     """
-    facts: Facts = {"netsim": netsim_ddp.__version__}
-    if entry_of(name).same_torch:
-        facts["torch"] = torch.__version__
-    facts["method"] = name
-    facts[OPTIONS] = resolved(name, params)
-    facts |= more
-    facts[PARAMETERS] = [
-        [name, list(parameter.shape), str(parameter.dtype).removeprefix("torch.")]
-        for name, parameter in trained(named_parameters)
-    ]
-    facts["exchanges"] = [[len(each.flat.parameters), each.collective] for each in methods]
-    return facts
+    return {
+        "netsim": netsim_ddp.__version__,
+        **({"torch": torch.__version__} if entry_of(name).same_torch else {}),
+        "method": name,
+        OPTIONS: resolved(name, params),
+        **more,
+        PARAMETERS: [
+            [name, list(parameter.shape), str(parameter.dtype).removeprefix("torch.")]
+            for name, parameter in trained(named_parameters)
+        ],
+        "exchanges": [[len(each.flat.parameters), each.collective] for each in methods],
+    }
 
 
 def resolved(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,17 +60,13 @@ def same_on_all_ranks(group: Group | None) -> Iterator[Facts]:
         yield facts
     except (NetsimError, ValueError, TypeError, RuntimeError) as error:
         if group is not None and group.world_size > 1 and not isinstance(error, RanksDisagree | RankTimeout):
-            _tell(group, f"{type(error).__name__}: {error}")
+            # The other ranks raise too, if they come here as well, instead of waiting for this one. Its own error
+            # matters more than what they say.
+            with suppress(RanksDisagree, RankTimeout):
+                _Table(group, timeout_s=REFUSED_WAIT_S).verdict(f"{_REFUSED} {type(error).__name__}: {error}")
         raise
     if group is not None:
         compare(group, facts)
-
-
-def _tell(group: Group, refusal: str) -> None:
-    """Have the other ranks raise too, if they come here as well, instead of waiting for this one. Its own error matters
-    more than what they say."""
-    with suppress(RanksDisagree, RankTimeout):
-        _Table(group, timeout_s=REFUSED_WAIT_S).verdict(f"{_REFUSED} {refusal}")
 
 
 def compare(group: Group, facts: Mapping[str, Any]) -> None:
@@ -86,8 +82,7 @@ def compare(group: Group, facts: Mapping[str, Any]) -> None:
     text = json.dumps(facts, default=str)
     if table.verdict(hashlib.sha256(text.encode()).hexdigest()) == _SAME:
         return
-    everybody = [json.loads(each) for each in table.all(text)]
-    raise RanksDisagree(difference(everybody))
+    raise RanksDisagree(difference([json.loads(each) for each in table.all(text)]))
 
 
 def difference(facts: Sequence[Mapping[str, Any]]) -> str:

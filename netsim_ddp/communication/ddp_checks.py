@@ -78,8 +78,7 @@ def _warn_of_second_momentum() -> None:
         if optimizer in seen or getattr(optimizer, "takes_corrected", False):
             return
         for group in optimizer.param_groups:
-            twice = group.get("momentum") and any(_momenta_of(group["params"]))
-            if twice:
+            if group.get("momentum") and any(_momenta_of(group["params"])):
                 seen.add(optimizer)
                 warnings.warn(
                     f"{type(optimizer).__name__} has momentum={group['momentum']:g} for gradients that carry a "
@@ -99,11 +98,9 @@ def wrapper_of(parameters: Iterable[Tensor]) -> DistributedDataParallel | None:
     if not _known:
         return None
     ours = {id(parameter) for parameter in parameters}
-    for ddp in _known:
-        # False once a forward pass has gone by within no_sync().
-        if ddp.require_forward_param_sync and any(id(p) in ours for p in ddp.module.parameters()):
-            return ddp
-    return None
+    # require_forward_param_sync is False once a forward pass has gone by within no_sync().
+    averaging = (ddp for ddp in _known if ddp.require_forward_param_sync)
+    return next((ddp for ddp in averaging if any(id(p) in ours for p in ddp.module.parameters())), None)
 
 
 def check_not_averaged(parameters: Iterable[Tensor], group: Group, what: str) -> None:

@@ -57,8 +57,7 @@ class PeerExchange(Wire):
 
     def _receives(self) -> list[tuple[int, Tensor]]:
         me, ranks = self.group.rank, self.group.world_size
-        peers = [(me - step) % ranks for step in range(1, ranks)]
-        return [(peer, self._incoming[peer]) for peer in peers]
+        return [(peer, self._incoming[peer]) for peer in ((me - step) % ranks for step in range(1, ranks))]
 
     def _sends(self) -> list[tuple[int, Tensor]]:
         me, ranks = self.group.rank, self.group.world_size
@@ -99,13 +98,11 @@ class AnnouncedExchange(PeerExchange):
         with named(self):
             dist.all_to_all_single(heard, told, group=group)
         sizes = heard.tolist()
-        works = dist.batch_isend_irecv(
-            [
-                *(self._operation(dist.irecv, room[: sizes[peer]], peer) for peer, room in self._receives()),
-                *(self._operation(dist.isend, message, peer) for peer, message in self._sends()),
-            ]
-        )
-        self._works = [(None, work) for work in works]
+        operations = [
+            *(self._operation(dist.irecv, room[: sizes[peer]], peer) for peer, room in self._receives()),
+            *(self._operation(dist.isend, message, peer) for peer, message in self._sends()),
+        ]
+        self._works = [(None, work) for work in dist.batch_isend_irecv(operations)]
 
     def _operation(self, kind: Callable[..., dist.Work | None], message: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(kind, message, group=self.group.process_group, group_peer=peer, tag=self._tag)

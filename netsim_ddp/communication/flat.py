@@ -43,8 +43,9 @@ class FlatGradients:
         self.shapes = {name: parameter.shape for name, parameter in named}
         self.kinds = [parameter.dtype for parameter in self.parameters]
         """The types of the parameters; the buffer is float32."""
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.offsets: NDArray[np.int64] = np.concatenate(
+            [[0], np.cumsum([parameter.numel() for parameter in self.parameters])]
+        ).astype(np.int64)
         size, device = int(self.offsets[-1]), devices.pop()
         self.data = torch.zeros(size, dtype=torch.float32, device=device) if data is None else data
         self.views = self.views_of(self.data)

@@ -226,9 +226,9 @@ class HookState(GradientAveraging):
         if group.world_size == 1:
             self._apply_alone(bucket, call, group)
             call.answer()
-            return call.future
-        with own_modes(bucket.buffer().device):
-            self._take(bucket, call, group)
+        else:
+            with own_modes(bucket.buffer().device):
+                self._take(bucket, call, group)
         return call.future
 
     def _take(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
@@ -241,8 +241,11 @@ class HookState(GradientAveraging):
         self._check_dense(bucket)
         self._receive(call, bucket.parameters())
         # The last part waits for the last bucket, whose call waits for everything anyway.
-        last = len(self._cuts) - 1
-        while self._wanted is not None and self._wanted < last and not self._missing[self._wanted]:
+        while (
+            self._wanted is not None
+            and self._wanted < len(self._cuts) - 1
+            and not self._missing[self._wanted]
+        ):
             self._advance()
         if bucket.is_last():
             self._complete()
@@ -369,9 +372,8 @@ class HookState(GradientAveraging):
                 rest = each.not_applied(scale)
                 if rest is not None and rest.numel():
                     part = self._part_of[place]
-                    first = self._cuts[part][0]
-                    method = self._methods[part]
-                    method.keep_back(int(method.flat.offsets[place - first]), rest.reshape(-1))
+                    begin = self._methods[part].flat.offsets[place - self._cuts[part][0]]
+                    self._methods[part].keep_back(int(begin), rest.reshape(-1))
 
     @property
     def skipped(self) -> bool:
@@ -396,9 +398,13 @@ class HookState(GradientAveraging):
         if not self._methods or self._built_for is None:
             waiting = {RESIDUALS: self._waiting} if self._waiting else {}
             return {**found, "parts": [], "parked": waiting}  # nothing has been exchanged
-        found["parked"] = self._parked
-        place = {"rank": self._built_for.rank, "world_size": self._built_for.world_size}
-        return {**found, **place, "parts": [method.state_dict() for method in self._methods]}
+        return {
+            **found,
+            "parked": self._parked,
+            "rank": self._built_for.rank,
+            "world_size": self._built_for.world_size,
+            "parts": [method.state_dict() for method in self._methods],
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {

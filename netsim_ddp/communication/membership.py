@@ -81,14 +81,13 @@ class Membership:
     def _alone(self) -> Group:
         if self._process_group is not None:
             raise RuntimeError("the process group that was given here is destroyed, and there is no other")
-        if self._world_size is not None:
-            if self._world_size != 1:
-                raise RuntimeError(
-                    f"world_size={self._world_size}, and torch.distributed is not initialized: call "
-                    "torch.distributed.init_process_group() before the first exchange"
-                )
-            return Group(0, 1)
-        if (ranks := os.environ.get(WORLD_SIZE, "1")).strip() not in ("", "1"):
+        if self._world_size not in (None, 1):
+            raise RuntimeError(
+                f"world_size={self._world_size}, and torch.distributed is not initialized: call "
+                "torch.distributed.init_process_group() before the first exchange"
+            )
+        ranks = os.environ.get(WORLD_SIZE, "1")
+        if self._world_size is None and ranks.strip() not in ("", "1"):
             raise RuntimeError(
                 f"the environment says {WORLD_SIZE}={ranks}, and torch.distributed is not initialized: call "
                 "torch.distributed.init_process_group() before the first exchange, or unset it to train alone"

@@ -64,8 +64,9 @@ class OwnCompressor(Method):
         count, ranks = len(flat.names), group.world_size
         self._told = [torch.zeros(1 + count, dtype=torch.int64, device=self._wire) for _ in range(ranks)]
         as_bytes = [told.view(torch.uint8) for told in self._told]
-        size = as_bytes[0].numel()
-        self._announce = peer_exchange("announce", group, [as_bytes[group.rank]] * ranks, as_bytes, size)
+        self._announce = peer_exchange(
+            "announce", group, [as_bytes[group.rank]] * ranks, as_bytes, as_bytes[0].numel()
+        )
         self._outgoing = [torch.empty(0, dtype=torch.uint8, device=self._wire)] * ranks
         self._messages = list(self._outgoing)
         self._gather = peer_exchange("gather", group, self._outgoing, self._messages, 8)
@@ -152,9 +153,11 @@ class OwnCompressor(Method):
 
     def statistics(self, *, layers: bool = False) -> Statistics:
         indices, order = torch.cat(self._entries[1]).sort()
-        kept = None
-        if self.buffer is not None:
-            kept = torch.cat([self.buffer[name].reshape(-1).to(indices.device) for name in self.flat.names])
+        kept = (
+            None
+            if self.buffer is None
+            else torch.cat([self.buffer[name].reshape(-1).to(indices.device) for name in self.flat.names])
+        )
         return measure(torch.cat(self._entries[0])[order], indices, kept, self.flat.shapes, layers=layers)
 
     @property

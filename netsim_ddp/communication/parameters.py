@@ -76,14 +76,11 @@ def named_list(
 
 def model_parameters(named_parameters: nn.Module | NamedParameters) -> Named:
     """``named_parameters``, each parameter once, by :func:`without_prefixes`."""
-    given: Named = []
-    seen: set[int] = set()
+    given: dict[int, tuple[str, nn.Parameter]] = {}
     for each in named_list(named_parameters):
-        if id(each[1]) not in seen:  # tied weights, listed twice
-            seen.add(id(each[1]))
-            given.append(each)
-    names = without_prefixes(name for name, _ in given)
-    return [(name, parameter) for name, (_, parameter) in zip(names, given, strict=True)]
+        given.setdefault(id(each[1]), each)  # tied weights are listed twice: the first name counts
+    names = without_prefixes(name for name, _ in given.values())
+    return [(name, parameter) for name, (_, parameter) in zip(names, given.values(), strict=True)]
 
 
 def trained(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Named:

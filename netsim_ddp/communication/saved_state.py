@@ -65,8 +65,11 @@ class Saved:
         hook = "parts" in state and set(state) <= _HOOK
         parts = state["parts"] if hook else [{k: v for k, v in state.items() if k not in own_keys}]
         parked = state.get("parked", {})
-        names = [name for each in (*parts, parked) for kind in BY_NAME for name in (each.get(kind) or ())]
-        unique = list(dict.fromkeys(names))
+        unique = list(
+            dict.fromkeys(
+                name for each in (*parts, parked) for kind in BY_NAME for name in (each.get(kind) or ())
+            )
+        )
         short = dict(zip(unique, without_prefixes(unique), strict=True))
 
         def renamed(each: State) -> dict[str, Any]:
@@ -78,14 +81,19 @@ class Saved:
         own = [renamed(part) for part in parts if part]
         places = [each for each in (state, *own) if "rank" in each]
         rank, size = (places[0]["rank"], places[0]["world_size"]) if places else (None, None)
-        method = state.get("method") or _method_of(own)
-        return cls(method, own, renamed(parked), state.get("options"), rank, size)
+        return cls(
+            state.get("method") or _method_of(own), own, renamed(parked), state.get("options"), rank, size
+        )
 
     @property
     def names(self) -> set[str]:
         """Of all parameters for which something may be pending; a basis is no gradient."""
-        every = (*self.parts, self.parked)
-        return {name for each in every for kind in (RESIDUALS, VELOCITIES) for name in each.get(kind, ())}
+        return {
+            name
+            for each in (*self.parts, self.parked)
+            for kind in (RESIDUALS, VELOCITIES)
+            for name in each.get(kind, ())
+        }
 
     def holds(self, kind: str) -> bool:
         return any(kind in part for part in self.parts)
@@ -256,8 +264,8 @@ def _selection(saved: State, fresh: State, *, same: bool) -> dict[str, Any]:
     """Where the selection stands. What it has learnt of single segments goes on where they are the same ones."""
     budget, selector = saved["budget"], saved["selector"]
     lengths = [each["lowest"].shape if "lowest" in each else None for each in (budget, fresh["budget"])]
-    adapted = "counts" in fresh["budget"]
-    keep = same and (not adapted or (lengths[0] is not None and lengths[0] == lengths[1]))
+    fits = lengths[0] is not None and lengths[0] == lengths[1]
+    keep = same and (fits or "counts" not in fresh["budget"])
     return {
         "budget": {**(budget if keep else fresh["budget"]), "step": budget["step"]},
         "selector": selector if same and set(selector) == set(fresh["selector"]) else fresh["selector"],

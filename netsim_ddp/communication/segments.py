@@ -95,9 +95,8 @@ class Collective(Wire):
         messages: tuple[int, ...],
         sent: Sent | None = None,
     ) -> None:
-        self.operation = operation
-        self._begin, self._payload_bytes, self._messages = begin, payload_bytes, messages
-        self._sent = sent
+        self.operation, self._begin, self._sent = operation, begin, sent
+        self._payload_bytes, self._messages = payload_bytes, messages
         self._work: dist.Work | None = None
 
     def start(self) -> None:
@@ -234,8 +233,7 @@ class Method(ABC):
     finite: the average must still be finite when it is multiplied by the loss's scale."""
 
     def __init__(self, flat: FlatGradients, group: Group) -> None:
-        self.flat = flat
-        self.group = group
+        self.flat, self.group = flat, group
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.flat!r}, rank {self.group.rank} of {self.group.world_size})"

@@ -181,8 +181,7 @@ class SelectedEntries(Method):
             self.residual.copy_(self.flat.data)
         if self.momentum is not None:
             assert self._velocity is not None
-            masked = self.selection.waited(self.indices, self.momentum.masked_wait)
-            self.momentum.keep(self._velocity, masked)
+            self.momentum.keep(self._velocity, self.selection.waited(self.indices, self.momentum.masked_wait))
 
     def roll_back(self) -> None:
         if self._open:
@@ -209,8 +208,11 @@ class SelectedEntries(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """What belongs to this rank of this many: residual, velocity, budget, where its random numbers stand."""
-        place = {"rank": self.group.rank, "world_size": self.group.world_size}
-        state: dict[str, Any] = {**place, "selection": self.selection.state_dict()}
+        state: dict[str, Any] = {
+            "rank": self.group.rank,
+            "world_size": self.group.world_size,
+            "selection": self.selection.state_dict(),
+        }
         if self.buffer is not None:
             state["error_buffer"] = self.buffer.state_dict(self.flat.shapes)
         if self.momentum is not None:

@@ -110,31 +110,40 @@ def check_together(params: Params) -> None:
     Raises:
         UsageError: with the two that do.
     """
-    scope = params.get("scope", "parameter")
-    for option in ("dense_below", "dense_norms", "adaptive"):
-        if scope != "parameter" and params.get(option):
-            raise UsageError(
+    scope, feedback = params.get("scope", "parameter"), params.get("feedback", True)
+    excluded = [
+        *(
+            (
+                scope != "parameter" and params.get(option),
                 f"{option} is about single parameters, scope={scope} selects among all of them at once",
-                hint=f"leave {option} or scope out",
+                f"leave {option} or scope out",
             )
-    for option in ("momentum", "clip"):
-        if params.get(option) and not params.get("feedback", True):
-            raise UsageError(
+            for option in ("dense_below", "dense_norms", "adaptive")
+        ),
+        *(
+            (
+                params.get(option) and not feedback,
                 f"{option} is accumulated in the residual, which feedback=off switches off",
-                hint=f"leave {option} or feedback out",
+                f"leave {option} or feedback out",
             )
-    if params.get("masking") == "on" and not params.get("momentum"):
-        raise UsageError(
+            for option in ("momentum", "clip")
+        ),
+        (
+            params.get("masking") == "on" and not params.get("momentum"),
             "masking=on is about the velocity of entries that are sent, and there is none without momentum",
-            hint="write momentum=0.9 too, or leave masking out",
-        )
-    if "keep" in params and params.get("collective") == "allgather":
-        raise UsageError(
+            "write momentum=0.9 too, or leave masking out",
+        ),
+        (
+            "keep" in params and params.get("collective") == "allgather",
             "keep is about the sums that split-reduce's owners hold, which collective=allgather has none of",
-            hint="leave keep out, or write collective=split",
-        )
-    if scope == "model" and params.get("overlap"):
-        raise UsageError(
+            "leave keep out, or write collective=split",
+        ),
+        (
+            scope == "model" and params.get("overlap"),
             "scope=model selects when the last gradient is there, so it cannot overlap the backward pass",
-            hint="write scope=bucket, or overlap=off",
-        )
+            "write scope=bucket, or overlap=off",
+        ),
+    ]
+    for both_given, problem, hint in excluded:
+        if both_given:
+            raise UsageError(problem, hint=hint)

@@ -115,8 +115,7 @@ class _Bench:
         self.work = self.start.clone()
         self.values = torch.zeros(self.k, device=self.device)
         self.indices = torch.zeros(self.k, dtype=torch.int32, device=self.device)
-        room = plan.codec.capacity(self.k, numel)
-        self.out = torch.zeros(room, dtype=torch.uint8, device=self.device)
+        self.out = torch.zeros(plan.codec.capacity(self.k, numel), dtype=torch.uint8, device=self.device)
         self.message = self.out[:0]
 
     def row(self) -> CodecRow:

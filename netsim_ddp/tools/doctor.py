@@ -93,14 +93,13 @@ def cores() -> Finding:
     found = f"{count} core{'s' * (count != 1)}, load {load:.2f}"
     if memory is not None:
         found += f", {format_bytes(memory)} of memory free"
-    remedies = []
-    if count == 1:
-        remedies.append("use a machine with more cores: ranks that share one wait for each other")
-    if load > max(1.0, 0.5 * count):
-        remedies.append("wait until the other programs here are done: they slow the ranks")
-    if memory is not None and memory < LITTLE_MEMORY:
-        remedies.append("free memory, or run fewer --workers")
-    return Finding("WARN" if remedies else "PASS", found, "; ".join(remedies))
+    advice = {
+        "use a machine with more cores: ranks that share one wait for each other": count == 1,
+        "wait until the other programs here are done: they slow the ranks": load > max(1.0, 0.5 * count),
+        "free memory, or run fewer --workers": memory is not None and memory < LITTLE_MEMORY,
+    }
+    remedy = "; ".join(text for text, needed in advice.items() if needed)
+    return Finding("WARN" if remedy else "PASS", found, remedy)
 
 
 def _version(module: str) -> Finding:
@@ -127,8 +126,11 @@ def kernel() -> Finding:
     if (difference := _difference_to_topk()) is not None:
         return Finding("FAIL", difference, CHECKS["kernel"].remedy)
     if not compiled_kernels():
-        off = f"{KERNELS}=torch: the torch twin selects, as torch.topk does"
-        return Finding("WARN", off, f"unset {KERNELS} for the compiled kernels, several times faster")
+        return Finding(
+            "WARN",
+            f"{KERNELS}=torch: the torch twin selects, as torch.topk does",
+            f"unset {KERNELS} for the compiled kernels, several times faster",
+        )
     if kernels.fused is None:
         return Finding("WARN", "no numba: the torch twin selects, as torch.topk does", "pip install numba")
     if complaints:
@@ -289,8 +291,9 @@ def _train(**values: Any) -> Cell:
     from netsim_ddp.steps import runner
 
     scenario = validate({"workers": 2, "steps": 2, "warmup": 1, "repeats": 1, "timeout": "30s", **values})
-    result = runner.run(scenario, command=["netsim", "doctor"], report=lambda _: None, save=lambda _: None)
-    return result.cells[0]
+    return runner.run(
+        scenario, command=["netsim", "doctor"], report=lambda _: None, save=lambda _: None
+    ).cells[0]
 
 
 def _step(cell: Cell) -> str:
@@ -351,8 +354,7 @@ def run_check(name: str) -> Check:
     try:
         return Check(**json.loads(done.stdout))
     except ValueError:
-        code = done.returncode
-        ended = Exit.of_code(code)
+        ended = Exit.of_code(done.returncode)
         said = done.stderr.decode(errors="replace").strip().splitlines()
         found = f"the check's process: {ended}{', ' + said[-1] if said else ''}"
         return Check(name, "FAIL", time.perf_counter() - begin, found, plan.remedy)

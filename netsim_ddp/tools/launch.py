@@ -86,10 +86,6 @@ def launch_program(
         )
         for rank, before, after in zip(outcome.ranks, counters, counters_after, strict=True)
     ]
-    lost = {
-        "drops": sum(row.drops for row in rows),
-        "retransmits": sum(row.retransmits for row in rows),
-    }
     failed = outcome.first_failure
     endings: list[tuple[Status, bool]] = [
         ("interrupted", outcome.interrupted),
@@ -97,7 +93,7 @@ def launch_program(
         ("failed", failed is not None),
         ("complete", True),
     ]
-    record = Launch(
+    return Launch(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
         status=next(status for status, holds in endings if holds),
@@ -108,10 +104,14 @@ def launch_program(
         program=list(program),
         workers=spec.workers,
         wall_s=outcome.wall_s,
-        link=of_link.model_copy(update=lost),
+        link=of_link.model_copy(
+            update={
+                "drops": sum(row.drops for row in rows),
+                "retransmits": sum(row.retransmits for row in rows),
+            }
+        ),
         ranks=rows,
-    )
-    return record, outcome
+    ), outcome
 
 
 def _hint(error: LinkUnavailable) -> str:

@@ -72,8 +72,7 @@ def probe_link(
         if collectives or not sockets:
             # Ranks measure through their process group; plain sockets' figures, where there are some, stay.
             note("importing torch once for all workers")
-            settings = Settings(threads=1, timeout_s=scenario.timeout_s)
-            with Launcher(link, settings) as launcher:
+            with Launcher(link, Settings(threads=1, timeout_s=scenario.timeout_s)) as launcher:
                 note(f"probing: {'collectives' if found.alone else 'by the workers'}")
                 _take(found, launcher, link, scenario.resolved(), collectives)
         _count(found, before, link.counters())
@@ -94,14 +93,13 @@ def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
 def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:
     pair = launcher.pair if isinstance(launcher, Hub) else link.spec.slowest_pair
     params = {"sockets": bool(found.alone), "collectives": collectives, "pair": pair}
-    jobs = jobs_for(link, scenario, TASK, params)
     counted: list[list[Counters]] = []
 
     def gathered(point: str, values: list[Any]) -> None:
         if point == "counted" and isinstance(launcher, Hub):
             counted.append(launcher.counters(values))
 
-    record = launcher.run(jobs, gathered)[0]
+    record = launcher.run(jobs_for(link, scenario, TASK, params), gathered)[0]
     if counted:
         _count(found, *counted)
     for name, value in Probe.model_validate({**found.model_dump(), **record}):
@@ -127,6 +125,5 @@ def _judged(found: Probe, scenario: Scenario) -> Probe:
         found.link.measured_bps = median(row.samples_bps)
     found.link.host_limited = host_limited(found)
     spec = scenario.link_spec()
-    lossless = spec.loss == 0 and spec.queue_s is None
-    found.off_target = judge(found, lossless=lossless, jitter_s=spec.jitter_s)
+    found.off_target = judge(found, lossless=spec.loss == 0 and spec.queue_s is None, jitter_s=spec.jitter_s)
     return found

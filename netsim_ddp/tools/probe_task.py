@@ -54,8 +54,7 @@ class ProbeTask(Task):
     def run(self) -> None:
         torch.set_num_threads(1)
         self.say("joining the process group")
-        cpu = torch.device("cpu")
-        self.group, _ = join(self.channel, self.job, self.shared, cpu)
+        self.group, _ = join(self.channel, self.job, self.shared, torch.device("cpu"))
         real = self.job.mechanism == "host"
         now = self.job.spec.at_start
         self.spec = targets(self.job.spec, self.job.mechanism)
@@ -83,9 +82,9 @@ class ProbeTask(Task):
 
     def _count(self) -> None:
         """Hand over what this rank's interface has counted, on a real network; elsewhere the command reads it."""
-        real = self.job.mechanism == "host"
         self.channel.gather(
-            "counted", asdict(interface_counters(self.job.endpoint.interface)) if real else None
+            "counted",
+            asdict(interface_counters(self.job.endpoint.interface)) if self.job.mechanism == "host" else None,
         )
 
     def _bulk(self, pairs: Sequence[Pair], runs: int, seconds: float) -> list[Bulk]:
@@ -112,12 +111,11 @@ class ProbeTask(Task):
             told = self.channel.gather("bulk done", [bps, *expected])
             samples.append([float(each[0]) for each in told])
             ceilings.append([each[1] if each[1:] else None for each in told])
-        spec = self.spec
         return [
             Bulk(
                 sender=a,
                 receiver=b,
-                ceiling_bps=median(run[a] or 0.0 for run in ceilings) if spec else None,
+                ceiling_bps=median(run[a] or 0.0 for run in ceilings) if self.spec else None,
                 samples_bps=[run[b] for run in samples],
             )
             for a, b in pairs
@@ -246,8 +244,9 @@ class _Operation:
 
     def wrong(self) -> int:
         """Returns how many elements are not what they should be after the first :meth:`run`."""
-        parts = enumerate(self.gathered)
-        return sum(int((part != self.pattern(rank, self.each)).sum()) for rank, part in parts)
+        return sum(
+            int((part != self.pattern(rank, self.each)).sum()) for rank, part in enumerate(self.gathered)
+        )
 
 
 class _AllReduce(_Operation):

@@ -32,8 +32,9 @@ class BFloat16Exchange(Method):
         size = share * mine.element_size()
         self._scatter = peer_exchange("scatter", group, _bytes(self._rounded), _bytes(self._received), size)
         # Everybody has received what this rank sent of the others' stretches: their means may replace it.
-        answers = [mine.view(torch.uint8)] * ranks
-        self._gather = peer_exchange("gather", group, answers, _bytes(self._rounded), size)
+        self._gather = peer_exchange(
+            "gather", group, [mine.view(torch.uint8)] * ranks, _bytes(self._rounded), size
+        )
 
     def segments(self) -> list[Segment]:
         return [

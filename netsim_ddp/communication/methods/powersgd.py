@@ -305,8 +305,8 @@ def _digest(*tensors: Tensor) -> Tensor:
 
 def _views(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """``buffer`` cut into tensors of ``shapes``."""
-    parts = torch.split(buffer, [shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    sizes = [shape.numel() for shape in shapes]
+    return [part.view(shape) for part, shape in zip(torch.split(buffer, sizes), shapes, strict=True)]
 
 
 def _stacked(
@@ -324,10 +324,9 @@ def _stacked(
 
     groups = [list(group) for _, group in itertools.groupby(sorted(matrices, key=size), key=size)]
     stacks = _views(buffer, [shape(group) for group in groups])
-    single = {
+    return stacks, {
         m.name: stack[i] for group, stack in zip(groups, stacks, strict=True) for i, m in enumerate(group)
     }
-    return stacks, single
 
 
 def orthonormalise(rows: Tensor) -> None:

@@ -53,6 +53,5 @@ def topk(flat: FlatGradients, group: Group, *, collective: str = "auto", **optio
         payload = codec.expected(entry_count(flat.numel, options.get("ratio", 0.01)), flat.numel)
         chosen = choose_collective(group.world_size, payload, group.link_bps, group.round_s)
         collective = "split" if "keep" in options else chosen
-    if collective == "split":
-        return TopKSplitReduce(flat, group, **options)
-    return TopKAllGather(flat, group, **options)
+    method = TopKSplitReduce if collective == "split" else TopKAllGather
+    return method(flat, group, **options)

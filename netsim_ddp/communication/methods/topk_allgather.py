@@ -28,9 +28,13 @@ class TopKAllGather(SelectedEntries):
         device = group.wire_device(flat.data.device)
         self._mailbox = Mailbox(self.codec, self.selection.capacity, flat.numel, device)
         self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
-        mine = [self._messages[group.rank]] * group.world_size
-        expected = self._mailbox.expected_nbytes(self.selection.budget.final)
-        self._gather = peer_exchange("gather", group, mine, self._messages, expected)
+        self._gather = peer_exchange(
+            "gather",
+            group,
+            [self._messages[group.rank]] * group.world_size,
+            self._messages,
+            self._mailbox.expected_nbytes(self.selection.budget.final),
+        )
 
     def _exchange(self) -> list[Segment]:
         k = self.selection.budget.final

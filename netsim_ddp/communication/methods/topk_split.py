@@ -56,8 +56,7 @@ class TopKSplitReduce(SelectedEntries):
         ranks, device, budget = group.world_size, flat.data.device, self.selection.budget
         self.quotas = Quotas(ranks, budget.sizes, budget.stages()[-1])
         self.shares = self.quotas.shares
-        size = self.shares.size(group.rank)
-        self.sums = torch.zeros(size, dtype=torch.float32, device=device)
+        self.sums = torch.zeros(self.shares.size(group.rank), dtype=torch.float32, device=device)
         """What this rank owns, summed over ranks and not yet sent on."""
         self._bounds = torch.from_numpy(self.shares.bounds[group.rank])
         """int64 [L + 1]: the segments of ``sums``."""
@@ -99,18 +98,21 @@ class TopKSplitReduce(SelectedEntries):
         self._answers = [self._down[rank].buffer() for rank in range(ranks)]
         typical = self._up[mine].expected_nbytes(self.quotas.asked(mine, final))
         self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
-        answer = [self._answers[mine]] * ranks
-        expected = self._down[mine].expected_nbytes(int(self.quotas.at(final)[mine].sum()))
-        self._gather = peer_exchange("gather", group, answer, self._answers, expected)
+        self._gather = peer_exchange(
+            "gather",
+            group,
+            [self._answers[mine]] * ranks,
+            self._answers,
+            self._down[mine].expected_nbytes(int(self.quotas.at(final)[mine].sum())),
+        )
 
     def _exchange(self) -> list[Segment]:
         ranks, final = self.group.world_size, self.selection.budget.stages()[-1]
         asked = tuple(self.quotas.asked(rank, final) for rank in range(ranks))
         answered = tuple(self.quotas.at(final).sum(axis=1).tolist())
         own, mine, size = asked[self.group.rank], answered[self.group.rank], self.sums.numel()
-        work = CodecWork((self.flat.numel, int(final.sum())), encoded=asked)
         return [
-            Local("compress", self._compress, work),
+            Local("compress", self._compress, CodecWork((self.flat.numel, int(final.sum())), encoded=asked)),
             self._scatter,
             Local("decompress", self._sum, CodecWork((size, mine), encoded=(mine,), decoded=(own,) * ranks)),
             self._gather,

@@ -204,8 +204,14 @@ class ShapedProcessGroup(ProcessGroupBase):  # type: ignore[misc]
     )
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: object = None) -> dist.Work:
-        sends = [_nbytes([tensor]) for tensor in inputs]
-        return self._run(Operation("alltoall"), "alltoall", outputs, inputs, opts, sends=sends)
+        return self._run(
+            Operation("alltoall"),
+            "alltoall",
+            outputs,
+            inputs,
+            opts,
+            sends=[_nbytes([tensor]) for tensor in inputs],
+        )
 
     def all_to_all_single(
         self,

@@ -35,14 +35,16 @@ FEW = 6
 def builds(context: Context) -> Passed:
     run = Run(context, SMALL)
     for each in run.segments:
-        name = type(each).__name__
         require(
-            isinstance(each, Local | Wire), f"segments() holds a {name}, which is neither a Local nor a Wire"
+            isinstance(each, Local | Wire),
+            f"segments() holds a {type(each).__name__}, which is neither a Local nor a Wire",
         )
     for segment in run.segments:
         if isinstance(segment, Local):
-            known = segment.phase in ("compress", "decompress")
-            require(known, f"a Local's phase is {segment.phase!r}: write compress or decompress")
+            require(
+                segment.phase in ("compress", "decompress"),
+                f"a Local's phase is {segment.phase!r}: write compress or decompress",
+            )
     wires = [each for each in run.segments if isinstance(each, Wire)]
     require(bool(wires), "it has no Wire: nothing is exchanged")
     for wire in wires:

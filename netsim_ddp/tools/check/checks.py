@@ -119,8 +119,9 @@ class CheckRanks:
         """The processes that start ranks with these hashes; made when they are first asked for."""
         if hash_seed not in self._launchers:
             settings = Settings(threads=1, timeout_s=self._timeout_s)
-            launcher = Launcher(self._link, settings, environment={"PYTHONHASHSEED": hash_seed})
-            self._launchers[hash_seed] = self._stack.enter_context(launcher)
+            self._launchers[hash_seed] = self._stack.enter_context(
+                Launcher(self._link, settings, environment={"PYTHONHASHSEED": hash_seed})
+            )
         return self._launchers[hash_seed]
 
     def check(self, name: str, method: MethodSpec) -> Finding:
@@ -155,8 +156,13 @@ class CheckRanks:
         for record in records:
             require(record["passed"] is not False, record["text"])
         aggregate = link.shapes.gso if isinstance(link, TcLink) else None
-        data = [record["data"] for record in records]
-        return _Answers(str(records[0]["text"]), records[0]["passed"], data, counters, aggregate)
+        return _Answers(
+            str(records[0]["text"]),
+            records[0]["passed"],
+            [record["data"] for record in records],
+            counters,
+            aggregate,
+        )
 
 
 Check = Callable[[CheckRanks, MethodSpec], tuple[bool | None, str]]
@@ -223,8 +229,9 @@ def _bytes(ranks: CheckRanks, method: MethodSpec) -> tuple[bool, str]:
                 f" {declared:,.0f}",
             )
             shares.append(sent / declared if declared else 1.0)
-    span = f"{min(shares):.3f} to {max(shares):.3f}"
-    return True, f"what the wires declare is what the link counted ({span} of it)"
+    return True, (
+        f"what the wires declare is what the link counted ({min(shares):.3f} to {max(shares):.3f} of it)"
+    )
 
 
 def _times(ranks: CheckRanks, method: MethodSpec) -> tuple[None, str]:

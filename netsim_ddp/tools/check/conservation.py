@@ -34,8 +34,7 @@ class Totals:
     """Sums, float64 [N], of the ranks' mean gradients (``wanted``) and of a method's averages (``applied``)."""
 
     def __init__(self, numel: int) -> None:
-        self.wanted = torch.zeros(numel, dtype=torch.float64)
-        self.applied = torch.zeros(numel, dtype=torch.float64)
+        self.wanted, self.applied = (torch.zeros(numel, dtype=torch.float64) for _ in range(2))
 
     def add(self, mean: Tensor, average: Tensor) -> None:
         self.wanted += mean
@@ -169,8 +168,10 @@ def scale(context: Context) -> Passed:
         )
         for rank in range(ranks)
     ]
-    finite = all(math.isfinite(value) for value in (all_ranks, *weights))
-    require(finite, "its averages of finite gradients are not finite")
+    require(
+        all(math.isfinite(value) for value in (all_ranks, *weights)),
+        "its averages of finite gradients are not finite",
+    )
     middle, each = median(weights), ", ".join(f"{one:.2f}" for one in weights)
     for rank, weight in enumerate(weights):
         require(

@@ -156,8 +156,9 @@ class Run:
         try:
             average = self.average(gradient)
         except Exception as error:  # noqa: BLE001 - what it raises is the outcome
-            told = f"raised {describe(error)[:120]}"
-            self.context.progress(self.steps, f"waiting for the others, having {told}{self.about}")
+            self.context.progress(
+                self.steps, f"waiting for the others, having raised {describe(error)[:120]}{self.about}"
+            )
             return f"raised {type(error).__name__} in segment {self.last}", None
         if self.method.skipped:
             return "skipped", average

@@ -192,16 +192,17 @@ def _cpu_work(context: Context, run: Run) -> float:
                 for times, work in ((own, segment.run), (bare, functools.partial(_repeat, calls[called]))):
                     context.barrier.wait()
                     times[called].append(_spent(work))
-    faults = [
-        f"{called} takes {here * 1e3:.1f} ms of CPU time in {name}, its bare"
-        f" operations take {there * 1e3:.1f} ms: work belongs into a Local, where it is timed"
-        for called in own
-        for (name, most, spare_s), here, there in zip(
-            CLOCKS, _least(own[called]), _least(bare[called]), strict=True
+    context.agree(
+        *(
+            f"{called} takes {here * 1e3:.1f} ms of CPU time in {name}, its bare"
+            f" operations take {there * 1e3:.1f} ms: work belongs into a Local, where it is timed"
+            for called in own
+            for (name, most, spare_s), here, there in zip(
+                CLOCKS, _least(own[called]), _least(bare[called]), strict=True
+            )
+            if here > most * there + spare_s
         )
-        if here > most * there + spare_s
-    ]
-    context.agree(*faults)
+    )
     return sum(_least(rounds)[0] for rounds in own.values()) * 1e3
 
 

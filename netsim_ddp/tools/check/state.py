@@ -118,8 +118,11 @@ def residual(context: Context) -> Passed:
     elif told > reachable * (1 + RESIDUAL_TOLERANCE) + RESIDUAL_SPARE:
         fault = f"residual_bytes says {told:,} and the method's tensors take {reachable:,} bytes in all"
     context.agree(fault)
-    found = f"{format_bytes(told)}, of {format_bytes(everything)} in its state"
-    return Passed(found if told else "no residual, as it says")
+    return Passed(
+        f"{format_bytes(told)}, of {format_bytes(everything)} in its state"
+        if told
+        else "no residual, as it says"
+    )
 
 
 def _reachable_bytes(run: Run) -> int:

@@ -74,8 +74,7 @@ def measure(
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
             if each_runs[index]:
                 done = sum(len(each) for each in found)
-                text = f"{states[index].name}, run {repeat + 1} of {repeats}"
-                report(Event("progress", text, done, total))
+                report(Event("progress", f"{states[index].name}, run {repeat + 1} of {repeats}", done, total))
                 found[index].append(_run(states[index], asked[index], timeout_s))
         if save is not None:
             save(*merged())
@@ -127,8 +126,9 @@ def _absolute(flag: str, value: str) -> str:
 
 def _run(state: State, words: Sequence[str], timeout_s: float) -> Result:
     """One repeat."""
-    command = ["-c", START, "run", *words, "--repeats", "1", "--json", "-"]
-    ended = state.run(command, timeout_s=timeout_s, doing="netsim run")
+    ended = state.run(
+        ["-c", START, "run", *words, "--repeats", "1", "--json", "-"], timeout_s=timeout_s, doing="netsim run"
+    )
     if ended.code == 0:
         return parse_json(ended.out, source=f"{state.name}: the output of netsim run")
     error = _KINDS.get(ended.code, NetsimError)(f"{state.name}: {ended.last}")

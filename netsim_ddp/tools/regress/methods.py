@@ -95,8 +95,7 @@ def takes(state: State, words: Sequence[str], *, timeout_s: float) -> bool:
 
 def _refusal(state: State, words: Sequence[str], timeout_s: float) -> str | None:
     """Returns why the ``netsim run`` of ``state`` refuses the flags ``words``; None where it takes them."""
-    command = ["-c", START, "run", *_VALIDATE, *words]
-    ended = state.run(command, timeout_s=timeout_s, doing=_IMPORTING)
+    ended = state.run(["-c", START, "run", *_VALIDATE, *words], timeout_s=timeout_s, doing=_IMPORTING)
     return None if ended.code == 0 else ended.last
 
 
@@ -129,8 +128,8 @@ def _available(
         lost = list(methods)
     if not lost:
         return Available()
-    broken = {key: seen[key].why for key in [*map(_key, lost), *([model] if model else [])] if seen[key].why}
-    notes = [f"{key}: {why}" for key, why in broken.items()]
+    keys = dict.fromkeys([*map(_key, lost), *([model] if model else [])])
+    notes = [f"{key}: {seen[key].why}" for key in keys if seen[key].why]
     return Available([text for text in methods if text not in lost], lost, notes)
 
 

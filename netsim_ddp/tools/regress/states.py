@@ -125,8 +125,9 @@ def two_states(ref: str, package: Path | None, modules: Sequence[str] = ()) -> I
     top = Path(_answer(folder, f"{folder} is not in a git repository", hint, "rev-parse", "--show-toplevel"))
     commit, found = _commit(top, ref)
     _clear_after_the_killed(folder)
-    mine = f"{TEMPORARY}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=mine, ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{TEMPORARY}{os.getpid()}-", ignore_cleanup_errors=True
+    ) as temporary:
         tree = Path(temporary).resolve() / "base"
         try:
             # A repository's hooks are for its people's own checkouts.
@@ -134,10 +135,8 @@ def two_states(ref: str, package: Path | None, modules: Sequence[str] = ()) -> I
                 folder, f"cannot check out {found} of {top}", None,
                 "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", "--quiet", str(tree), commit,
             )  # fmt: skip
-            if package is not None:
-                within = [folder.relative_to(top.resolve())]
-            else:
-                within = _folders(top, tree, folder.resolve().relative_to(top.resolve()), modules)
+            here = folder.resolve().relative_to(top.resolve())
+            within = _folders(top, tree, here, modules) if package is None else [here]
             yield (
                 _state(f"base ({found})", tree, within),
                 _state("head", top.resolve(), within),
@@ -150,8 +149,7 @@ def two_states(ref: str, package: Path | None, modules: Sequence[str] = ()) -> I
 def _state(name: str, top: Path, within: Sequence[Path]) -> State:
     own = tuple(top / each for each in within)
     # A user's package does not bring netsim along.
-    netsim = (Path(netsim_ddp.__file__).resolve().parents[1],)
-    return State(name, (*own, *netsim), own)
+    return State(name, (*own, Path(netsim_ddp.__file__).resolve().parents[1]), own)
 
 
 def _folders(top: Path, tree: Path, here: Path, modules: Sequence[str]) -> list[Path]:
