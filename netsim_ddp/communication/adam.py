@@ -221,9 +221,8 @@ class CompressedAdam(torch.optim.Optimizer):
     def _plain(self, group: dict[str, Any]) -> bool:
         """Adam's two moments of the dense average."""
         self.dense.allreduce_gradients(self._given)
-        decay = 0.0 if self._decoupled else group["weight_decay"]
         for _, parameter in self._named:
-            self._gradient(parameter).add_(parameter, alpha=decay)
+            self._gradient(parameter).add_(parameter, alpha=0.0 if self._decoupled else group["weight_decay"])
         # Every rank has the same average, so every rank decides the same.
         if not all(_can_be_squared(self._gradient(parameter)) for _, parameter in self._named):
             if self._skips:

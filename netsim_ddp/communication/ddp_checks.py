@@ -112,8 +112,8 @@ def check_not_averaged(parameters: Iterable[Tensor], group: Group, what: str) ->
     Raises:
         UsageError: it has.
     """
-    ddp = wrapper_of(parameters)
-    if ddp is None or _ranks(ddp.process_group) != _ranks(group.process_group):
+    ddp, ranks_of = wrapper_of(parameters), dist.get_process_group_ranks
+    if ddp is None or ranks_of(ddp.process_group) != ranks_of(group.process_group):
         return
     hooks = [hook for hook, _ in getattr(ddp, "_comm_hooks", [])]
     if hooks and all(hook is noop_hook for hook in hooks):
@@ -152,7 +152,3 @@ def check_corrected(parameters: Iterable[Tensor], momentum: float) -> None:
         hint="write ddp.register_comm_hook(netsim_ddp.HookState(model, momentum="
         f"{momentum:g}), netsim_ddp.method_hook), or use torch.optim.SGD",
     )
-
-
-def _ranks(process_group: dist.ProcessGroup | None) -> list[int]:
-    return dist.get_process_group_ranks(process_group)

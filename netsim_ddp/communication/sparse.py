@@ -155,8 +155,10 @@ class SelectedEntries(Method):
         names = self.flat.names
         if len(names) != self.selection.budget.offsets.numel() - 1 or not 0 <= error.segment < len(names):
             return error
-        what = f"the gradient of {names[error.segment]}, or its sum with what is pending, is not finite"
-        return NonFiniteGradient(what, error.segment)
+        return NonFiniteGradient(
+            f"the gradient of {names[error.segment]}, or its sum with what is pending, is not finite",
+            error.segment,
+        )
 
     def _conclude(self) -> None:
         """The average is there. All ranks have the same, and refuse it alike."""
@@ -208,18 +210,15 @@ class SelectedEntries(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """What belongs to this rank of this many: residual, velocity, budget, where its random numbers stand."""
-        state: dict[str, Any] = {
+        buffer, momentum, counter = self.buffer, self.momentum, self.codec.counter
+        return {
             "rank": self.group.rank,
             "world_size": self.group.world_size,
             "selection": self.selection.state_dict(),
+            **({} if buffer is None else {"error_buffer": buffer.state_dict(self.flat.shapes)}),
+            **({} if momentum is None else {"velocity": momentum.state_dict()}),
+            **({} if counter is None else {"rounding": counter}),
         }
-        if self.buffer is not None:
-            state["error_buffer"] = self.buffer.state_dict(self.flat.shapes)
-        if self.momentum is not None:
-            state["velocity"] = self.momentum.state_dict()
-        if self.codec.counter is not None:
-            state["rounding"] = self.codec.counter
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.

@@ -208,8 +208,11 @@ def netem() -> Finding:
         return Finding("WARN", f"not tried without tc: {error.message}", "see tc above: netem needs it")
     if refusal is None:
         return Finding("PASS", "a 1 ms delay was added inside a namespace")
-    said = refusal.splitlines()[0].removeprefix("Error: ")
-    return Finding("WARN", f"tc refuses: {said}", CHECKS["netem"].remedy)
+    return Finding(
+        "WARN",
+        f"tc refuses: {refusal.splitlines()[0].removeprefix('Error: ')}",
+        CHECKS["netem"].remedy,
+    )
 
 
 _NETEM = "qdisc add dev lo root netem delay 1ms"
@@ -349,8 +352,13 @@ def run_check(name: str) -> Check:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        found = f"no answer within {plan.deadline_s:g} s"
-        return Check(name, "FAIL", time.perf_counter() - begin, found, f"try again: netsim doctor {name}")
+        return Check(
+            name,
+            "FAIL",
+            time.perf_counter() - begin,
+            f"no answer within {plan.deadline_s:g} s",
+            f"try again: netsim doctor {name}",
+        )
     try:
         return Check(**json.loads(done.stdout))
     except ValueError:

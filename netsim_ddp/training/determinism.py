@@ -35,7 +35,7 @@ def capture(device: torch.device) -> dict[str, Any]:
     """Returns the state of every generator, as plain values and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
+    return {
         "torch": torch.get_rng_state(),
         "numpy": [
             str(name),
@@ -45,10 +45,8 @@ def capture(device: torch.device) -> dict[str, Any]:
             float(cached),
         ],
         "python": [version, list(words), gauss],
+        **({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
     }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
 
 
 def restore(state: Mapping[str, Any], device: torch.device) -> None:

@@ -116,8 +116,9 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
             f"the method's state ({', '.join(sorted(unknown))}) belongs to the ranks it was saved on",
             hint=f"go on with {len(states)} workers",
         )
-    left_out = ("sums", "shares", "rounding", "parked")
-    state = {key: value for key, value in first.items() if key not in left_out}
+    state = {
+        key: value for key, value in first.items() if key not in ("sums", "shares", "rounding", "parked")
+    }
     if first.get("parked"):
         state["parked"] = _parked(states, rule)
     if "rank" in state:

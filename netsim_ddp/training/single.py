@@ -152,7 +152,6 @@ class Training:
         totals = [value["totals"] for value in self._epoch]
         batches = sum(each["batches"] for each in totals)
         counted = sum(each["counted"] for each in totals)
-        before = self.history[-1].elapsed_s if self.history else 0.0
         if self._link.mechanism == "none":  # nothing counts there: the method's formula, headers included
             self._tx_epoch = [each["predicted_bytes"] for each in totals]
             self._tx_total = [a + b for a, b in zip(self._tx_total, self._tx_epoch, strict=True)]
@@ -166,7 +165,7 @@ class Training:
             train_accuracy=sum(each["correct"] for each in totals) / counted if counted else None,
             validation_loss=validated["loss"],
             validation_accuracy=validated["accuracy"],
-            elapsed_s=before + totals[0]["clock_s"],
+            elapsed_s=(self.history[-1].elapsed_s if self.history else 0.0) + totals[0]["clock_s"],
             tx_bytes=max(self._tx_epoch),
             skipped_steps=totals[0]["skipped"],
             phases_s=totals[0]["phases_s"],

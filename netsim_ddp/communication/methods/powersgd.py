@@ -271,10 +271,11 @@ class PowerSGD(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residual, and the Q that all ranks start the next step from."""
-        state: dict[str, Any] = {"q": {name: start.clone() for name, start in self._start.items()}}
-        if self.buffer is not None:
-            state["error_buffer"] = self.buffer.state_dict(self.flat.shapes)
-        return state
+        buffer = self.buffer
+        return {
+            "q": {name: start.clone() for name, start in self._start.items()},
+            **({} if buffer is None else {"error_buffer": buffer.state_dict(self.flat.shapes)}),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved.

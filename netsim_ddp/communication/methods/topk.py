@@ -51,7 +51,10 @@ def topk(flat: FlatGradients, group: Group, *, collective: str = "auto", **optio
     if collective == "auto":
         codec = Codec(**{key: options[key] for key in ("values", "indices") if key in options})
         payload = codec.expected(entry_count(flat.numel, options.get("ratio", 0.01)), flat.numel)
-        chosen = choose_collective(group.world_size, payload, group.link_bps, group.round_s)
-        collective = "split" if "keep" in options else chosen
+        collective = (
+            "split"
+            if "keep" in options
+            else choose_collective(group.world_size, payload, group.link_bps, group.round_s)
+        )
     method = TopKSplitReduce if collective == "split" else TopKAllGather
     return method(flat, group, **options)

@@ -145,8 +145,11 @@ def _computing(run: Run, recorder: Recorder) -> Iterator[str]:
         for called, segment in run.wires(10 + step):
             yield from counted(f"start() of {called}", segment.start)
             yield from counted(f"finish() of {called}", segment.finish)
-            payload = functools.partial(getattr, segment, "payload_bytes")
-            yield from counted(f"messages() or payload_bytes of {called}", segment.messages, payload)
+            yield from counted(
+                f"messages() or payload_bytes of {called}",
+                segment.messages,
+                functools.partial(getattr, segment, "payload_bytes"),
+            )
         yield from counted("`average`", lambda: run.method.average)
 
 

@@ -138,8 +138,9 @@ def _those_of(state: State, keys: Sequence[str], models: Sequence[str], timeout_
     known = [key for key in keys if key not in references]
     found = dict.fromkeys(known, _Seen(True))
     if state.is_netsim:
-        flags = {key: "--model" if key in models else "--method" for key in known}
-        found |= _built_in(state, flags, timeout_s)
+        found |= _built_in(
+            state, {key: "--model" if key in models else "--method" for key in known}, timeout_s
+        )
     return found | _imported(state, references, timeout_s)
 
 
