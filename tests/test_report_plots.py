@@ -182,7 +182,7 @@ def test_bars_add_up_to_the_step() -> None:
     for plot in all_plots(collection(sweep())):
         if isinstance(plot, Bars):
             for bar in plot.bars:
-                assert math.fsum(bar.phases) == pytest.approx(bar.total)
+                assert math.fsum(bar.phases) == pytest.approx(bar.step.median * 1e3)
 
 
 def test_a_method_keeps_its_colour_and_no_two_look_alike() -> None:

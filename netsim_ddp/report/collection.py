@@ -6,9 +6,10 @@ execution and whatever else the file's matrix varies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from netsim_ddp.report.assumptions import assumed, assumptions
 from netsim_ddp.results.identity import COMPUTE_AXES, groups
@@ -16,6 +17,16 @@ from netsim_ddp.results.labels import Labels, axis_labels, clean, link_label, mo
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import is_dense, summarise
 from netsim_ddp.results.training import summarise_training
+
+ItemType = TypeVar("ItemType")
+
+
+def grouped(items: Iterable[ItemType], key: Callable[[ItemType], object]) -> list[list[ItemType]]:
+    """Returns ``items`` in lists of equal ``key``, in the order in which the keys first appear."""
+    found: dict[object, list[ItemType]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,8 @@ class Collection:
         workers = sorted({entry.cell.workers for entry in self.entries})
         kinds = {source.result.kind for source in self.sources}
         what = "training" if kinds == {"training"} else "step times"
-        parts = [", ".join(models) or "no cells", what]
-        if workers:
-            parts.append(workers_label(*workers))
-        return " | ".join(parts)
+        counts = [workers_label(*workers)] if workers else []
+        return " | ".join([", ".join(models) or "no cells", what, *counts])
 
     def _titles(self, firsts: Sequence[tuple[Source, Cell]]) -> list[list[str]]:
         """What each block has that not all others have as well."""

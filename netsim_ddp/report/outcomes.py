@@ -33,20 +33,13 @@ def rows(block: Block) -> list[tuple[str, ...]]:
 def sentences(block: Block) -> list[str]:
     """``topk: 86.6±0.4% after 5 epochs, -0.2±0.5 points to dense: within 1 point; 4.9 MB sent per rank, 3.1 s.``"""
     found = []
-    for entry in block.entries:
-        if _last(entry):
-            label, _, epochs, accuracy, difference, verdict, loss, share, sent, _, took, _ = _row(entry)
-            reached = f"loss {loss}" if accuracy == DASH else f"{accuracy}%"
-            plural = "" if epochs == "1" else "s"
-            beside = ""
-            if difference != DASH:
-                loss_too = "" if share == DASH else f" and {share}% validation loss"
-                beside = (
-                    f", {difference} points{loss_too} to dense{'' if verdict == DASH else f': {verdict}'}"
-                )
-            found.append(
-                f"{label}: {reached} after {epochs} epoch{plural}{beside}; {sent} sent per rank, {took}."
-            )
+    for label, _, epochs, accuracy, difference, verdict, loss, share, sent, _, took, _ in rows(block):
+        reached = f"loss {loss}" if accuracy == DASH else f"{accuracy}%"
+        text = f"{label}: {reached} after {epochs} epoch{'' if epochs == '1' else 's'}"
+        if difference != DASH:
+            loss_too = "" if share == DASH else f" and {share}% validation loss"
+            text += f", {difference} points{loss_too} to dense{'' if verdict == DASH else f': {verdict}'}"
+        found.append(f"{text}; {sent} sent per rank, {took}.")
     if found and all(entry.cell.workers == 1 for entry in block.entries):
         found.append(ALONE)
     return found
@@ -58,15 +51,11 @@ def _last(entry: Entry) -> list[EpochRecord]:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     last = _last(entry)
-    sent = fmean(
-        sum(epoch.tx_bytes for epoch in repeat.epochs) for repeat in entry.cell.repeats if repeat.epochs
-    )
     epochs = sorted({epoch.epoch for epoch in last})
     summary = entry.cell.training
-    reached, fewer, verdict = DASH, DASH, None
+    reached = fewer = DASH
     if summary is not None:
-        verdict = summary.verdict
-        if summary.wire_reduction and verdict != "baseline":
+        if summary.wire_reduction and summary.verdict != "baseline":
             fewer = f"{summary.wire_reduction:.3g}x"
         if summary.time_to_accuracy_s is not None:
             reached = format_duration(summary.time_to_accuracy_s)
@@ -81,7 +70,9 @@ def _row(entry: Entry) -> tuple[str, ...]:
         _verdict(summary),
         _mean([epoch.validation_loss for epoch in last], 1.0, 4),
         DASH if summary is None else points(summary.loss_difference_percent),
-        format_bytes(sent),
+        format_bytes(
+            fmean(sum(epoch.tx_bytes for epoch in each.epochs) for each in entry.cell.repeats if each.epochs)
+        ),
         fewer,
         format_duration(fmean(epoch.elapsed_s for epoch in last)),
         reached,
@@ -93,9 +84,8 @@ def _verdict(summary: TrainingSummary | None) -> str:
         return DASH
     if too_few(summary):
         return f"too few seeds, a claim needs {summary.seeds_needed}"
-    if summary.verdict == "within" and summary.difference_points is not None:
-        return "within 1 point"
-    return str(summary.verdict)
+    within = summary.verdict == "within" and summary.difference_points is not None
+    return "within 1 point" if within else str(summary.verdict)
 
 
 def _mean(values: Sequence[float | None], scale: float, digits: int) -> str:

@@ -49,13 +49,13 @@ def methods_page() -> str:
         "`--method NAME,option=value,...`. What they mean together, and in Python: [methods.md](../methods.md).\n",
     ]
     for name, entry in METHODS.items():
-        parts.append(f"## `{name}`\n\n{entry.about[:1].upper()}{entry.about[1:]}.\n")
-        parts.append("\n".join(f"- {label}: {text}" for label, text in facts(entry).items()) + "\n")
         rows = [
             f"| `{key}` | {taken_by(option)} | {default_of(option)} | {option.meaning} |"
             for key, option in entry.options.items()
         ]
-        parts.append(
-            "\n".join(["| option | takes | default | what it does |", "|---|---|---|---|", *rows]) + "\n"
-        )
+        parts += [
+            f"## `{name}`\n\n{entry.about[:1].upper()}{entry.about[1:]}.\n",
+            "\n".join(f"- {label}: {text}" for label, text in facts(entry).items()) + "\n",
+            "\n".join(["| option | takes | default | what it does |", "|---|---|---|---|", *rows]) + "\n",
+        ]
     return "\n".join(parts)

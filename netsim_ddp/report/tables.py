@@ -90,31 +90,33 @@ def columns_without(dropped: frozenset[str], step_header: str, *, replayed: bool
     def phases(name: str, header: str, *fields: str) -> Column[Row]:
         return Column(name, header, lambda row: row.phase(*fields))
 
-    compress = phases("compr", "compr", "compress_s")
-    communicate = phases("comm", "comm", "communicate_s")
-    other = phases("other", "other", "other_s")
-    if "wait" in dropped:
-        communicate = phases("comm", "comm\n+wait", "communicate_s", "wait_s")
-    if "opt" in dropped:
-        other = phases("other", "opt\n+oth", "optimizer_s", "other_s")
-    if "decmp" in dropped:
-        compress = phases("compr", "codec", "compress_s", "decompress_s")
+    joined = {
+        "compr": ("codec", "compress_s", "decompress_s") if "decmp" in dropped else ("compr", "compress_s"),
+        "comm": ("comm\n+wait", "communicate_s", "wait_s")
+        if "wait" in dropped
+        else ("comm", "communicate_s"),
+        "other": ("opt\n+oth", "optimizer_s", "other_s") if "opt" in dropped else ("other", "other_s"),
+    }
     columns = [
         Column("method", "method", lambda row: row.name, "left"),
         phases("compute", "compute", "compute_s"),
-        compress,
-        communicate,
+        phases("compr", *joined["compr"]),
+        phases("comm", *joined["comm"]),
         phases("wait", "wait", "wait_s"),
         phases("decmp", "decmp", "decompress_s"),
         phases("opt", "opt", "optimizer_s"),
-        other,
+        phases("other", *joined["other"]),
         Column("step", step_header, lambda row: milliseconds(row.summary.step_s)),
         phases("hidden", "hidden\ncomm", "hidden_s"),
         Column("elapsed", "serial\nhere", _elapsed),
         Column("eff", "eff", lambda row: f"{row.summary.efficiency:.0%}"),
         Column("sent", "sent\nMB", lambda row: _megabytes(row.summary.tx_bytes_per_step)),
         Column("payload", "payload\nMB", lambda row: _megabytes(row.summary.payload_bytes_per_step)),
-        Column("reduction", "fewer\nbytes", lambda row: _reduction(row.summary)),
+        Column(
+            "reduction",
+            "fewer\nbytes",
+            lambda row: times(row.summary.wire_reduction) if row.summary.wire_reduction else DASH,
+        ),
         Column("dense16", "vs 16b\ndense", lambda row: row.versus("dense16")),
         Column("overlapped", "vs ovl\ndense", lambda row: row.versus("overlapped")),
         Column("speedup", "vs\ndense", lambda row: row.versus("plain")),
@@ -138,10 +140,6 @@ def _megabytes(count: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.2f}"
 
 
-def _reduction(summary: Summary) -> str:
-    return times(summary.wire_reduction) if summary.wire_reduction else DASH
-
-
 def _loss(summary: Summary) -> str:
     if summary.first_loss is None or summary.last_loss is None:
         return DASH
@@ -154,11 +152,11 @@ def rows_of(cells: Sequence[Cell], name: Callable[[Cell], str]) -> list[Row]:
     for cell in cells:
         if cell.summary is None:
             continue
-        rivals: dict[Rival, Interval] = {}
-        for rival in RIVALS:
-            other = held_against(cell, cells, rival)
-            if other and other.summary:
-                rivals[rival] = other.summary.step_s
+        rivals = {
+            rival: other.summary.step_s
+            for rival in RIVALS
+            if (other := held_against(cell, cells, rival)) and other.summary
+        }
         rows.append(Row(cell, cell.summary, name(cell), rivals))
     return rows
 

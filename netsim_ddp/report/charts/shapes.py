@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netsim_ddp.report.collection import Collection, Entry
+from netsim_ddp.report.collection import Collection, Entry, grouped
 from netsim_ddp.report.labels import milliseconds
 from netsim_ddp.results.identity import CurveAxis, curve_rules, curve_setting
 from netsim_ddp.results.labels import model_label, workers_label
@@ -20,17 +20,13 @@ PHASE_NAMES = tuple(name.removesuffix("_s") for name in PHASES)
 
 @dataclass(frozen=True)
 class Bar:
-    """One method's step: ``phases`` in ms, in the order of ``PHASE_NAMES``; they add up to ``total``."""
+    """One method's step: ``phases`` in ms, in the order of ``PHASE_NAMES``; they add up to the median of ``step``."""
 
     label: str
     colour: str
     dashed: bool
     phases: tuple[float, ...]
     step: Interval
-
-    @property
-    def total(self) -> float:
-        return self.step.median * 1e3
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,6 @@ class Series:
     formula: tuple[tuple[float, float], ...] = ()
     curve: tuple[tuple[float, float], ...] = ()
     model: tuple[tuple[float, float], ...] = ()
-    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,26 +146,21 @@ def series(entry: Entry, points: Iterable[Point]) -> Series:
 
 
 def by_label(entries: Iterable[Entry]) -> list[list[Entry]]:
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.label, []).append(entry)
-    return list(found.values())
+    return grouped(entries, lambda entry: entry.label)
 
 
 def panels_of(collection: Collection, *, without: CurveAxis) -> list[list[Entry]]:
     """Entries that share everything but ``without``. Files join one panel only where none repeats what another has."""
-    panels: dict[object, list[Entry]] = {}
-    for entry in collection.entries:
-        rules = curve_rules(entry.cell, entry.source.result).items()
-        panels.setdefault((curve_setting(entry.cell, without), *rules), []).append(entry)
+
+    def setting(entry: Entry) -> object:
+        return curve_setting(entry.cell, without), *curve_rules(entry.cell, entry.source.result).items()
+
     found = []
-    for panel in panels.values():
-        by_file: dict[int, list[Entry]] = {}
-        for entry in panel:
-            by_file.setdefault(id(entry.source), []).append(entry)
-        places = [{_position(entry, without) for entry in entries} for entries in by_file.values()]
-        shared = len(set().union(*places)) < sum(len(each) for each in places)
-        found += list(by_file.values()) if shared else [panel]
+    for panel in grouped(collection.entries, setting):
+        by_file = grouped(panel, lambda entry: id(entry.source))
+        positions = [{_position(entry, without) for entry in entries} for entries in by_file]
+        shared = len(set().union(*positions)) < sum(len(each) for each in positions)
+        found += by_file if shared else [panel]
     return found
 
 

@@ -66,11 +66,8 @@ def _training(block: Block, entries: Sequence[Entry]) -> list[Chart]:
     note = ("Bytes are charged by the bucket, not measured.",) if charged(entries) else ()
     seeds = sorted({sum(bool(repeat.epochs) for repeat in entry.cell.repeats) for entry in entries})
     counts = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
-    spread: tuple[str, ...] = (
-        f"Means of {counts} seeds; the whiskers reach from the lowest to the highest.",
-    )
-    if seeds[-1] == 1:
-        spread = ()
+    means = f"Means of {counts} seeds; the whiskers reach from the lowest to the highest."
+    spread = () if seeds[-1] == 1 else (means,)
     axes: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
         ("bytes", "MB sent per rank", True, note),
         ("time", "seconds of training", False, ()),

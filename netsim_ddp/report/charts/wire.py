@@ -56,27 +56,30 @@ def bytes_over_workers(collection: Collection) -> list[Chart]:
         notes[0] += f", all-gathers {GROWTH['gather'][0]} x." if gathers else "."
         if charged(panel):
             notes.append("Bytes are charged by the bucket, not measured.")
-        chart = Chart(
-            key="bytes",
-            kind="bytes against workers",
-            title=panel_title(panel[0], workers=False),
-            x_label="workers",
-            y_label="MB sent per rank and step",
-            series=tuple(series),
-            x_log=True,
-            y_log=True,
-            notes=tuple(notes),
-            x_ticks=ticks,
+        charts.append(
+            (
+                [link],
+                Chart(
+                    key="bytes",
+                    kind="bytes against workers",
+                    title=panel_title(panel[0], workers=False),
+                    x_label="workers",
+                    y_label="MB sent per rank and step",
+                    series=tuple(series),
+                    x_log=True,
+                    y_log=True,
+                    notes=tuple(notes),
+                    x_ticks=ticks,
+                ),
+            )
         )
-        charts.append(([link], chart))
     return [_titled(chart, links) for links, chart in charts]
 
 
 def _titled(chart: Chart, links: Sequence[str]) -> Chart:
     names = ", ".join(dict.fromkeys(links))
     same = f" (the same within {SAME_BYTES:.0%})" if len(links) > 1 else ""
-    title = f"{chart.title}, {names}{same}" if chart.title else f"{names}{same}"
-    return replace(chart, title=title)
+    return replace(chart, title=f"{chart.title}, {names}{same}")
 
 
 def _bytes_series(entries: Sequence[Entry]) -> Series | None:
@@ -112,13 +115,9 @@ def _powers(above: float, most: int) -> list[int]:
 
 
 def _same_bytes(known: Sequence[Series], new: Sequence[Series]) -> bool:
-    if [one.label for one in known] != [one.label for one in new]:
+    if [(one.label, len(one.points)) for one in known] != [(one.label, len(one.points)) for one in new]:
         return False
-    pairs = [
-        (a, b)
-        for one, other in zip(known, new, strict=True)
-        for a, b in zip(one.points, other.points, strict=False)
-    ]
-    return all(a.x == b.x and abs(a.y - b.y) <= SAME_BYTES * max(a.y, b.y) for a, b in pairs) and all(
-        len(one.points) == len(other.points) for one, other in zip(known, new, strict=True)
+    points = ([point for one in each for point in one.points] for each in (known, new))
+    return all(
+        a.x == b.x and abs(a.y - b.y) <= SAME_BYTES * max(a.y, b.y) for a, b in zip(*points, strict=True)
     )

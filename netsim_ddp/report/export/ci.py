@@ -28,15 +28,8 @@ def github_benchmark(collection: Collection) -> str:
         step: dict[str, Any] = {"name": f"{name}: step", "unit": "ms", "value": summary.step_s.median * 1e3}
         if half := half_width(summary.step_s):
             step["range"] = f"± {half * 1e3:.3g}"
-        rows.append({**step, "extra": clean(extra)})
-        rows.append(
-            {
-                "name": f"{name}: sent",
-                "unit": "B/step",
-                "value": summary.tx_bytes_per_step,
-                "extra": clean(extra),
-            }
-        )
+        sent = {"name": f"{name}: sent", "unit": "B/step", "value": summary.tx_bytes_per_step}
+        rows += [{**each, "extra": clean(extra)} for each in (step, sent)]
     return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -70,12 +70,11 @@ def write(collection: Collection, folder: Path, formats: Sequence[str]) -> list[
         UsageError: the folder cannot be made or written to; and as :func:`needs`.
     """
     needs(formats)
-    plots = all_plots(collection)
     looks = Looks(collection.colours, [entry.colour for entry in collection.entries if entry.dense])
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for plot in plots:
+        for plot in all_plots(collection):
             for name in dict.fromkeys(formats):
                 path = folder / f"{plot.key}.{name}"
                 if name == "svg":

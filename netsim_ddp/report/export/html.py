@@ -50,8 +50,7 @@ _STYLE = (
 def page(collection: Collection) -> str:
     """The whole page."""
     plots = all_plots(collection)
-    dense = [entry.colour for entry in collection.entries if entry.dense]
-    looks = Looks(collection.colours, dense)
+    looks = Looks(collection.colours, [entry.colour for entry in collection.entries if entry.dense])
     body = (
         tag("svg", hatches(), width="0", height="0", style="position:absolute", aria_hidden="true"),
         _header(collection),
@@ -62,8 +61,16 @@ def page(collection: Collection) -> str:
         _numbers(collection),
         _links(collection),
         _warnings(collection),
-        _environment(collection),
-        _again(collection),
+        tag(
+            "section",
+            tag("h2", "Environment"),
+            (_table(facts.environment(source), words=True) for source in collection.sources),
+        ),
+        tag(
+            "section",
+            tag("h2", "Measure it again"),
+            (tag("pre", tag("code", line)) for source in collection.sources for line in facts.again(source)),
+        ),
     )
     head = tag(
         "head",
@@ -85,8 +92,7 @@ def _header(collection: Collection) -> Markup:
         parts = [source.name, result.created_utc]
         if result.model_parameters:
             parts.append(f"{count_of(result.model_parameters)} parameters")
-        cells = len(result.cells)
-        parts.append(f"{cells} cell{'' if cells == 1 else 's'}")
+        parts.append(f"{len(result.cells)} cell{'' if len(result.cells) == 1 else 's'}")
         if result.status != "complete":
             parts.append(f"status: {result.status}")
         lines.append(tag("p", " | ".join(parts), class_="dim" if result.status == "complete" else "warn"))
@@ -96,18 +102,16 @@ def _header(collection: Collection) -> Markup:
 
 
 def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
-    found = facts.answers(collection, plots)
-    several = len(collection.sources) > 1
     said: list[Markup] = []
     missing: list[Markup] = []
     for source in collection.sources:
         lines = facts.sentences(source, collection.blocks)
-        if several and lines:
+        if lines and len(collection.sources) > 1:
             said.append(tag("h3", source.name))
         # A reader of a page of many links must not have to unfold what is missing.
         missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
         said += [tag("p", line) for line in lines if not facts.is_gap(line)]
-    first = [_table(each, words=True) for each in found]
+    first = [_table(each, words=True) for each in facts.answers(collection, plots)]
     if len(said) > _OPEN_LINES:
         said = [tag("details", tag("summary", f"Place by place, {len(said)} sentences"), said)]
     if not first and not said and not missing:
@@ -150,19 +154,14 @@ def _numbers(collection: Collection) -> Markup:
     trained = facts.trained(collection.blocks)
     blocks = measured_blocks(collection.blocks)
     shown = trained + [block_table(block, frozenset(), replayed=True) for block in blocks]
-    tables = [_table(each) for each in shown]
-    if not tables:
+    if not shown:
         return Markup("")
+    tables = [_table(each) for each in shown]
     inner: Child = tables
     if len(tables) > _OPEN_BLOCKS:
         inner = tag("details", tag("summary", f"{len(tables)} tables, one for each link"), tables)
-    words = []
-    if trained:
-        words.append(outcomes.NOTE)
-    if blocks:
-        words.append(
-            "Times are ms per step of the slowest rank; phases add up to the step. MB per rank and step."
-        )
+    steps = "Times are ms per step of the slowest rank; phases add up to the step. MB per rank and step."
+    words = [outcomes.NOTE] * bool(trained) + [steps] * bool(blocks)
     return tag("section", tag("h2", "Numbers"), (tag("p", line, class_="dim") for line in words), inner)
 
 
@@ -179,20 +178,9 @@ def _warnings(collection: Collection) -> Markup:
     if not found:
         return Markup("")
     items = tag("ul", (tag("li", warning) for warning in found))
-    inner = items
-    if len(found) > _OPEN_LINES:
-        inner = tag("details", tag("summary", f"{len(found)} warnings"), items)
+    folded = tag("details", tag("summary", f"{len(found)} warnings"), items)
+    inner = folded if len(found) > _OPEN_LINES else items
     return tag("section", tag("h2", "Warnings"), inner, class_="warnings")
-
-
-def _environment(collection: Collection) -> Markup:
-    tables = [_table(facts.environment(source), words=True) for source in collection.sources]
-    return tag("section", tag("h2", "Environment"), tables)
-
-
-def _again(collection: Collection) -> Markup:
-    lines = [tag("pre", tag("code", line)) for source in collection.sources for line in facts.again(source)]
-    return tag("section", tag("h2", "Measure it again"), lines)
 
 
 def _table(shown: Table, *, words: bool = False) -> Markup:

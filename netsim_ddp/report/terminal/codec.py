@@ -21,10 +21,10 @@ _HEADERS = (
 
 def render_codec_times(times: CodecTimes, console: Console) -> None:
     """Print ``times``: one table for each device, number of threads and input."""
-    rounds = max(len(row.select_s) for row in times.rows)
     print_line(
         console,
-        f"values {times.values}, indices {times.indices} | ms, median of {rounds} interleaved rounds",
+        f"values {times.values}, indices {times.indices} | ms, median of "
+        f"{max(len(row.select_s) for row in times.rows)} interleaved rounds",
     )
     for (device, threads, name), rows in groupby(
         times.rows, key=lambda row: (row.device, row.threads, row.input)

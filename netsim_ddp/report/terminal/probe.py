@@ -34,10 +34,8 @@ def render_probe(probe: Probe, console: Console) -> None:
 def _header(probe: Probe) -> str:
     link = probe.link
     asked = f"asked {link.shape}" if link.shape else "no rate asked"
-    parts = [f"link {link.how}: {asked}", f"{probe.workers} workers"]
-    if link.congestion:
-        parts.append(link.congestion)
-    return ", ".join(parts)
+    congestion = f", {link.congestion}" if link.congestion else ""
+    return f"link {link.how}: {asked}, {probe.workers} workers{congestion}"
 
 
 def _figures(probe: Probe, *, spread: bool) -> Table:
@@ -50,13 +48,12 @@ def _figures(probe: Probe, *, spread: bool) -> Table:
         rows.append((name, f"{value:.4g}", *between, aim, off))
 
     for pair in probe.alone:
-        name = f"bulk, rank {pair.sender} to {pair.receiver}, Mbit/s"
-        row(name, 1e6, pair.samples_bps, pair.ceiling_bps)
+        title = f"bulk, rank {pair.sender} to {pair.receiver}, Mbit/s"
+        row(title, 1e6, pair.samples_bps, pair.ceiling_bps)
     if (worst := slowest(probe.together)) is not None:
         row("all at once, slowest, Mbit/s", 1e6, worst.samples_bps, worst.ceiling_bps)
     for message in probe.messages:
-        name = f"{format_bytes(message.size_bytes)} after idle, ms"
-        row(name, 1e-3, message.samples_s, message.ideal_s)
+        row(f"{format_bytes(message.size_bytes)} after idle, ms", 1e-3, message.samples_s, message.ideal_s)
     if probe.round_trip is not None:
         row("round trip, ms", 1e-3, probe.round_trip.samples_s, probe.round_trip.asked_s)
     return Table(("", "median", *(("lowest..highest",) if spread else ()), "target", "off"), rows)
@@ -64,7 +61,6 @@ def _figures(probe: Probe, *, spread: bool) -> Table:
 
 def _collectives(rows: Sequence[Collective]) -> Table:
     """nccl-tests' columns; sizes in bytes, times in us, rates in GB/s as there."""
-    headers = ("operation", "size", "count", "type", "time us", "algbw GB/s", "busbw GB/s", "#wrong")
     texts = [
         (
             row.operation, str(row.size_bytes), str(row.count), row.type, f"{row.time_s * 1e6:.0f}",
@@ -72,7 +68,11 @@ def _collectives(rows: Sequence[Collective]) -> Table:
         )
         for row in rows
     ]  # fmt: skip
-    return Table(headers, texts, left=(0, 3))
+    return Table(
+        ("operation", "size", "count", "type", "time us", "algbw GB/s", "busbw GB/s", "#wrong"),
+        texts,
+        left=(0, 3),
+    )
 
 
 def _verdict(probe: Probe) -> list[str]:

@@ -27,17 +27,18 @@ ROW, BAR = 34.0, 13.0
 
 def draw_bars(plot: Bars, looks: Looks) -> Markup:
     bottom = ROW * len(plot.bars) + 2
-    ends = [max(bar.total, bar.step.ci_high * 1e3) for bar in plot.bars]
+    ends = [max(bar.step.median, bar.step.ci_high) * 1e3 for bar in plot.bars]
     scale = Scale(*around(ends, log=False, zero=True), LEFT, WIDTH - RIGHT)
     rows: list[Markup] = []
     for index, bar in enumerate(plot.bars):
         top = index * ROW + 16
-        look = looks.of(bar.colour)
         took = f"{milliseconds(bar.step)} ms"
         label = fitted(bar.label, WIDTH - LEFT - 24 - width(took, FONT), FONT)
-        rows.append(marker(look, LEFT + 5, top - 7, hollow=bar.dashed))
-        rows.append(written(LEFT + 14, top - 4, label))
-        rows.append(written(WIDTH - RIGHT, top - 4, took, anchor="end"))
+        rows += [
+            marker(looks.of(bar.colour), LEFT + 5, top - 7, hollow=bar.dashed),
+            written(LEFT + 14, top - 4, label),
+            written(WIDTH - RIGHT, top - 4, took, anchor="end"),
+        ]
         at = 0.0
         for phase, value in enumerate(bar.phases):
             x, end = scale(at), scale(at + value)

@@ -40,21 +40,20 @@ def draw_chart(plot: Chart, looks: Looks) -> Markup:
     ]
     frame = [written(LEFT, 11, fitted(plot.y_label, WIDTH - LEFT, FONT), dim=True)]
     for value in y_places:
-        frame.append(tag("line", class_="rule", x1=left, x2=WIDTH - RIGHT, y1=up(value), y2=up(value)))
-        frame.append(written(left - 4, up(value) + 4, tick_text(value), anchor="end", dim=True))
+        frame += [
+            tag("line", class_="rule", x1=left, x2=WIDTH - RIGHT, y1=up(value), y2=up(value)),
+            written(left - 4, up(value) + 4, tick_text(value), anchor="end", dim=True),
+        ]
     for x, text in apart([(across(value), text) for value, text in x_places], FONT):
-        frame.append(tag("line", class_="rule", x1=x, x2=x, y1=TOP, y2=bottom))
-        frame.append(
-            written(min(x, WIDTH - width(text, FONT) / 2), bottom + 14, text, anchor="middle", dim=True)
-        )
-    frame.append(
-        tag(
-            "path",
-            class_="axis",
-            d=f"M{number(left)} {number(TOP)}V{number(bottom)}H{number(WIDTH - RIGHT)}",
-        )
-    )
-    frame.append(written(WIDTH - RIGHT, bottom + 27, plot.x_label, anchor="end", dim=True))
+        frame += [
+            tag("line", class_="rule", x1=x, x2=x, y1=TOP, y2=bottom),
+            written(min(x, WIDTH - width(text, FONT) / 2), bottom + 14, text, anchor="middle", dim=True),
+        ]
+    axes = f"M{number(left)} {number(TOP)}V{number(bottom)}H{number(WIDTH - RIGHT)}"
+    frame += [
+        tag("path", class_="axis", d=axes),
+        written(WIDTH - RIGHT, bottom + 27, plot.x_label, anchor="end", dim=True),
+    ]
     if plot.reference is not None:
         y = up(plot.reference)
         frame.append(tag("line", class_="axis", x1=left, x2=WIDTH - RIGHT, y1=y, y2=y))
@@ -72,17 +71,17 @@ def draw_chart(plot: Chart, looks: Looks) -> Markup:
 def _curve(one: Series, look: Look, across: Scale, up: Scale) -> Markup:
     dash = " dash" if one.dashed else ""
     drawn: list[Markup] = []
-    if len(one.points) > 1 and one.line:
+    if len(one.points) > 1:
         through = one.curve or [(point.x, point.y) for point in one.points]
         drawn.append(
             tag("path", class_=f"line{dash}", d=path_through([(across(x), up(y)) for x, y in through]))
         )
-    for beyond in filter(None, (one.formula, one.model)):
-        drawn.append(
-            tag("path", class_="line formula", d=path_through([(across(x), up(y)) for x, y in beyond]))
-        )
-    for point in one.points:
-        drawn.append(_point(one, point, look, across(point.x), up))
+    drawn += [
+        tag("path", class_="line formula", d=path_through([(across(x), up(y)) for x, y in beyond]))
+        for beyond in (one.formula, one.model)
+        if beyond
+    ]
+    drawn += [_point(one, point, look, across(point.x), up) for point in one.points]
     return tag("g", drawn, class_=f"m{look.colour}")
 
 

@@ -27,14 +27,18 @@ def draw_differences(plot: Differences, looks: Looks) -> Markup:
     scale = Scale(*around([*ends, 0.0, plot.limit], log=False), LEFT, WIDTH - RIGHT)
     drawn = axis_below(scale, bottom, plot.x_label)
     zero, limit = scale(0.0), scale(plot.limit)
-    drawn.append(tag("line", class_="axis", x1=zero, x2=zero, y1=0.0, y2=bottom))
-    drawn.append(tag("line", class_="axis dash", x1=limit, x2=limit, y1=0.0, y2=bottom))
+    drawn += [
+        tag("line", class_="axis", x1=zero, x2=zero, y1=0.0, y2=bottom),
+        tag("line", class_="axis dash", x1=limit, x2=limit, y1=0.0, y2=bottom),
+    ]
     for index, row in enumerate(plot.rows):
         top, look = index * ROW, looks.of(row.colour)
         label = fitted(row.label, WIDTH - LEFT - RIGHT - 10 - width(row.text, FONT), FONT)
-        drawn.append(written(LEFT, top + 12, label, over=True))
-        drawn.append(written(WIDTH - RIGHT, top + 12, row.text, anchor="end", over=True))
-        drawn.append(whisker_across(scale, row.low, row.high, top + AT))
         dot = marker(look, scale(row.value), top + AT, hollow=False)
-        drawn.append(tag("g", tag("title", f"{row.label}: {row.text} points"), dot))
+        drawn += [
+            written(LEFT, top + 12, label, over=True),
+            written(WIDTH - RIGHT, top + 12, row.text, anchor="end", over=True),
+            whisker_across(scale, row.low, row.high, top + AT),
+            tag("g", tag("title", f"{row.label}: {row.text} points"), dot),
+        ]
     return framed(plot, bottom + 31, drawn)
