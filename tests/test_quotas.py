@@ -116,7 +116,7 @@ def test_shares_cover_everything_once() -> None:
 
 def test_saved_shares_are_read_back_and_those_of_0_1_0_too() -> None:
     shares = Quotas(3, np.array([5000, 17]), np.array([50, 1])).shares
-    again = Shards.of_state(shares.state(), 3)
+    again = Shards(3, *shares.state().T.tolist())
     assert (again.bounds == shares.bounds).all()
     assert (again.turns == shares.turns).all()
     sums = torch.arange(1.0, shares.size(1) + 1)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netsim_ddp.compression.kernels import require
 from netsim_ddp.compression.selectors import Selector
 from netsim_ddp.compression.topk import entry_count, host_table
 from netsim_ddp.methods.topk import check_together
@@ -94,9 +95,9 @@ class Budget:
     def counts(self) -> Tensor:
         """int64 [L]: the entries of each segment at this step."""
         fixed = self.now
-        if self._tails is None:
-            return torch.from_numpy(fixed)
-        return torch.from_numpy(self._tails.allocate(fixed, *self._limits(fixed, self.sizes)))
+        if self._tails is not None:
+            fixed = self._tails.allocate(fixed, *self._limits(fixed, self.sizes))
+        return torch.from_numpy(fixed)
 
     def _fixed(self, step: int) -> I64:
         ratio = self._options.ratio_at(step)
@@ -130,8 +131,7 @@ class Budget:
             received: int64 [L], entries from all ranks together. quotas: int64 [L], by the fixed ratio. sizes: int64
                 [L], of the owner's segments. passed_on: bool [L], where the quota is enough for all.
         """
-        least, most = self._limits(quotas, sizes)
-        least, most = np.where(passed_on, quotas, least), np.where(passed_on, quotas, most)
+        least, most = (np.where(passed_on, quotas, limit) for limit in self._limits(quotas, sizes))
         wanted = np.clip(received * (quotas.sum() / max(received.sum(), 1)), least, most)
         return _rounded(wanted, least, most, int(quotas.sum()))
 
@@ -235,8 +235,10 @@ class Tails:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if "counts" not in state or tuple(state["lowest"].shape) != self._lowest.shape:
-            raise ValueError("the saved budget is not one of these parameters, shared out adaptively")
+        require(
+            "counts" in state and tuple(state["lowest"].shape) == self._lowest.shape,
+            "the saved budget is not one of these parameters, shared out adaptively",
+        )
         self._counts = None if state["counts"] is None else state["counts"].numpy().copy()
         self._lowest, self._excess = state["lowest"].numpy().copy(), state["excess"].numpy().copy()
 

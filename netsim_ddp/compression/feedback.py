@@ -77,10 +77,9 @@ class ErrorFeedbackBuffer:
         """
         buffer = self._buffers.get(name)
         if buffer is None:
-            buffer = torch.zeros_like(
+            buffer = self._buffers[name] = torch.zeros_like(
                 gradient, device=self.device, requires_grad=False, memory_format=torch.contiguous_format
             )
-            self._buffers[name] = buffer
         self._check_shape(name, gradient.shape)
         return gradient.detach() + buffer.to(gradient.device)
 

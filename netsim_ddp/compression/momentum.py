@@ -47,7 +47,7 @@ class MomentumCorrection:
         world_size: int,
         masking: str = "auto",
     ) -> None:
-        self._shapes, self._device, self._factor = shapes, device, factor
+        self._factor = factor
         self._limit = None if clip is None else clip / world_size**0.5
         self.masked_wait = {"on": 0.0, "off": math.inf, "auto": round(MASKED_AFTER / (1 - factor), 6)}[
             masking

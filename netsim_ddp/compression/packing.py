@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netsim_ddp.compression.kernels import require
 from netsim_ddp.compression.native import compiled_module
 from netsim_ddp.compression.native import torch_codec as twin
 
@@ -74,16 +75,14 @@ def pack(indices: Tensor, threads: int) -> Tensor:
         if words is None:
             raise ValueError("indices must ascend")
         return _octets(words)
-    if indices.dtype != torch.int32:
-        if not bool((indices[1:] > indices[:-1]).all()):  # before large ones wrap around
-            raise ValueError("indices must ascend")
+    if indices.dtype != torch.int32:  # they ascend before large ones wrap around
+        require(bool((indices[1:] > indices[:-1]).all()), "indices must ascend")
         indices = indices.to(torch.int32)
     source = indices.detach().contiguous().numpy()
     blocks = -(-k // BLOCK)
     table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
     cuts = _cuts(blocks, k, threads)
-    if not all(_share_out(functools.partial(compiled.plan, source, table), cuts)):
-        raise ValueError("indices must ascend")
+    require(all(_share_out(functools.partial(compiled.plan, source, table), cuts)), "indices must ascend")
     starts: NDArray[np.int64] = np.empty(blocks, np.int64)
     length = int(compiled.check(table, k, int(source[-1]) + 1, starts))
     section = np.concatenate([table, np.empty(length, np.uint32)])
@@ -99,10 +98,10 @@ def unpack(section: Tensor, k: int, numel: int, threads: int) -> Tensor | None:
     if k == 0:
         return torch.empty(0, dtype=torch.int32, device=section.device)
     numel = min(numel, LARGEST_INDEX + 1)
-    if compiled is None or section.device.type != "cpu":
-        indices = twin.unpack(_words(section), k, numel)
-    else:
-        indices = _unpack_compiled(section, k, numel, threads)
+    by_torch = compiled is None or section.device.type != "cpu"
+    indices = (
+        twin.unpack(_words(section), k, numel) if by_torch else _unpack_compiled(section, k, numel, threads)
+    )
     if indices is not None and not bool((indices[BLOCK::BLOCK] > indices[BLOCK - 1 : k - 1 : BLOCK]).all()):
         return None
     return indices

@@ -76,8 +76,7 @@ def _passed_on(owners: int, sizes: I64, counts: I64, parts: I64) -> NDArray[np.b
     order = np.lexsort((sizes, counts))
     chosen = np.zeros(len(sizes), bool)
     chosen[order] = np.cumsum(more[order]) <= PASSED_ON * counts.sum()
-    passed_on: NDArray[np.bool_] = chosen & (more > 0)
-    return passed_on
+    return chosen & (more > 0)
 
 
 def _first_owners(owners: int, sent: I64, parts: I64) -> list[int]:

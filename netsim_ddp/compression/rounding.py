@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,12 +43,12 @@ class ValueFormat(ABC):
         """float32 [k] that share no memory with ``section``; whatever its bytes are."""
 
 
+@dataclass
 class Cast(ValueFormat):
     """A floating type: rounded to nearest, and to its largest finite number where a value is beyond that, because an
     inf would never leave a residual again."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    dtype: torch.dtype
 
     def nbytes(self, k: int) -> int:
         return k * self.dtype.itemsize

@@ -57,14 +57,13 @@ class Selection:
             NonFiniteGradient: nothing has changed then, if ``atomic``, and the step does not count.
         """
         self._before = self.state_dict()
-        offsets, ks = self.budget.offsets, self.budget.counts()
-        self._counts = ks
+        offsets, self._counts = self.budget.offsets, self.budget.counts()
         self.selector.step = self.budget.step
         if residual is None:
-            count = self.selector.pick(flat, offsets, ks, self._values, self._indices)
+            count = self.selector.pick(flat, offsets, self._counts, self._values, self._indices)
         else:
             count = self.selector.take(
-                flat, residual, offsets, ks, self._values, self._indices, atomic=atomic
+                flat, residual, offsets, self._counts, self._values, self._indices, atomic=atomic
             )
         values, indices = self._values[:count], self._indices[:count]
         self.budget.record_sent(values, indices)

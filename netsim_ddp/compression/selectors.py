@@ -87,8 +87,9 @@ class Selector(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` saved."""
-        if state:
-            raise ValueError(f"selector {self.name} keeps no state, the checkpoint holds {sorted(state)}")
+        kernels.require(
+            not state, f"selector {self.name} keeps no state, the checkpoint holds {sorted(state)}"
+        )
 
 
 class ExactSelector(Selector):

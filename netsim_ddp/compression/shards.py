@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netsim_ddp.compression.kernels import require
 from netsim_ddp.compression.native import compiled_module
 
 fused = compiled_module("numba_shards")
@@ -94,8 +95,7 @@ class Shards:
                 bounds,
             )
             return [int(bound) for bound in bounds]
-        table, k = self._tables(values.device), values.numel()
-        wide = indices.long()
+        table, k, wide = self._tables(values.device), values.numel(), indices.long()
         segment = torch.bucketize(wide, table["ends"], right=True)
         bits, parts = table["bits"][segment], table["parts"][segment]
         inside = wide - table["offsets"][segment]
@@ -159,11 +159,6 @@ class Shards:
         """int64 [L, 3], for a checkpoint: size, parts and first owner of each segment."""
         return torch.from_numpy(np.stack([self._sizes, self._parts, self._first], axis=1))
 
-    @classmethod
-    def of_state(cls, state: Tensor, owners: int) -> Shards:
-        """What :meth:`state` told."""
-        return cls(owners, *state.T.tolist())
-
 
 def saved_sums(state: Mapping[str, Any], numel: int) -> Tensor:
     """What the rank that saved ``state`` kept back as an owner, at its positions: float32 [numel], 0 elsewhere.
@@ -182,13 +177,11 @@ def saved_sums(state: Mapping[str, Any], numel: int) -> Tensor:
     if "sums" not in state:
         return everywhere
     rank, owners, sums = state["rank"], state["world_size"], state["sums"]
-    shares = (
-        Shards.of_state(state["shares"], owners)
-        if "shares" in state
-        else Shards(owners, [numel], [owners], [0])
+    shares = Shards(owners, *(state["shares"].T.tolist() if "shares" in state else ([numel], [owners], [0])))
+    require(
+        shares.numel == numel and sums.shape == (shares.size(rank),),
+        f"the saved sums, {tuple(sums.shape)}, are not a share of {numel} positions",
     )
-    if shares.numel != numel or sums.shape != (shares.size(rank),):
-        raise ValueError(f"the saved sums, {tuple(sums.shape)}, are not a share of {numel} positions")
     local = torch.arange(sums.numel(), dtype=torch.int64, device="cpu")
     everywhere[shares.positions(rank, local)] = sums.cpu()
     return everywhere

@@ -55,22 +55,16 @@ class ThresholdSelector(Selector):
             out = values[first : first + self.most(stop - start, k)]
             where = indices[first : first + out.numel()]
             pays = stop - start >= _SMALL and k * _DENSE < stop - start
-            count = self._by_threshold(segment, part, k, out, where) if pays else -1
-            if count < 0:
+            fewest, most = bounds(k)
+            count = above(part, self._threshold(segment, part, k), out, where) if pays else -1
+            if pays and not fewest <= count <= most:
+                self._missed(segment)
+            if not fewest <= count <= most:
                 count = k
                 kernels.select(part, host_table([0, stop - start]), host_table([k]), out[:k], where[:k])
             where[:count] += start
             first += count
         return first
-
-    def _by_threshold(self, segment: int, part: Tensor, k: int, values: Tensor, indices: Tensor) -> int:
-        """Returns the number of entries at or above the estimate; -1 where it is out of bounds."""
-        count = above(part, self._threshold(segment, part, k), values, indices)
-        fewest, most = bounds(k)
-        if fewest <= count <= most:
-            return count
-        self._missed(segment)
-        return -1
 
     @abstractmethod
     def _threshold(self, segment: int, part: Tensor, k: int) -> float:

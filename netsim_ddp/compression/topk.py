@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,7 @@ def entry_count(n: int, ratio: float) -> int:
         raise UsageError(
             f"ratio {ratio!r} must be above 0 and at most 1", hint="write for example 0.01 or 1%"
         )
-    if n < 0:
-        raise ValueError(f"a tensor cannot have {n} entries")
+    kernels.require(n >= 0, f"a tensor cannot have {n} entries")
     return min(n, max(1, math.ceil(ratio * n * (1 - 2**-50))))
 
 
@@ -45,8 +45,7 @@ def segment_table(sizes: Iterable[int], ratio: float) -> tuple[Tensor, Tensor]:
     One segment per size, ``entry_count(size, ratio)`` entries each.
     """
     listed = list(sizes)
-    offsets = host_table([0] * (len(listed) + 1))
-    torch.cumsum(host_table(listed), 0, out=offsets[1:])
+    offsets = host_table(list(itertools.accumulate(listed, initial=0)))
     return offsets, host_table([entry_count(n, ratio) for n in listed])
 
 
@@ -133,8 +132,10 @@ class TopKCompressor:
             ValueError: values and indices differ in length.
             RuntimeError: an index lies outside ``shape`` (from torch).
         """
-        if values.shape != indices.shape or values.dim() != 1:
-            raise ValueError(f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices")
+        kernels.require(
+            values.shape == indices.shape and values.dim() == 1,
+            f"{tuple(values.shape)} values do not match {tuple(indices.shape)} indices",
+        )
         return (
             torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
             .scatter(0, indices.to(torch.int64), values)

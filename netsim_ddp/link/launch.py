@@ -102,8 +102,10 @@ def launch(
     began = time.monotonic()
     ranks, streams = [], []
     for endpoint in link.endpoints:
-        environment = {key: value for key, value in (defaults or {}).items() if key not in os.environ}
-        environment |= rank_environment(link.endpoints, endpoint.rank, one_per_node=one_per_node)
+        environment = {
+            **{key: value for key, value in (defaults or {}).items() if key not in os.environ},
+            **rank_environment(link.endpoints, endpoint.rank, one_per_node=one_per_node),
+        }
         reads, writes = zip(*(os.pipe() for _ in (out, err)), strict=True)
         try:
             process = link.spawn(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -24,9 +24,9 @@ _NAMES = {
 }
 
 
+@dataclass(eq=False)
 class _HostProcess(Process):
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        self._child = child
+    _child: subprocess.Popen[bytes]
 
     def poll(self) -> Exit | None:
         code = self._child.poll()

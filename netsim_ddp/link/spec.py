@@ -86,9 +86,13 @@ class LinkSpec:
         Raises:
             UsageError: one is below :data:`SLOWEST_BPS` or above :data:`FASTEST_BPS`.
         """
-        rates = [self.rate_bps, self.down_bps or self.rate_bps, self.peak_bps or self.rate_bps]
-        rates += [rate for each in self.slow_ranks for rate in (each.up_bps, each.down_bps)]
-        rates += [rate for each in self.timeline for rate in (each.up_bps, each.down_bps)]
+        rates = [
+            self.rate_bps,
+            self.down_bps or self.rate_bps,
+            self.peak_bps or self.rate_bps,
+            *(rate for each in self.slow_ranks for rate in (each.up_bps, each.down_bps)),
+            *(rate for each in self.timeline for rate in (each.up_bps, each.down_bps)),
+        ]
         for rate in (min(rates), max(rates)):
             if not SLOWEST_BPS <= rate <= FASTEST_BPS:
                 raise UsageError(

@@ -120,7 +120,7 @@ def test_sum_keeps_the_mean_of_what_is_pending_and_drop_loses_it(old: int, new: 
     expected = torch.cat(
         [sum(state["error_buffer"][name] for state in states).reshape(-1) for name in SHAPES]
     )
-    shares = Shards.of_state(states[0]["shares"], old)
+    shares = Shards(old, *states[0]["shares"].T.tolist())
     for owner, state in enumerate(states):
         for local, value in enumerate(state["sums"]):
             expected[int(shares.positions(owner, torch.tensor(local)))] += value

@@ -164,9 +164,11 @@ class LinkClock:
         clock = LinkClock(self.spec, list(self.memory), tcp=self._tcp)
         for side in range(2 * self.spec.workers):
             clock.memory[side * 2 * _SPANS + 1] = 0.0
-        send = (Operation("send", size) for size in sizes)
         ready = (now, -math.inf)  # the receiver has long been waiting
-        return [clock.complete(op, ready, (sender, receiver)).deadline - now for op in send]
+        return [
+            clock.complete(Operation("send", size), ready, (sender, receiver)).deadline - now
+            for size in sizes
+        ]
 
     def complete(
         self, op: Operation, calls: Sequence[float], members: Sequence[int] | None = None
@@ -178,9 +180,8 @@ class LinkClock:
             members: the ranks that take part, in the group's order; all of them by default.
         """
         ranks = tuple(range(self.spec.workers) if members is None else members)
-        start = max(calls)
-        if op.kind == "send":  # its sender knows that the receiver is ready, who may have said so long before
-            start = max(calls[0], calls[1] + self.spec.delay_s)
+        # A message's sender knows that the receiver is ready, who may have said so long before.
+        start = max(calls[0], calls[1] + self.spec.delay_s) if op.kind == "send" else max(calls)
         numbers = (*ranks, *(self.spec.workers + r for r in ranks))
         cells = [side * 2 * _SPANS for side in numbers]
         sides = [self._load(cell, start) for cell in cells]
@@ -310,8 +311,7 @@ class LinkClock:
                     # A stream delivers in order, whatever the jitter.
                     arrived = landed[a, b] = max(arrived, landed.get((a, b), 0.0))
                     got[b] = max(got[b], arrived)
-                    done[a] = max(done[a], sent)
-                    done[b] = max(done[b], arrived)
+                    done[a], done[b] = max(done[a], sent), max(done[b], arrived)
                 received.append(got)
         for (a, b), sender in senders.items():
             cell, state = self._sender_cell(ranks[a], ranks[b]), sender.state(start)

@@ -77,11 +77,10 @@ class OperationTable:
         """Returns the number of the ring of the group called ``name``, the same in every rank."""
         key = zlib.crc32(name.encode()) + 1
         with self.locked():
-            for i in range(self.groups):
-                cell = self._directory + i
+            for cell in range(self._directory, self._rings):
                 self.ints[cell] = self.ints[cell] or key
                 if self.ints[cell] == key:
-                    return i
+                    return cell - self._directory
         raise UsageError(
             f"the netsim process group keeps {self.groups} groups and {name!r} is one more",
             hint="make out-of-band groups with dist.new_group(backend='gloo'), or use --link tc",
@@ -116,8 +115,7 @@ class GroupMember:
     ) -> None:
         self.table, self.clock, self.group = table, clock, group
         self.members, self.rank = tuple(members), rank
-        self._sequence = itertools.count()
-        self._counting = threading.Lock()
+        self._sequence, self._counting = itertools.count(), threading.Lock()
         self.tx_bytes = self.rx_bytes = 0
 
     def begin(self) -> None:
@@ -145,9 +143,8 @@ class GroupMember:
             RankTimeout: the operation ``slots`` calls ago is still unfinished somewhere.
             NetsimError: another rank calls a different operation at this place.
         """
-        now = time.monotonic()
+        now, sequence = time.monotonic(), next(self._sequence)
         table, ints, floats = self.table, self.table.ints, self.table.floats
-        sequence = next(self._sequence)
         slot = table.slot(self.group, sequence)
         deadlines, tx, rx, taken, _ = (first + self.rank for first in table.columns(slot))
         while not self._enter(slot, sequence, now, op, sends):

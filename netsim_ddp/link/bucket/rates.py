@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -21,17 +22,17 @@ class ServiceRate(Protocol):
         """How much work is done from ``start`` to ``end``."""
 
 
+@dataclass
 class ConstantRate:
     """One rate for ever."""
 
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
+    rate: float
 
     def end(self, start: float, work: float) -> float:
-        return start + work / self._rate
+        return start + work / self.rate
 
     def within(self, start: float, end: float) -> float:
-        return (end - start) * self._rate
+        return (end - start) * self.rate
 
 
 class VaryingRate:

@@ -234,21 +234,15 @@ class Sender:
         elif self._trip - self._trip_s > min(max(self._trip_s / 8, LEAST_DELAY_S), MOST_DELAY_S):
             self._threshold = self._window + segments
 
-    def _timeout(self) -> float:
-        return self._trip + LEAST_TIMEOUT_S
-
-    def _keep_threshold(self) -> None:
-        self._threshold = max(self._threshold, 0.75 * self._window)
-
     def _after_silence(self, now: float) -> None:
         """RFC 2861: the window halves for each timeout without data."""
         if math.isinf(self._last):
             self._since = now
             return
-        timeouts = (now - self._last) / self._timeout()
+        timeouts = (now - self._last) / (self._trip + LEAST_TIMEOUT_S)
         if not self._settings.slow_start_after_idle or timeouts <= 1:
             return
-        self._keep_threshold()
+        self._threshold = max(self._threshold, 0.75 * self._window)
         self._window = max(
             min(INITIAL_WINDOW, self._window), self._window // 2 ** min(60, math.ceil(timeouts) - 1)
         )
@@ -262,8 +256,8 @@ class Sender:
             self._since, self._used = now, 0.0
             return
         self._used = max(self._used, peak)
-        if self._settings.slow_start_after_idle and now - self._since >= self._timeout():
-            self._keep_threshold()
+        if self._settings.slow_start_after_idle and now - self._since >= self._trip + LEAST_TIMEOUT_S:
+            self._threshold = max(self._threshold, 0.75 * self._window)
             used = max(self._used, INITIAL_WINDOW)
             if used < self._window:
                 self._window = (self._window + used) // 2

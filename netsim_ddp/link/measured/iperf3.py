@@ -135,8 +135,9 @@ def _is_tcp(test: Mapping[str, Any], end: Mapping[str, Any], source: str) -> Non
     protocol = test.get("protocol")
     if protocol is None:
         streams = end.get("streams")
-        udp = isinstance(streams, list) and any(isinstance(each, dict) and "udp" in each for each in streams)
-        udp = udp or any(isinstance(each, dict) and "jitter_ms" in each for each in end.values())
+        udp = (
+            isinstance(streams, list) and any(isinstance(each, dict) and "udp" in each for each in streams)
+        ) or any(isinstance(each, dict) and "jitter_ms" in each for each in end.values())
         protocol = "UDP" if udp else "TCP"
     if protocol != "TCP":
         raise UsageError(

@@ -64,8 +64,11 @@ class Measurement:
         about = [f"{name} {side}" for name, side in zip(("goodput", "back"), sides, strict=False)]
         if self.delay_s is not None:
             about.append(f"one way {format_duration(self.delay_s)}")
-        values = {"about": ", ".join([*about, *self.remarks]), "source": self.source}
-        values["bandwidth"] = ":".join(dict.fromkeys(_rate(side.bps) for side in sides))
+        values = {
+            "about": ", ".join([*about, *self.remarks]),
+            "source": self.source,
+            "bandwidth": ":".join(dict.fromkeys(_rate(side.bps) for side in sides)),
+        }
         if self.delay_s is not None and self.delay_s >= SHORTEST_DELAY_S:
             values["delay"] = f"{self.delay_s * 1e6:.0f}us"
             if self.jitter_s is not None and self.jitter_s >= SHORTEST_DELAY_S:

@@ -343,10 +343,10 @@ def _measured(test: Test, source: str) -> Measurement:
     if not math.isfinite(rate.bps) or rate.bps <= 0:
         raise UsageError(f"{source}: the largest size has no rate", hint="repeat the test")
     sizes = len({sample.size for sample in test.samples})
-    who = f"{ranks or 'unknown'} ranks, {test.operation or 'unknown collective'}"
     return Measurement(
         rate,
-        f"nccl-tests, {sizes} size{'s' * (sizes != 1)}, {who}",
+        f"nccl-tests, {sizes} size{'s' * (sizes != 1)}, {ranks or 'unknown'} ranks, "
+        f"{test.operation or 'unknown collective'}",
         delay_s=_delay(test, factor, rate.bps, ranks),
     )
 

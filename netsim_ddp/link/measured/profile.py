@@ -93,9 +93,7 @@ def read_measurement(path: Path) -> Measurement:
         )
     if is_probe:
         return from_probe(_probe(first, source))
-    if is_report(first):
-        return from_report(first, source)
-    return from_iperf3(found, source)
+    return from_report(first, source) if is_report(first) else from_iperf3(found, source)
 
 
 def _no_measurement(written: str, text: str, source: str) -> UsageError:

@@ -68,8 +68,7 @@ class TcLink(Link):
         self._beside = beside
         self._numbers: dict[int | None, int | None] = {None: None}
         """By rank (None: the bridge), what the helper calls its namespace."""
-        self.shapes = Shapes.of(spec)
-        self.congestion = spec.congestion or "cubic"
+        self.shapes, self.congestion = Shapes.of(spec), spec.congestion or "cubic"
         self.credit_bytes = 0
         self.delay_by: Literal["netem", "tun"] | None = None
         self._forwarder: ForwarderClient | None = None
@@ -120,21 +119,18 @@ class TcLink(Link):
             self._driver.stop()
         namespaces = [None, *range(self.spec.workers)]
         for rank in namespaces:
-            if rank not in self._pipes:
-                self._pipes[rank] = self._open_pipe(rank)
+            if rank not in self._pipes:  # a tc in the namespace carries out each line as it is written
+                reading, self._pipes[rank] = os.pipe()
+                try:
+                    self.spawn(
+                        ["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))], rank=rank, fds=[reading]
+                    )
+                finally:
+                    os.close(reading)
         self._driver = Driver(
             list(self.spec.stretches()), self.spec.period_s, lambda now: change(now, namespaces), self._write
         )
         self._driver.begin()
-
-    def _open_pipe(self, rank: int | None) -> int:
-        """A ``tc`` in ``rank``'s namespace that carries out each line as it is written."""
-        reading, writing = os.pipe()
-        try:
-            self.spawn(["sh", "-c", 'exec "$0" -batch - <&3', str(find_tool("tc"))], rank=rank, fds=[reading])
-        finally:
-            os.close(reading)
-        return writing
 
     def _write(self, rank: int | None, text: str) -> None:
         _log_commands("tc", text, rank)
@@ -152,7 +148,13 @@ class TcLink(Link):
         fds = made["fds"][bridges:]
         self.endpoints = [Endpoint(rank, address(rank), "eth0", namespace=fd) for rank, fd in enumerate(fds)]
         names = [f"/proc/self/fd/{fd}" for fd in fds]
-        self._check_congestion()
+        path = "/proc/sys/net/ipv4/tcp_available_congestion_control"
+        known = self._ask("read", path=path, rank=0)["text"].split()
+        if self.congestion not in known:
+            raise LinkUnavailable(
+                f"this kernel has no {self.congestion} congestion control",
+                hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
+            )
         self.delay_by = self._find_delayer()
         if self.delay_by is not None:
             self.description = f"tc/tbf+{self.delay_by}"
@@ -169,15 +171,6 @@ class TcLink(Link):
             if problem is not None:
                 raise _refusal(tool, problem)
         self._check_configuration()
-
-    def _check_congestion(self) -> None:
-        path = "/proc/sys/net/ipv4/tcp_available_congestion_control"
-        known = self._ask("read", path=path, rank=0)["text"].split()
-        if self.congestion not in known:
-            raise LinkUnavailable(
-                f"this kernel has no {self.congestion} congestion control",
-                hint=f"it has {', '.join(known)}; sudo modprobe tcp_{self.congestion} may bring it",
-            )
 
     def _find_delayer(self) -> Literal["netem", "tun"] | None:
         """Who delays and loses packets here, where somebody shall."""
