@@ -35,7 +35,8 @@ EXHAUSTED = {
 """What a machine can run out of, by the error that tells it, and what to do."""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Returns ``text`` with a space for every character that cannot be printed."""
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
@@ -47,8 +48,8 @@ class NetsimError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         # What stands in somebody's file must neither break the line nor move the cursor.
-        self.message = _printable(message)
-        self.hint = None if hint is None else _printable(hint)
+        self.message = printable(message)
+        self.hint = None if hint is None else printable(hint)
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import UsageError, printable
 
 MAX_FILE_BYTES = 64 << 20
 PATIENCE_S = 60.0  # for a pipe whose writer takes its time
@@ -53,7 +53,7 @@ _MARKS = (  # the longer first: that of UTF-32 begins with that of UTF-16
 
 def one_line(text: str, limit: int = 120) -> str:
     """``text`` from a file, fit for an error: printable, on one line, cut."""
-    shown = "".join(char if char.isprintable() else " " for char in text)
+    shown = printable(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 

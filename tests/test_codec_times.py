@@ -15,12 +15,12 @@ from netsim_ddp.cli.bench import INDICES, INPUTS, VALUES, _size
 from netsim_ddp.communication.segments import CodecWork
 from netsim_ddp.compression.codec import INDEX_FORMATS, VALUE_FORMATS, Codec
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.report.labels import label
 from netsim_ddp.report.terminal.codec import render_codec_times
 from netsim_ddp.results.codec import CodecRow, CodecTimes, load, substitute
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import load as load_result
 from netsim_ddp.results.files import to_json
+from netsim_ddp.results.labels import label
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.steps.execution import substituted_seconds
 from netsim_ddp.tools import codec_bench

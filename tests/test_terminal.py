@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from netsim_ddp.report.labels import clean, groups, label, milliseconds, times
+from netsim_ddp.report.labels import milliseconds, times
 from netsim_ddp.report.terminal.result import render_result
 from netsim_ddp.report.verdict import verdict
+from netsim_ddp.results.identity import groups
+from netsim_ddp.results.labels import clean, label
 from netsim_ddp.results.record import Cell, Interval, Result
 from tests.results_factory import make_cell, make_link, make_result
 

@@ -123,9 +123,9 @@ class CompareOptions:
             Regression: it fails.
         """
         from netsim_ddp.report.export import gate
-        from netsim_ddp.report.labels import clean
         from netsim_ddp.report.terminal import compare as report
         from netsim_ddp.results.files import to_json, write_whole
+        from netsim_ddp.results.labels import clean
 
         documents = (
             (self.json, to_json(comparison)),

@@ -159,11 +159,11 @@ def _write(target: str, text: str) -> None:
 def _show(collection: Collection) -> None:
     from rich.text import Text
 
-    from netsim_ddp.report.labels import clean
     from netsim_ddp.report.terminal.result import render_result
     from netsim_ddp.report.terminal.selections import render_selections
     from netsim_ddp.report.terminal.sweep import render_sweep
     from netsim_ddp.report.terminal.training import render_training
+    from netsim_ddp.results.labels import clean
 
     console = open_console(highlight=False)
     for number, source in enumerate(collection.sources):

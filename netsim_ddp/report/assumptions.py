@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from netsim_ddp.report.labels import clean
 from netsim_ddp.results.identity import READY, TCP, compute_s, outdated, rules, settings_of
+from netsim_ddp.results.labels import clean
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.units import format_duration
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from netsim_ddp.report.labels import DASH, label, outwards, two_digits
+from netsim_ddp.report.labels import DASH, outwards, two_digits
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens
 from netsim_ddp.results.identity import Setting, curve_setting, line
-from netsim_ddp.results.labels import curve_label
+from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_rate

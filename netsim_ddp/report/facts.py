@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from netsim_ddp.options import written
 from netsim_ddp.report import outcomes
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
 from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.collection import Block, Collection, Source
-from netsim_ddp.report.labels import DASH, clean, plain
+from netsim_ddp.report.labels import DASH
 from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.utilisation import NOTE, needs
 from netsim_ddp.report.verdict import reason, verdict
+from netsim_ddp.results.labels import clean
 from netsim_ddp.results.record import CodeRecord, LinkRecord
 from netsim_ddp.results.summary import RIVALS
 from netsim_ddp.units import format_bytes, format_duration, format_rate
@@ -148,7 +150,7 @@ def environment(source: Source) -> Table:
     ]
     if how := played(result.cells):
         pairs.append(("local work measured", how))
-    pairs += [(clean(str(key)), clean(plain(value))) for key, value in result.environment.items()]
+    pairs += [(clean(str(key)), clean(written(value))) for key, value in result.environment.items()]
     return Table(("what", "value"), pairs, source.name)
 
 

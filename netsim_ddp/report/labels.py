@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netsim_ddp.results import stats
-from netsim_ddp.results.identity import groups as groups
-from netsim_ddp.results.labels import clean as clean
-from netsim_ddp.results.labels import label as label
-from netsim_ddp.results.labels import plain as plain
 from netsim_ddp.results.record import Cell, Interval
 from netsim_ddp.results.training_record import MeanInterval
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netsim_ddp.report.labels import DASH, label
+from netsim_ddp.report.labels import DASH
+from netsim_ddp.results.labels import label
 from netsim_ddp.results.limits import exchange, short_of_line
 from netsim_ddp.results.record import Bound, Cell
 from netsim_ddp.units import format_duration, format_rate

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from netsim_ddp.report.labels import clean
+from netsim_ddp.results.labels import clean
 
 # Elements without an end tag: HTML's void ones, and SVG's shapes, which XML wants closed.
 _EMPTY = frozenset({"meta", "br", "col", "path", "rect", "line", "circle", "use"})

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from netsim_ddp.report.labels import label, two_digits
+from netsim_ddp.report.labels import two_digits
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.identity import Setting, curve_setting
-from netsim_ddp.results.labels import curve_label
+from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.utilisation import LEVELS, Needed, Utilisation, utilisations
 

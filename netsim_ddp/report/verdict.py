@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from netsim_ddp.report.labels import clean, groups, label, milliseconds, rounded, times
+from netsim_ddp.report.labels import milliseconds, rounded, times
 from netsim_ddp.report.limits import bounded, credit_sentences, limit_sentences
 from netsim_ddp.results import stats
 from netsim_ddp.results.claims import Claim, claims, named_rival
-from netsim_ddp.results.labels import group_label
+from netsim_ddp.results.identity import groups
+from netsim_ddp.results.labels import clean, group_label, label
 from netsim_ddp.results.limits import bound
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.summary import ALONE, held_against, is_dense, is_dense16

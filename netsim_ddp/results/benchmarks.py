@@ -11,18 +11,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from statistics import median
-from typing import Any, TypeGuard
+from typing import Any
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import positive
 from netsim_ddp.results.subjects import Figure, Subject
 
 GROUPS = 10
-
-
-def is_benchmarks(data: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether ``data``, the decoded JSON of a file, is what ``pytest --benchmark-json`` writes."""
-    return isinstance(data, dict) and "benchmarks" in data and "machine_info" in data
 
 
 def of_benchmarks(data: Mapping[str, Any], source: str) -> tuple[list[Subject], list[str]]:
@@ -72,23 +67,24 @@ def _subject(item: Any, where: str) -> Subject:
         raise UsageError(
             f"{where} ({name}) has no rounds", hint="save them: pytest --benchmark-json FILE keeps stats.data"
         )
-    if not isinstance(rounds, list) or not rounds or not all(map(_is_time, rounds)):
+    # Zero is a time too: of a timer that could not see the round.
+    if (
+        not isinstance(rounds, list)
+        or not rounds
+        or not all(
+            positive(value) is not None or (value == 0 and not isinstance(value, bool)) for value in rounds
+        )
+    ):
         raise UsageError(f"{where} ({name}): stats.data is not a list of times")
     extra = item.get("extra_info")
     count = extra.get("bytes") if isinstance(extra, dict) else None
     counted = 0.0 if count == 0 else positive(count)
-    figures = {} if counted is None else {"bytes": Figure(counted)}
     return Subject(
         identity={"benchmark": name},
         times={"median": grouped(rounds)},
-        figures=figures,
+        figures={} if counted is None else {"bytes": Figure(counted)},
         processes=[median(rounds)],
     )
-
-
-def _is_time(value: Any) -> bool:
-    """Zero is one: of a timer that could not see the round."""
-    return positive(value) is not None or (value == 0 and not isinstance(value, bool))
 
 
 def grouped(rounds: list[float]) -> list[float]:

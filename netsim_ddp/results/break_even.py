@@ -53,8 +53,8 @@ class Steps:
     @functools.cached_property
     def medians(self) -> tuple[F64, F64]:
         """The base's and the method's median step at each rate."""
-        base, ours = zip(*((np.median(base), np.median(ours)) for base, ours in self.pairs), strict=True)
-        return np.asarray(base), np.asarray(ours)
+        base, ours = (np.asarray([np.median(each) for each in row]) for row in zip(*self.pairs, strict=True))
+        return base, ours
 
     @functools.cached_property
     def means(self) -> list[tuple[F64, F64, F64]]:
@@ -122,9 +122,12 @@ def _accepted(steps: Steps, left: int) -> tuple[float, float] | None:
     """The lowest and the highest rate between ``left`` and ``left + 1`` at which the steps are not told apart."""
     ends = float(steps.rates[left]), float(steps.rates[left + 1])
     logs = np.linspace(math.log(ends[0]), math.log(ends[1]), _GRID)
-    if (equal_bps := _lines_meet(steps, left)) is not None:
-        # With little noise nothing but this point may be undecided, and that lies between two points of the grid.
-        logs = np.sort(np.append(logs, min(max(math.log(equal_bps), logs[0]), logs[-1])))
+    apart = steps.means[0][0] - steps.means[1][0]
+    if apart[left] * apart[left + 1] < 0:
+        # The lines through the means are equal between the two rates. With little noise nothing but this point may be
+        # undecided, and that lies between two points of the grid.
+        equal = np.clip(math.log(zero(steps.inverse, left, apart)), logs[0], logs[-1])
+        logs = np.sort(np.append(logs, equal))
     inside = np.flatnonzero(_undecided(steps, left, logs))
     if not len(inside):
         return None
@@ -132,13 +135,6 @@ def _accepted(steps: Steps, left: int) -> tuple[float, float] | None:
     low = ends[0] if first == 0 else math.exp(_edge(steps, left, logs[first - 1], logs[first]))
     high = ends[1] if last == len(logs) - 1 else math.exp(_edge(steps, left, logs[last + 1], logs[last]))
     return low, high
-
-
-def _lines_meet(steps: Steps, left: int) -> float | None:
-    """The rate between ``left`` and ``left + 1`` at which the lines through the means are equal."""
-    (base, _, _), (ours, _, _) = steps.means
-    apart = base - ours
-    return None if apart[left] * apart[left + 1] >= 0 else zero(steps.inverse, left, apart)
 
 
 def _edge(steps: Steps, left: int, decided: float, undecided: float) -> float:
@@ -157,8 +153,7 @@ def _undecided(steps: Steps, left: int, logs: F64) -> NDArray[np.bool_]:
     x, at = steps.inverse, 1 / np.exp(logs)
     weight = (at - x[left]) / (x[left + 1] - x[left])
     parts, degrees, lines = [], [], []
-    for which in (0, 1):
-        means, variances, freedoms = steps.means[which]
+    for means, variances, freedoms in steps.means:
         chord = (1 - weight) * means[left] + weight * means[left + 1]
         lines.append((np.minimum(_continued(means, x, left, at, chord), chord), chord))
         parts += [(1 - weight) ** 2 * variances[left], weight**2 * variances[left + 1]]

@@ -166,7 +166,6 @@ def _question(
 
 
 def _time_row(figure: str, asked: Times, found: Judgement, rules: Rules) -> TimeRow:
-    limit = rules.limits.get(figure, rules.floor)
     return TimeRow(
         figure=figure,
         verdict=found.verdict,
@@ -179,7 +178,7 @@ def _time_row(figure: str, asked: Times, found: Judgement, rules: Rules) -> Time
         ),
         p=found.p,
         adjusted_p=found.adjusted_p,
-        fails=found.verdict == "slower" and found.change.value > 1 + limit,
+        fails=found.verdict == "slower" and found.change.value > 1 + rules.limits.get(figure, rules.floor),
         why=found.why,
         detectable=found.detectable,
         repeats=found.repeats,
@@ -199,7 +198,6 @@ def _figure_row(figure: str, base: Figure, new: Figure, *, same_bits: bool) -> F
 
 
 def _score_row(figure: str, asked: Scores, found: Judgement, rules: Rules) -> ScoreRow:
-    limit = rules.limits.get(figure, SCORE_FLOORS[figure])
     change = found.change
     return ScoreRow(
         figure=figure,
@@ -212,7 +210,7 @@ def _score_row(figure: str, asked: Scores, found: Judgement, rules: Rules) -> Sc
         seeds=len(asked.base),
         p=found.p,
         adjusted_p=found.adjusted_p,
-        fails=found.verdict == "worse" and abs(change.value) > limit,
+        fails=found.verdict == "worse" and abs(change.value) > rules.limits.get(figure, SCORE_FLOORS[figure]),
         why=found.why,
         repeats=found.repeats,
     )
@@ -271,15 +269,12 @@ def _of_processes(base: Side, new: Side) -> list[str]:
 def _why_nothing(comparison: Comparison, base: Side, new: Side, rules: Rules) -> str:
     if not base.subjects or not new.subjects:
         empty = base if not base.subjects else new
-        if empty.notes:
-            return empty.notes[0]
-        return f"no cell was measured in {empty.name}"
+        return empty.notes[0] if empty.notes else f"no cell was measured in {empty.name}"
     if comparison.pairs:
         return f"no figure of {', '.join(sorted(rules.only))} is on both sides"
     if said := _of_rules(base, new):
         return said[0]
-    parts = dict.fromkeys(part for subject in base.subjects for part in subject.identity)
-    for part in parts:
+    for part in dict.fromkeys(part for subject in base.subjects for part in subject.identity):
         ours = {subject.identity.get(part, "") for subject in new.subjects}
         theirs = {subject.identity.get(part, "") for subject in base.subjects}
         if not ours & theirs:

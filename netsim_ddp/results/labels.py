@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from netsim_ddp.errors import printable
+from netsim_ddp.options import written
 from netsim_ddp.results.identity import (
     LINK_AXES,
     METHOD_AXES,
@@ -21,16 +23,7 @@ from netsim_ddp.results.record import Cell
 
 def clean(text: str) -> str:
     """Returns ``text`` as one printable line: a file from elsewhere must not move the cursor or colour the terminal."""
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return text.strip()
-
-
-def plain(value: object) -> str:
-    """Returns an option's value as ``--method`` takes it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return printable(text).strip()
 
 
 class Labels:
@@ -79,7 +72,7 @@ def _label(cell: Cell, keys: Sequence[str], more: Sequence[str], *, overlap: boo
 
 
 def _params(cell: Cell) -> Mapping[str, str]:
-    return {key: plain(value) for key, value in asked_params(cell).items()}
+    return {key: written(value) for key, value in asked_params(cell).items()}
 
 
 def _telling(cells: Sequence[Cell]) -> list[str]:
@@ -109,7 +102,9 @@ def model_label(cell: Cell) -> str:
 
 def axis_labels(cell: Cell, *, without: frozenset[str] = TOLD_AXES) -> list[str]:
     """Returns ``compute=50ms``: the axes of its matrix that no field of the cell tells, by name."""
-    return [clean(f"{key}={plain(value)}") for key, value in sorted(cell.axes.items()) if key not in without]
+    return [
+        clean(f"{key}={written(value)}") for key, value in sorted(cell.axes.items()) if key not in without
+    ]
 
 
 def group_label(cells: Sequence[Cell]) -> str:

@@ -47,18 +47,22 @@ def merge(results: Sequence[Result]) -> Result:
 
 
 def _merged(cells: Sequence[Cell]) -> Cell:
-    link = cells[0].link.model_copy(
-        update={
-            "drops": sum(cell.link.drops for cell in cells),
-            "retransmits": sum(cell.link.retransmits for cell in cells),
-            "measured_bps": min((rate for cell in cells if (rate := cell.link.measured_bps)), default=None),
-            "together_bps": min((rate for cell in cells if (rate := cell.link.together_bps)), default=None),
-            "host_limited": any(cell.link.host_limited for cell in cells),
-        }
-    )
+    links = [cell.link for cell in cells]
     return cells[0].model_copy(
         update={
-            "link": link,
+            "link": links[0].model_copy(
+                update={
+                    "drops": sum(link.drops for link in links),
+                    "retransmits": sum(link.retransmits for link in links),
+                    "measured_bps": min(
+                        (rate for link in links if (rate := link.measured_bps)), default=None
+                    ),
+                    "together_bps": min(
+                        (rate for link in links if (rate := link.together_bps)), default=None
+                    ),
+                    "host_limited": any(link.host_limited for link in links),
+                }
+            ),
             "ready": list(dict.fromkeys(key for cell in cells for key in cell.ready)),
             "repeats": [repeat for cell in cells for repeat in cell.repeats],
             "error": next((cell.error for cell in cells if cell.error), None),

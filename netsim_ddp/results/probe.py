@@ -122,9 +122,7 @@ def slowest(rows: list[Bulk]) -> Bulk | None:
 def host_limited(probe: Probe) -> bool:
     """Whether this host cannot carry all ranks' links at their full rate at once."""
     row = slowest(probe.together)
-    if row is None or row.ceiling_bps is None:
-        return False
-    return row.median_bps < (1 - HOST_TOLERANCE) * row.ceiling_bps
+    return bool(row and row.ceiling_bps and row.median_bps < (1 - HOST_TOLERANCE) * row.ceiling_bps)
 
 
 def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list[str]:
@@ -149,11 +147,9 @@ def judge(probe: Probe, *, lossless: bool = True, jitter_s: float = 0.0) -> list
     packet_s = PACKET_PAYLOAD * 8 / first.ceiling_bps if first is not None and first.ceiling_bps else 0.0
     for message in probe.messages:
         ideal = message.ideal_s
-        if ideal is None:
-            continue
-        off_s = message.median_s - ideal
-        if off_s > 0 and not lossless:
+        if ideal is None or (message.median_s > ideal and not lossless):
             continue  # what TCP sends again comes late
+        off_s = message.median_s - ideal
         if off_s > 0:
             own_s = _slow_start_s(message.size_bytes, probe.link.delay_s) + _host_way_s(probe.round_trip)
         else:

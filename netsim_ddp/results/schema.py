@@ -26,9 +26,8 @@ KINDS: Mapping[str, type[BaseModel]] = {
 def schema(kind: str) -> dict[str, Any]:
     """The schema of ``kind``, JSON Schema 2020-12; ``$id`` holds the newest version that files of it have."""
     record = KINDS[kind]
-    version = record.model_fields["schema_version"].default
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:netsim:{kind}:{version}",
+        "$id": f"urn:netsim:{kind}:{record.model_fields['schema_version'].default}",
         **record.model_json_schema(),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.results.benchmarks import is_benchmarks, machine, of_benchmarks
+from netsim_ddp.results.benchmarks import machine, of_benchmarks
 from netsim_ddp.results.compare import Side
 from netsim_ddp.results.files import decode, parse_json, read_bytes
 from netsim_ddp.results.identity import LIBRARIES, WORK, other_work
@@ -56,7 +56,7 @@ def side_of(path: Path) -> Side:
     content = read_bytes(path)
     if b'"machine_info"' in content:
         data = decode(content, source=str(path))
-        if is_benchmarks(data):
+        if isinstance(data, dict) and "benchmarks" in data and "machine_info" in data:
             subjects, notes = of_benchmarks(data, str(path))
             return Side(str(path), subjects, machine(data), notes=notes)
     return side(parse_json(content, source=str(path)), str(path))

@@ -154,8 +154,7 @@ def _scores(cell: Cell) -> dict[str, dict[int, float]]:
         for seed, epoch in last.items()
         if epoch.validation_loss is not None and math.isfinite(epoch.validation_loss)
     }
-    found = {"accuracy": accuracy, "loss": loss}
-    return {name: values for name, values in found.items() if values}
+    return {name: values for name, values in (("accuracy", accuracy), ("loss", loss)) if values}
 
 
 def _figures(cell: Cell) -> dict[str, Figure]:
@@ -179,7 +178,11 @@ def _figures(cell: Cell) -> dict[str, Figure]:
         figures["sent bytes"] = Figure(sent, COUNTED_TOLERANCE, slack, max(varies, COUNTED_TOLERANCE))
     if selections := [rank.selection.steps for rank in runs[0][0] if rank.selection]:
         entries = sum(step.entries for kept in selections for step in kept) / runs[0][1]
-        figures["entries"] = Figure(entries, otherwise=0.0 if _exact_count(cell) else SELECTED_TOLERANCE)
+        # These selectors keep exactly k entries, whatever the gradients, unless k itself adapts to them.
+        exact = cell.params.get("selector", "exact") in ("exact", "random") and not cell.params.get(
+            "adaptive"
+        )
+        figures["entries"] = Figure(entries, otherwise=0.0 if exact else SELECTED_TOLERANCE)
     if residual := max(rank.residual_bytes for rank in ranks):
         figures["residual bytes"] = Figure(residual)
     digests = {str(repeat.seed): repeat.ranks[0].parameters_sha256 for repeat in cell.repeats if repeat.ranks}
@@ -190,11 +193,7 @@ def _figures(cell: Cell) -> dict[str, Figure]:
     return figures
 
 
-def _exact_count(cell: Cell) -> bool:
-    """Whether the method keeps exactly k entries, whatever the gradients."""
-    return cell.params.get("selector", "exact") in ("exact", "random") and not cell.params.get("adaptive")
-
-
 def _steps(repeat: RepeatRecord) -> int:
-    trained = sum(epoch.steps for epoch in repeat.epochs)
-    return trained or min((len(rank.steps) for rank in repeat.ranks), default=0)
+    return sum(epoch.steps for epoch in repeat.epochs) or min(
+        (len(rank.steps) for rank in repeat.ranks), default=0
+    )

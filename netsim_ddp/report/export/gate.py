@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 from netsim_ddp.errors import NetsimError
 from netsim_ddp.report.export.junit import written
-from netsim_ddp.report.labels import clean
 from netsim_ddp.report.terminal.compare import cell_lines
 from netsim_ddp.results.comparison import Comparison
+from netsim_ddp.results.labels import clean
 
 SUITE = "netsim: base and new"
 

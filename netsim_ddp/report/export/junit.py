@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Block, Collection, Entry
-from netsim_ddp.report.labels import clean, milliseconds
+from netsim_ddp.report.labels import milliseconds
+from netsim_ddp.results.labels import clean
 from netsim_ddp.units import format_bytes
 
 

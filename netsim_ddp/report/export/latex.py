@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from netsim_ddp.report import facts, outcomes
 from netsim_ddp.report.collection import Collection
-from netsim_ddp.report.labels import clean
 from netsim_ddp.report.tables import Table, block_table, measured_blocks
+from netsim_ddp.results.labels import clean
 
 # A page is narrower than a screen.
 _DROPPED = frozenset({"payload", "loss", "hidden", "wait", "opt", "elapsed", "eff"})

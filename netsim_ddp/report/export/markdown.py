@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from netsim_ddp.report import facts, outcomes
 from netsim_ddp.report.charts import all_plots
 from netsim_ddp.report.collection import Block, Collection
-from netsim_ddp.report.labels import basis, clean
+from netsim_ddp.report.labels import basis
 from netsim_ddp.report.tables import Table, block_table, measured_blocks
+from netsim_ddp.results.labels import clean
 
 # GitHub counts bytes; some are kept back for what else writes into the same summary.
 LIMIT_BYTES = 900_000

@@ -24,7 +24,7 @@ from typing import Any
 
 from netsim_ddp.report.assumptions import assumptions
 from netsim_ddp.report.collection import Collection, Entry
-from netsim_ddp.report.labels import clean
+from netsim_ddp.results.labels import clean
 from netsim_ddp.results.record import LinkRecord, RankRecord, SelectedStep, StepRecord, Summary
 from netsim_ddp.results.training_record import EpochRecord
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netsim_ddp.report.labels import clean
 from netsim_ddp.results.files import write_whole
+from netsim_ddp.results.labels import clean
 from netsim_ddp.results.trace import TracedLap
 
 ROWS = ("compute", "compress", "send", "wire", "decompress", "optimizer", "other")

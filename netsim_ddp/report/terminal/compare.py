@@ -11,9 +11,9 @@ from functools import partial
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.labels import clean
 from netsim_ddp.report.terminal.printing import print_line
 from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
+from netsim_ddp.results.labels import clean
 from netsim_ddp.results.verdicts import of_family
 from netsim_ddp.units import format_duration
 

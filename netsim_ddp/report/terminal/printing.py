@@ -10,8 +10,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.labels import clean, encodable
+from netsim_ddp.report.labels import encodable
 from netsim_ddp.report.tables import Table
+from netsim_ddp.results.labels import clean
 
 WIDE = 120
 """Columns from which on a terminal has room for whole labels."""

@@ -11,22 +11,16 @@ from functools import partial
 
 from rich.console import Console
 
+from netsim_ddp.options import written
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
-from netsim_ddp.report.labels import (
-    basis,
-    clean,
-    count_of,
-    groups,
-    label,
-    plain,
-    step_header,
-)
+from netsim_ddp.report.labels import basis, count_of, step_header
 from netsim_ddp.report.limits import late_words, named
 from netsim_ddp.report.tables import columns_without, rows_of, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.claims import claims, fastest
-from netsim_ddp.results.labels import group_label
+from netsim_ddp.results.identity import groups
+from netsim_ddp.results.labels import clean, group_label, label
 from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
@@ -79,7 +73,7 @@ def _header(result: Result) -> str:
     workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
         scenario.get("workers", "?")
     ]
-    ratios = dict.fromkeys(plain(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
+    ratios = dict.fromkeys(written(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
     parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
     if ratios:
         parts.append(f"ratio {_listed(list(ratios))}")

@@ -12,23 +12,15 @@ from rich.console import Console
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.crossover import render_break_evens
-from netsim_ddp.report.labels import (
-    DASH,
-    basis,
-    clean,
-    groups,
-    label,
-    milliseconds,
-    rounded,
-    step_header,
-)
+from netsim_ddp.report.labels import DASH, basis, milliseconds, rounded, step_header
 from netsim_ddp.report.limits import named
 from netsim_ddp.report.tables import Column, Row, rows_of, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.verdict import reason
 from netsim_ddp.results.claims import claims, fastest
-from netsim_ddp.results.identity import axes
+from netsim_ddp.results.identity import axes, groups
+from netsim_ddp.results.labels import clean, label
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
 

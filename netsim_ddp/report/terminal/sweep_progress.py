@@ -10,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from netsim_ddp.report.labels import DASH, clean, label, milliseconds, times
+from netsim_ddp.report.labels import DASH, milliseconds, times
 from netsim_ddp.report.limits import bounded
+from netsim_ddp.results.labels import clean, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import is_dense
 

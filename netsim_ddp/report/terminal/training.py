@@ -9,10 +9,13 @@ from functools import partial
 
 from rich.console import Console
 
+from netsim_ddp.options import written
 from netsim_ddp.report.assumptions import UNSHAPED, why_bucket
-from netsim_ddp.report.labels import DASH, count_of, groups, label, plain, points
+from netsim_ddp.report.labels import DASH, count_of, points
 from netsim_ddp.report.tables import Column, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
+from netsim_ddp.results.identity import groups
+from netsim_ddp.results.labels import label
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
@@ -69,7 +72,7 @@ def _header(result: Result) -> str:
     parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
     parts.append(f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}")
-    batches = {plain(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
+    batches = {written(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
     batch = ", ".join(sorted(batches)) or "?"
     if (accumulate := scenario.get("accumulate", 1)) != 1:
         batch = f"{batch} x {accumulate}"
