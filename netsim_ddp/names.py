@@ -59,6 +59,12 @@ class DatasetInfo:
     validation: int | None
     description: str
 
+    def examples_in(self, *, train: bool) -> int:
+        """How many examples a split of a generated data set has."""
+        length = self.train if train else self.validation
+        assert length is not None, "the files of a data set decide"
+        return length
+
     @property
     def examples(self) -> str:
         """What its examples are called: ``images``."""

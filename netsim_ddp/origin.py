@@ -82,15 +82,14 @@ class Origin:
         key = next((name for name, to in self.quantities.items() if to == key and name in self.given), key)
         value, limits = self.given.get(key, first["input"]), first.get("ctx", {})
         problem = _PROBLEMS.get(first["type"], first["msg"].lower())
-        problem = problem.format(**{name: _tidy(limit) for name, limit in limits.items()})
+        tidy = {
+            name: f"{limit:.15g}" if isinstance(limit, float) else limit for name, limit in limits.items()
+        }
+        problem = problem.format(**tidy)
         hint = self.example(key)
         if "expected" in limits:
             hint = "choose from " + limits["expected"].replace("'", "")
         return UsageError(f"{self.prefix(key)}{self.label(key)} {_shown(value)} {problem}", hint=hint)
-
-
-def _tidy(limit: Any) -> str:
-    return f"{limit:.15g}" if isinstance(limit, float) else str(limit)
 
 
 def _shown(value: Any) -> str:

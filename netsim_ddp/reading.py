@@ -116,8 +116,9 @@ def decode_text(content: bytes, *, source: str, wanted: str = "text", hint: str 
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         coding = encoding.removesuffix("-sig").upper()
-        problem = f"{wanted} in {coding}: byte {error.start} is none"
-        raise UsageError(f"{source} is not {problem}", hint=hint) from None
+        raise UsageError(
+            f"{source} is not {wanted} in {coding}: byte {error.start} is none", hint=hint
+        ) from None
     if "\0" in text:
         raise UsageError(f"{source} is not {wanted}: it holds zero bytes", hint=hint)
     return text
@@ -125,8 +126,7 @@ def decode_text(content: bytes, *, source: str, wanted: str = "text", hint: str 
 
 def read_text(path: Path, *, wanted: str = "", hint: str | None = None) -> str:
     """:func:`read_bytes` and :func:`decode_text`."""
-    content = read_bytes(path, wanted=wanted, hint=hint)
-    return decode_text(content, source=one_line(str(path)), hint=hint)
+    return decode_text(read_bytes(path, wanted=wanted, hint=hint), source=one_line(str(path)), hint=hint)
 
 
 def parse_json(text: str, *, source: str, hint: str | None = None) -> Any:
@@ -167,8 +167,7 @@ def parse_yaml(text: str, *, source: str, hint: str | None = None) -> Any:
 
 def _too_deep(text: str) -> bool:
     brackets = itertools.accumulate(1 if each in "[{" else -1 for each in re.findall(r"[\[\]{}]", text))
-    deepest = max(brackets, default=0)
-    return deepest > MAX_DEPTH or "- " * MAX_DEPTH in text or "? " * MAX_DEPTH in text
+    return max(brackets, default=0) > MAX_DEPTH or "- " * MAX_DEPTH in text or "? " * MAX_DEPTH in text
 
 
 # What the parser lets out of its depths for a date of month 13, or a word that is tagged as a number.

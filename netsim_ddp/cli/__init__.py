@@ -101,7 +101,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
     code = _call(_check_folder) or _call(lambda: command(prog_name="netsim", standalone_mode=False))
-    sys.exit(_call(streams.flush) or code)
+    # What was printed leaves this process here, and not when the interpreter ends, which could say nothing.
+    sys.exit(_call(sys.stdout.flush) or code)
 
 
 def _check_folder() -> None:

@@ -95,20 +95,13 @@ class CompareOptions:
         Raises:
             UsageError: an unknown word, a limit that is none, two documents for stdout, or a file that cannot be made.
         """
-        from netsim_ddp.cli.output import writable
+        from netsim_ddp.cli.output import check_targets
         from netsim_ddp.results.compare import Rules
 
         limits = dict(_limit(text) for text in _words(self.fail_above))
         reasons = [_known("--fail-on", word, REASONS) for word in _words(self.fail_on) or ["regression"]]
         kinds = KINDS if self.only is None else (_known("--only", self.only, KINDS),)
-        wanted = {"--json": self.json, "--markdown": self.markdown, "--junit": self.junit}
-        if len(both := [flag for flag, path in wanted.items() if path == "-"]) > 1:
-            raise UsageError(
-                f"{both[0]} - and {both[1]} - both want stdout", hint="name a file for one of them"
-            )
-        for path in wanted.values():
-            if path not in (None, "-"):
-                writable(Path(str(path)))
+        check_targets({"--json": self.json, "--markdown": self.markdown, "--junit": self.junit})
         return Rules(
             alpha=self.alpha,
             limits=limits,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netsim_ddp.cli.streams import open_console, write_document
+from netsim_ddp.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,12 +67,11 @@ def _document(checks: list[Check]) -> str:
     from netsim_ddp import __version__
     from netsim_ddp.results.files import now_utc
 
-    statuses = {check.status for check in checks}
-    document: dict[str, Any] = {
+    document = {
         "schema_version": 1,
         "tool": {"name": "netsim", "version": __version__},
         "created_utc": now_utc(),
-        "status": next(status for status in ("FAIL", "WARN", "PASS") if status in statuses),
+        "status": min((check.status for check in checks), key=("FAIL", "WARN", "PASS").index),
         "checks": [asdict(check) for check in checks],
     }
     return dumps(document, indent=1) + "\n"
@@ -81,8 +81,7 @@ def _print(check: Check, console: Console) -> None:
     from rich.text import Text
 
     head = f"[{check.status}] {check.name:<11} {check.seconds * 1e3:6.0f} ms  "
-    body = _lines(head + _plain(check.found, console), console, len(head))
-    line = Text(body)
+    line = Text(_lines(head + _plain(check.found, console), console, len(head)))
     line.stylize(_STYLES[check.status], 0, _INDENT - 1)
     console.print(line, soft_wrap=True)
     if check.remedy:
@@ -103,5 +102,4 @@ def _lines(text: str, console: Console, indent: int) -> str:
 
 def _plain(text: str, console: Console) -> str:
     """``text`` on one line, in signs that the output can carry."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    return line.encode(console.encoding, "replace").decode(console.encoding)
+    return printable(text).encode(console.encoding, "replace").decode(console.encoding)

@@ -42,8 +42,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         }
         return function(**given, **made)
 
-    flags = list(_flags(parameters, groups))
-    flags.append(_flag("verbosity", 0, _VERBOSITY))
+    flags = [*_flags(parameters, groups), _flag("verbosity", 0, _VERBOSITY)]
     with_flags.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
     with_flags.__annotations__ = {each.name: each.annotation for each in flags}
     return with_flags

@@ -52,8 +52,7 @@ def launch(
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration
 
-    values = given(link) | ({} if workers is None else {"workers": workers})
-    scenario = build_scenario(values)
+    scenario = build_scenario(given(link) | ({} if workers is None else {"workers": workers}))
     timeout_s = None if timeout is None else parse_duration(timeout, what="--timeout")
     if str(json) == "-":
         raise UsageError("--json - would mix with the program's own output", hint="name a file")
@@ -82,7 +81,6 @@ def launch(
         raise timeout_error(outcome, timeout_s)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    if outcome.first_failure is not None:
-        failed = outcome.first_failure
+    if (failed := outcome.first_failure) is not None:
         say(f"rank {failed.rank} failed first: {failed.exit}")
     raise typer.Exit(record.exit_code)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netsim_ddp.cli.streams import open_console
+from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
     from netsim_ddp.steps.experiment import Event, Report
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 def writable(path: Path) -> Path:
     """Fail before the measuring, not after it. Results replace the file whole, so it is the folder that counts."""
     import tempfile
-
-    from netsim_ddp.errors import UsageError
 
     hint = "name a file in a folder you can write to"
     target = Path(os.path.realpath(path))  # a link keeps pointing where it points
@@ -32,8 +31,25 @@ def writable(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=target.parent):
             return target
     except OSError:
-        reason = f"no file can be made in {path.parent}"
-        raise UsageError(f"cannot write {path}: {reason}", hint=hint) from None
+        raise UsageError(f"cannot write {path}: no file can be made in {path.parent}", hint=hint) from None
+
+
+def check_targets(wanted: Mapping[str, str | None]) -> None:
+    """Refuse what could not be written before anything is read or measured.
+
+    Args:
+        wanted: by flag its PATH or ``-`` for stdout, None where it was not given.
+
+    Raises:
+        UsageError: two documents for stdout, or a file that cannot be made.
+    """
+    if len(to_stdout := [flag for flag, target in wanted.items() if target == "-"]) > 1:
+        raise UsageError(
+            f"{to_stdout[0]} - and {to_stdout[1]} - both want stdout", hint="name a file for one of them"
+        )
+    for target in wanted.values():
+        if target not in (None, "-"):
+            writable(Path(str(target)))
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netsim_ddp.cli.output import writable
+from netsim_ddp.cli.output import check_targets, writable
 from netsim_ddp.cli.saving import SAVED
 from netsim_ddp.cli.streams import open_console, say, write_document
 from netsim_ddp.errors import UsageError
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 LAST = SAVED / "last.json"
 _Target = str | None
+_EXPORTERS = {
+    "--html": ("html", "page"),
+    "--markdown": ("markdown", "document"),
+    "--csv": ("tidy", "table"),
+    "--junit": ("junit", "document"),
+    "--latex": ("latex", "document"),
+    "--bibtex": ("citations", "bibliography"),
+    "--github-benchmark": ("ci", "github_benchmark"),
+    "--bencher": ("ci", "bencher"),
+}
+"""By flag the module of ``netsim_ddp.report.export``, imported when it is asked for, and the function that makes it."""
 
 
 def report(
@@ -68,7 +79,10 @@ def report(
         "--bibtex": bibtex, "--github-benchmark": github_benchmark, "--bencher": bencher,
     }  # fmt: skip
     wanted = {flag: target for flag, target in targets.items() if target is not None}
-    _check(wanted)
+    for flag, target in wanted.items():
+        if target.startswith("--"):
+            raise UsageError(f"{flag} needs a file", hint=f"write {flag} PATH, or {flag} - for stdout")
+    check_targets(wanted)
     formats = [name.strip() for name in (format or "svg").split(",") if name.strip()]
     if format is not None and figures is None:
         raise UsageError(
@@ -80,7 +94,9 @@ def report(
         needs(formats)
     collection = _collect(results or ["last"])
     for flag, target in wanted.items():
-        _write(target, _builder(flag)(collection))
+        module, name = _EXPORTERS[flag]
+        exporter = importlib.import_module(f"netsim_ddp.report.export.{module}")
+        _write(target, getattr(exporter, name)(collection))
     if figures is not None:
         from netsim_ddp.report.export.figures import write
 
@@ -88,20 +104,6 @@ def report(
         say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
     if not wanted and figures is None:
         _show(collection)
-
-
-def _check(wanted: dict[str, str]) -> None:
-    """Refuse what could not be written before anything is read."""
-    to_stdout = [flag for flag, target in wanted.items() if target == "-"]
-    if len(to_stdout) > 1:
-        raise UsageError(
-            f"{to_stdout[0]} - and {to_stdout[1]} - both want stdout", hint="name a file for one of them"
-        )
-    for flag, target in wanted.items():
-        if target.startswith("--"):
-            raise UsageError(f"{flag} needs a file", hint=f"write {flag} PATH, or {flag} - for stdout")
-        if target != "-":
-            writable(Path(target))
 
 
 def _collect(names: list[str]) -> Collection:
@@ -124,35 +126,13 @@ def _collect(names: list[str]) -> Collection:
     return Collection(sources)
 
 
-def _builder(flag: str) -> Callable[[Collection], str]:
-    """What ``flag`` is made by; each exporter is loaded when it is asked for."""
-    if flag == "--html":
-        from netsim_ddp.report.export.html import page as build
-    elif flag == "--markdown":
-        from netsim_ddp.report.export.markdown import document as build
-    elif flag == "--csv":
-        from netsim_ddp.report.export.tidy import table as build
-    elif flag == "--junit":
-        from netsim_ddp.report.export.junit import document as build
-    elif flag == "--latex":
-        from netsim_ddp.report.export.latex import document as build
-    elif flag == "--bibtex":
-        from netsim_ddp.report.export.citations import bibliography as build
-    elif flag == "--github-benchmark":
-        from netsim_ddp.report.export.ci import github_benchmark as build
-    else:
-        from netsim_ddp.report.export.ci import bencher as build
-    return build
-
-
 def _write(target: str, text: str) -> None:
     from netsim_ddp.results.files import write_whole
 
     if target == "-":
         write_document(text)
         return
-    path = writable(Path(target))
-    write_whole(text, path)
+    write_whole(text, writable(Path(target)))
     say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
 
 

@@ -107,10 +107,14 @@ def execute(
 
     saved = SavedFiles(new_file(), copy)
     traced: list[TracedLap] = []
-    trace = None if trace_file is None else traced.extend
     try:
         with progress() as report:
-            result = run(command=["netsim", *sys.argv[1:]], report=report, save=saved.save, trace=trace)
+            result = run(
+                command=["netsim", *sys.argv[1:]],
+                report=report,
+                save=saved.save,
+                trace=None if trace_file is None else traced.extend,
+            )
     except BaseException:
         if saved.last is not None and measured(saved.last):
             if where := " and ".join(map(str, saved.paths)):
@@ -141,13 +145,11 @@ def new_file() -> Path | None:
 
     try:
         SAVED.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=SAVED):
-            pass
+        tempfile.TemporaryFile(dir=SAVED).close()
     except OSError as error:
         say(f"warning: the run is not saved: cannot write to {SAVED} ({error.strerror})")
         return None
-    stem = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    return SAVED / f"{stem}-{os.getpid()}.json"
+    return SAVED / f"{datetime.datetime.now():%Y-%m-%dT%H-%M-%S}-{os.getpid()}.json"
 
 
 def point_last(path: Path) -> None:

@@ -36,8 +36,7 @@ def list_() -> None:
         ids = frozenset(cell.id for run in runs for cell in run.cells)
         expected_s = Sweep(name, matrix, runs, selected=ids, kept={}, known={}).expected_s
         about = f"{matrix.question} {len(ids)} cells, about {rough(expected_s)}."
-        lines = textwrap.wrap(about, max(40, width - 18), break_on_hyphens=False)
-        for i, line in enumerate(lines):
+        for i, line in enumerate(textwrap.wrap(about, max(40, width - 18), break_on_hyphens=False)):
             typer.echo(f"{name if i == 0 else '':<17} {line}")
     typer.echo(
         "\nRun one with: netsim sweep NAME. Times are estimates: bytes / line rate, compute and start-up."

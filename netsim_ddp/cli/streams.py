@@ -69,8 +69,7 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
     """One sign for one sign, so that columns stay where they are."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    return "".join(_NEAREST.get(sign, "?") for sign in found), error.end
+    return "".join(_NEAREST.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
 def write_document(text: str) -> None:
@@ -82,15 +81,6 @@ def write_document(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
-
-
-def flush() -> None:
-    """Have what was printed leave this process, here and not when the interpreter ends, which could say nothing.
-
-    Raises:
-        OSError: as :func:`write_document`.
-    """
-    sys.stdout.flush()
 
 
 def discard(stream: IO[Any]) -> None:

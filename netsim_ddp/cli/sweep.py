@@ -107,9 +107,7 @@ def sweep(
         kept = still_valid(before, runs)
         if path is not None and (again := measured_again(path, before, runs)):
             say(again)
-    budget_s = runs[0].settings.time_budget_s
-    if time_budget is not None:
-        budget_s = parse_duration(time_budget, what="--time-budget")
+    budget = None if time_budget is None else parse_duration(time_budget, what="--time-budget")
     known = earlier_times(before.cells) if before is not None else {}
     going = Sweep(
         name,
@@ -120,7 +118,7 @@ def sweep(
         known=known,
         ready=before.ready if before is not None else {},
         stop_at_failure=stop,
-        time_budget_s=budget_s,
+        time_budget_s=runs[0].settings.time_budget_s if budget is None else budget,
     )
     _tell_plan(going, kept, path, len(selected), from_before=bool(known))
     if dry_run:
@@ -134,9 +132,9 @@ def sweep(
     files.tell(None if json == "-" else open_console(), "netsim sweep")
     files.finish()
     if going.failed:
-        count = len(going.failed)
         raise RankError(
-            f"{count} of {len(selected)} cells failed" + (f"; {going.stopped}" if going.stopped else ""),
+            f"{len(going.failed)} of {len(selected)} cells failed"
+            + (f"; {going.stopped}" if going.stopped else ""),
             hint="the same command tries them again",
         )
     if going.stopped:
@@ -183,8 +181,8 @@ def _tell_plan(
 
     cells = sum(len(run.cells) for run in going.runs)
     some = f"{selected} of " if selected != cells else ""
-    places, repeats = len(going.runs), len(going.units)
-    text = f"{some}{_count(cells, 'cell')} in {_count(places, 'place')}, {_count(repeats, 'repeat')} to run"
+    text = f"{some}{_count(cells, 'cell')} in {_count(len(going.runs), 'place')}"
+    text += f", {_count(len(going.units), 'repeat')} to run"
     if going.units:
         basis = "what its repeats took before" if from_before else "bytes / line rate, compute and start-up"
         text += f": about {rough(going.expected_s)}, from {basis}"

@@ -177,7 +177,7 @@ def built_in() -> dict[str, Path]:
     """Every built-in scenario's file by its name, alphabetically: in a wheel inside the package, in a checkout beside
     it."""
     package = Path(netsim_ddp.__file__).parent
-    folders = (package / "scenarios", package.parent / "scenarios")
+    folders = (parent / "scenarios" for parent in (package, package.parent))
     folder = next((folder for folder in folders if (folder / "quick.yaml").is_file()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -193,6 +193,8 @@ def find(name: str) -> Path:
         return path
     known = built_in()
     if name not in known:
-        hint = suggest(name, known) if known else "write the path of a file in YAML"
-        raise UsageError(f"scenario {name!r} is not known", hint=hint)
+        raise UsageError(
+            f"scenario {name!r} is not known",
+            hint=suggest(name, known) if known else "write the path of a file in YAML",
+        )
     return known[name]

@@ -92,8 +92,10 @@ def parse(data: Any, source: str) -> Matrix:
         raise UsageError(f"{source}: command {command!r} is not known here", hint="choose from run or train")
     matrix = data.get("matrix", {})
     if not isinstance(matrix, Mapping):
-        hint = "write for example matrix: {bandwidth: [10mbps, 100mbps]}"
-        raise UsageError(f"{source}: matrix {matrix!r} has no axes", hint=hint)
+        raise UsageError(
+            f"{source}: matrix {matrix!r} has no axes",
+            hint="write for example matrix: {bandwidth: [10mbps, 100mbps]}",
+        )
     axes = {str(key): values for key, values in matrix.items() if key not in ("include", "exclude")}
     return Matrix(
         source=source,
@@ -109,8 +111,10 @@ def parse(data: Any, source: str) -> Matrix:
 
 def _axis(key: str, values: Any, source: str) -> tuple[Any, ...]:
     if not isinstance(values, list | tuple):
-        hint = f"write {key}: [{values}], or {key}: {values} above the matrix"
-        raise UsageError(f"{source}: matrix: {key} {values!r} is not a list", hint=hint)
+        raise UsageError(
+            f"{source}: matrix: {key} {values!r} is not a list",
+            hint=f"write {key}: [{values}], or {key}: {values} above the matrix",
+        )
     if not values:
         raise UsageError(f"{source}: matrix: {key} has no values", hint=f"leave {key} away")
     for i, value in enumerate(values):
@@ -178,16 +182,18 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
     for each in matrix.exclude:
         for key, value in each.items():
             if key not in matrix.axes:
-                hint = suggest(key, matrix.axes) if matrix.axes else "name an axis of the matrix"
-                raise UsageError(f"{matrix.source}: exclude: {key!r} is not an axis", hint=hint)
+                raise UsageError(
+                    f"{matrix.source}: exclude: {key!r} is not an axis",
+                    hint=suggest(key, matrix.axes) if matrix.axes else "name an axis of the matrix",
+                )
             if not any(same(key, value, other) for other in matrix.axes[key]):
-                hint = f"it has {', '.join(map(str, matrix.axes[key]))}"
-                raise UsageError(f"{matrix.source}: exclude: {key} has no value {value!r}", hint=hint)
-    originals = []
-    if matrix.axes:
-        product = itertools.product(*matrix.axes.values())
-        originals = [dict(zip(matrix.axes, values, strict=True)) for values in product]
-    originals = [each for each in originals if not any(_agrees(each, out) for out in matrix.exclude)]
+                raise UsageError(
+                    f"{matrix.source}: exclude: {key} has no value {value!r}",
+                    hint=f"it has {', '.join(map(str, matrix.axes[key]))}",
+                )
+    product = itertools.product(*matrix.axes.values()) if matrix.axes else ()
+    written = (dict(zip(matrix.axes, values, strict=True)) for values in product)
+    originals = [each for each in written if not any(_agrees(each, out) for out in matrix.exclude)]
     found = [dict(each) for each in originals]
     more: list[dict[str, Any]] = []
     for entry in matrix.include:
@@ -200,9 +206,7 @@ def combinations(matrix: Matrix) -> list[dict[str, Any]]:
         more = [
             {key: value, **each} for each in more for value in ((None,) if key in each else matrix.axes[key])
         ]
-    if not matrix.axes and not more:
-        return [{}]
-    return found + more
+    return found + more if matrix.axes or more else [{}]
 
 
 def _agrees(each: Values, other: Values) -> bool:

@@ -119,9 +119,15 @@ class Settings(LinkOptions):
         dataset = self.dataset or default_dataset(self.model)
         with Origin.of(info).naming("dataset" if self.dataset else "model"):
             fitted(self.model, dataset)
-        message = f"a text is read by the dataset text, not by {dataset}"
-        hint = "write --model transformer, or --dataset text with a model of your own"
-        refuse(info, ("text", self.text is not None and dataset != "text", message, hint))
+        refuse(
+            info,
+            (
+                "text",
+                self.text is not None and dataset != "text",
+                f"a text is read by the dataset text, not by {dataset}",
+                "write --model transformer, or --dataset text with a model of your own",
+            ),
+        )
         return self
 
     def training(self) -> dict[str, str]:
@@ -175,8 +181,7 @@ class Settings(LinkOptions):
         return tuple(MethodSpec(name=method.name, params=self._with_ratio(method)) for method in self.methods)
 
     def _with_ratio(self, method: MethodSpec) -> dict[str, Any]:
-        filled = {"ratio": self.ratio} if takes(method.name, "ratio") else {}
-        return {**filled, **method.params}
+        return {**({"ratio": self.ratio} if takes(method.name, "ratio") else {}), **method.params}
 
 
 def refuse(info: ValidationInfo, *checks: tuple[str, bool, str, str]) -> None:

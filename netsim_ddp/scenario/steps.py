@@ -84,8 +84,7 @@ class Scenario(Settings):
         cores = available_cores()
         execution = self.execution
         if execution == "auto":
-            replay = self.workers > cores or self.codec_from is not None
-            execution = "replayed" if replay else "concurrent"
+            execution = "replayed" if self.workers > cores or self.codec_from else "concurrent"
         # Replayed, a rank has by default the host to itself while it is measured, as on a machine of its own.
         threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
@@ -129,6 +128,5 @@ class Scenario(Settings):
                 return cells
         if wanted == "none" or wanted in there or self.workers == 1:
             return cells
-        dense = (number for number, cell in enumerate(cells, 1) if entry_of(cell.name).is_baseline)
-        place = max(dense, default=0)
+        place = max((i for i, cell in enumerate(cells, 1) if entry_of(cell.name).is_baseline), default=0)
         return [*cells[:place], MethodSpec(name=wanted, params={"overlap": True}), *cells[place:]]

@@ -178,20 +178,16 @@ class TrainScenario(Settings):
         tune_seed = self.tune_seed
         if self.tuned_rates and tune_seed is None:
             tune_seed = (self.seed + TUNING_OFFSET) % 2**31
-        rate = self.learning_rate
-        if "learning_rate" not in self.model_fields_set:
-            rate = LEARNING_RATES[self.optimizer]
-        every = self.checkpoint_epochs
-        if self.checkpoint is not None and every is None and self.checkpoint_steps is None:
-            every = 1
+        rate_is_set = "learning_rate" in self.model_fields_set
+        every_is_set = self.checkpoint_epochs is not None or self.checkpoint_steps is not None
         return self.model_copy(
             update={
                 **self.training(),
                 "threads": self.threads or max(1, available_cores() // self.workers),
                 "link": self.link if self.on_a_link else "none",
-                "learning_rate": rate,
+                "learning_rate": self.learning_rate if rate_is_set else LEARNING_RATES[self.optimizer],
                 "step_epochs": self.step_epochs or max(1, self.epochs // 3),
-                "checkpoint_epochs": every,
+                "checkpoint_epochs": self.checkpoint_epochs if every_is_set or not self.checkpoint else 1,
                 "tune_seed": tune_seed,
                 "methods": self.cells(),
             }

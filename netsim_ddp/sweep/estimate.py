@@ -81,27 +81,22 @@ class Estimate:
         return math.fsum(self.of(unit) for unit in units)
 
     def _scale(self) -> float:
-        both = [
-            (sum(self.known[name]) / len(self.known[name]), took) for name, took in self._formulas.items()
-        ]
-        expected = math.fsum(formula for _, formula in both)
-        return math.fsum(took for took, _ in both) / expected if expected else 1.0
+        took = math.fsum(sum(self.known[name]) / len(self.known[name]) for name in self._formulas)
+        expected = math.fsum(self._formulas.values())
+        return took / expected if expected else 1.0
 
 
 def earlier(cells: Iterable[Cell]) -> dict[str, list[float]]:
     """What the repeats of an earlier result took, by cell."""
-    found = {}
-    for cell in cells:
-        times = [repeat.took_s for repeat in cell.repeats if repeat.took_s is not None]
-        if times:
-            found[cell.id] = times
-    return found
+    took = {cell.id: [each.took_s for each in cell.repeats if each.took_s is not None] for cell in cells}
+    return {name: times for name, times in took.items() if times}
 
 
 def start_seconds(runs: Sequence[Run]) -> float:
     """Links, their probes, interpreters and recordings, once for all."""
-    links = {run.wanted for run in runs}
-    shaped = [spec for spec, how in links if how in ("tc", "auto") and spec.workers > 1]
+    shaped = [
+        spec for spec, how in {run.wanted for run in runs} if how in ("tc", "auto") and spec.workers > 1
+    ]
     made = math.fsum(LINK_S + LINK_RANK_S * spec.workers + PROBE_S for spec in shaped)
     servers: dict[tuple[object, ...], list[Any]] = {}
     for run in runs:

@@ -195,9 +195,10 @@ class Sweep:
         old = self._measured.get(unit.cell.id)
         if old is not None:
             if (old.link.mechanism, old.device, old.backend) != (new.link.mechanism, new.device, new.backend):
-                message = f"began on {old.link.mechanism}, {old.device}, {old.backend} and would go on on"
                 raise EnvironmentFault(
-                    f"{message} {new.link.mechanism}, {new.device}, {new.backend}", hint="--fresh starts over"
+                    f"began on {old.link.mechanism}, {old.device}, {old.backend} and would go on on "
+                    f"{new.link.mechanism}, {new.device}, {new.backend}",
+                    hint="--fresh starts over",
                 )
             rates = [rate for rate in (old.link.measured_bps, new.link.measured_bps) if rate is not None]
             link = new.link.model_copy(
@@ -209,8 +210,9 @@ class Sweep:
             )
             new = new.model_copy(update={"link": link})
             repeats = [*old.repeats, *repeats]
-        update = {"id": unit.cell.id, "axes": dict(unit.cell.axes), "repeats": repeats}
-        self._measured[unit.cell.id] = new.model_copy(update=update)
+        self._measured[unit.cell.id] = new.model_copy(
+            update={"id": unit.cell.id, "axes": dict(unit.cell.axes), "repeats": repeats}
+        )
         self._ready |= found.ready
         if found.model_parameters is not None and "model" in self.result.scenario:
             self.result.model_parameters = found.model_parameters
@@ -227,9 +229,8 @@ class Sweep:
             if planned.id not in self._selected or not self._missing[planned.id]:
                 continue
             cell = self._measured.get(planned.id) or _not_run(Unit(unit.run, planned, unit.repeats))
-            cell = cell.model_copy(update={"error": str(error)})
-            self._measured[planned.id] = cell
-            self.failed.append(cell)
+            self._measured[planned.id] = cell.model_copy(update={"error": str(error)})
+            self.failed.append(self._measured[planned.id])
         self._drop(unit)
         self._save_result()
         where = unit.cell.id if len(cells) == 1 else f"all of {unit.run.label}" if unit.run.label else "all"
@@ -295,7 +296,6 @@ def _not_run(unit: Unit) -> Cell:
     """A cell of which nothing was measured, as far as its settings tell."""
     settings: Any = unit.run.settings
     params = dict(unit.cell.method.params)
-    tried: dict[str, Any] = {"auto": "tc"}
     rate = None if settings.link == "none" else settings.link_spec().slowest_bps
     return Cell(
         id=unit.cell.id,
@@ -310,7 +310,7 @@ def _not_run(unit: Unit) -> Cell:
         execution="replayed" if getattr(settings, "execution", "") == "replayed" else "concurrent",
         threads=settings.threads,
         link=LinkRecord(
-            mechanism=tried.get(settings.link, settings.link),
+            mechanism="tc" if settings.link == "auto" else settings.link,
             requested_bps=rate,
             configured_bps=None,
             measured_bps=None,

@@ -137,13 +137,12 @@ def get_dataloaders(
         generator=generator(seed, LOADER_STREAM, rank),
         **common,
     )
-    validation_loader: Loader = DataLoader(
+    return train_loader, DataLoader(
         validation,
         batch_size=min(max(batch_size, 64), len(validation)),
         generator=generator(seed, LOADER_STREAM, rank),
         **common,
     )
-    return train_loader, validation_loader
 
 
 def preload(dataset: str, *, data_dir: str | None = None, text: str | None = None) -> None:

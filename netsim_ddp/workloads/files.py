@@ -82,9 +82,8 @@ def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart:
         return folder
     files_folder = folder / FILES[dataset].folder
     if not download:
-        name = _missing(dataset, folder)[0].name
         raise EnvironmentFault(
-            f"{dataset} is not here: there is no {name} in {files_folder}",
+            f"{dataset} is not here: there is no {_missing(dataset, folder)[0].name} in {files_folder}",
             hint=f"write --download, or --data-dir and the folder that holds {FILES[dataset].folder}",
         )
     try:

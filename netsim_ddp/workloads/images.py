@@ -63,8 +63,8 @@ class Digits(Batched):
 @functools.cache
 def raw_digits() -> Batch:
     """Returns all 1,797 images (float32 ``[n, 1, 8, 8]``, 0..16) and their labels (int64 ``[n]``)."""
-    table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",", dtype=np.int64)
-    rows = torch.from_numpy(table)
+    file = Path(__file__).with_name("digits.csv.gz")
+    rows = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
     return rows[:, :-1].float().view(-1, 1, 8, 8), rows[:, -1].clone()
 
 
@@ -111,9 +111,8 @@ def raw_images(name: str, folder: Path, train: bool) -> Batch:
         if len(images) != len(labels) or images.shape[1:] != DATASETS[name].shape:
             raise ValueError(f"{len(labels)} labels for images of shape {list(images.shape)}")
     except Exception as error:
-        files_folder = folder / FILES[name].folder
         raise EnvironmentFault(
-            f"{name}'s files in {files_folder} are damaged: {describe(error)}",
+            f"{name}'s files in {folder / FILES[name].folder} are damaged: {describe(error)}",
             hint="delete that folder, then write --download",
         ) from error
     return images, labels
@@ -130,9 +129,7 @@ class Synthetic(Batched):
         info = DATASETS[name]
         channels, height, width = info.shape
         self.shape, self.classes = (channels, height, width), info.classes
-        length = info.train if train else info.validation
-        assert length is not None  # generated sets have their sizes
-        self.length = length
+        self.length = info.examples_in(train=train)
         self._seed, self._split = seed, int(train)
         self._tables: Batch | None = None
 
@@ -160,5 +157,4 @@ class Synthetic(Batched):
         noise = generator(self._seed, NOISE_STREAM)
         # Training and validation share the patterns (or validation could not be solved) and the bank.
         patterns = 0.5 * torch.randn(self.classes, channels, 4, 4, generator=noise)
-        bank = torch.randn(channels * height * width + 2**20, generator=noise)
-        return bank, patterns
+        return torch.randn(channels * height * width + 2**20, generator=noise), patterns

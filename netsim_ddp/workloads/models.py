@@ -129,10 +129,9 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
 
     known: list[str] = models.list_models(module=models)
     if name not in known:
-        near = did_you_mean(name, known)
         raise UsageError(
             f"torchvision has no classifier {name!r}",
-            hint=f"{near}write for example torchvision:resnet34 or torchvision:vgg16",
+            hint=f"{did_you_mean(name, known)}write for example torchvision:resnet34 or torchvision:vgg16",
         )
     # Auxiliary heads would make the training output a tuple, unlike every other classifier's.
     with_heads = name in ("googlenet", "inception_v3")
@@ -146,9 +145,8 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
 def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
     build = load_reference("model", reference, MODEL_CHOICES)
     if isinstance(build, nn.Module) or not callable(build):
-        kind = type(build).__name__
         raise UsageError(
-            f"model {reference!r} is a {kind}, not a function that builds a torch.nn.Module",
+            f"model {reference!r} is a {type(build).__name__}, not a function that builds a torch.nn.Module",
             hint="name a function build(num_classes=...) or build(), or the module's class",
         )
     arguments = {"num_classes": num_classes} if _accepts(build, "num_classes") else {}

@@ -72,9 +72,7 @@ class SyntheticText(Batched):
 
     def __init__(self, name: str, *, train: bool, seed: int) -> None:
         info = DATASETS[name]
-        length = info.train if train else info.validation
-        assert length is not None  # generated sets have their sizes
-        self.length, (self.context,), self._split = length, info.shape, int(train)
+        self.length, (self.context,), self._split = info.examples_in(train=train), info.shape, int(train)
         self._stream = _stream(info.classes, seed)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
