@@ -150,10 +150,10 @@ def load_reference(what: str, reference: str, choices: str) -> Any:
     for attribute in attribute_path.split("."):
         if not hasattr(value, attribute):
             offered = [name for name, item in vars(value).items() if callable(item) and name[0] != "_"]
-            near = did_you_mean(attribute, offered)
             listing = f"it has {', '.join(sorted(offered)[:8])}" if offered else "it defines no function"
             raise UsageError(
-                f"{what} {reference!r}: {module_name!r} has no {attribute!r}", hint=f"{near}{listing}"
+                f"{what} {reference!r}: {module_name!r} has no {attribute!r}",
+                hint=f"{did_you_mean(attribute, offered)}{listing}",
             )
         value = getattr(value, attribute)
     return value

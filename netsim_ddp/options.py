@@ -56,10 +56,12 @@ class Option:
             raise
         except (ValueError, OverflowError):
             close = difflib.get_close_matches(str(value).lower(), self.choices, n=1)
-            example = (
-                f"did you mean {name}={close[0]}?" if close else f"write for example {name}={self.example}"
-            )
-            raise UsageError(f"{name}={_shown(value)} is not {self.takes}", hint=example) from None
+            raise UsageError(
+                f"{name}={_shown(value)} is not {self.takes}",
+                hint=f"did you mean {name}={close[0]}?"
+                if close
+                else f"write for example {name}={self.example}",
+            ) from None
 
 
 Options = Mapping[str, Option]

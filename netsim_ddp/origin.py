@@ -86,9 +86,8 @@ class Origin:
             name: f"{limit:.15g}" if isinstance(limit, float) else limit for name, limit in limits.items()
         }
         problem = problem.format(**tidy)
-        hint = self.example(key)
-        if "expected" in limits:
-            hint = "choose from " + limits["expected"].replace("'", "")
+        choices = str(limits.get("expected", "")).replace("'", "")
+        hint = f"choose from {choices}" if choices else self.example(key)
         return UsageError(f"{self.prefix(key)}{self.label(key)} {_shown(value)} {problem}", hint=hint)
 
 

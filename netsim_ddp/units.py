@@ -37,10 +37,10 @@ def parse_rate(text: str, *, what: str = "bandwidth") -> int:
     if unit == "":
         raise UsageError(f"{shown} must be more than zero", hint=example)
     if re.fullmatch(r".?Bps", unit):
-        number = match["number"]
         raise UsageError(
             f"{shown} could mean bits or bytes",
-            hint=f"write {number}{prefix.lower()}bps for bits or {number}{prefix.upper()}B/s for bytes",
+            hint=f"write {match['number']}{prefix.lower()}bps for bits "
+            f"or {match['number']}{prefix.upper()}B/s for bytes",
         )
     if re.fullmatch(r".?B/s", unit):
         value *= 8
@@ -69,8 +69,10 @@ def parse_duration(text: str, *, what: str = "duration") -> float:
         if text == "0":
             return 0.0
         number = re.fullmatch(_NUMBER, text, re.IGNORECASE)
-        hint = f"write {text}ms or {text}s" if number else "write for example 50ms, 1.5s or 10min"
-        raise UsageError(f"{what} {text!r} is not a duration", hint=hint)
+        raise UsageError(
+            f"{what} {text!r} is not a duration",
+            hint=f"write {text}ms or {text}s" if number else "write for example 50ms, 1.5s or 10min",
+        )
     seconds = float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
     if not math.isfinite(seconds) or seconds < 0:
         raise UsageError(f"{what} {text!r} must not be negative", hint="write for example 50ms")

@@ -157,8 +157,7 @@ def _describe(error: Any) -> str:
     """typer's complaint in the form of our own: what is wrong, and in brackets what to type."""
     context = getattr(error, "ctx", None)
     see = f"{context.command_path if context else 'netsim'} --help lists what it takes"
-    near = getattr(error, "possibilities", None)
-    if near:
+    if near := getattr(error, "possibilities", None):
         see = f"did you mean {' or '.join(sorted(near))}? {see}"
     text = str(getattr(error, "message", "") or error.format_message()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]} ({see})"

@@ -77,9 +77,8 @@ def check(
         leave_out=without or (),
         note=say,
     ):
-        line = Text(f"[{finding.word}] {finding.name:<13} {finding.found}")
-        line.stylize(_STYLES[finding.word], 0, 6)
-        console.print(line, soft_wrap=True)
+        word = (f"[{finding.word}]", _STYLES[finding.word])
+        console.print(Text.assemble(word, f" {finding.name:<13} {finding.found}"), soft_wrap=True)
         rows.append(finding)
     console.print(NOT_SEEN, soft_wrap=True)
     failed = [finding.name for finding in rows if finding.passed is False]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from netsim_ddp.cli.streams import open_console
 from netsim_ddp.errors import UsageError
@@ -69,8 +69,14 @@ def progress(*, bar: bool = True) -> Iterator[Report]:
     if not (bar and console.is_terminal):
         yield lambda event: say(event) if event.kind != "progress" else None
         return
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as shown:
         task = shown.add_task("starting", total=None)
 
         def show(event: Event) -> None:

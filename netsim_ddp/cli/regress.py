@@ -115,5 +115,7 @@ def _named(context: typer.Context) -> tuple[list[str], str | None]:
     items = [methods] if isinstance(methods, str) else methods
     if not isinstance(items, list | tuple):  # nothing, or what the run itself will refuse
         items = []
-    names = [item.strip() if isinstance(item, str) else method_of(item).id for item in items]
-    return names, model if isinstance(model, str) else None
+    return (
+        [item.strip() if isinstance(item, str) else method_of(item).id for item in items],
+        model if isinstance(model, str) else None,
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netsim_ddp.cli.options import Text
 from netsim_ddp.cli.output import check_targets, writable
 from netsim_ddp.cli.saving import SAVED
 from netsim_ddp.cli.streams import open_console, say, write_document
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from netsim_ddp.report.collection import Collection
 
 LAST = SAVED / "last.json"
-_Target = str | None
 _EXPORTERS = {
     "--html": ("html", "page"),
     "--markdown": ("markdown", "document"),
@@ -41,31 +41,31 @@ def report(
         ),
     ] = None,
     html: Annotated[
-        _Target, typer.Option(metavar="PATH|-", help="One page: plots, tables, no network, light and dark.")
+        Text, typer.Option(metavar="PATH|-", help="One page: plots, tables, no network, light and dark.")
     ] = None,
     markdown: Annotated[
-        _Target, typer.Option(metavar="PATH|-", help="For a pull request or a job's summary; details folded.")
+        Text, typer.Option(metavar="PATH|-", help="For a pull request or a job's summary; details folded.")
     ] = None,
     csv: Annotated[
-        _Target, typer.Option(metavar="PATH|-", help="Tidy: every raw sample is a row (docs/reports.md).")
+        Text, typer.Option(metavar="PATH|-", help="Tidy: every raw sample is a row (docs/reports.md).")
     ] = None,
     junit: Annotated[
-        _Target,
+        Text,
         typer.Option(metavar="PATH|-", help="JUnit XML: a test case per cell, a failure where it failed."),
     ] = None,
-    latex: Annotated[_Target, typer.Option(metavar="PATH|-", help="Tables for a paper (booktabs).")] = None,
+    latex: Annotated[Text, typer.Option(metavar="PATH|-", help="Tables for a paper (booktabs).")] = None,
     bibtex: Annotated[
-        _Target, typer.Option(metavar="PATH|-", help="Whom to cite: an entry for every method that ran.")
+        Text, typer.Option(metavar="PATH|-", help="Whom to cite: an entry for every method that ran.")
     ] = None,
     github_benchmark: Annotated[
-        _Target, typer.Option(metavar="PATH|-", help="For github-action-benchmark: customSmallerIsBetter.")
+        Text, typer.Option(metavar="PATH|-", help="For github-action-benchmark: customSmallerIsBetter.")
     ] = None,
-    bencher: Annotated[_Target, typer.Option(metavar="PATH|-", help="Bencher Metric Format.")] = None,
+    bencher: Annotated[Text, typer.Option(metavar="PATH|-", help="Bencher Metric Format.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A file for every plot.", show_default=False)
     ] = None,
     format: Annotated[
-        _Target,
+        Text,
         typer.Option(
             metavar="NAMES",
             help="Of the figures: svg, pdf, png; with commas. pdf and png need matplotlib. [svg]",
@@ -137,7 +137,7 @@ def _write(target: str, text: str) -> None:
 
 
 def _show(collection: Collection) -> None:
-    from rich.text import Text
+    from rich.text import Text as RichText
 
     from netsim_ddp.report.terminal.result import render_result
     from netsim_ddp.report.terminal.selections import render_selections
@@ -148,7 +148,7 @@ def _show(collection: Collection) -> None:
     console = open_console(highlight=False)
     for number, source in enumerate(collection.sources):
         if len(collection.sources) > 1:
-            console.print(Text(("\n" if number else "") + clean(source.name), style="bold"))
+            console.print(RichText(("\n" if number else "") + clean(source.name), style="bold"))
         if any(cell.axes for cell in source.result.cells):
             render_sweep(source.result, console)
         elif source.result.kind == "training":

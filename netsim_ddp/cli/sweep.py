@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netsim_ddp.cli.options import Text
 from netsim_ddp.cli.output import writable
 from netsim_ddp.cli.saving import SAVED, SavedFiles, new_file, point_last
 from netsim_ddp.cli.streams import open_console, say, write_document
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from netsim_ddp.sweep.plan import Run
     from netsim_ddp.sweep.runner import Progress, Sweep
     from netsim_ddp.sweep.source import Command
-
-_Text = str | None
 
 
 def sweep(
@@ -43,7 +42,7 @@ def sweep(
         ),
     ] = None,
     k: Annotated[
-        _Text,
+        Text,
         typer.Option(
             "-k", metavar="EXPR", help="Only cells whose ids match: 'topk and not (100mbps or fp16)'."
         ),
@@ -61,7 +60,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Say what would be run and how long it would take.")
     ] = False,
     time_budget: Annotated[
-        _Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 8min. [none]")
+        Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 8min. [none]")
     ] = None,
     resume: Annotated[
         bool | None,
@@ -72,7 +71,7 @@ def sweep(
         ),
     ] = None,
     json: Annotated[
-        _Text,
+        Text,
         typer.Option(
             "--json",
             "-o",

@@ -89,8 +89,7 @@ def curves(cells: Sequence[Cell]) -> list[list[list[Cell]]]:
     plots: dict[object, dict[object, list[Cell]]] = {}
     for cell in cells:
         if cell.summary and cell.bandwidth_bps and not cell.link.varies:
-            lines = plots.setdefault(curve_setting(cell, "bandwidth"), {})
-            lines.setdefault(line(cell), []).append(cell)
+            plots.setdefault(curve_setting(cell, "bandwidth"), {}).setdefault(line(cell), []).append(cell)
     return [list(lines.values()) for lines in plots.values()]
 
 

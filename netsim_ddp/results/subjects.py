@@ -160,13 +160,12 @@ def _scores(cell: Cell) -> dict[str, dict[int, float]]:
 def _figures(cell: Cell) -> dict[str, Figure]:
     """Bytes per step of all ranks together, entries, residual, and a digest of the parameters that came out."""
     ranks = [rank for repeat in cell.repeats for rank in repeat.ranks]
-    fixed = entry_of(cell.method).fixed_payload(cell.params)
     runs = [(repeat.ranks, count) for repeat in cell.repeats if (count := _steps(repeat))]
     if not ranks or not runs:
         return {}
     payload = max(sum(rank.payload_bytes for rank in each) / count for each, count in runs)
     sent = fmean(sum(rank.tx_bytes for rank in each) / count for each, count in runs)
-    varies = 0.0 if fixed else SELECTED_TOLERANCE
+    varies = 0.0 if entry_of(cell.method).fixed_payload(cell.params) else SELECTED_TOLERANCE
     figures: dict[str, Figure] = {}
     if payload:
         figures["payload bytes"] = Figure(payload, otherwise=varies)

@@ -178,12 +178,10 @@ def _compare(cell: Cell, summary: Summary, cells: Sequence[Cell]) -> Summary:
     """``summary`` with what needs the dense cells of the same setting."""
     dense16, overlapped, dense = (held_against(cell, cells, rival) for rival in RIVALS)
     sender = dense or overlapped  # both move the same bytes
-    reduction = None
-    if sender and sender.summary:
-        reduction = _ratio(sender.summary.tx_bytes_per_step, summary.tx_bytes_per_step)
+    sent = sender.summary.tx_bytes_per_step if sender and sender.summary else 0.0
     return summary.model_copy(
         update={
-            "wire_reduction": reduction or None,
+            "wire_reduction": _ratio(sent, summary.tx_bytes_per_step) or None,
             "speedup_vs_dense16": _speedup(dense16, cell, summary),
             "speedup_vs_dense16_bound": dense16 and bound(cell, dense16),
             "speedup": _speedup(dense, cell, summary),

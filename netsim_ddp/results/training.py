@@ -211,8 +211,8 @@ def _times(
     for seed, repeat in ours.items():
         goal = target
         if goal is None and seed in theirs:
-            goal = theirs[seed].epochs[-1].validation_accuracy
-            goal = None if goal is None else goal - WITHIN_POINTS / 100
+            accuracy = theirs[seed].epochs[-1].validation_accuracy
+            goal = None if accuracy is None else accuracy - WITHIN_POINTS / 100
         if goal is None or (moment := time_to(repeat.epochs, goal)) is None:
             continue
         mine.append(moment)

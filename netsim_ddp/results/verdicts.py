@@ -112,13 +112,15 @@ class Times:
         count, other = len(self.base), len(self.new)
         enough = min(count, other) >= FEWEST and smallest_p(count, other) <= alpha / family
         if sorted(self.base) == sorted(self.new):  # one measurement compared with itself
-            same = Estimate(1.0, 1.0, 1.0, 1.0, count)
-            return Judgement("no change", same, 1.0, 1.0, family, needed, enough)
+            return Judgement(
+                "no change", Estimate(1.0, 1.0, 1.0, 1.0, count), 1.0, 1.0, family, needed, enough
+            )
         ratio = ratio_interval(self.base, self.new)
         significant = adjusted <= alpha and min(count, other) >= FEWEST
         if significant and self._exceeds_floor(ratio.value) and self._processes_apart(ratio.value):
-            verdict: Verdict = "slower" if ratio.value > 1 else "faster"
-            return Judgement(verdict, ratio, p, adjusted, family, needed, enough=True)
+            return Judgement(
+                "slower" if ratio.value > 1 else "faster", ratio, p, adjusted, family, needed, enough=True
+            )
         if (
             min(count, other) >= FEWEST
             and ratio.level >= ENOUGH
@@ -213,9 +215,9 @@ def fastest_of(samples: Sequence[Sequence[float]], family: int, *, alpha: float 
     to reach. To be wrong, the mark must be wrong against the truly fastest: more methods make that rarer.
     """
     first, *others = sorted(range(len(samples)), key=lambda i: median(samples[i]))
-    level = alpha / max(family, 1)
     claimed = all(
-        judge([Times(samples[other], samples[first])], alpha=level)[0].verdict == "faster" for other in others
+        judge([Times(samples[other], samples[first])], alpha=alpha / max(family, 1))[0].verdict == "faster"
+        for other in others
     )
     return first if others and claimed else None
 

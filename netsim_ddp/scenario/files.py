@@ -145,7 +145,13 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
     if "optimizer" in data:
         derived["momentum"] = data.get("momentum")
-        _derive_training_again(data, overrides)
+        rate = LEARNING_RATES.get(str(data["optimizer"]))
+        if "optimizer" in overrides and data.get("learning_rate") == rate:
+            data.pop("learning_rate", None)
+        if "epochs" in overrides and data.get("step_epochs") == max(1, int(data.get("epochs", 1)) // 3):
+            data.pop("step_epochs")
+        if data.get("link") == "none" and overrides.keys() & {*LINK_KEYS, *SPELLINGS}:
+            data.pop("link")
     methods = data.get("methods")
     for method in methods if isinstance(methods, list) else []:
         params = method.get("params") if isinstance(method, dict) else None
@@ -161,16 +167,6 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     for option in overrides:
         for derived_key in DERIVED.get(option, ()):
             data.pop(derived_key, None)
-
-
-def _derive_training_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """:func:`_derive_again` of what only a training has."""
-    if "optimizer" in overrides and data.get("learning_rate") == LEARNING_RATES.get(str(data["optimizer"])):
-        data.pop("learning_rate", None)
-    if "epochs" in overrides and data.get("step_epochs") == max(1, int(data.get("epochs", 1)) // 3):
-        data.pop("step_epochs")
-    if data.get("link") == "none" and overrides.keys() & {*LINK_KEYS, *SPELLINGS}:
-        data.pop("link")
 
 
 def built_in() -> dict[str, Path]:

@@ -56,14 +56,22 @@ class Matrix:
     sets: frozenset[str] = frozenset()
     """Keys that were set on the command line."""
 
+    @property
+    def description(self) -> dict[str, str]:
+        """Its title and its question, where it has them."""
+        return {key: text for key in ("title", "question") if (text := getattr(self, key))}
+
     def to_json(self) -> dict[str, Any]:
         """What :func:`parse` reads."""
         lists = {"include": self.include, "exclude": self.exclude}
         matrix = {key: list(values) for key, values in self.axes.items()}
         matrix |= {key: [dict(each) for each in items] for key, items in lists.items() if items}
-        words = {"title": self.title, "question": self.question}
-        said = {key: text for key, text in words.items() if text}
-        return {**said, "command": self.command, **self.base, **({"matrix": matrix} if matrix else {})}
+        return {
+            **self.description,
+            "command": self.command,
+            **self.base,
+            **({"matrix": matrix} if matrix else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -96,11 +104,14 @@ def parse(data: Any, source: str) -> Matrix:
             f"{source}: matrix {matrix!r} has no axes",
             hint="write for example matrix: {bandwidth: [10mbps, 100mbps]}",
         )
-    axes = {str(key): values for key, values in matrix.items() if key not in ("include", "exclude")}
     return Matrix(
         source=source,
         base={str(key): value for key, value in data.items() if key not in (*DESCRIPTION, "matrix")},
-        axes={key: _axis(key, values, source) for key, values in axes.items()},
+        axes={
+            str(key): _axis(str(key), values, source)
+            for key, values in matrix.items()
+            if key not in ("include", "exclude")
+        },
         include=_entries("include", matrix.get("include"), source),
         exclude=_entries("exclude", matrix.get("exclude"), source),
         title=str(data.get("title", "")),
@@ -141,8 +152,7 @@ def override(matrix: Matrix, settings: Values) -> Matrix:
     base, axes = dict(matrix.base), dict(matrix.axes)
     include = [dict(each) for each in matrix.include]
     for key, value in settings.items():
-        several = isinstance(value, list) and key not in LISTS
-        if key in axes or several:
+        if key in axes or (isinstance(value, list) and key not in LISTS):
             axes[key] = _axis(key, value if isinstance(value, list) else [value], "--set")
             base.pop(key, None)
             include = [
@@ -153,9 +163,14 @@ def override(matrix: Matrix, settings: Values) -> Matrix:
         else:
             base[key] = value
             include = [{name: each[name] for name in each if name != key} for each in include]
-    left = tuple(each for each in include if each)
-    sets = matrix.sets | settings.keys()
-    return replace(matrix, base=base, axes=axes, include=left, exclude=_still(matrix, axes), sets=sets)
+    return replace(
+        matrix,
+        base=base,
+        axes=axes,
+        include=tuple(each for each in include if each),
+        exclude=_still(matrix, axes),
+        sets=matrix.sets | settings.keys(),
+    )
 
 
 def _still(matrix: Matrix, axes: Mapping[str, tuple[Any, ...]]) -> tuple[Values, ...]:

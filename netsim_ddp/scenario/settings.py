@@ -95,8 +95,9 @@ class Settings(LinkOptions):
             with origin.naming(name):
                 if twice := [field for field in spelling.fields if field in values and field != name]:
                     raise UsageError(f"{name} and {twice[0]} are the same thing", hint=f"keep {name}")
-                example = str(cls.examples.get(name, ""))
-                parsed = spelling.values(values.pop(name), what=origin.label(name), example=example)
+                parsed = spelling.values(
+                    values.pop(name), what=origin.label(name), example=str(cls.examples.get(name, ""))
+                )
                 values |= zip(spelling.fields, parsed, strict=True)
         return {key: value for key, value in values.items() if value is not None}
 

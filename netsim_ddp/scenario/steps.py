@@ -57,8 +57,7 @@ class Scenario(Settings):
         with Origin.of(info).naming(str(info.field_name)):
             if info.field_name == "ready_from":
                 return load_ready(path, str(info.data.get("model", "")))
-            threads = info.data.get("threads") or available_cores()
-            return substitute(load_times(path), path.name, threads)
+            return substitute(load_times(path), path.name, info.data.get("threads") or available_cores())
 
     @model_validator(mode="after")
     def _times_can_be_played(self, info: ValidationInfo) -> Self:

@@ -175,9 +175,7 @@ class TrainScenario(Settings):
 
     def resolved(self) -> TrainScenario:
         """This scenario with the defaults that depend on other values, or on this machine, filled in."""
-        tune_seed = self.tune_seed
-        if self.tuned_rates and tune_seed is None:
-            tune_seed = (self.seed + TUNING_OFFSET) % 2**31
+        default_seed = (self.seed + TUNING_OFFSET) % 2**31 if self.tuned_rates else None
         rate_is_set = "learning_rate" in self.model_fields_set
         every_is_set = self.checkpoint_epochs is not None or self.checkpoint_steps is not None
         return self.model_copy(
@@ -188,7 +186,7 @@ class TrainScenario(Settings):
                 "learning_rate": self.learning_rate if rate_is_set else LEARNING_RATES[self.optimizer],
                 "step_epochs": self.step_epochs or max(1, self.epochs // 3),
                 "checkpoint_epochs": self.checkpoint_epochs if every_is_set or not self.checkpoint else 1,
-                "tune_seed": tune_seed,
+                "tune_seed": default_seed if self.tune_seed is None else self.tune_seed,
                 "methods": self.cells(),
             }
         )

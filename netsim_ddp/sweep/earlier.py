@@ -61,8 +61,10 @@ def measured_again(path: Path, earlier: Result, runs: Sequence[Run]) -> str:
     why = " and ".join(
         dict.fromkeys(f"{about} {rule}" for cell in old for about, rule in rules(cell, earlier).items())
     )
-    cells = f"{len(old)} cell{'s' * (len(old) != 1)}"
-    return f"{cells} of {path} must be measured again: in those of netsim before 0.2, {why}"
+    return (
+        f"{len(old)} cell{'s' * (len(old) != 1)} of {path} must be measured again: "
+        f"in those of netsim before 0.2, {why}"
+    )
 
 
 def missing_repeats(run: Run, kept: Cell | None) -> list[int]:

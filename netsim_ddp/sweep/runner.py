@@ -67,9 +67,8 @@ class Sweep:
     ) -> None:
         self.runs = list(runs)
         self._cells = {cell.id: cell for run in runs for cell in run.cells}
-        self._matrix, self._selected = matrix, selected
-        self._measured = dict(kept)
-        self._ready = dict(ready or {})
+        self._name, self._matrix, self._selected = name, matrix, selected
+        self._measured, self._ready = dict(kept), dict(ready or {})
         self._estimate = Estimate({name: list(times) for name, times in known.items()})
         self._stop_at_failure, self._budget_s = stop_at_failure, time_budget_s
         self._missing = missing = {
@@ -82,7 +81,6 @@ class Sweep:
         self.stopped = ""
         """Why not everything was run, if it was not."""
         self._said: set[str] = set()
-        self._name = name
 
     @property
     def expected_s(self) -> float:
@@ -116,11 +114,11 @@ class Sweep:
 
     def _blank(self, command: Sequence[str]) -> Result:
         settings: list[dict[str, Any]] = [run.settings.model_dump(mode="json") for run in self.runs]
-        first = settings[0]
-        shared = {key: value for key, value in first.items() if all(each[key] == value for each in settings)}
-        words = {"title": self._matrix.title, "question": self._matrix.question}
+        shared = {
+            key: value for key, value in settings[0].items() if all(each[key] == value for each in settings)
+        }
         scenario = {
-            **{key: text for key, text in words.items() if text},
+            **self._matrix.description,
             "command": self._matrix.command,
             **shared,
             "sweep": {

@@ -80,10 +80,10 @@ def provide(dataset: str, data_dir: str | Path | None, *, download: bool, apart:
     folder = data_folder(data_dir)
     if present(dataset, folder):
         return folder
-    files_folder = folder / FILES[dataset].folder
     if not download:
         raise EnvironmentFault(
-            f"{dataset} is not here: there is no {_missing(dataset, folder)[0].name} in {files_folder}",
+            f"{dataset} is not here: there is no {_missing(dataset, folder)[0].name} "
+            f"in {folder / FILES[dataset].folder}",
             hint=f"write --download, or --data-dir and the folder that holds {FILES[dataset].folder}",
         )
     try:
