@@ -139,8 +139,9 @@ def parse_json(text: str, *, source: str, hint: str | None = None) -> Any:
     try:
         return json.loads(text, parse_constant=no_number, parse_float=finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        problem = _instead(text) or str(error)
-        raise UsageError(f"{source} is not JSON: {one_line(problem)}", hint=hint) from None
+        raise UsageError(
+            f"{source} is not JSON: {one_line(_instead(text) or str(error))}", hint=hint
+        ) from None
 
 
 def parse_yaml(text: str, *, source: str, hint: str | None = None) -> Any:
@@ -190,8 +191,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    problem = f"the key {one_line(key.value, 40)!r} stands twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {one_line(key.value, 40)!r} stands twice", key.start_mark
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.cli.streams import open_console, say
 
 _STYLES = {"PASS": "green", "FAIL": "red", "NOTE": "cyan", "TIME": "cyan"}
 
@@ -46,11 +46,10 @@ def check(
 ) -> None:
     """Test a method on real ranks: same bits, nothing lost or doubled, NaN and inf, state, honest bytes and memory."""
     from netsim_ddp import __version__
-    from netsim_ddp.cli.output import writable
+    from netsim_ddp.cli.output import check_targets, write_to
     from netsim_ddp.errors import RankError, UsageError
     from netsim_ddp.methods import takes
     from netsim_ddp.methods.spec import parse_method
-    from netsim_ddp.results.files import write_whole
     from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, check_method
     from netsim_ddp.units import parse_duration
 
@@ -64,7 +63,7 @@ def check(
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
     seconds = parse_duration(timeout, what="--timeout")
     to_stdout = json_path is not None and str(json_path) == "-"
-    target = writable(json_path) if json_path is not None and not to_stdout else None
+    check_targets({"--json": None if json_path is None else str(json_path)})
 
     from rich.text import Text
 
@@ -90,10 +89,6 @@ def check(
             "checks": [finding.to_json() for finding in rows],
             "not_seen": NOT_SEEN,
         }
-        text = json.dumps(document, indent=2) + "\n"
-        if target is None:
-            write_document(text)
-        else:
-            write_whole(text, target)
+        write_to(str(json_path), json.dumps(document, indent=2) + "\n")
     if failed:
         raise RankError(f"{spec.id} fails {len(failed)} of the checks: {', '.join(failed)}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netsim_ddp.cli.streams import open_console, write_document
+from netsim_ddp.cli.streams import open_console
 from netsim_ddp.errors import printable
 
 if TYPE_CHECKING:
@@ -33,15 +32,14 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine: imports, kernel, tc, namespaces, netem, TUN, Gloo, NCCL, cores, /dev/shm, a step."""
-    from netsim_ddp.cli.output import writable
+    from netsim_ddp.cli.output import check_targets, write_to
     from netsim_ddp.errors import EnvironmentFault, UsageError
-    from netsim_ddp.results.files import write_whole
     from netsim_ddp.tools.doctor import CHECKS, run_check
 
     for name in checks or ():
         if name not in CHECKS:
             raise UsageError(f"unknown check {name!r}", hint=f"the checks are {', '.join(CHECKS)}")
-    path = None if json in (None, "-") else writable(Path(str(json)))
+    check_targets({"--json": json})
     console, progress = open_console(highlight=False), open_console(stderr=True)
     done: list[Check] = []
     for name in checks or CHECKS:
@@ -49,11 +47,8 @@ def doctor(
             done.append(run_check(name))
         if json != "-":
             _print(done[-1], console)
-    document = _document(done)
-    if path is not None:
-        write_whole(document, path)
-    if json == "-":
-        write_document(document)
+    if json is not None:
+        write_to(json, _document(done))
     failed = [check.name for check in done if check.status == "FAIL"]
     if failed:
         raise EnvironmentFault(f"{len(failed)} of {len(done)} checks failed: {', '.join(failed)}")

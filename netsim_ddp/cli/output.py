@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netsim_ddp.cli.streams import open_console
+from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +50,16 @@ def check_targets(wanted: Mapping[str, str | None]) -> None:
     for target in wanted.values():
         if target not in (None, "-"):
             writable(Path(str(target)))
+
+
+def write_to(target: str, text: str) -> None:
+    """Write ``text`` to the file ``target``, or to stdout where that is ``-``."""
+    from netsim_ddp.results.files import write_whole
+
+    if target == "-":
+        write_document(text)
+    else:
+        write_whole(text, writable(Path(target)))
 
 
 @contextmanager

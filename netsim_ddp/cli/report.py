@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.options import Text
-from netsim_ddp.cli.output import check_targets, writable
+from netsim_ddp.cli.output import check_targets, write_to
 from netsim_ddp.cli.saving import SAVED
-from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.cli.streams import open_console, say
 from netsim_ddp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def report(
     for flag, target in wanted.items():
         module, name = _EXPORTERS[flag]
         exporter = importlib.import_module(f"netsim_ddp.report.export.{module}")
-        _write(target, getattr(exporter, name)(collection))
+        text: str = getattr(exporter, name)(collection)
+        write_to(target, text)
+        if target != "-":
+            say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
     if figures is not None:
         from netsim_ddp.report.export.figures import write
 
@@ -124,16 +127,6 @@ def _collect(names: list[str]) -> Collection:
         shown = path.resolve() if path == LAST else path
         sources.append(Source(shown.name, load(path)))
     return Collection(sources)
-
-
-def _write(target: str, text: str) -> None:
-    from netsim_ddp.results.files import write_whole
-
-    if target == "-":
-        write_document(text)
-        return
-    write_whole(text, writable(Path(target)))
-    say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
 
 
 def _show(collection: Collection) -> None:

@@ -192,8 +192,9 @@ def _figure_row(figure: str, base: Figure, new: Figure, *, same_bits: bool) -> F
     if isinstance(base.value, str) or isinstance(new.value, str):
         changed = base.value != new.value
     else:
-        allowed = tolerance * abs(base.value) + base.slack
-        changed = abs(new.value - base.value) > allowed + 1e-9 * abs(base.value)
+        changed = abs(new.value - base.value) > tolerance * abs(base.value) + base.slack + 1e-9 * abs(
+            base.value
+        )
     return FigureRow(figure=figure, base=base.value, new=new.value, tolerance=tolerance, changed=changed)
 
 

@@ -137,7 +137,6 @@ def subject(cell: Cell, result: Result) -> dict[str, str]:
     """Returns everything that two measurements must share to be compared by ``compare`` or ``regress``, in words, by
     what it is about. The method is the first."""
     scenario = result.scenario
-    others = axes(cell, without=TOLD_AXES | {"threads"})
     return {
         "method": method_id(cell),
         "kind": result.kind,
@@ -152,7 +151,10 @@ def subject(cell: Cell, result: Result) -> dict[str, str]:
         "backend": cell.backend,
         "substituted": cell.substituted or "",
         **rules(cell, result),
-        **{f"axis {key}": f"{key}={value}" for key, value in others.items()},
+        **{
+            f"axis {key}": f"{key}={value}"
+            for key, value in axes(cell, without=TOLD_AXES | {"threads"}).items()
+        },
     }
 
 

@@ -68,8 +68,7 @@ def _null(ranks: tuple[int, ...], n: int) -> tuple[np.ndarray, np.ndarray]:
     ways[0, 0] = 1.0
     for rank in ranks:
         ways[1:, rank:] += ways[:-1, :-rank].copy()
-    sums = np.arange(ways.shape[1])
-    return sums, ways[n] / math.comb(len(ranks), n)
+    return np.arange(ways.shape[1]), ways[n] / math.comb(len(ranks), n)
 
 
 def _approximate_p(u: float, n: int, m: int, ranks: np.ndarray) -> float:
@@ -102,8 +101,7 @@ def signed_rank(base: Sequence[float], new: Sequence[float]) -> float:
     """
     if any(map(math.isnan, (*base, *new))):
         raise ValueError("a rank test needs numbers")
-    pairs = zip(new, base, strict=True)
-    differences = np.asarray([a - b for a, b in pairs if a != b], dtype=np.float64)
+    differences = np.asarray([a - b for a, b in zip(new, base, strict=True) if a != b], dtype=np.float64)
     if not len(differences):
         return 1.0
     ranks = _doubled_ranks(np.abs(differences))
@@ -199,5 +197,4 @@ def _critical_u(n: int, m: int, alpha: float) -> int:
     """The smallest u above n·m / 2 with p <= alpha, without ties."""
     sums, chance = _null(tuple(range(2, 2 * (n + m) + 1, 2)), n)
     tail = 2 * np.cumsum(chance[::-1])[::-1]
-    first = int(sums[(tail <= alpha * (1 + 1e-9)) & (chance > 0)].min())
-    return first // 2 - n * (n + 1) // 2
+    return int(sums[(tail <= alpha * (1 + 1e-9)) & (chance > 0)].min()) // 2 - n * (n + 1) // 2

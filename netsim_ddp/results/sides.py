@@ -36,12 +36,11 @@ def sides_of(paths: Sequence[Path]) -> Side:
     for key in dict.fromkeys(key for each in sides for key in each.machine):
         values = dict.fromkeys(str(each.machine[key]) for each in sides if key in each.machine)
         machine[key] = " and ".join(values) if len(values) > 1 else first.machine.get(key, next(iter(values)))
-    loads = [each.load for each in sides if each.load is not None]
     return Side(
         ", ".join(each.name for each in sides),
         [joined(parts) for parts in subjects.values()],
         machine=machine,
-        load=max(loads, default=None),
+        load=max((each.load for each in sides if each.load is not None), default=None),
         work=first.work,
         notes=list(dict.fromkeys(note for each in sides for note in each.notes)),
     )

@@ -96,8 +96,12 @@ def joined(parts: Sequence[Subject]) -> Subject:
         }
         for figure in dict.fromkeys(figure for part in parts for figure in part.scores)
     }
-    processes = [value for part in parts for value in part.processes or ()]
-    return replace(parts[0], times=times, scores=scores, processes=processes or None)
+    return replace(
+        parts[0],
+        times=times,
+        scores=scores,
+        processes=[value for part in parts for value in part.processes or ()] or None,
+    )
 
 
 def of_result(result: Result) -> list[Subject]:
@@ -173,8 +177,9 @@ def _figures(cell: Cell) -> dict[str, Figure]:
         figures["charged bytes"] = Figure(sent, otherwise=varies)
     elif sent:
         # Acknowledgements are counted too, and how many there are is TCP's affair.
-        slack = COUNTED_SLACK * len(runs[0][0])
-        figures["sent bytes"] = Figure(sent, COUNTED_TOLERANCE, slack, max(varies, COUNTED_TOLERANCE))
+        figures["sent bytes"] = Figure(
+            sent, COUNTED_TOLERANCE, COUNTED_SLACK * len(runs[0][0]), max(varies, COUNTED_TOLERANCE)
+        )
     if selections := [rank.selection.steps for rank in runs[0][0] if rank.selection]:
         entries = sum(step.entries for kept in selections for step in kept) / runs[0][1]
         # These selectors keep exactly k entries, whatever the gradients, unless k itself adapts to them.

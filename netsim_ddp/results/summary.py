@@ -60,8 +60,9 @@ def is_dense(cell: Cell) -> bool:
 def is_dense16(cell: Cell) -> bool:
     """An all-reduce of all gradients in 16 bits: what DDP's own fp16 or bf16 hook does."""
     named = entry_of(cell.method)
-    values = str(cell.params.get("values"))
-    return bool(named.rival_on) or (named.is_baseline and values in SIXTEEN_BIT.values())
+    return bool(named.rival_on) or (
+        named.is_baseline and str(cell.params.get("values")) in SIXTEEN_BIT.values()
+    )
 
 
 ALONE = (
@@ -110,8 +111,10 @@ def speedup(summary: Summary, rival: Rival) -> float | None:
 
 def slowest_steps(repeat: RepeatRecord) -> list[StepRecord]:
     """For every step that all ranks completed, the record of the rank that took longest."""
-    by_step = zip(*(rank.steps for rank in repeat.ranks), strict=False)
-    return [max(records, key=lambda record: record.wall_s) for records in by_step]
+    return [
+        max(records, key=lambda record: record.wall_s)
+        for records in zip(*(rank.steps for rank in repeat.ranks), strict=False)
+    ]
 
 
 def repeat_medians(cell: Cell, clock: Literal["wall_s", "elapsed_s"] = "wall_s") -> list[float]:
@@ -142,8 +145,9 @@ def _measure(cell: Cell) -> Summary | None:
     if not math.fsum(found[name] for name in PHASES) > 0:
         found["other_s"] = step.median
     for name in ("tx_bytes", "payload_bytes"):
-        largest = (max(getattr(rank, name) / len(rank.steps) for rank in each.ranks) for each, _ in repeats)
-        found[f"{name}_per_step"] = fmean(largest)
+        found[f"{name}_per_step"] = fmean(
+            max(getattr(rank, name) / len(rank.steps) for rank in each.ranks) for each, _ in repeats
+        )
     ranks = [rank for repeat, _ in repeats for rank in repeat.ranks]
     return Summary(
         step_s=step,

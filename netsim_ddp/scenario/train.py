@@ -113,12 +113,11 @@ class TrainScenario(Settings):
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
         saves = bool(self.checkpoint_epochs or self.checkpoint_steps)
-        overlapped = any(method.params.get("overlap") for method in self.methods)
         refuse(
             info,
             (
                 "overlap",
-                self.overlap == "on" or overlapped,
+                self.overlap == "on" or any(method.params.get("overlap") for method in self.methods),
                 "netsim train exchanges gradients after the backward pass, not beside it",
                 "leave overlap out; netsim run measures it",
             ),

@@ -144,8 +144,7 @@ def repeat_seconds(unit: Unit) -> float:
         )
     else:
         # What sleeps for a clock's sake takes no processor from the others.
-        work = compute * (crowded if emulated is None else 1.0) + codec * crowded
-        step = work + wire + messages * crowded
+        step = compute * (crowded if emulated is None else 1.0) + codec * crowded + wire + messages * crowded
     started = (RANKS_S + RANK_S * workers * max(1.0, workers / cores)) * _slowed(workers)
     trainings = 1 + len(getattr(settings, "tuned_rates", ())) / len(unit.repeats)
     return float(trainings) * (started + steps * step + _validation_seconds(settings) * slowed)

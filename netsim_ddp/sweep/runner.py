@@ -85,8 +85,9 @@ class Sweep:
     @property
     def expected_s(self) -> float:
         """How long :meth:`execute` will take, about."""
-        used = [[unit.run for unit in units] for units in self._batches]
-        return self._estimate.total(self.units) + sum(start_seconds(runs) for runs in used)
+        return self._estimate.total(self.units) + sum(
+            start_seconds([unit.run for unit in units]) for units in self._batches
+        )
 
     def execute(
         self, how: Command, *, command: Sequence[str], report: Callable[[Progress], None], save: Save
@@ -239,8 +240,9 @@ class Sweep:
     def _drop(self, unit: Unit) -> None:
         """The unit needs no more time."""
         self.units.remove(unit)
-        left = [number for number in self._missing[unit.cell.id] if number not in unit.repeats]
-        self._missing[unit.cell.id] = left
+        self._missing[unit.cell.id] = [
+            number for number in self._missing[unit.cell.id] if number not in unit.repeats
+        ]
 
     def _summarise(self, run: Run) -> None:
         """Only cells of one run are compared with each other."""

@@ -85,8 +85,7 @@ class Read(Batched):
     def __init__(self, name: str, folder: Path, *, train: bool) -> None:
         self.images, self.labels = raw_images(name, folder, train)
         self.length = len(self.labels)
-        mean, deviation = _SCALES[name]
-        self._scale = [torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation)]
+        self._scale = [torch.tensor(each).view(-1, 1, 1) for each in _SCALES[name]]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
@@ -127,8 +126,7 @@ class Synthetic(Batched):
 
     def __init__(self, name: str, *, train: bool, seed: int) -> None:
         info = DATASETS[name]
-        channels, height, width = info.shape
-        self.shape, self.classes = (channels, height, width), info.classes
+        self.shape, self.classes = info.shape, info.classes
         self.length = info.examples_in(train=train)
         self._seed, self._split = seed, int(train)
         self._tables: Batch | None = None

@@ -134,8 +134,7 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
             hint=f"{did_you_mean(name, known)}write for example torchvision:resnet34 or torchvision:vgg16",
         )
     # Auxiliary heads would make the training output a tuple, unlike every other classifier's.
-    with_heads = name in ("googlenet", "inception_v3")
-    options = {"aux_logits": False, "init_weights": False} if with_heads else {}
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with seeded(seed):
         model = models.get_model(name, weights=None, num_classes=num_classes, **options)
     assert isinstance(model, nn.Module)
