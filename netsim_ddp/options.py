@@ -47,7 +47,9 @@ class Option:
         Raises:
             UsageError: with what it takes.
         """
-        value = _scalar(value)
+        item = getattr(value, "item", None)
+        if callable(item) and getattr(value, "ndim", None) == 0:  # a scalar of numpy's or torch's
+            value = item()
         if self.default is None and (value is None or str(value).lower() == "none"):
             return None
         try:
@@ -70,12 +72,6 @@ Options = Mapping[str, Option]
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
-
-
-def _scalar(value: Any) -> Any:
-    """A scalar of numpy's or torch's as Python's own."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
 
 
 def _real(value: Any) -> float:

@@ -256,8 +256,10 @@ def _watching(going: Sweep) -> Iterator[Callable[[Progress], None]]:
             say(event)
             if event.kind == "done" and event.cell is not None:
                 count = f"{event.done:>{len(str(event.total))}}/{event.total}"
-                told = f"{cell_line(event.cell)}; {remaining(event.remaining_s)}"
-                console.print(f"netsim: {count} {event.cell.id}: {told}", markup=False)
+                console.print(
+                    f"netsim: {count} {event.cell.id}: {cell_line(event.cell)}; {remaining(event.remaining_s)}",
+                    markup=False,
+                )
 
         yield lines
         return

@@ -109,8 +109,13 @@ def axis_labels(cell: Cell, *, without: frozenset[str] = TOLD_AXES) -> list[str]
 
 def group_label(cells: Sequence[Cell]) -> str:
     """Returns ``8 workers, 1 Gbit/s, compute=50ms``: what the cells of one table share."""
-    others = axis_labels(cells[0], without=METHOD_AXES | LINK_AXES | {"workers"})
-    return ", ".join([workers_label(cells[0].workers), link_label(cells[0]), *others])
+    return ", ".join(
+        [
+            workers_label(cells[0].workers),
+            link_label(cells[0]),
+            *axis_labels(cells[0], without=METHOD_AXES | LINK_AXES | {"workers"}),
+        ]
+    )
 
 
 def curve_label(cell: Cell) -> str:

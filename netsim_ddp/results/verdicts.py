@@ -190,8 +190,18 @@ class Scores:
         else:
             found = "one seed on both sides shows no noise" if seeds == 1 else f"{seeds} seeds on both sides"
             why = f"{found}; a claim needs {needed}"
-        shown = None if seeds == 1 else difference.half_width
-        return Judgement("inconclusive", difference, p, adjusted, family, needed, enough, why, shown, repeats)
+        return Judgement(
+            "inconclusive",
+            difference,
+            p,
+            adjusted,
+            family,
+            needed,
+            enough,
+            why,
+            detectable=None if seeds == 1 else difference.half_width,
+            repeats=repeats,
+        )
 
 
 def judge(questions: Sequence[Times | Scores], *, alpha: float = ALPHA) -> list[Judgement]:

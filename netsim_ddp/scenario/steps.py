@@ -84,13 +84,13 @@ class Scenario(Settings):
         execution = self.execution
         if execution == "auto":
             execution = "replayed" if self.workers > cores or self.codec_from else "concurrent"
-        # Replayed, a rank has by default the host to itself while it is measured, as on a machine of its own.
-        threads = cores if execution == "replayed" else max(1, cores // self.workers)
         return self.model_copy(
             update={
                 "execution": execution,
                 **self.training(),
-                "threads": self.threads or threads,
+                # Replayed, a rank has by default the host to itself while it is measured, as on a machine of its own.
+                "threads": self.threads
+                or (cores if execution == "replayed" else max(1, cores // self.workers)),
                 "methods": self.cells(),
             }
         )

@@ -103,8 +103,9 @@ def _refuse_shared_folders(settings: Settings) -> None:
 
 
 def _run(members: Sequence[tuple[Mapping[str, Any], Settings]]) -> Run:
-    common = _common([axes for axes, _ in members])
-    place = {key: value for key, value in common.items() if key not in METHOD_AXES}
+    place = {
+        key: value for key, value in _common([axes for axes, _ in members]).items() if key not in METHOD_AXES
+    }
     methods: dict[str, MethodSpec] = {}
     found: dict[str, list[Mapping[str, Any]]] = {}
     for axes, settings in members:

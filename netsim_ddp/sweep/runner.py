@@ -118,20 +118,6 @@ class Sweep:
         shared = {
             key: value for key, value in settings[0].items() if all(each[key] == value for each in settings)
         }
-        scenario = {
-            **self._matrix.description,
-            "command": self._matrix.command,
-            **shared,
-            "sweep": {
-                "name": self._name,
-                "file": self._matrix.to_json(),
-                "runs": [
-                    {"axes": dict(run.axes), "settings": each}
-                    for run, each in zip(self.runs, settings, strict=True)
-                ],
-                "cells": {name: cell.identity for name, cell in self._cells.items()},
-            },
-        }
         return Result(
             kind="training" if trains(self.runs[0].settings) else "steps",
             tool=Tool(version=__version__),
@@ -139,7 +125,20 @@ class Sweep:
             status="partial",
             environment=environment(),
             code=code_of(run.settings for run in self.runs),
-            scenario=scenario,
+            scenario={
+                **self._matrix.description,
+                "command": self._matrix.command,
+                **shared,
+                "sweep": {
+                    "name": self._name,
+                    "file": self._matrix.to_json(),
+                    "runs": [
+                        {"axes": dict(run.axes), "settings": each}
+                        for run, each in zip(self.runs, settings, strict=True)
+                    ],
+                    "cells": {name: cell.identity for name, cell in self._cells.items()},
+                },
+            },
             command=shlex.join(command),
         )
 
