@@ -59,8 +59,12 @@ class Hub(Launcher):
         try:
             super().__enter__()
             if self._place.store:
-                port = self._listener.getsockname()[1]
-                _rendezvous(self, self._place, self._settings, f"{address} {port} {self._token}")
+                _rendezvous(
+                    self,
+                    self._place,
+                    self._settings,
+                    f"{address} {self._listener.getsockname()[1]} {self._token}",
+                )
             else:
                 self._token = self._place.run
             self._accept_commands(Endpoint(0, address, interface))

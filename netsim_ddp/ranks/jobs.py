@@ -75,8 +75,10 @@ def jobs_for(
     repeat: int = 0,
 ) -> list[Job]:
     """One job per rank of ``link``."""
-    common = (task, settings, method, params, repeat, link.mechanism, link.spec)
-    return [Job(*common, endpoint, link.spec.workers) for endpoint in link.endpoints]
+    return [
+        Job(task, settings, method, params, repeat, link.mechanism, link.spec, endpoint, link.spec.workers)
+        for endpoint in link.endpoints
+    ]
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:

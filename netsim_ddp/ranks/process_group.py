@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from datetime import timedelta
@@ -61,8 +62,9 @@ def join(
     spare_senders()
     rate = UNSHAPED_BPS if job.mechanism == "none" else float(job.spec.slowest_bps)
     # A message waits for its receiver's word that it is ready, so that a round is two ways.
-    round_s = SMALL_ROUND_S + 2 * job.spec.delay_s
-    return Group(job.rank, job.world_size, link_bps=rate, round_s=round_s), backend
+    return Group(
+        job.rank, job.world_size, link_bps=rate, round_s=SMALL_ROUND_S + 2 * job.spec.delay_s
+    ), backend
 
 
 class RendezvousTask(Task):
@@ -75,13 +77,11 @@ class RendezvousTask(Task):
     def run(self) -> None:
         params = self.job.params
         self.say(f"looking for rank 0 at {params['master']}:{params['port']}")
-        server = TCPStore(
-            params["master"],
-            params["port"],
-            is_master=False,
-            timeout=timedelta(seconds=params["timeout_s"]),
+        timeout = timedelta(seconds=params["timeout_s"])
+        store = PrefixStore(
+            f"netsim-{params['run']}",
+            TCPStore(params["master"], params["port"], is_master=False, timeout=timeout),
         )
-        store = PrefixStore(f"netsim-{params['run']}", server)
         if params["value"] is not None:
             store.set("command", params["value"])
         self.channel.result({"value": store.get("command").decode()})
@@ -179,10 +179,9 @@ def _windows_s(job: Job, group: Group, size: int) -> float:
 def lasting_bps(job: Job) -> float:
     """The least line rate that one rank's messages to another get in the long run: TCP's send buffer may keep them
     below the link's."""
-    lowest = float(job.spec.lowest_bps)
-    if job.mechanism != "bucket" or not job.spec.windows:
-        return lowest
-    return min(lowest, TcpSettings.of_host().most_bps(2 * job.spec.delay_s))
+    windows = job.mechanism == "bucket" and job.spec.windows
+    most = TcpSettings.of_host().most_bps(2 * job.spec.delay_s) if windows else math.inf
+    return min(float(job.spec.lowest_bps), most)
 
 
 def _probe_size(rate_bps: float, seconds: float) -> int:

@@ -69,10 +69,9 @@ def run(connection: socket.socket, job: Job, shared: Shared) -> None:
     except OSError as error:
         if error.errno in EXHAUSTED:
             where = f": {error.filename}" if error.filename else ""
-            message = f"rank {job.rank}, while {task.doing}: {error.strerror}{where}"
             channel.fail(
                 cause="environment",
-                message=message,
+                message=f"rank {job.rank}, while {task.doing}: {error.strerror}{where}",
                 hint=EXHAUSTED[error.errno],
                 doing=task.doing,
                 details="",

@@ -121,8 +121,10 @@ class LinkModel:
                 walk.ends.append(end)
         for walk in walks:
             walk.to_end()
-        took = max(walk.last_end for walk in walks) - max(walk.first_start for walk in walks)
-        return took, max(walk.reached for walk in walks) - first
+        return (
+            max(walk.last_end for walk in walks) - max(walk.first_start for walk in walks),
+            max(walk.reached for walk in walks) - first,
+        )
 
     def _complete(self, sent: Sequence[Sent], starts: Sequence[float]) -> list[float]:
         """When each rank's part in one exchange is done, of exchanges in the order of their starts."""

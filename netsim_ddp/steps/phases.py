@@ -147,8 +147,7 @@ def _record(sample: StepSample, last_starts: Sequence[float]) -> StepRecord:
     phases: dict[str, float] = dict.fromkeys(
         ("compute", "compress", "communicate", "wait", "decompress", "optimizer", "other"), 0.0
     )
-    exposed = 0.0
-    transfers = list(sample.transfers)
+    exposed, transfers = 0.0, list(sample.transfers)
     wires = iter(zip(sample.starts, last_starts, strict=True))
     for phase, begin, end in sample.laps:
         visible = min(max(sample.computing_until, begin), end)

@@ -105,8 +105,9 @@ class Passes:
         """Medians of :data:`PASSES` passes after one that warms up."""
         self.once(inputs, targets)
         rows = [self.once(inputs, targets) for _ in range(PASSES)]
-        forward = median(share for share, _ in rows)
-        return forward, {name: median(shares[name] for _, shares in rows) for name in self._flat.names}
+        return median(share for share, _ in rows), {
+            name: median(shares[name] for _, shares in rows) for name in self._flat.names
+        }
 
     def largest_batch(self, inputs: Tensor, targets: Tensor) -> int:
         """The examples of the batch, or as many as there is memory for, by what a pass of a few of them takes."""

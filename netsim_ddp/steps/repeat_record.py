@@ -70,9 +70,11 @@ def repeat_record(
             )
         )
     pairs = [pair for stretch in stretches for pair in zip(*stretch, strict=True)]
-    drops = sum(after.drops - before.drops for before, after in pairs)
-    retransmits = sum(after.retransmits - before.retransmits for before, after in pairs)
-    return RepeatRecord(ranks=ranks, message_s=dict(message_s or {})), drops, retransmits
+    return (
+        RepeatRecord(ranks=ranks, message_s=dict(message_s or {})),
+        sum(after.drops - before.drops for before, after in pairs),
+        sum(after.retransmits - before.retransmits for before, after in pairs),
+    )
 
 
 def _step_records(samples: Sequence[StepSample], model: LinkModel | None) -> list[StepRecord]:

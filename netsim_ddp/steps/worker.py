@@ -258,8 +258,7 @@ class StepsTask(ModelTask):
         if ready is not None:
             ready.check(flat.names, scenario.model)
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
-        momentum = 0.0 if params.get("momentum") else scenario.momentum
-        optimizer = self._optimizer(workload, momentum)
+        optimizer = self._optimizer(workload, 0.0 if params.get("momentum") else scenario.momentum)
         entry = entry_of(name)
         nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
         by_ddp = ("nccl" if nccl else "gloo") in entry.ddp_backends

@@ -80,9 +80,8 @@ class _Plan:
 
 def python() -> Finding:
     version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        return Finding("FAIL", version, CHECKS["python"].remedy)
-    return Finding("PASS", version)
+    old = sys.version_info[:2] < OLDEST_PYTHON
+    return Finding("FAIL", version, CHECKS["python"].remedy) if old else Finding("PASS", version)
 
 
 def cores() -> Finding:

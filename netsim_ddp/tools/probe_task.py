@@ -281,8 +281,9 @@ class _Exchange(_Operation):
         super().__init__(group, size)
         self.gathered[group.rank].copy_(self.data)
         incoming = [part.view(torch.uint8) for part in self.gathered]
-        outgoing = [self.data.view(torch.uint8)] * self.ranks
-        self.wire = PeerExchange("exchange", group, outgoing, incoming, 4 * self.each)
+        self.wire = PeerExchange(
+            "exchange", group, [self.data.view(torch.uint8)] * self.ranks, incoming, 4 * self.each
+        )
 
     def run(self) -> None:
         self.wire.run()

@@ -137,8 +137,10 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         """The checkpoints, oldest first: by number, since a millionth step has a digit more than its name has room."""
-        found = [path for path in self.folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(
+            (path for path in self.folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name)),
+            key=lambda path: int(path.name.removeprefix("step-")),
+        )
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint, every file checked; None where there is none.

@@ -87,11 +87,7 @@ class Lateness:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        with self._lock:
-            self.host_late_s, self.host_late_count = 0.0, 0
+        self.host_late_s, self.host_late_count = 0.0, 0
 
     def note(self, moved: float, deadline: float) -> None:
         if moved > deadline:

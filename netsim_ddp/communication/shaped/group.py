@@ -124,22 +124,18 @@ class ShapedProcessGroup(ProcessGroupBase):  # type: ignore[misc]
         return self._member.expected_s(sizes, sender, receiver)
 
     def charged(self) -> tuple[int, int]:
-        """(sent, received) wire bytes of this rank since the last reset: charged, not measured."""
+        """(sent, received) wire bytes of this rank so far: charged, not measured."""
         return self._member.tx_bytes, self._member.rx_bytes
 
     @property
     def host_late_s(self) -> float:
-        """Seconds by which this rank's data moved later than its deadlines, summed since the last reset."""
+        """Seconds by which this rank's data moved later than its deadlines, summed."""
         return self._late.host_late_s
 
     @property
     def host_late_count(self) -> int:
-        """Operations whose data moved later than their deadline since the last reset."""
+        """Operations whose data moved later than their deadline."""
         return self._late.host_late_count
-
-    def reset_counters(self) -> None:
-        self._member.charge(-self._member.tx_bytes, -self._member.rx_bytes)
-        self._late.reset()
 
     def _run(self, op: Operation, gloo_name: str, *args: object, sends: Sequence[int] = ()) -> dist.Work:
         """Note the call, start Gloo's ``gloo_name`` on ``args``, complete it when the emulated link would have.

@@ -57,9 +57,8 @@ class Totals:
                 return f"at {ranks} ranks {times:.2f} of the mean of the gradients comes: {DIVIDED_TWICE}"
         forward = self.applied * self.wanted.sign() - self.wanted.abs()
         surplus, lack = (float(part.clamp(min=0).norm() / self.wanted.norm()) for part in (forward, -forward))
-        if surplus > lack:
-            return f"at {ranks} ranks {surplus:.1%} of the gradient came twice or more: {APPLIED_TWICE}"
-        return f"at {ranks} ranks {lack:.1%} of the gradient has not come {when}"
+        twice = f"at {ranks} ranks {surplus:.1%} of the gradient came twice or more: {APPLIED_TWICE}"
+        return twice if surplus > lack else f"at {ranks} ranks {lack:.1%} of the gradient has not come {when}"
 
 
 def projection(vector: Tensor, direction: Tensor) -> float:

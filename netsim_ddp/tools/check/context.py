@@ -123,10 +123,13 @@ class Run:
         for number, segment in enumerate(self.segments):
             self.last = number
             # Whoever hangs is then behind those that wait for it.
-            doing = COMPUTING if isinstance(segment, Local) else COMMUNICATING
-            self.context.progress(self.steps, f"{doing}{self.about}")
             # What is neither a Local nor a Wire has another check.
-            kind, detail = ("local segment", "phase") if isinstance(segment, Local) else ("wire", "operation")
+            doing, kind, detail = (
+                (COMPUTING, "local segment", "phase")
+                if isinstance(segment, Local)
+                else (COMMUNICATING, "wire", "operation")
+            )
+            self.context.progress(self.steps, f"{doing}{self.about}")
             yield f"the {kind} {number} ({getattr(segment, detail, None)})", segment
 
     def wires(self, number: int) -> Iterator[tuple[str, Wire]]:

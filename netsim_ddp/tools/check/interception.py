@@ -117,8 +117,9 @@ class Recorder:
                 for name in names:
                     # What a class inherits is replaced in the class that has it; a socket's base is not ours to change.
                     if name in vars(owner) or (owner is socket.socket and hasattr(owner, name)):
-                        replacement = wrapped(label + name, getattr(owner, name))
-                        stack.enter_context(mock.patch.object(owner, name, replacement))
+                        stack.enter_context(
+                            mock.patch.object(owner, name, wrapped(label + name, getattr(owner, name)))
+                        )
             yield
 
     @property
@@ -156,9 +157,8 @@ class Recorder:
             return nbytes, nbytes
         if "to_all" in name or "toall" in name or "reduce_scatter" in name:
             return nbytes * self._not_own(name, args, nbytes), nbytes
-        if name in ("reduce", "broadcast", "gather", "scatter"):
-            return 0.0, others * nbytes
-        return nbytes, others * nbytes
+        rooted = name in ("reduce", "broadcast", "gather", "scatter")
+        return 0.0 if rooted else nbytes, others * nbytes
 
     def _not_own(self, name: str, args: tuple[Any, ...], nbytes: float) -> float:
         """The share of an input that goes to others."""
@@ -196,9 +196,9 @@ class Recorder:
 
     def over(self, awaited: Any) -> bool:
         """Whether somebody has waited for a Work or Future, or need not any more."""
-        if id(awaited) in self._waited:
-            return True
-        return bool(awaited.done() if isinstance(awaited, torch._C.Future) else awaited.is_completed())
+        return id(awaited) in self._waited or bool(
+            awaited.done() if isinstance(awaited, torch._C.Future) else awaited.is_completed()
+        )
 
     def forget(self) -> None:
         self.calls.clear()
