@@ -212,26 +212,31 @@ def check_same(
     """
     check_settings(manifest.settings, settings)
     which = f"{manifest.method} with seed {manifest.seed}"
-    if (manifest.epoch, manifest.step) > (epochs, 0):
-        raise UsageError(
+    refusals = [
+        (
+            (manifest.epoch, manifest.step) > (epochs, 0),
             f"the checkpoint of {which} has {manifest.epoch} of {epochs} epochs behind it",
-            hint=f"write --epochs {manifest.epoch + (manifest.step > 0)} or more",
-        )
-    if dict(method.params) != manifest.params:
-        raise UsageError(
+            f"write --epochs {manifest.epoch + (manifest.step > 0)} or more",
+        ),
+        (
+            dict(method.params) != manifest.params,
             f"the checkpoint is of {manifest.method} {manifest.params}, not {dict(method.params)}",
-            hint="leave the method as it was, or start again in another folder",
-        )
-    if manifest.world_size != workers and rule == "none":
-        raise UsageError(
+            "leave the method as it was, or start again in another folder",
+        ),
+        (
+            manifest.world_size != workers and rule == "none",
             f"the checkpoint is of {manifest.world_size} workers, not {workers}: residuals belong to their ranks",
-            hint=f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
-        )
-    if manifest.world_size != workers and manifest.epoch == epochs:
-        raise UsageError(
+            f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
+        ),
+        (
+            manifest.world_size != workers and manifest.epoch == epochs,
             f"{which} has ended with {manifest.world_size} workers: its curve is not one of {workers}",
-            hint=f"use --workers {manifest.world_size}, or more --epochs",
-        )
+            f"use --workers {manifest.world_size}, or more --epochs",
+        ),
+    ]
+    for differs, problem, hint in refusals:
+        if differs:
+            raise UsageError(problem, hint=hint)
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
