@@ -131,9 +131,10 @@ def execute(
     show(result)
     saved.tell(None if files.json == "-" else open_console(), replay)
     if trace_file is not None:
-        from netsim_ddp.report.export.trace import write_trace
+        from netsim_ddp.report.export.trace import trace_json
+        from netsim_ddp.results.files import write_whole
 
-        write_trace(traced, trace_file)
+        write_whole(trace_json(traced), trace_file)
         say(f"trace in {trace_file}, for https://ui.perfetto.dev")
     saved.finish()
 

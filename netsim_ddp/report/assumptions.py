@@ -11,8 +11,8 @@ from statistics import median
 
 from netsim_ddp.results.identity import READY, TCP, compute_s, outdated, rules, settings_of
 from netsim_ddp.results.labels import clean
-from netsim_ddp.results.record import Cell, Result
-from netsim_ddp.units import format_duration
+from netsim_ddp.results.record import Cell, LinkRecord, Result
+from netsim_ddp.units import format_bytes, format_duration
 
 Assumed = dict[str, str]
 """What is assumed, by what it is about: ``{"execution": "replayed", "compute": "50 ms"}``."""
@@ -87,6 +87,16 @@ def _as_measured(cell: Cell, result: Result) -> str:
         return ""
     others = f" and {len(known) - 1} like it" if len(known) > 1 else ""
     return clean(f": {known[0]}{others}")
+
+
+def queue_words(link: LinkRecord) -> list[str]:
+    """``["credit 30 kB", "queue 50 ms", "cubic"]``: what an idle link saves up, its queue, and who fills it."""
+    words = (
+        f"credit {format_bytes(link.credit_bytes)}" if link.credit_bytes else "",
+        f"queue {format_duration(link.queue_s)}" if link.queue_s else "",
+        clean(link.congestion or ""),
+    )
+    return [word for word in words if word]
 
 
 def why_bucket(cell: Cell, result: Result) -> str:

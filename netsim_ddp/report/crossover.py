@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
@@ -13,7 +13,7 @@ from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
 from netsim_ddp.results.crossover import BreakEven, break_evens
-from netsim_ddp.results.identity import Setting, curve_setting, line
+from netsim_ddp.results.identity import curve_setting, line
 from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import RIVALS
@@ -28,7 +28,12 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
     by_rival = {
         name: ends
         for rival, name in RIVALS.items()
-        if (ends := {_key(one): one for one in break_evens(cells, rival)})
+        if (
+            ends := {
+                (curve_setting(one.cell, "bandwidth"), line(one.cell)): one
+                for one in break_evens(cells, rival)
+            }
+        )
     }
     if not by_rival:
         return
@@ -61,8 +66,13 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
             " bytes / rate. It has no interval.",
         )
     if left_out := sorted({rate for one in every for rate in one.left_out}):
-        rates = ", ".join(format_rate(rate) for rate in left_out)
-        print_line(console, f"Left out, since there this host and not the link sets a pace: {rates}.")
+        print_line(console, left_out_words(left_out))
+
+
+def left_out_words(rates_bps: Iterable[float]) -> str:
+    """Why some rates have no part in any break-even."""
+    rates = ", ".join(map(format_rate, rates_bps))
+    return f"Left out, since there this host and not the link sets a pace: {rates}."
 
 
 def _table(rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven | None]]]) -> Table:
@@ -78,10 +88,6 @@ def _table(rivals: Sequence[str], rows: Sequence[tuple[str, Sequence[BreakEven |
     ]
     headers = (first, *(f"than {rival}" for rival in rivals))
     return Table(headers, texts, left=range(len(headers)))
-
-
-def _key(one: BreakEven) -> tuple[Setting, Setting]:
-    return curve_setting(one.cell, "bandwidth"), line(one.cell)
 
 
 def pays_below(one: BreakEven | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from netsim_ddp.options import written
 from netsim_ddp.report import outcomes
-from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, queue_words, why_bucket
 from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.labels import DASH
@@ -18,7 +18,7 @@ from netsim_ddp.report.verdict import reason, verdict
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.record import CodeRecord, LinkRecord
 from netsim_ddp.results.summary import RIVALS
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import format_duration, format_rate
 
 LINK_HEADERS = ("link", "asked", "configured", "measured", "ceiling", "drops", "retransmits", "and")
 
@@ -97,15 +97,13 @@ def _link_row(block: Block) -> tuple[str, ...]:
     links = [cell.link for cell in block.cells]
     first = links[0]
     measured = [link.measured_bps for link in links if link.measured_bps is not None]
-    got = DASH
-    if measured:
-        got = " to ".join(dict.fromkeys(_rate(rate) for rate in (min(measured), max(measured))))
+    ends = (min(measured), max(measured)) if measured else (None,)
     counted = first.mechanism in ("tc", "host")
     return (
         block.title,
         clean(first.shape) if first.shape else _rate(first.requested_bps),
         _rate(first.configured_bps),
-        got,
+        " to ".join(dict.fromkeys(map(_rate, ends))),
         _rate(first.ceiling_bps),
         str(sum(link.drops for link in links)) if counted else DASH,
         str(sum(link.retransmits for link in links)) if counted else DASH,
@@ -115,24 +113,19 @@ def _link_row(block: Block) -> tuple[str, ...]:
 
 def _more(links: Sequence[LinkRecord], why: str, late: str) -> list[str]:
     first = links[0]
-    parts = [f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.how]
+    how = f"not shaped: {UNSHAPED[first.mechanism]}" if first.mechanism in UNSHAPED else first.how
     if first.mechanism == "bucket":
-        parts[0] = f"bucket{why}: bytes are charged, not measured"
-    if late:
-        parts.append(late)
-    if first.delay_s:
-        parts.append(f"delay {format_duration(first.delay_s)}")
-    if first.credit_bytes:
-        parts.append(f"credit {format_bytes(first.credit_bytes)}")
-    if first.queue_s:
-        parts.append(f"queue {format_duration(first.queue_s)}")
-    if first.congestion:
-        parts.append(clean(first.congestion))
-    if first.varies:
-        parts.append("varies")
-    if any(link.host_limited for link in links):
-        parts.append("HOST-LIMITED: ratios with these cells are bounds")
-    return parts
+        how = f"bucket{why}: bytes are charged, not measured"
+    more = (
+        late,
+        f"delay {format_duration(first.delay_s)}" if first.delay_s else "",
+        *queue_words(first),
+        "varies" if first.varies else "",
+        "HOST-LIMITED: ratios with these cells are bounds"
+        if any(link.host_limited for link in links)
+        else "",
+    )
+    return [how, *filter(None, more)]
 
 
 def _rate(rate: float | None) -> str:

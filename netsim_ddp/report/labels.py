@@ -101,10 +101,15 @@ def count_of(parameters: int) -> str:
 
 def points(difference: MeanInterval | None) -> str:
     """``-0.11±0.58``: percentage points, with half the interval."""
-    if difference is None:
+    return with_half(difference, ".2f", sign="+")
+
+
+def with_half(value: MeanInterval | None, digits: str, *, sign: str = "", scale: float = 1.0) -> str:
+    """``value`` times ``scale`` with half its interval, both with as many ``digits`` as this format gives them."""
+    if value is None:
         return DASH
-    text = f"{difference.mean:+.2f}"
-    return text if difference.ci_high is None else f"{text}±{difference.ci_high - difference.mean:.2f}"
+    text = f"{scale * value.mean:{sign}{digits}}"
+    return text if value.ci_high is None else f"{text}±{scale * (value.ci_high - value.mean):{digits}}"
 
 
 def times(value: float, *intervals: Interval) -> str:
@@ -123,8 +128,7 @@ def times(value: float, *intervals: Interval) -> str:
 
 def encodable(text: str, console: Console) -> str:
     """``text`` without the signs that an ASCII pipe cannot carry."""
-    if console.encoding.lower().startswith(
-        "utf"
-    ):  # as console.options decides, which asks for the size every time
+    # As console.options decides, which asks for the size every time.
+    if console.encoding.lower().startswith("utf"):
         return text
     return text.replace("±", "+-").replace(DASH, "-").encode("ascii", "replace").decode("ascii")

@@ -58,12 +58,11 @@ def limit_sentences(cells: Sequence[Cell]) -> list[str]:
 
 def credit_sentences(cells: Sequence[Cell]) -> list[str]:
     """Whose steps are too short since an idle link's saved credit carried part of their messages, and by how much."""
-    parts = []
-    for cell in cells:
-        if cell.summary and (found := exchange(cell)) is not None and found.early_s:
-            parts.append(
-                f"{label(cell, cells)} by {format_duration(found.early_s)} ({found.early_s / found.step_s:.1%})"
-            )
+    parts = [
+        f"{label(cell, cells)} by {format_duration(found.early_s)} ({found.early_s / found.step_s:.1%})"
+        for cell in cells
+        if cell.summary and (found := exchange(cell)) is not None and found.early_s
+    ]
     if not parts:
         return []
     return [

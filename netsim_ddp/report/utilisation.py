@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from netsim_ddp.report.collection import grouped
 from netsim_ddp.report.labels import two_digits
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.break_even import FURTHEST
-from netsim_ddp.results.identity import Setting, curve_setting
+from netsim_ddp.results.identity import curve_setting
 from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.utilisation import LEVELS, Needed, Utilisation, utilisations
@@ -24,10 +25,8 @@ NOTE = (
 
 def needs(cells: Sequence[Cell]) -> list[Table]:
     """A table for each setting whose methods were measured at two bandwidths or more."""
-    plots: dict[Setting, list[Utilisation]] = {}
-    for one in utilisations(cells):
-        plots.setdefault(curve_setting(one.cell, "bandwidth"), []).append(one)
-    return [_table_of(methods, cells) for methods in plots.values()]
+    plots = grouped(utilisations(cells), lambda one: curve_setting(one.cell, "bandwidth"))
+    return [_table_of(methods, cells) for methods in plots]
 
 
 def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Table:
@@ -35,10 +34,10 @@ def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Table:
     unit, scale = ("Gbit/s", 1e9) if gigabit else ("Mbit/s", 1e6)
     first = methods[0].cell
     same = [cell for cell in cells if cell.workers == first.workers and cell.model == first.model]
-    rows = []
-    for one in methods:
-        highest = one.points[-1][0] / scale
-        rows.append((label(one.cell, same), *(_text(each, scale, highest) for each in one.needed)))
+    rows = [
+        (label(one.cell, same), *(_text(each, scale, one.points[-1][0] / scale) for each in one.needed))
+        for one in methods
+    ]
     return Table(
         title=f"bandwidth for a utilisation, {first.workers} workers, {curve_label(first)}",
         headers=(f"needs, {unit}, for", *(f"{level:.0%}" for level in LEVELS)),

@@ -23,6 +23,10 @@ from netsim_ddp.units import format_bytes, format_duration
 
 # Below this share of the dense step on the wire, the network is not what the user waits for.
 BOTTLENECK_SHARE = 0.15
+_NOT_SHAPED = {
+    "host": "The network is your hosts' own, and was not shaped.",
+    "none": "The link is not shaped: these figures are this host's, not your network's.",
+}
 BEYOND_DOUBT = {">=": "faster", "<=": "slower"}
 """What a bound can still show: a limited method that is faster all the same, and one slower than a limited rival."""
 
@@ -32,9 +36,8 @@ def verdict(result: Result) -> list[str]:
 
     Cells need their ``summary`` (``netsim_ddp.results.summary.summarise``).
     """
+    parts, found = groups(result.cells), claims(result.cells)
     lines: list[str] = []
-    parts = groups(result.cells)
-    found = claims(result.cells)
     for cells in parts:
         prefix = f"{group_label(cells)}: " if len(parts) > 1 else ""
         lines += [prefix + sentence for sentence in _group_verdict(cells, found)]
@@ -61,17 +64,18 @@ def _group_verdict(cells: Sequence[Cell], found: Mapping[int, Claim]) -> list[st
     measured = [cell for cell in cells if cell.summary]
     if not measured:
         return []
-    if measured[0].workers == 1:
+    first = measured[0]
+    if first.workers == 1:
         return [ALONE]
-    rivals = [cell for cell in measured if not is_dense(cell) and named_rival(cell, measured) is not cell]
-    rivals.sort(key=lambda cell: _summary(cell).step_s.median)
-    plain = held_against(measured[0], measured, "plain")
-    overlapped = held_against(measured[0], measured, "overlapped")
+    rivals = sorted(
+        (cell for cell in measured if not is_dense(cell) and named_rival(cell, measured) is not cell),
+        key=lambda cell: _summary(cell).step_s.median,
+    )
+    plain, overlapped = held_against(first, measured, "plain"), held_against(first, measured, "overlapped")
     dense = plain or overlapped
     if dense is None:
         return ["No speedup is given: no dense baseline ran here."]
-    lines: list[str] = []
-    lines += limit_sentences(measured) + credit_sentences(measured)
+    lines = limit_sentences(measured) + credit_sentences(measured)
     if not any(cell and cell.link.host_limited for cell in (plain, overlapped)):
         lines += _bottleneck(dense, overlapped, alone=not rivals)
     lines += [_against(found[id(rival)], cells) for rival in rivals if id(rival) in found]
@@ -88,10 +92,8 @@ def _summary(cell: Cell) -> Summary:
 
 def _bottleneck(dense: Cell, overlapped: Cell | None, *, alone: bool) -> list[str]:
     """What the network costs dense, said where it is little, or where it is the whole answer."""
-    if dense.link.mechanism == "host":
-        return ["The network is your hosts' own, and was not shaped."]
-    if dense.link.mechanism == "none":
-        return ["The link is not shaped: these figures are this host's, not your network's."]
+    if dense.link.mechanism in _NOT_SHAPED:
+        return [_NOT_SHAPED[dense.link.mechanism]]
     share = _wire_share(dense)
     name = label(dense, [dense])
     if share < BOTTLENECK_SHARE:
@@ -104,9 +106,7 @@ def _bottleneck(dense: Cell, overlapped: Cell | None, *, alone: bool) -> list[st
             f"Overlapped with its backward, dense spends only {hidden:.0%} of its step on the wire:"
             f" against it no method can gain more than {1 / (1 - hidden):.2f}x by sending less."
         ]
-    if alone:
-        return [f"{name} spends {share:.0%} of its step on the wire."]
-    return []
+    return [f"{name} spends {share:.0%} of its step on the wire."] if alone else []
 
 
 def _wire_share(cell: Cell) -> float:
@@ -134,11 +134,15 @@ def _against(claim: Claim, cells: Sequence[Cell]) -> str:
         these = "this one repeat" if count == 1 else f"these {count} repeats"
         text = f"{name}: {factor} {against} in {these}; a claim needs {found.needed} repeats"
     elif found.verdict == "no change":
-        low, high = 1 / found.change.high, 1 / found.change.low
-        text = f"{name}: within {FLOOR:.0%} of {against} (95% interval {low:.3f}x to {high:.3f}x)"
+        text = (
+            f"{name}: within {FLOOR:.0%} of {against} "
+            f"(95% interval {1 / found.change.high:.3f}x to {1 / found.change.low:.3f}x)"
+        )
     else:
-        steps = f"{milliseconds(mine.step_s)} against {milliseconds(base.step_s)} ms"
-        text = f"{name}: no resolvable difference from {against} ({factor}, {steps})"
+        text = (
+            f"{name}: no resolvable difference from {against} "
+            f"({factor}, {milliseconds(mine.step_s)} against {milliseconds(base.step_s)} ms)"
+        )
     if beside := _beside(cell, rival, cells):
         text += f" [{', '.join(beside)}]"
     slower = mine.step_s.median > (1 + FLOOR) * base.step_s.median
@@ -151,9 +155,11 @@ def _beside(cell: Cell, rival: Cell, cells: Sequence[Cell]) -> list[str]:
     """Factors against the baselines that are not the named rival: ``14.8x dense``."""
     half = next((each for each in cells if each.summary and is_dense16(each)), None)
     plain, overlapped = held_against(cell, cells, "plain"), held_against(cell, cells, "overlapped")
-    others = [each for each in (half, plain, overlapped) if each and each is not rival and each is not cell]
-    shown = [each for each in others if bound(cell, each) != "none"]
-    return [f"{_factor(each, cell)} {label(each, cells)}" for each in shown]
+    return [
+        f"{_factor(each, cell)} {label(each, cells)}"
+        for each in (half, plain, overlapped)
+        if each and each is not rival and each is not cell and bound(cell, each) != "none"
+    ]
 
 
 def _factor(rival: Cell, cell: Cell) -> str:
@@ -177,9 +183,11 @@ def _why_slower(cell: Cell, rival: Cell) -> str:
     if saved <= 0:
         return f"It saves neither bytes nor time on the wire ({_short(-saved)} more), and {work}"
     gain = f"{bytes_} save {_short(saved)} on the wire" if fewer else f"It saves {_short(saved)} on the wire"
-    if codec > saved:
-        return f"{gain}, but {work}"
-    return f"{gain} and {work}, but the rest of its step takes longer"
+    return (
+        f"{gain}, but {work}"
+        if codec > saved
+        else f"{gain} and {work}, but the rest of its step takes longer"
+    )
 
 
 def _why_no_time(cell: Cell) -> str:
@@ -194,8 +202,10 @@ def _why_no_time(cell: Cell) -> str:
         return ""
     what = f": at this rate its bytes take {_short(on_wire)}; the other {_short(rest)} are"
     if link.delay_s and rest > link.delay_s:
-        delay = format_duration(link.delay_s)
-        return f"{what} rounds x delay, about {rest / link.delay_s:.0f} rounds of messages x {delay}"
+        return (
+            f"{what} rounds x delay, about {rest / link.delay_s:.0f} rounds of messages"
+            f" x {format_duration(link.delay_s)}"
+        )
     return (
         f"{what} not the link's: they are this host's, for starting messages and waiting for the other ranks"
     )
@@ -204,20 +214,18 @@ def _why_no_time(cell: Cell) -> str:
 def _short(seconds: float) -> str:
     """Two digits: a difference of phases is worth no more."""
     value = seconds * 1e3
-    if value <= 0:
-        return "0 ms"
-    return f"{rounded(value, 10.0 ** (math.floor(math.log10(value)) - 1))} ms"
+    return f"{rounded(value, 10.0 ** (math.floor(math.log10(value)) - 1))} ms" if value > 0 else "0 ms"
 
 
 def _cost(rival: Cell, cells: Sequence[Cell]) -> list[str]:
     """What the fastest method moves and keeps, and what a step time cannot tell."""
     summary = _summary(rival)
     facts = []
-    if summary.wire_reduction:
-        fewer = summary.wire_reduction >= 1
-        factor = summary.wire_reduction if fewer else 1 / summary.wire_reduction
+    if factor := summary.wire_reduction:
         charged = " charged" if rival.link.mechanism == "bucket" else ""
-        facts.append(f"{times(factor)} {'fewer' if fewer else 'more'} bytes{charged} than dense")
+        facts.append(
+            f"{times(max(factor, 1 / factor))} {'fewer' if factor >= 1 else 'more'} bytes{charged} than dense"
+        )
     if summary.residual_bytes:
         facts.append(f"+{format_bytes(summary.residual_bytes)}/rank residual")
     start = f"{label(rival, cells)}: {', '.join(facts)}. " if facts else ""
@@ -238,11 +246,13 @@ def _missing(result: Result, measured: Sequence[Cell]) -> list[str]:
         if cell.summary is None:
             lines.append(f"Missing: {name}: {why or 'not run'}.")
         elif isinstance(asked, int) and len(cell.repeats) < asked:
-            after = f": {why}" if why else ""
-            lines.append(f"Partial: {name} has {len(cell.repeats)} of {asked} runs{after}.")
+            lines.append(
+                f"Partial: {name} has {len(cell.repeats)} of {asked} runs{f': {why}' if why else ''}."
+            )
         elif why:
             lines.append(f"{name} failed: {why}.")
     if result.status != "complete" and not lines:
-        count = "1 cell was" if len(measured) == 1 else f"{len(measured)} cells were"
-        lines.append(f"The result is {result.status}: {count} measured.")
+        lines.append(
+            f"The result is {result.status}: {len(measured)} cell{' was' if len(measured) == 1 else 's were'} measured."
+        )
     return lines

@@ -19,7 +19,7 @@ from netsim_ddp.report.charts.shapes import (
     series,
 )
 from netsim_ddp.report.collection import Collection, Entry
-from netsim_ddp.report.crossover import pays_below
+from netsim_ddp.report.crossover import left_out_words, pays_below
 from netsim_ddp.report.labels import two_digits
 from netsim_ddp.results.break_even import FURTHEST, continued, curve
 from netsim_ddp.results.crossover import BreakEven, break_evens
@@ -35,7 +35,6 @@ from netsim_ddp.results.summary import (
     speedup,
     speedup_bound,
 )
-from netsim_ddp.units import format_rate
 
 # Of each cell, by its identity: the median step of every repeat, in seconds.
 Medians = Mapping[int, Sequence[float]]
@@ -63,15 +62,12 @@ def phase_bars(collection: Collection) -> list[Bars]:
 
 def speedups(collection: Collection) -> list[Chart]:
     """Speedup against bandwidth, over every rival that was measured, with the break-evens."""
-    charts = []
+    charts: list[Chart] = []
     for panel in panels_of(collection, without="bandwidth"):
         if len({entry.cell.bandwidth_bps for entry in panel} - {None}) < 2:
             continue
         medians = {id(entry.cell): repeat_medians(entry.cell) for entry in panel}
-        for rival in RIVALS:
-            chart = _speedup(panel, medians, rival)
-            if chart is not None:
-                charts.append(chart)
+        charts += [chart for rival in RIVALS if (chart := _speedup(panel, medians, rival)) is not None]
     return charts
 
 
@@ -125,9 +121,8 @@ def _curved(one: Series, found: BreakEven | None) -> Series:
     """The method's points with the curve that its break-even is read from."""
     if found is None:
         return one
-    model: list[tuple[float, float]] = []
-    if found.model_bps is not None:
-        model = continued(found.steps, min(1.2 * found.model_bps, FURTHEST * found.highest_bps))
+    furthest = FURTHEST * found.highest_bps
+    model = [] if found.model_bps is None else continued(found.steps, min(1.2 * found.model_bps, furthest))
     inside, beyond = (
         tuple((rate / 1e6, value) for rate, value in each if value > 0)
         for each in (curve(found.steps), model)
@@ -180,11 +175,10 @@ def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, rival:
     if summary is None or not rate:
         return None
     value = speedup(summary, rival)
-    if speedup_bound(summary, rival):
-        return None  # a bound is no point of a curve
-    dense = held_against(entry.cell, cells, rival)
-    if value is None or value <= 0 or not math.isfinite(value):
+    # A bound is no point of a curve.
+    if speedup_bound(summary, rival) or value is None or value <= 0 or not math.isfinite(value):
         return None
+    dense = held_against(entry.cell, cells, rival)
     ours, theirs = medians[id(entry.cell)], medians[id(dense)] if dense else []
     low = high = value
     if min(len(ours), len(theirs)) > 1 and min(*ours, *theirs) > 0:
@@ -194,19 +188,14 @@ def _speedup_point(entry: Entry, cells: Sequence[Cell], medians: Medians, rival:
 
 
 def _notes(found: Sequence[BreakEven], marks: Sequence[Mark]) -> tuple[str, ...]:
-    notes = []
-    if marks:
-        notes.append("Triangles: where a method and the baseline take equally long, with the 95% interval.")
-    if found:
-        notes.append(
-            "Curves: between two rates each step is a constant + bytes / rate, as the break-even is read."
-        )
-    if any(one.model_bps is not None for one in found):
-        notes.append(
-            "~ and dotted: pays at every bandwidth measured; beyond, where nothing was measured, the model's figure,"
-            " without an interval: a step stays a constant + bytes / rate."
-        )
-    if left_out := sorted({rate for one in found for rate in one.left_out}):
-        rates = ", ".join(format_rate(rate) for rate in left_out)
-        notes.append(f"Left out, since there this host and not the link sets a pace: {rates}.")
-    return tuple(notes)
+    left_out = sorted({rate for one in found for rate in one.left_out})
+    notes = {
+        "Triangles: where a method and the baseline take equally long, with the 95% interval.": marks,
+        "Curves: between two rates each step is a constant + bytes / rate, as the break-even is read.": found,
+        "~ and dotted: pays at every bandwidth measured; beyond, where nothing was measured, the model's figure,"
+        " without an interval: a step stays a constant + bytes / rate.": [
+            one for one in found if one.model_bps is not None
+        ],
+        left_out_words(left_out): left_out,
+    }
+    return tuple(note for note, about in notes.items() if about)

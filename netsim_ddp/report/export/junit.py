@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from netsim_ddp.report.assumptions import assumptions
-from netsim_ddp.report.collection import Block, Collection, Entry
+from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.report.labels import milliseconds
 from netsim_ddp.results.labels import clean
 from netsim_ddp.units import format_bytes
@@ -18,7 +18,15 @@ from netsim_ddp.units import format_bytes
 
 def document(collection: Collection) -> str:
     """The whole XML document."""
-    return written([_suite(block) for block in collection.blocks])
+    suites = []
+    for block in collection.blocks:
+        name = f"netsim: {block.title}"
+        # ISO 8601 without a zone, as the schema has it.
+        made = clean(block.source.result.created_utc)[:19]
+        suites.append(ElementTree.Element("testsuite", name=name, timestamp=made))
+        for entry in block.entries:
+            _case(suites[-1], name, entry)
+    return written(suites)
 
 
 def written(suites: Sequence[ElementTree.Element]) -> str:
@@ -31,14 +39,6 @@ def written(suites: Sequence[ElementTree.Element]) -> str:
             element.set(name, str(len(list(element.iter(tag)))))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _suite(block: Block) -> ElementTree.Element:
-    name = f"netsim: {block.title}"
-    suite = ElementTree.Element("testsuite", name=name, timestamp=_time(block))
-    for entry in block.entries:
-        _case(suite, name, entry)
-    return suite
 
 
 def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> None:
@@ -65,8 +65,3 @@ def _case(suite: ElementTree.Element, suite_name: str, entry: Entry) -> None:
         said = ", ".join(assumptions([cell], entry.source.result))
         words = f"step {milliseconds(cell.summary.step_s)} ms, {sent} sent per rank and step, {said}"
         ElementTree.SubElement(case, "system-out").text = words
-
-
-def _time(block: Block) -> str:
-    """ISO 8601 without a zone, as the schema has it."""
-    return clean(block.source.result.created_utc)[:19]

@@ -98,11 +98,11 @@ def _details(collection: Collection) -> list[str]:
             )
         )
     for source in collection.sources:
-        again = "\n".join(facts.again(source))
+        again = code("\n".join(facts.again(source)))
         parts.append(
             _folded(
                 f"Environment, and how to measure it again: {source.name}",
-                table(facts.environment(source)) + f"\n{code(again)}\n",
+                f"{table(facts.environment(source))}\n{again}\n",
             )
         )
     return parts

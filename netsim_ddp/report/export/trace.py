@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from netsim_ddp.results.files import write_whole
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.trace import TracedLap
 
@@ -44,12 +42,3 @@ def trace_json(laps: Sequence[TracedLap]) -> str:
 
 def _meta(what: str, pid: int, tid: int, name: str) -> dict[str, Any]:
     return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
-
-
-def write_trace(laps: Sequence[TracedLap], path: Path) -> None:
-    """Write :func:`trace_json` to ``path``, whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    write_whole(trace_json(laps), path)

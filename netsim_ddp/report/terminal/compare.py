@@ -11,7 +11,7 @@ from functools import partial
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.terminal.printing import print_line
+from netsim_ddp.report.terminal.printing import print_block, print_line
 from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.verdicts import of_family
@@ -51,11 +51,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
     for pair in comparison.pairs:
         for score in pair.scores:
             line(f"{clean(pair.name)}: {_score(score)}", _STYLES.get(score.verdict, ""), indent="  ")
-    open_rows = [(pair, row) for pair, row in timed if row.verdict == "inconclusive"]
-    if open_rows:
-        line("")
-        for pair, row in open_rows:
-            line(f"{_row_name(pair, row)}: {undecided(row)}", indent="  ")
+    print_block(console, _undecided(timed), indent="  ")
     if figures := figures_line(comparison):
         line("")
         line(figures)
@@ -63,10 +59,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
             line(f"{clean(pair.name)}: {_figure(figure)}", "red", indent="  ")
     for sentence in _unmatched(comparison):
         line(sentence, "yellow", indent="  ")
-    if comparison.failures:
-        line("")
-        for failure in comparison.failures:
-            line(f"FAILS: {failure}", "bold red", indent="  ")
+    print_block(console, [f"FAILS: {failure}" for failure in comparison.failures], "bold red", indent="  ")
 
 
 def headline(comparison: Comparison) -> str:
@@ -79,6 +72,12 @@ def headline(comparison: Comparison) -> str:
     if not counts:
         return found
     return f"{found}: {', '.join(counts)} ({of_family(len(verdicts), comparison.alpha)})"
+
+
+def _undecided(timed: Sequence[tuple[Pair, TimeRow]]) -> list[str]:
+    return [
+        f"{_row_name(pair, row)}: {undecided(row)}" for pair, row in timed if row.verdict == "inconclusive"
+    ]
 
 
 def undecided(row: TimeRow) -> str:
@@ -106,11 +105,14 @@ def figures_line(comparison: Comparison) -> str:
 
 def cell_lines(pair: Pair) -> list[str]:
     """What was found of one cell, a line for each figure."""
-    lines = [
-        f"{row.figure}: {format_duration(row.base_s)} -> {format_duration(row.new_s)}, {_ratio(row)}: {row.verdict}"
-        for row in pair.times
+    return [
+        *(
+            f"{row.figure}: {format_duration(row.base_s)} -> {format_duration(row.new_s)}, {_ratio(row)}: {row.verdict}"
+            for row in pair.times
+        ),
+        *map(_score, pair.scores),
+        *map(_figure, pair.figures),
     ]
-    return lines + [_score(row) for row in pair.scores] + [_figure(row) for row in pair.figures]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -121,20 +123,20 @@ def markdown(comparison: Comparison) -> str:
     lines.append(f"{headline(comparison)}. Base `{_code(comparison.base)}`, new `{_code(comparison.new)}`.")
     lines += [f"- **{_escape(failure)}**" for failure in comparison.failures]
     timed = [(pair, row) for pair in comparison.pairs for row in pair.times]
-    if timed:
-        head = "| | base | new | new / base (interval) | Holm p | verdict |"
-        lines += ["", head, "|---|---:|---:|---:|---:|---|", *(_markdown_row(*each) for each in timed)]
     scores = [(pair, score) for pair in comparison.pairs for score in pair.scores]
+    if timed:
+        lines += [
+            "",
+            "| | base | new | new / base (interval) | Holm p | verdict |",
+            "|---|---:|---:|---:|---:|---|",
+            *(_markdown_row(*each) for each in timed),
+        ]
     if scores:
         lines += ["", *(_item(f"{clean(pair.name)}: {_score(score)}") for pair, score in scores)]
     if figures := figures_line(comparison):
         changed = [_item(f"{clean(pair.name)}: {_figure(row)}") for pair, row in _changed(comparison)]
         lines += ["", _escape(figures), *changed]
-    details = [
-        f"{_row_name(pair, row)}: {undecided(row)}" for pair, row in timed if row.verdict == "inconclusive"
-    ]
-    details += _unmatched(comparison)
-    if details:
+    if details := _undecided(timed) + _unmatched(comparison):
         summary = "<details><summary>Not decided, not matched</summary>"
         lines += ["", summary, "", *map(_item, details), "", "</details>"]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import table as rich_table
 from rich.cells import cell_len
@@ -28,6 +28,12 @@ def print_line(console: Console, text: str, style: str = "", *, indent: str = ""
         break_on_hyphens=False,
     )
     console.print(Text(wrapped, style=style))
+
+
+def print_block(console: Console, lines: Collection[str], style: str = "", *, indent: str = "") -> None:
+    """Print ``lines`` as :func:`print_line` does, below an empty one; nothing where there are none."""
+    for text in ("", *lines) if lines else ():
+        print_line(console, text, style, indent=indent)
 
 
 def shortened(text: str, console: Console, most: int) -> str:

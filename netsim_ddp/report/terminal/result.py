@@ -12,11 +12,11 @@ from functools import partial
 from rich.console import Console
 
 from netsim_ddp.options import written
-from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, why_bucket
+from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, queue_words, why_bucket
 from netsim_ddp.report.labels import basis, count_of, step_header
 from netsim_ddp.report.limits import late_words, named
 from netsim_ddp.report.tables import columns_without, rows_of, table_of
-from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
+from netsim_ddp.report.terminal.printing import print_block, print_line, print_table, shortened
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.identity import groups
@@ -24,7 +24,7 @@ from netsim_ddp.results.labels import clean, group_label, label
 from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import format_rate
 
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
 DROPS = (
@@ -54,15 +54,9 @@ def render_result(result: Result, console: Console, *, warnings: bool = True) ->
             line("")
             line(basis(cells), "dim")
             _print_table(cells, fastest(cells, family), console)
-    if warnings and result.warnings:
-        line("")
-        for warning in result.warnings:
-            line(f"warning: {warning}", "yellow")
-    sentences = verdict(result)
-    if sentences:
-        line("")
-        for sentence in sentences:
-            line(sentence)
+    if warnings:
+        print_block(console, [f"warning: {warning}" for warning in result.warnings], "yellow")
+    print_block(console, verdict(result))
 
 
 def _header(result: Result) -> str:
@@ -74,24 +68,22 @@ def _header(result: Result) -> str:
         scenario.get("workers", "?")
     ]
     ratios = dict.fromkeys(written(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
-    parts = [model, f"{_listed(workers)} worker{'' if workers == [1] else 's'}"]
-    if ratios:
-        parts.append(f"ratio {_listed(list(ratios))}")
     steps, repeats = scenario.get("steps", "?"), scenario.get("repeats", "?")
-    parts.append(f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}")
-    parts.append(f"seed {scenario.get('seed', '?')}")
+    parts = (
+        model,
+        f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}",
+        *([f"ratio {', '.join(ratios)}"] if ratios else []),
+        f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}",
+        f"seed {scenario.get('seed', '?')}",
+    )
     return clean(" | ".join(parts))
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
 
 
 def _link_line(links: Sequence[LinkRecord], why_bucket: str, late: str = "") -> str:
     """What was asked for and what was there, over all cells of one group; rates in Mbit/s."""
     first = links[0]
     measured = [link.measured_bps for link in links if link.measured_bps is not None]
-    got = _range(measured)
+    got = "-".join(dict.fromkeys(_mbit(rate) for rate in (min(measured), max(measured)))) if measured else ""
     limited = " | HOST-LIMITED" if any(link.host_limited for link in links) else ""
     if together := [link.together_bps for link in links if short_of_line(link) and link.together_bps]:
         limited += f": all ranks at once get {_mbit(min(together))}"
@@ -104,12 +96,8 @@ def _link_line(links: Sequence[LinkRecord], why_bucket: str, late: str = "") -> 
     if first.mechanism == "bucket":
         return f"{text}; bytes are charged, not measured{f'; {late}' if late else ''}{limited}"
     drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
-    text += f", {drops} drops, {retransmits} retransmits"
-    if first.credit_bytes:
-        text += f", credit {format_bytes(first.credit_bytes)}"
-    if first.queue_s:
-        text += f", queue {format_duration(first.queue_s)}"
-    return text + (f", {clean(first.congestion)}" if first.congestion else "") + limited
+    counted = (f"{drops} drops", f"{retransmits} retransmits", *queue_words(first))
+    return f"{text}, {', '.join(counted)}{limited}"
 
 
 def _unequal(link: LinkRecord) -> str:
@@ -119,11 +107,6 @@ def _unequal(link: LinkRecord) -> str:
     shape = clean(str(link.shape))
     slowest = " up, " in shape or "rank " in shape
     return f"{shape}; {'at first ' if link.varies else 'slowest ' if slowest else ''}"
-
-
-def _range(rates: Sequence[float]) -> str:
-    """``954-956``: the rates of all cells, shortened."""
-    return "-".join(dict.fromkeys(_mbit(rate) for rate in (min(rates), max(rates)))) if rates else ""
 
 
 def _mbit(rate: float | None) -> str:
@@ -141,8 +124,8 @@ def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
     parts = [f"{execution.upper()}: {ranks}" + (f" on {cores} cores" if cores else ""), *others]
     if any(not cell.substituted for cell in cells if not is_dense(cell)):
         threads = sorted({cell.threads for cell in cells})
-        plural = "" if threads == [1] else "s"
-        parts.append(f"codec on {cells[0].device.upper()}, {_listed(threads)} thread{plural}")
+        count = f"{', '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+        parts.append(f"codec on {cells[0].device.upper()}, {count}")
     if how := played(cells):
         parts.append(f"local work measured {how}")
     return clean(" | ".join(parts))

@@ -15,7 +15,8 @@ from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.labels import DASH, basis, milliseconds, rounded, step_header
 from netsim_ddp.report.limits import named
 from netsim_ddp.report.tables import Column, Row, rows_of, table_of
-from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
+from netsim_ddp.report.terminal.printing import print_block, print_line, print_table, shortened
+from netsim_ddp.report.terminal.training import render_training
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.verdict import reason
 from netsim_ddp.results.claims import claims, fastest
@@ -35,17 +36,16 @@ def render_sweep(result: Result, console: Console) -> None:
 
     line = partial(print_line, console)
     scenario = result.scenario
-    if title := clean(str(scenario.get("title", ""))):
-        line(title, "bold")
-    if question := clean(str(scenario.get("question", ""))):
-        line(question, "dim")
+    for key, style in (("title", "bold"), ("question", "dim")):
+        if text := clean(str(scenario.get(key, ""))):
+            line(text, style)
     measured = [cell for cell in result.cells if cell.summary]
     if result.kind == "training":
-        _trainings(result, console)
+        for group in groups(result.cells):
+            console.print()
+            render_training(result.model_copy(update={"cells": group}), console, warnings=False)
     else:
-        for text in _header(result):
-            line(text)
-        for text in _links(result):
+        for text in (*_header(result), *_links(result)):
             line(text)
     if measured:
         line("")
@@ -58,27 +58,16 @@ def render_sweep(result: Result, console: Console) -> None:
         render_break_evens(measured, console)
         if render_needs(measured, console):
             line(NOTE, "dim")
-    sentences = _missing(result)
-    if sentences:
-        line("")
-    for text in sentences:
-        line(text)
-
-
-def _trainings(result: Result, console: Console) -> None:
-    """What ``netsim train`` prints, for each place by itself."""
-    from netsim_ddp.report.terminal.training import render_training
-
-    for group in groups(result.cells):
-        console.print()
-        render_training(result.model_copy(update={"cells": group}), console, warnings=False)
+    print_block(console, _missing(result))
 
 
 def _header(result: Result) -> list[str]:
     """What all cells share, and what the axes say of the rest; then what is assumed of them."""
     cells = result.cells
-    parts = [_one_or(sorted({str(cell.model) for cell in cells}), "models")]
-    parts.append(_one_or(sorted({cell.workers for cell in cells}), "workers", always=True))
+    parts = [
+        _one_or(sorted({str(cell.model) for cell in cells}), "models"),
+        _one_or(sorted({cell.workers for cell in cells}), "workers", always=True),
+    ]
     for key in ("steps", "repeats", "seed"):
         if isinstance(value := result.scenario.get(key), int):
             many = key if value != 1 else key.removesuffix("s")
@@ -163,52 +152,48 @@ def _megabytes(count: float) -> str:
 def _print_table(cells: Sequence[Cell], family: int, console: Console) -> bool:
     """Print the widest table that fits the console. Returns whether a cell is called the fastest of its group."""
     parts = groups(cells)
-    best = [fastest(group, family) for group in parts]
+    winners = {id(cell) for group in parts if (cell := fastest(group, family)) is not None}
 
-    def rows(group: Sequence[Cell], winner: Cell | None) -> list[Row]:
+    def rows(group: Sequence[Cell]) -> list[Row]:
         def name(cell: Cell) -> str:
             text = shortened(named(cell, label(cell, group)), console, _NARROW_LABEL)
-            return f"{text} *" if cell is winner else text
+            return f"{text} *" if id(cell) in winners else text
 
         return rows_of(group, name)
 
-    shown = [row for group, winner in zip(parts, best, strict=True) for row in rows(group, winner)]
+    shown = [row for group in parts for row in rows(group)]
     columns = _columns(_varying_axes(cells), step_header(cells), {id(group[0]) for group in parts})
     variants = (
         table_of([column for column in columns if column.name not in DROPS[:count]], shown)
         for count in range(len(DROPS) + 1)
     )
-    winners = {id(cell) for cell in best if cell}
     print_table(console, variants, gap=1, bold=[id(row.cell) in winners for row in shown])
     return bool(winners)
 
 
 def _varying_axes(cells: Sequence[Cell]) -> list[str]:
     """The axes that tell the groups apart, in the order of the file."""
-    values: dict[str, set[str]] = {}
-    for key in dict.fromkeys(key for cell in cells for key in axes(cell)):
-        values[key] = {axes(cell).get(key, "") for cell in cells}
-    return [key for key, found in values.items() if len(found) > 1]
+    keys = dict.fromkeys(key for cell in cells for key in axes(cell))
+    return [key for key in keys if len({axes(cell).get(key, "") for cell in cells}) > 1]
 
 
 def _missing(result: Result) -> list[str]:
     """Cells that failed or were not run, and what the samples warn of."""
-    lines = []
-    for cell in result.cells:
-        if cell.error is not None and result.kind == "steps":  # a training's is among its own
-            lines.append(f"Failed: {clean(cell.id)}: {reason(cell)}.")
+    lines = [
+        f"Failed: {clean(cell.id)}: {reason(cell)}."
+        for cell in result.cells
+        if cell.error is not None and result.kind == "steps"  # a training's is among its own
+    ]
     sweep = result.scenario.get("sweep")
     planned = sweep.get("cells") if isinstance(sweep, dict) else None
     planned = planned if isinstance(planned, dict) else {}
-    count = len(set(planned) - {cell.id for cell in result.cells})
-    if count:
+    if count := len(set(planned) - {cell.id for cell in result.cells}):
         lines.append(f"Not run: {count} of {len(planned)} cells.")
     asked = result.scenario.get("repeats")
     short = [cell for cell in result.cells if isinstance(asked, int) and 0 < len(cell.repeats) < asked]
     if short:
         lines.append(f"Not finished: {len(short)} cells have fewer than {asked} runs.")
-    for text in result.warnings[:MOST_WARNINGS]:
-        lines.append(f"warning: {clean(text)}")
+    lines += [f"warning: {clean(text)}" for text in result.warnings[:MOST_WARNINGS]]
     if (more := len(result.warnings) - MOST_WARNINGS) > 0:
         lines.append(f"{more} more warnings are in the file.")
     return lines

@@ -86,10 +86,10 @@ class SweepTable:
         for header in ("place", "repeats", "fastest so far"):
             table.add_column(header, justify="right" if header == "repeats" else "left", no_wrap=True)
         for place, line in self._visible(max(1, height - OTHER_LINES)):
-            state = f"{line.done}/{line.planned}"
             told = f"{line.failed} FAILED" if line.failed else _fastest(line)
             style = "bold" if place == self._at else "red" if line.failed else ""
-            table.add_row(Text(clean(place) or DASH), Text(state), Text(clean(told)), style=style)
+            texts = (clean(place) or DASH, f"{line.done}/{line.planned}", clean(told))
+            table.add_row(*map(Text, texts), style=style)
         bar = Table.grid(padding=(0, 2, 0, 0))
         told = f"{self._done}/{self._total}  {remaining(self._remaining_s)}"
         bar.add_row(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from netsim_ddp.options import written
 from netsim_ddp.report.assumptions import UNSHAPED, why_bucket
-from netsim_ddp.report.labels import DASH, count_of, points
+from netsim_ddp.report.labels import DASH, count_of, points, with_half
 from netsim_ddp.report.tables import Column, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
 from netsim_ddp.results.identity import groups
@@ -56,35 +56,36 @@ def render_training(result: Result, console: Console, *, warnings: bool = True) 
     for cell in result.cells:
         if cell.error is not None:
             line(f"{cell.id}: {cell.error}", "yellow")
-    if warnings:
-        for warning in result.warnings:
-            line(f"warning: {warning}", "yellow")
+    for warning in result.warnings if warnings else ():
+        line(f"warning: {warning}", "yellow")
 
 
 def _header(result: Result) -> str:
     scenario = result.scenario
-    parts = [str(scenario.get("model", "model unknown"))]
+    model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
-        parts[0] += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
+        model += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
     workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
         scenario.get("workers", "?")
     ]
-    parts.append(f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}")
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
-    parts.append(f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}")
     batches = {written(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
     batch = ", ".join(sorted(batches)) or "?"
     if (accumulate := scenario.get("accumulate", 1)) != 1:
         batch = f"{batch} x {accumulate}"
-    parts.append(f"batch {batch} per worker")
-    parts.append(f"{scenario.get('optimizer')}, {scenario.get('schedule')}")
+    parts = (
+        model,
+        f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}",
+        f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}",
+        f"batch {batch} per worker",
+        f"{scenario.get('optimizer')}, {scenario.get('schedule')}",
+    )
     return " | ".join(parts)
 
 
 def _link_line(cells: Sequence[Cell], why: str) -> str:
     """The link, and what the bytes of the table are."""
     link = cells[0].link
-    how = cells[0].recipe.tx_are if cells[0].recipe else "predicted"
     if link.mechanism in UNSHAPED:
         return "link none: the host's loopback; bytes are predicted by each method's formula"
     text = f"link {link.how}{why}: {link.shape or format_rate(link.requested_bps or 0)}"
@@ -94,7 +95,7 @@ def _link_line(cells: Sequence[Cell], why: str) -> str:
     if link.mechanism == "tc":
         drops = sum(cell.link.drops for cell in cells)
         text += f", {drops} drops, {sum(cell.link.retransmits for cell in cells)} retransmits"
-    return f"{text}; bytes are {how}"
+    return f"{text}; bytes are {cells[0].recipe.tx_are if cells[0].recipe else 'predicted'}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,12 @@ def _columns(rows: Sequence[_Row]) -> list[Column[_Row]]:
     reached = "to dense\n-1 pt, s" if target is None else f"to {100 * target:.4g}%\ns"
     return [
         Column("method", "method", lambda row: row.label, "left"),
-        Column("rate", "learn\nrate", lambda row: _rate(row.cell)),
-        Column("accuracy", "accuracy\n%", lambda row: _percent(row.summary.accuracy)),
+        Column(
+            "rate",
+            "learn\nrate",
+            lambda row: f"{row.cell.recipe.learning_rate:g}" if row.cell.recipe else DASH,
+        ),
+        Column("accuracy", "accuracy\n%", lambda row: with_half(row.summary.accuracy, ".2f", scale=100)),
         Column("difference", "vs dense\npoints", lambda row: points(row.summary.difference_points)),
         Column("verdict", "verdict", lambda row: _word(row.summary), "left"),
         Column("loss", "valid loss\n(to dense)", lambda row: _loss(row.summary)),
@@ -118,7 +123,11 @@ def _columns(rows: Sequence[_Row]) -> list[Column[_Row]]:
         Column("time", reached, lambda row: _seconds(row.summary.time_to_accuracy_s)),
         Column("times", "vs\ndense", lambda row: _ratio(row.summary)),
         Column("sent", "sent\nper step", lambda row: _bytes(row.summary.tx_bytes_per_step)),
-        Column("reduction", "fewer\nbytes", lambda row: _fewer(row.summary)),
+        Column(
+            "reduction",
+            "fewer\nbytes",
+            lambda row: f"{row.summary.wire_reduction:.3g}x" if row.summary.wire_reduction else DASH,
+        ),
         Column("residual", "residual\nper rank", lambda row: _bytes(row.summary.residual_bytes)),
     ]
 
@@ -138,17 +147,6 @@ def _print_table(cells: Sequence[Cell], console: Console) -> None:
         for count in range(len(drops) + 1)
     )
     print_table(console, variants, gap=1)
-
-
-def _rate(cell: Cell) -> str:
-    return DASH if cell.recipe is None else f"{cell.recipe.learning_rate:g}"
-
-
-def _percent(value: MeanInterval | None) -> str:
-    if value is None:
-        return DASH
-    text = f"{100 * value.mean:.2f}"
-    return text if value.ci_high is None else f"{text}±{100 * (value.ci_high - value.mean):.2f}"
 
 
 def _word(summary: TrainingSummary) -> str:
@@ -181,10 +179,6 @@ def _ratio(summary: TrainingSummary) -> str:
     return DASH if summary.time_speedup is None else f"{summary.time_speedup:.2g}"
 
 
-def _fewer(summary: TrainingSummary) -> str:
-    return DASH if not summary.wire_reduction else f"{summary.wire_reduction:.3g}x"
-
-
 def _bytes(count: float) -> str:
     return DASH if count == 0 else format_bytes(count)
 
@@ -204,25 +198,22 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
         )
     resolutions = [r for row in rows if (r := row.summary.resolution_points) is not None]
     if resolutions and compared:
-        samples = round(100 / max(resolutions))
-        found.append(f"One of the {samples} validation samples weighs {max(resolutions):.2g} points.")
+        most = max(resolutions)
+        found.append(f"One of the {round(100 / most)} validation samples weighs {most:.2g} points.")
     return found
 
 
 def _verdict(row: _Row) -> str:
     summary = row.summary
-    seeds = f"over {len(summary.seeds)} seed{'s' * (len(summary.seeds) != 1)}"
     parts = []
     if summary.difference_points is not None:
         parts.append(f"{points(summary.difference_points)} points")
     if summary.loss_difference_percent is not None:
         parts.append(f"validation loss {_share(summary.loss_difference_percent)}")
-    facts = f"{', '.join(parts)} {seeds}"
-    if too_few(summary):
-        head = f"{row.label}: {facts}; a claim needs {summary.seeds_needed} seeds"
-    else:
-        head = f"{row.label}: {_claim(summary)} ({facts})"
-    return f"{head}; {_time_sentence(row)}."
+    count = len(summary.seeds)
+    facts = f"{', '.join(parts)} over {count} seed{'s' * (count != 1)}"
+    needs = f"{facts}; a claim needs {summary.seeds_needed} seeds"
+    return f"{row.label}: {needs if too_few(summary) else f'{_claim(summary)} ({facts})'}; {_time_sentence(row)}."
 
 
 def _claim(summary: TrainingSummary) -> str:
@@ -243,10 +234,7 @@ def _claim(summary: TrainingSummary) -> str:
 
 def _share(value: MeanInterval) -> str:
     """``+56±12%``."""
-    if not math.isfinite(value.mean):
-        return "diverged"
-    half = "" if value.ci_high is None else f"±{value.ci_high - value.mean:.2g}"
-    return f"{value.mean:+.2g}{half}%"
+    return f"{with_half(value, '.2g', sign='+')}%" if math.isfinite(value.mean) else "diverged"
 
 
 def _time_sentence(row: _Row) -> str:
