@@ -250,7 +250,7 @@ def test_a_run_takes_it_like_any_method(tmp_path: Path) -> None:
 WRONG = {
     "nowhere:factory": "there is no module 'nowhere'",
     "netsim_ddp.units:parse_rat": "has no 'parse_rat' (did you mean",
-    "netsim_ddp.communication:dense": "is a module, not a function or class",
+    "netsim_ddp.communication:flat": "is a module, not a function or class",
     "math:sqrt": "failed while building: TypeError",
     "builtins:print": "returned a NoneType, not a Method",
 }
