@@ -153,3 +153,23 @@ def test_no_tensor_is_made_by_a_program_s_defaults() -> None:
                 if of_torch and not MAKERS[called.attr] <= told:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno} torch.{called.attr}")
     assert found == [], "say what type and device"
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_no_longer_than_a_reader_takes_in(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def test_no_function_takes_more_arguments_than_a_caller_can_keep_apart() -> None:
+    kernels = ROOT / "compression" / "native"
+    long = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and kernels not in path.parents:
+                count = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+                if count > 12:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} takes {count}")
+    assert long == []

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from netsim_ddp.communication.backend import DistributedBackend
 from netsim_ddp.communication.comparison import Facts
@@ -66,7 +66,7 @@ class CompressedAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        named_parameters: NamedParameters | nn.Module,
+        named_parameters: NamedParameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
 from netsim_ddp.communication.building import build_method, checked_params
@@ -150,7 +149,7 @@ class DistributedBackend(GradientAveraging):
         """Of the method at work; empty before the first call."""
         return self._segments
 
-    def allreduce_gradients(self, named_parameters: NamedParameters | nn.Module) -> bool:
+    def allreduce_gradients(self, named_parameters: NamedParameters) -> bool:
         """Replace every ``grad`` by its average over ranks, in place; all ranks get the same bits.
 
         Collective: every rank must call it with the same parameters in the same order. A parameter whose gradient

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 
 from netsim_ddp.communication.applied import Given, HookCall, when_backward_ends
@@ -93,7 +93,7 @@ class HookState(GradientAveraging):
 
     def __init__(
         self,
-        named_parameters: NamedParameters | nn.Module,
+        named_parameters: NamedParameters,
         method: str = DEFAULT.name,
         *,
         process_group: dist.ProcessGroup | None = None,
@@ -128,11 +128,7 @@ class HookState(GradientAveraging):
     def _known(self) -> set[str] | None:
         return None if self._named is None else {name for name, _ in self._named}
 
-    def bind(
-        self,
-        named_parameters: NamedParameters | nn.Module,
-        process_group: dist.ProcessGroup | None = None,
-    ) -> None:
+    def bind(self, named_parameters: NamedParameters, process_group: dist.ProcessGroup | None = None) -> None:
         """Work on these parameters from now on, with what was kept for those of the same names: after unpickling, or
         when the model has got other parameters. The next exchange compares what the ranks have.
 
@@ -430,9 +426,7 @@ class TopKState(HookState):
         options: of the method ``topk``: ``values="fp16"``, ``collective="split"`` ...
     """
 
-    def __init__(
-        self, named_parameters: NamedParameters | nn.Module, ratio: float = 0.01, **options: Any
-    ) -> None:
+    def __init__(self, named_parameters: NamedParameters, ratio: float = 0.01, **options: Any) -> None:
         super().__init__(named_parameters, TOPK.name, ratio=ratio, **options)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from netsim_ddp.errors import UsageError
 
 Named = list[tuple[str, nn.Parameter]]
-NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
+NamedParameters = nn.Module | Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 """As a user hands them over."""
 
 EXCHANGED = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,7 +51,7 @@ def without_prefixes(names: Iterable[str]) -> list[str]:
 
 
 def named_list(
-    given: nn.Module | NamedParameters,
+    given: NamedParameters,
 ) -> Named:
     """``(name, parameter)`` of what is a model, its ``named_parameters()``, or a dict of them.
 
@@ -74,7 +74,7 @@ def named_list(
     return [(name, parameter) for name, parameter in pairs]
 
 
-def model_parameters(named_parameters: nn.Module | NamedParameters) -> Named:
+def model_parameters(named_parameters: NamedParameters) -> Named:
     """``named_parameters``, each parameter once, by :func:`without_prefixes`."""
     given: dict[int, tuple[str, nn.Parameter]] = {}
     for each in named_list(named_parameters):

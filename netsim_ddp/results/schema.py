@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -23,7 +22,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
 """By the name that ``netsim schema --kind`` takes."""
 
 
-def schema(kind: str) -> dict[str, Any]:
+def schema(kind: str) -> dict[str, object]:
     """The schema of ``kind``, JSON Schema 2020-12; ``$id`` holds the newest version that files of it have."""
     record = KINDS[kind]
     return {
