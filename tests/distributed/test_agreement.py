@@ -11,7 +11,7 @@ from tests.distributed.test_run import measured, tc_or_skip
 
 pytestmark = pytest.mark.alone
 
-RUN = ["--compute", "20ms", "--workers", "2", "--steps", "4", "--warmup", "1", "--repeats", "1"]
+RUN = ["--compute", "20ms", "--workers", "2", "--steps", "6", "--warmup", "2", "--repeats", "1"]
 METHODS = ["--method", "dense,overlap=off", "--method", "topk,overlap=off,ratio=0.05"]
 LINK = ["--bandwidth", "400mbps:200mbps", "--slow-rank", "1=100mbps"]
 
@@ -32,7 +32,8 @@ def test_both_links_take_as_long(tmp_path: Path) -> None:
     for real, charged in zip(tc, bucket, strict=True):
         assert real.link.shape == charged.link.shape
         took, arithmetic = communicate_s(real), communicate_s(charged)
-        assert took == pytest.approx(arithmetic, rel=0.1, abs=0.1 * took + 2e-3), real.id
+        # The kernel's TCP is never faster than its own bytes at the rate; acknowledgements and a busy machine add.
+        assert 0.95 * arithmetic - 2e-3 < took < 1.3 * arithmetic + 2e-3, real.id
 
 
 def test_delay_costs_every_round_a_way(tmp_path: Path) -> None:
