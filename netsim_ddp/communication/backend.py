@@ -187,13 +187,7 @@ class DistributedBackend(GradientAveraging):
         if not self._membership.is_fixed:
             check_not_averaged((parameter for _, parameter in parameters), self.group, self.called)
         with own_modes(parameters[0][1].device if parameters else torch.device("cpu")):
-            flat, taken, scale = self._average(parameters)
-        with torch.no_grad():
-            if taken:
-                assert self.method is not None
-                flat.scatter(self.method.average, scale)
-            else:
-                flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
+            taken = self._average(parameters)
         if self._cleared is not None:
             self._cleared.step_ended()
         return taken
@@ -208,27 +202,33 @@ class DistributedBackend(GradientAveraging):
         self._saved = {"method": self._name, "parked": {RESIDUALS: waiting}} if waiting else {}
         self._methods = []
 
-    def _average(self, parameters: Named) -> tuple[FlatGradients, bool, float]:
-        """Everything but giving the parameters their averages: the layout, whether the step is taken, and the scale
-        that gradients carry."""
+    def _average(self, parameters: Named) -> bool:
+        """The whole step; whether it was taken."""
         flat = self._prepare(parameters)
         assert self.method is not None
         scale = 1.0 if self.method.stateless else self._loss_scale.now()
         self._loss_scale.check_still_scaled(flat.parameters)
         self.method.limit = LARGEST / scale
-        flat.gather(scale)
+        if lent := scale == 1.0 and flat.lendable and self.method.borrows:
+            flat.lend([parameter.grad for parameter in flat.parameters])
+        else:
+            flat.gather(scale)
+        taken = False
         try:
             self._exchange()
+            taken = not self.method.skipped
         except NonFiniteGradient:
             if not self._loss_scale.active:
                 raise
-            taken = False
-        else:
-            taken = not self.method.skipped
+        finally:
+            flat.take_back(averaged=taken)
         if taken:
             self._count()
-            self.method.fitted_average(scale)
-        return flat, taken, scale
+        if taken and not lent:
+            flat.scatter(self.method.fitted_average(scale), scale)
+        elif not taken:
+            flat.fill_gradients(torch.nan if self._loss_scale.active else 0.0)
+        return taken
 
     def _exchange(self) -> None:
         if self.executor is None:

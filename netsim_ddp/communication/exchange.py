@@ -26,6 +26,8 @@ class PeerExchange(Wire):
         expected: bytes of a message before the first exchange.
     """
 
+    ordered = False  # tags tell its messages from all others
+
     def __init__(
         self,
         operation: str,
@@ -90,6 +92,8 @@ class PeerExchange(Wire):
 class AnnouncedExchange(PeerExchange):
     """The same where a receive must ask for exactly what was sent (NCCL): the sizes go ahead, one int64 to each
     peer, and :meth:`start` waits for them. They are no payload."""
+
+    ordered = True
 
     def start(self) -> None:
         group, device = self.group.process_group, self._incoming[0].device

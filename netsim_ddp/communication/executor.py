@@ -91,6 +91,18 @@ def pipeline(executor: Executor, buckets: Sequence[Sequence[Stage]]) -> Iterator
                 _run(executor, buckets[number], turn - number)
 
 
+def starts_first(executor: Executor, buckets: Sequence[Sequence[Stage]]) -> Iterator[int]:
+    """As :func:`pipeline`, but nothing is waited for before the last bucket is there."""
+    for number, bucket in enumerate(buckets):
+        yield number
+        if bucket:
+            _run(executor, bucket, 0)
+    for level in range(1, max((len(bucket) for bucket in buckets), default=0)):
+        for bucket in buckets:
+            if level < len(bucket):
+                _run(executor, bucket, level)
+
+
 def _run(executor: Executor, bucket: Sequence[Stage], level: int) -> None:
     if level and (before := bucket[level - 1].wire) is not None:
         executor.finish(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ class FlatGradients:
 
     A method works on the whole buffer: one pass, one message per step. When a parameter's ``grad`` *is* its view
     (:meth:`attach`) backward writes straight into the buffer; otherwise :meth:`gather` and :meth:`scatter`
-    copy, one memory pass each.
+    copy, one memory pass each. A method that borrows needs no copy: it reads gradients where they lie, and writes the
+    average there (:meth:`lend`).
 
     Args:
         named_parameters: as ``model.named_parameters()`` gives them; those that need no gradient are left out.
@@ -50,6 +51,8 @@ class FlatGradients:
         self.data = torch.zeros(size, dtype=torch.float32, device=device) if data is None else data
         self.views = self.views_of(self.data)
         self._attachable = {self.data.data_ptr(): self.views}
+        self.lent: list[torch.Tensor] | None = None
+        """What :meth:`lend` was given for this step."""
 
     def __repr__(self) -> str:
         part = "one bucket of " if self.is_part else ""
@@ -71,6 +74,44 @@ class FlatGradients:
         part = FlatGradients(named, self.data[int(self.offsets[first]) : int(self.offsets[last])])
         part.is_part = self.is_part or last - first < len(self.parameters)
         return part
+
+    @property
+    def sources(self) -> list[torch.Tensor]:
+        """Where each parameter's gradient lies, contiguous float32: what was lent, or the views of ``data``."""
+        return self.views if self.lent is None else self.lent
+
+    @property
+    def lendable(self) -> bool:
+        """Whether gradients may be lent: all of float32, in the host's memory."""
+        return self.data.device.type == "cpu" and all(kind == torch.float32 for kind in self.kinds)
+
+    def lend(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Until :meth:`take_back`, gradients lie in these tensors and not in ``data``, and the average is wanted there
+        too: one for each parameter, of its size, None for one without. One that is not contiguous is copied, and a
+        missing one is zero; both lie in their view.
+
+        Raises:
+            UnusableParameter: a gradient is sparse; nothing has been lent then.
+        """
+        for name, gradient in zip(self.shapes, gradients, strict=True):
+            if gradient is not None:
+                check_gradient(name, gradient)
+        lent = []
+        for gradient, view in zip(gradients, self.views, strict=True):
+            if gradient is None:
+                view.zero_()
+            elif not gradient.is_contiguous():
+                view.copy_(gradient)
+            lent.append(view if gradient is None or not gradient.is_contiguous() else gradient)
+        self.lent = lent
+
+    def take_back(self, *, averaged: bool) -> None:
+        """The step is over. If it was taken, ``averaged``, every parameter's ``grad`` gets what it has not yet; a
+        missing one is created, as :meth:`scatter` does."""
+        lent, self.lent = self.lent, None
+        for parameter, view, where in zip(self.parameters, self.views, lent or [], strict=False):
+            if averaged and where is view:
+                parameter.grad = view.clone() if parameter.grad is None else parameter.grad.copy_(view)
 
     @property
     def names(self) -> list[str]:

@@ -16,7 +16,6 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,12 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 
-from netsim_ddp.communication.applied import Given, HookCall, when_backward_ends
+from netsim_ddp.communication.applied import HookCall
 from netsim_ddp.communication.averaging import GradientAveraging, own_modes, statistics_of
 from netsim_ddp.communication.building import build_method, checked_params
 from netsim_ddp.communication.comparison import same_on_all_ranks
-from netsim_ddp.communication.executor import InOrder, ddp_buckets, pipeline, stages
-from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
+from netsim_ddp.communication.executor import ddp_buckets
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.hook_step import HookStep, Parts
 from netsim_ddp.communication.loss_scale import LossScale, Scaler
 from netsim_ddp.communication.membership import Membership
 from netsim_ddp.communication.parameters import (
@@ -40,8 +40,7 @@ from netsim_ddp.communication.parameters import (
     trained,
 )
 from netsim_ddp.communication.saved_state import RESIDUALS, ByName, Saved, add_pending
-from netsim_ddp.communication.segments import LARGEST, Group, Method, segments_of
-from netsim_ddp.compression.kernels import NonFiniteGradient
+from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import DEFAULT, takes
@@ -115,6 +114,8 @@ class HookState(GradientAveraging):
     def _unbound(self) -> None:
         self._start_anew()
         self._named: Named | None = None
+        self._step: HookStep | None = None
+        """The one that DDP's calls are making up."""
         self._unfrozen: set[str] = set()
         """Parameters that are trained since the layout was made anew for it; a DDP made before does not know them."""
         self._waiting: ByName = {}
@@ -152,6 +153,7 @@ class HookState(GradientAveraging):
 
     def _lay_out(self, named: Named, membership: Membership) -> None:
         group, flat = membership.group(), FlatGradients(named)
+        self._end_step()
         for method in self._methods:
             method.roll_back()  # a step that was left open has never been
         cuts = ddp_buckets(flat) if self.overlap else [(0, len(flat.parameters))]
@@ -163,21 +165,8 @@ class HookState(GradientAveraging):
         methods, parked = self._continued(build, group, known)
         self._adopt(flat, group, methods, parked, known)
         self._named, self._membership = named, membership
-        self._flat, self._cuts, self._saved, self._compared = flat, cuts, None, False
-        self._came: set[int] | None = None
-        """Places of the parameters that DDP's buckets hold, which are the same in every step."""
-        self._place = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
-        self._part_of = [0] * len(flat.parameters)
-        for number, (first, last) in enumerate(cuts):
-            self._part_of[first:last] = [number] * (last - first)
-        for method in methods:
-            method.provisional = len(cuts) > 1
-        self._keeps_units = not all(method.stateless for method in methods)
-        self._scale = 1.0
-        """That this step's gradients carry."""
-        self._stages = [stages(segments_of(method, self.method)) for method in methods]
-        self._executor = InOrder()
-        self._begin()
+        self._flat, self._saved, self._compared = flat, None, False
+        self._parts = Parts(flat, cuts, methods, self.method)
 
     def _prepare_step(self, group: Group) -> None:
         """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
@@ -193,17 +182,6 @@ class HookState(GradientAveraging):
                 self._unfrozen = set() if before is None else set(self._flat.names) - before
             facts.update(self._described(self._methods, self._named, overlap=self.overlap))
         self._compared = True
-
-    def _begin(self) -> None:
-        """A new step: no gradient is there, and one that was left open has never been."""
-        for method in self._methods:
-            method.roll_back()
-        self._absent = set(range(len(self._flat.parameters)))
-        self._missing = [last - first for first, last in self._cuts]
-        self._calls: list[HookCall] = []
-        self._refused = False
-        self._turns: Iterator[int] = pipeline(self._executor, self._stages)
-        self._wanted = next(self._turns, None)
 
     def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """DDP's ``bucket`` is there. The future holds its average once the step's last bucket has been taken.
@@ -229,22 +207,34 @@ class HookState(GradientAveraging):
 
     def _take(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
         if bucket.index() == 0:
+            self._end_step()  # whatever an interrupted backward left is void
             self._prepare_step(group)
-            self._begin()  # whatever an interrupted backward left is void
-            self._scale = self._loss_scale.now() if self._keeps_units else 1.0
-            for method in self._methods:
-                method.limit = LARGEST / self._scale
-        self._check_dense(bucket)
-        self._receive(call, bucket.parameters())
-        # The last part waits for the last bucket, whose call waits for everything anyway.
-        while (
-            self._wanted is not None
-            and self._wanted < len(self._cuts) - 1
-            and not self._missing[self._wanted]
-        ):
-            self._advance()
+            scale = self._loss_scale.now() if self._parts.keeps_units else 1.0
+            self._step = HookStep(self._parts, scale, self._unfrozen)
+        assert self._step is not None
+        for parameter in bucket.parameters():
+            self._check(parameter, bucket.buffer())
+        self._step.receive(call, bucket.parameters())
         if bucket.is_last():
-            self._complete()
+            self._complete(self._step)
+
+    def _end_step(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            step.abandon()
+
+    def _complete(self, step: HookStep) -> None:
+        step.complete()
+        if step.refused is not None:
+            what = f"{step.refused}: this step's gradients are NaN on every rank"
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
+        if step.refused is not None or self.skipped:
+            # A scaler that sees zeros would never come down.
+            step.fill(torch.nan if step.refused is not None or self._loss_scale.active else 0.0)
+        if self._cleared is not None:
+            self._cleared.step_ended()
+        step.answer()
+        self._step = None
 
     def _apply_alone(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
         """One rank exchanges nothing; what several had pending goes into the first gradients that it has."""
@@ -258,35 +248,13 @@ class HookState(GradientAveraging):
         for parameter, gradient in zip(bucket.parameters(), call.gradients, strict=True):
             add_pending(self._waiting, names[id(parameter)], gradient, self._loss_scale.now())
 
-    def _check_dense(self, bucket: GradBucket) -> None:
-        """DDP gives a sparse gradient a bucket of its own."""
-        for parameter in bucket.parameters() if bucket.buffer().layout != torch.strided else ():
-            place = self._place.get(id(parameter))
-            check_gradient("a parameter" if place is None else self._flat.names[place], bucket.buffer())
-
-    def _advance(self) -> None:
-        """The gradients that the pipeline waits for are there. All ranks refuse a step at the same piece of it."""
-        try:
-            self._wanted = next(self._turns, None)
-        except NonFiniteGradient as error:
-            self._wanted, self._refused = None, True
-            self._executor.drain()
-            warnings.warn(
-                f"{error}: this step's gradients are NaN on every rank", RuntimeWarning, stacklevel=2
-            )
-
-    def _receive(self, call: HookCall, parameters: list[Tensor]) -> None:
-        for parameter, gradient in zip(parameters, call.gradients, strict=True):
-            place = self._place.get(id(parameter))
-            if place is None:
-                raise ValueError(self._unknown(parameter))
-            unscale(gradient.view_as(parameter), self._scale, self._flat.views[place])
-            if self._came is not None and place not in self._came:
-                self._refuse_other_model(place, "now and not in the step before")
-            self._absent.discard(place)
-            self._missing[self._part_of[place]] -= 1
-            call.places.append(place)
-        self._calls.append(call)
+    def _check(self, parameter: Tensor, buffer: Tensor) -> None:
+        """DDP gives a sparse gradient a bucket of its own, and knows parameters that are no longer trained."""
+        place = self._parts.place.get(id(parameter))
+        if buffer.layout != torch.strided:
+            check_gradient("a parameter" if place is None else self._flat.names[place], buffer)
+        if place is None:
+            raise ValueError(self._unknown(parameter))
 
     def _unknown(self, parameter: Tensor) -> str:
         """Why DDP sends a parameter that has no place here."""
@@ -302,89 +270,16 @@ class HookState(GradientAveraging):
             "state with the named_parameters() of the model that DDP wraps, or call state.bind() with them"
         )
 
-    def _complete(self) -> None:
-        """Every gradient that will come is there; one that DDP was told to ignore counts as zero."""
-        came = set(range(len(self._flat.parameters))) - self._absent
-        if self._came is not None and came != self._came:
-            self._refuse_other_model(min(self._came - came), "in the step before and not now")
-        self._came = came
-        for place in self._absent:
-            if (name := self._flat.names[place]) in self._unfrozen:
-                raise ValueError(
-                    f"{name} was unfrozen after DDP was made, which does not exchange it: wrap the model in DDP anew "
-                    "and register a hook with state.bind(model.named_parameters())"
-                )
-            self._flat.views[place].zero_()
-        while self._wanted is not None:
-            self._advance()
-        if self._refused or self.skipped:
-            for method in self._methods:
-                method.roll_back()
-            # A scaler that sees zeros would never come down.
-            value = torch.nan if self._refused or self._loss_scale.active else 0.0
-            for call in self._calls:
-                call.buffer.fill_(value)
-        else:
-            for method in self._methods:
-                method.commit()
-            self._write()
-        if self._cleared is not None:
-            self._cleared.step_ended()
-        for call in self._calls:
-            call.answer()
-        self._calls = []
-
-    def _refuse_other_model(self, place: int, when: str) -> None:
-        self._executor.drain()
-        raise UsageError(
-            f"DDP exchanges {self._flat.names[place]} {when}: this state serves several DDP models, and what one of "
-            "them does not take would be lost",
-            hint="make one HookState for each DDP model; where the same model was wrapped anew, call "
-            "state.bind(model.named_parameters()) first",
-        )
-
-    def _write(self) -> None:
-        """Put the averages where DDP looks for them."""
-        averages = [
-            view
-            for method in self._by_place()
-            for view in method.flat.views_of(method.fitted_average(self._scale))
-        ]
-        for call in self._calls:
-            for place, gradient in zip(call.places, call.gradients, strict=True):
-                rescale(averages[place].view_as(gradient), self._scale, gradient)
-        parameters = self._flat.parameters
-        given = [
-            (place, Given(parameters[place], averages[place].view_as(parameters[place]), gradient))
-            for call in self._calls
-            for place, gradient in zip(call.places, call.gradients, strict=True)
-        ]
-        when_backward_ends(lambda: self._keep_unapplied(given, self._scale))
-
-    def _keep_unapplied(self, given: list[tuple[int, Given]], scale: float) -> None:
-        """The backward pass is over: what DDP did not take goes back to where it came from."""
-        with torch.no_grad():
-            for place, each in given:
-                rest = each.not_applied(scale)
-                if rest is not None and rest.numel():
-                    part = self._part_of[place]
-                    begin = self._methods[part].flat.offsets[place - self._cuts[part][0]]
-                    self._methods[part].keep_back(int(begin), rest.reshape(-1))
-
     @property
     def skipped(self) -> bool:
         """Whether the ranks skipped the last step (``nonfinite=skip``): its gradients are 0, or NaN under a scaler, and
         the optimizer should leave the step out."""
         return any(method.skipped for method in self._methods)
 
-    def _by_place(self) -> list[Method]:
-        """The methods in parameter order; buckets go from the last parameter to the first."""
-        return self._methods[::-1]
-
     def statistics(self, *, layers: bool = False) -> Statistics | None:
         """As :meth:`DistributedBackend.statistics`: what this rank sent and kept back in the last step."""
-        wires = [wire for bucket in self._stages for stage in bucket for wire in stage.wires]
-        return statistics_of(self._by_place() if self._compared else [], wires, layers=layers)
+        found, wires = (self._methods[::-1], self._parts.wires) if self._compared else ([], [])
+        return statistics_of(found, wires, layers=layers)
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank's checkpoint must keep."""

@@ -52,6 +52,10 @@ class Wire(ABC):
     method: str = ""
     """Whose exchange it is, as a user knows the method."""
 
+    ordered: bool = True
+    """Whether it has its place in the order of all collectives that a program calls, which must be the same on every
+    rank: then it may not start in a thread of its own."""
+
     @abstractmethod
     def start(self) -> None:
         """Hand the data over; returns at once."""
@@ -243,6 +247,12 @@ class Method(ABC):
         """Where the average is once the segments have run, float32 [N]: in ``flat.data``, or in a buffer of the
         method's own that it need not clear as a whole."""
         return self.flat.data
+
+    @property
+    def borrows(self) -> bool:
+        """Whether gradients may be lent (:meth:`FlatGradients.lend`): it reads them from ``flat.sources`` and, where
+        ``flat.lent`` is not None, writes the average into those tensors once no rank can refuse the step."""
+        return False
 
     def fitted_average(self, scale: float = 1.0) -> torch.Tensor:
         """The average as the parameters can take it, times ``scale``: what a float16 cannot hold is kept for later

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Local, Method, Segment
+from netsim_ddp.compression import kernels
 from netsim_ddp.compression.budget import SelectionOptions
 from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.selection import Selection
+from netsim_ddp.compression.selectors import ExactSelector
 from netsim_ddp.compression.shards import clear_at, saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
@@ -85,6 +87,7 @@ class SelectedEntries(Method):
         self._velocity = None if self.momentum is None else torch.empty_like(flat.data)
         """This step's, until it is committed."""
         self._skips = nonfinite == "skip"
+        self._plain = feedback and self.momentum is None and options.selector == ExactSelector.name
         self._failure: NonFiniteGradient | None = None
         """What this rank found in its own gradient in this step."""
         self._open = False
@@ -112,6 +115,15 @@ class SelectedEntries(Method):
         """In a buffer of its own: the gradient is needed until the step is committed."""
         return self._average
 
+    @property
+    def borrows(self) -> bool:
+        """Where the fused kernel runs, whose segments must be parameters for it to find their gradients."""
+        return (
+            self._plain
+            and kernels.fused is not None
+            and len(self.flat.names) == self.selection.budget.offsets.numel() - 1
+        )
+
     def _clear_average(self) -> None:
         for positions in self._written:
             clear_at(self._average, positions)
@@ -137,6 +149,8 @@ class SelectedEntries(Method):
         self.roll_back()  # whatever an interrupted step left
         self.skipped, self._failure, self._counter, self._peak = False, None, self.codec.counter, 0.0
         rest = self.flat.data
+        for view, gradient in zip(self.flat.views, self.flat.lent or [], strict=False):
+            view.copy_(gradient.view_as(view))
         try:
             if self.residual is None:
                 self.values, self.indices = self.selection.run(rest, None)
@@ -164,7 +178,10 @@ class SelectedEntries(Method):
         """The average is there. All ranks have the same, and refuse it alike."""
         if not self._peak <= self.limit:
             self._refuse("the ranks' gradients have a sum that is not finite")
-        elif not self.provisional:
+            return
+        for average, lent in zip(self.flat.views_of(self._average), self.flat.lent or [], strict=False):
+            lent.copy_(average.view_as(lent))
+        if not self.provisional:
             self.commit()
 
     def _refuse(self, why: str) -> None:

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -227,16 +228,35 @@ def state_of(named: Named, method: str = "topk", **options: Any) -> HookState:
 
 
 def drive(state: HookState, rank: int, steps: range) -> list[Tensor]:
-    """Steps as DDP's last call would make them; answers the averages by parameter."""
+    """Steps of a DDP that has one bucket; answers the averages by parameter."""
     averages: list[Tensor] = []
     for step in steps:
-        state._begin()
-        for name, view in zip(state._flat.names, state._flat.views, strict=True):
-            view.copy_(gradient(name, step, rank))
-        state._absent.clear()
-        state._complete()
-        averages = [v.clone() for m in state._by_place() for v in m.flat.views_of(m.average)]
+        averages = [gradient(name, step, rank) for name in state._flat.names]
+        state.take(Bucket(state._flat.parameters, averages))  # type: ignore[arg-type]
     return averages
+
+
+@dataclass
+class Bucket:
+    """What a hook asks of DDP's only bucket."""
+
+    held: list[Tensor]
+    values: list[Tensor]
+
+    def index(self) -> int:
+        return 0
+
+    def is_last(self) -> bool:
+        return True
+
+    def parameters(self) -> list[Tensor]:
+        return self.held
+
+    def gradients(self) -> list[Tensor]:
+        return self.values
+
+    def buffer(self) -> Tensor:
+        return self.values[0]
 
 
 def pending_of(state: HookState) -> dict[str, Tensor]:
