@@ -179,10 +179,13 @@ class SelectedEntries(Method):
         if not self._peak <= self.limit:
             self._refuse("the ranks' gradients have a sum that is not finite")
             return
-        for average, lent in zip(self.flat.views_of(self._average), self.flat.lent or [], strict=False):
-            lent.copy_(average.view_as(lent))
         if not self.provisional:
             self.commit()
+        for view, average, lent in zip(
+            self.flat.views, self.flat.views_of(self._average), self.flat.lent or [], strict=False
+        ):
+            if lent is not view or not self.provisional:
+                lent.copy_(average.view_as(lent))
 
     def _refuse(self, why: str) -> None:
         """This step is void: every rank raises, the one that failed what it found, or skips."""
