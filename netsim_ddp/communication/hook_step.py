@@ -251,7 +251,7 @@ class _Thread:
             raise self._error
 
     def abandon(self) -> None:
-        """Wait until the thread has noticed that nothing more will come."""
+        """No more gradients will come: wait for the exchanges whose gradients came, which the other ranks begin too."""
         with self._more:
             self._given_up = True
             self._more.notify()
@@ -270,4 +270,4 @@ class _Thread:
         """Wait for the gradients of ``part``; False where they will not come."""
         with self._more:
             self._more.wait_for(lambda: self._given_up or self._complete > part)
-            return not self._given_up
+            return self._complete > part

@@ -8,9 +8,9 @@
 
 DDP cuts gradients into buckets of its own and cuts them anew after the first step, in the order in which gradients
 came; residuals kept by bucket are then another parameter's. Here the layout follows from the model's parameters
-alone: a hook call copies DDP's bucket to the places of its parameters, and an exchange starts when all gradients it
-covers are there. Everything happens in the hook calls themselves, which DDP makes in one order on all ranks: nothing
-is chained to a future, so that no two ranks can start their exchanges in different orders.
+alone: an exchange starts when all gradients that it covers are there, in whatever buckets. A method that can reads
+them there and writes the average there; other gradients are copied to the places of their parameters and back. How a
+step goes is in :mod:`netsim_ddp.communication.hook_step`.
 
 No ``from __future__ import annotations`` here: DDP compares a hook's annotations with the types themselves.
 """
@@ -55,8 +55,9 @@ class HookState(GradientAveraging):
             hook.
         method: by its name on the command line; ``params`` are for it.
         process_group: the one that DDP was given; default torch's.
-        overlap: exchange in DDP's default bucket sizes while backward goes on. Off, the whole gradient is one
-            exchange when backward is through: fewer messages, and the bits of :class:`DistributedBackend`.
+        overlap: exchange in DDP's default bucket sizes while backward goes on, Top-K methods in a thread of their own
+            (on the CPU). Off, the whole gradient is one exchange when backward is through: fewer messages, and the
+            bits of :class:`DistributedBackend`.
         scaler: the ``GradScaler`` that scales the loss, None if there is none. By default (``"auto"``) the first hook
             call looks for the only one in use, and says so; it asks for the name where there are several, and knows
             nothing of one that is first used later, or of a loss that is multiplied by hand: divide such gradients
