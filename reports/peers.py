@@ -1,0 +1,308 @@
+"""What a step takes with netsim's backend and hook, and with what else users register with DDP: in turns, on one link.
+
+python reports/peers.py                (an hour and a half; writes peers.json and peers.md beside this file)
+python reports/peers.py --again        (forgets what was measured before, by the same commit and settings)
+python reports/peers.py --print-only --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
+                                       (about a minute; writes no file)
+
+Needs what ``netsim launch`` needs. Each repeat is a launch of reports/peers_worker.py, in which the methods take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from netsim_ddp.steps.code_versions import code_of
+from netsim_ddp.steps.environment import environment
+
+HERE = Path(__file__).parent
+FILE, PAGE, WORKER = HERE / "peers.json", HERE / "peers.md", HERE / "peers_worker.py"
+NAMES = {
+    "none": "no communication",
+    "ddp": "DDP, dense fp32",
+    "fp16": "DDP, torch's fp16 hook",
+    "bf16": "DDP, torch's bf16 hook",
+    "powersgd": "DDP, torch's PowerSGD hook, rank 2",
+    "flat": "flat torch.topk and all-gather",
+    "backend": "DistributedBackend, topk",
+    "hook": "topk_hook",
+}
+PEERS = ("ddp", "fp16", "bf16", "powersgd", "flat")
+VARIANTS = {"views": "views", "onebucket": "one bucket", "batched": "batched", "overlap": "overlap"}
+DEFAULT = (
+    "none,ddp,ddp+views,fp16,fp16+views,bf16,bf16+views,powersgd,powersgd+views,powersgd+batched,powersgd+batched+views,"
+    "flat,backend,hook,hook+views,hook+overlap,hook+overlap+views"
+)
+HEAD = (
+    "method | variant | step, ms | x backend | less none, ms | CPU, ms | CPU less none, x backend | sent, MB "
+    "| call, ms"
+)
+Launch = dict[str, dict[str, list[float]]]
+"""By method: ``step_ms`` and ``call_ms``, both of the slowest rank, of each step; ``cpu_ms`` of each turn, the ranks'
+mean; ``sent_bytes`` of each turn, of the rank that sent most."""
+
+
+def launch(given: argparse.Namespace, workers: int, repeat: int) -> dict[str, Any]:
+    """One launch of the worker on ``workers`` ranks: what the methods took, and what other programs took of a core."""
+    with tempfile.TemporaryDirectory() as folder:
+        # -P: what lies beside the worker is not what `import coverage` means.
+        words = [sys.executable, "-P", str(WORKER), "--methods", *given.methods, "--folder", folder]
+        for name, value in (("rounds", given.rounds), ("steps", given.steps), ("width", given.width)):
+            words += [f"--{name}", str(value)]
+        words += ["--first", str(repeat * given.rounds % len(given.methods))]
+        link = ["launch", "--workers", str(workers), "--bandwidth", given.bandwidth]
+        began, everybody, own = time.monotonic(), used_by_all(), used_by_children()
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "netsim_ddp", *link, "--", *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            stdout=2,  # standard output has the page
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(done.returncode)  # the command has said why
+        others = (used_by_all() - everybody) - (used_by_children() - own)
+        ranks = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(workers)]
+        share = max(others, 0.0) / (time.monotonic() - began)
+    return {
+        "others": round(share, 2),
+        "methods": {name: reduced([r[name] for r in ranks]) for name in given.methods},
+    }
+
+
+def used_by_all() -> float:
+    """Seconds of processor time that all processes of this machine have taken."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return sum(map(int, words[1:4])) / os.sysconf("SC_CLK_TCK")  # user, nice, system
+
+
+def used_by_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def reduced(ranks: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """What a method's turns came to, from the ranks' own records of them."""
+    found: dict[str, list[float]] = {"step_ms": [], "call_ms": [], "cpu_ms": [], "sent_bytes": []}
+    for turns in zip(*ranks, strict=True):
+        for key in ("step", "call"):
+            steps = zip(*(turn[f"{key}_s"] for turn in turns), strict=True)
+            found[f"{key}_ms"] += [round(1e3 * max(step), 2) for step in steps]
+        found["cpu_ms"].append(round(1e3 * statistics.mean(turn["cpu_s"] for turn in turns), 2))
+        found["sent_bytes"].append(round(max(turn["sent_bytes"] for turn in turns)))
+    return found
+
+
+def over(launches: list[Launch], value: Callable[[Launch], float]) -> tuple[float, float, float]:
+    """Median, smallest and largest over the repeats."""
+    values = [value(each) for each in launches]
+    return statistics.median(values), min(values), max(values)
+
+
+def middle(name: str, key: str) -> Callable[[Launch], float]:
+    return lambda launch: statistics.median(launch[name][key])
+
+
+def less(name: str, key: str) -> Callable[[Launch], float]:
+    """Above no communication."""
+    return lambda launch: middle(name, key)(launch) - middle("none", key)(launch)
+
+
+def ratio(above: Callable[[Launch], float], below: Callable[[Launch], float]) -> Callable[[Launch], float]:
+    return lambda launch: above(launch) / max(below(launch), 1e-9)
+
+
+def shown(figure: tuple[float, float, float], form: str) -> str:
+    """``617 (601..640)``, or one number where the repeats agree in it."""
+    first, low, high = (format(value, form) for value in figure)
+    return first if low == high else f"{first} ({low}..{high})"
+
+
+def titled(name: str) -> tuple[str, str]:
+    method, *variants = name.split("+")
+    return NAMES[method], ", ".join(VARIANTS[variant] for variant in variants)
+
+
+def row(launches: list[Launch], name: str) -> str:
+    known = launches[0]
+    cells = [*titled(name), shown(over(launches, middle(name, "step_ms")), ".0f")]
+    has_backend, has_none = "backend" in known, "none" in known and name != "none"
+    step, cpu = middle(name, "step_ms"), less(name, "cpu_ms")
+    cells += [shown(over(launches, ratio(step, middle("backend", "step_ms"))), ".2f") if has_backend else "-"]
+    cells += [shown(over(launches, less(name, "step_ms")), ".0f") if has_none else "-"]
+    cells += [shown(over(launches, middle(name, "cpu_ms")), ".0f")]
+    both = has_backend and has_none
+    cells += [shown(over(launches, ratio(cpu, less("backend", "cpu_ms"))), ".2f") if both else "-"]
+    cells += [f"{over(launches, middle(name, 'sent_bytes'))[0] / 1e6:.2f}"]
+    longest = max(max(each[name]["call_ms"]) for each in launches)
+    cells += [f"{over(launches, middle(name, 'call_ms'))[0]:.1f}, at most {longest:.1f}" if longest else "-"]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(launches: list[Launch]) -> str:
+    lines = [f"| {HEAD} |", "|---|---|" + "---|" * (HEAD.count("|") - 1)]
+    return "\n".join([*lines, *(row(launches, name) for name in launches[0])])
+
+
+def fastest(launches: list[Launch], method: str) -> str | None:
+    """The variant of ``method`` whose step is the shortest."""
+    names = [name for name in launches[0] if name.split("+")[0] == method]
+    return min(names, key=lambda name: over(launches, middle(name, "step_ms"))[0], default=None)
+
+
+def answer(workers: str, launches: list[Launch]) -> str:
+    """In two sentences, of the methods that were measured."""
+
+    def times(name: str, rival: str) -> str:
+        return f"{over(launches, ratio(middle(name, 'step_ms'), middle(rival, 'step_ms')))[0]:.2f}x"
+
+    known, said = launches[0], []
+    if {"hook", "hook+views", "backend"} <= set(known):
+        said.append(
+            f"With {workers} ranks a step under `topk_hook` takes {times('hook', 'backend')} as long as one with "
+            f"`DistributedBackend`, and {times('hook+views', 'backend')} where DDP has views."
+        )
+    peers = [best for method in PEERS if (best := fastest(launches, method))]
+    if peers and (hook := fastest(launches, "hook")):
+        names = [f"{' with '.join(filter(None, titled(best)))} {times(best, hook)}" for best in peers]
+        said.append(f"Beside the hook's fastest variant, the peers' fastest ones take: {'; '.join(names)}.")
+    return " ".join(said)
+
+
+QUESTION = """# netsim's hook and backend beside the peers, in a user's own DDP script
+
+How long is a step of the script that people have, and what does it cost the processor, with each way of averaging
+gradients that they can paste into it?"""
+PROSE = """A step is the slowest rank's, from `zero_grad()` to the average in every parameter's gradient; with it the
+smallest and the largest of the repeats' medians. CPU is that of a rank's process, all threads, per step.
+"Sent" is the qdisc's count at the busiest rank's interface, with all headers. A call is the longest of a
+step's hook calls but the last one, on the slowest rank: the median step's, then the longest of all.
+
+Views: `gradient_as_bucket_view=True`. Batched: `batch_tensors_with_same_shape=True`. Overlap: `TopKState(...,
+overlap=True)`. Buckets are DDP's default ones; PowerSGD has one bucket, since with several torch's hook starts
+all-reduces in another order on each rank, which Gloo does not survive, and starts in the third step
+(`start_powerSGD_iter=2`, warm start). The flat selection is thirty lines without DDP: one `torch.topk`, 8 bytes an
+entry. Ratio 0.01, fp32 values.
+
+## How to repeat it
+
+```
+python reports/peers.py    # all of it, in more than an hour; goes on where it was stopped
+python reports/peers.py --print-only --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
+```
+
+The second line is a look in a minute or two. `+views`, `+overlap`, `+onebucket` and `+batched` make variants. Each
+repeat is one `netsim launch --workers P --bandwidth RATE`, one thread a rank; in each round every method has its
+turn, in rotated order, with a model, a DDP and a state of its own, and three steps that are not measured.
+
+## What it does not show
+
+Ranks run at once, so with fewer cores than ranks a method pays for the work of all of them: on hosts of their own the
+dense baselines gain on the methods that compute. The backward pass only writes gradients, normal numbers that are
+independent between ranks, so there is little to overlap with, and a real model's step is longer by its computation on
+every row. No optimizer runs, and nothing is said about accuracy."""
+
+
+def page(kept: dict[str, Any]) -> str:
+    machine, settings = kept["environment"], kept["settings"]
+    by_workers = {workers: [each["methods"] for each in found] for workers, found in kept["launches"].items()}
+    others = [each["others"] for found in kept["launches"].values() for each in found]
+    made = (
+        f"Made by `python reports/peers.py` at commit {kept['commit']} on {machine['cpu']}, {machine['cores']} cores, "
+        f"torch {machine['torch']}; {settings['bandwidth']}, repeats of {settings['rounds']} rounds of "
+        f"{settings['steps']} steps. Other programs took {statistics.median(others):.2f} of a core meanwhile in the "
+        f"median launch, at most {max(others):.2f}."
+    )
+    blocks = [*QUESTION.split("\n\n"), answer(*list(by_workers.items())[-1]), made]
+    for workers, launches in by_workers.items():
+        blocks += [f"## {workers} ranks, repeats: {len(launches)}", table(launches)]
+    blocks += PROSE.split("\n\n")
+    as_is = ("|", "#", "```")
+    filled = [
+        block if block.startswith(as_is) else textwrap.fill(block, 120, break_on_hyphens=False)
+        for block in blocks
+    ]
+    return "\n\n".join(filled) + "\n"
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", default="2,4,8")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5, help="of a turn, after three that are not measured")
+    parser.add_argument("--bandwidth", default="1gbps")
+    parser.add_argument(
+        "--methods", default=DEFAULT, help=f"{DEFAULT}; a method and its variants: ddp+onebucket+views"
+    )
+    parser.add_argument(
+        "--width", type=int, default=64, help="of the ResNet's first layer: 8 is 3% of the parameters"
+    )
+    parser.add_argument("--print-only", action="store_true", help="write no file")
+    parser.add_argument("--again", action="store_true", help="forget what was measured before")
+    parser.add_argument(
+        "--quick", action="store_true", help="whether everything runs: two ranks, a small model, no file"
+    )
+    given = parser.parse_args(words)
+    if given.quick:
+        given.workers, given.repeats, given.rounds, given.steps, given.width = "2", 1, 1, 2, 8
+        given.bandwidth, given.print_only = "100mbps", True  # which a busy machine carries too
+    given.workers, given.methods = [int(word) for word in given.workers.split(",")], given.methods.split(",")
+    for name in given.methods:
+        method, *variants = name.split("+")
+        if method not in NAMES or not set(variants) <= set(VARIANTS):
+            parser.error(f"no method {name!r}: {', '.join(NAMES)}, each with any of +{', +'.join(VARIANTS)}")
+    return given
+
+
+def main(words: list[str] | None = None) -> None:
+    given = arguments(words)
+    settings = {key: getattr(given, key) for key in ("bandwidth", "rounds", "steps", "methods", "width")}
+    kept = {
+        "environment": environment(),
+        "commit": code_of([])[0].commit,
+        "settings": settings,
+        "launches": {},
+    }
+    if FILE.exists() and not given.again and not given.print_only:
+        before = json.loads(FILE.read_text())
+        if (before["settings"], before["commit"]) == (settings, kept["commit"]):
+            kept = before
+    if not given.quick:  # compiled once, before eight ranks would do it at the same time
+        warm = "from netsim_ddp.compression.kernels import warm; warm()"
+        subprocess.run([sys.executable, "-P", "-c", warm], check=True)
+    for repeat in range(given.repeats):
+        for workers in given.workers:
+            found = kept["launches"].setdefault(str(workers), [])
+            if len(found) > repeat:
+                continue
+            found.append(launch(given, workers, repeat))
+            if not given.print_only:
+                partial = FILE.with_suffix(f".{os.getpid()}")
+                partial.write_text(dumped(kept))
+                partial.replace(FILE)
+                PAGE.write_text(page(kept))
+    print(page(kept))
+
+
+def dumped(kept: dict[str, Any]) -> str:
+    """As JSON, each list of samples on one line."""
+    text = json.dumps(kept, indent=1)
+    return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+if __name__ == "__main__":
+    main()
