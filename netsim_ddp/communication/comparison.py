@@ -14,14 +14,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import _get_default_store, _get_process_group_name
-
-from netsim_ddp.communication.exchange_errors import ALONE
+from netsim_ddp.communication.exchange_errors import ALONE, gave_up
+from netsim_ddp.communication.group_store import GroupStore
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import NetsimError, RankTimeout, UsageError
 from netsim_ddp.options import written
@@ -78,7 +74,8 @@ def compare(group: Group, facts: Mapping[str, Any]) -> None:
     """
     if group.world_size == 1:
         return
-    table = _Table(group)
+    table = _Table(group, f" of method {facts['method']}" if "method" in facts else "")
+    table.forget()
     text = json.dumps(facts, default=str)
     if table.verdict(hashlib.sha256(text.encode()).hexdigest()) == _SAME:
         return
@@ -147,14 +144,15 @@ class _Table:
     random word: what a rank that gave up has left behind is not taken for news.
     """
 
-    def __init__(self, group: Group, timeout_s: float | None = None) -> None:
+    def __init__(self, group: Group, what: str = "", timeout_s: float | None = None) -> None:
         self._rank, self._ranks = group.rank, group.world_size
-        process_group = group.process_group or dist.group.WORLD
-        assert process_group is not None
-        store = _get_default_store()
-        self._store = PrefixStore(f"netsim/{_get_process_group_name(process_group)}", store)
-        known: timedelta = store.timeout  # type: ignore[attr-defined]
-        self._timeout_s = known.total_seconds() if timeout_s is None else timeout_s
+        self._store = GroupStore(group.process_group)
+        self._timeout_s = self._store.timeout_s if timeout_s is None else timeout_s
+        self._what = what
+
+    def forget(self) -> None:
+        """A new beginning: that this rank gave an exchange up before counts no more."""
+        self._store.delete(gave_up(self._rank), time.monotonic() + self._timeout_s)
 
     def verdict(self, digest: str) -> str:
         """Whether all ranks call with the same ``digest``, or one of them refuses."""
@@ -177,7 +175,7 @@ class _Table:
         if self._rank:
             return self._ask(mine, deadline)
         questions, absent = [("", mine)], -1
-        self._store.set("of/0", "")
+        self._store.set("of/0", "", deadline)
         try:
             for rank in range(1, self._ranks):
                 found = self._take(f"of/{rank}", deadline)
@@ -185,27 +183,27 @@ class _Table:
                     absent = rank
                 questions.append(("", "") if found is None else (found[:_WORD], found[_WORD:]))
         finally:
-            self._store.delete_key("of/0")
+            self._store.delete("of/0", deadline)
         told = f"{_ABSENT} {absent}" if absent > 0 else answer([text for _, text in questions])
         for rank, (word, _) in enumerate(questions):
             if word:
-                self._store.set(f"to/{rank}", word + told)
+                self._store.set(f"to/{rank}", word + told, deadline)
         return self._heard(told)
 
     def _ask(self, mine: str, deadline: float) -> str:
         word, latest = secrets.token_hex(_WORD // 2), deadline + self._timeout_s
-        self._store.set(f"of/{self._rank}", word + mine)
+        self._store.set(f"of/{self._rank}", word + mine, deadline)
         try:
             while True:
                 found = self._take(f"to/{self._rank}", deadline)
                 if found is not None and found.startswith(word):
                     return self._heard(found.removeprefix(word))
                 if found is None:
-                    if time.monotonic() > latest or not self._store.check(["of/0"]):
+                    if time.monotonic() > latest or not self._store.has("of/0", deadline):
                         break
                     deadline = latest  # rank 0 came, and waits for another rank until its own deadline
         finally:
-            self._store.delete_key(f"of/{self._rank}")  # nothing, once rank 0 has read it
+            self._store.delete(f"of/{self._rank}", deadline)  # nothing, once rank 0 has read it
         return self._heard(f"{_ABSENT} 0")
 
     def _heard(self, told: str) -> str:
@@ -215,7 +213,7 @@ class _Table:
         if told.startswith(_ABSENT):
             rank = int(told.split()[1])
             raise RankTimeout(
-                f"rank {rank} did not come to the exchange that the other ranks are about to begin, within "
+                f"rank {rank} did not come to the exchange{self._what} that the other ranks are about to begin, within "
                 f"{self._timeout_s:g} s: it has stopped, or does something else (another model, another hook), or "
                 f"{ALONE}",
                 rank=rank,
@@ -226,11 +224,11 @@ class _Table:
         """The value of ``key`` once it is there, removed; None at the deadline. By asking again and again: a store's
         own wait would keep other threads of this process from it."""
         pause = _FIRST_WAIT_S
-        while not self._store.check([key]):
+        while not self._store.has(key, deadline):
             if time.monotonic() > deadline:
                 return None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
-        value: str = self._store.get(key).decode()
-        self._store.delete_key(key)
+        value = self._store.get(key, deadline)
+        self._store.delete(key, deadline)
         return value

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from netsim_ddp.communication.exchange_errors import named
+from netsim_ddp.communication.group_store import timeout_of
 from netsim_ddp.communication.segments import Collective, Group, Local, Segment, Wire
 from netsim_ddp.link.bucket.schedule import Sent
 
@@ -26,6 +29,7 @@ class PeerExchange(Wire):
         expected: bytes of a message before the first exchange.
     """
 
+    group: Group
     ordered = False  # tags tell its messages from all others
 
     def __init__(
@@ -43,6 +47,7 @@ class PeerExchange(Wire):
         """Bytes of each rank's message; whoever writes the messages sets them before the exchange starts."""
         self._works: list[tuple[int | None, dist.Work]] = []
         """With the peer of each, where it has only one."""
+        self._timeout: timedelta | None = None
 
     @property
     def _tag(self) -> int:
@@ -72,9 +77,15 @@ class PeerExchange(Wire):
 
     def finish(self) -> None:
         works, self._works = self._works, []
+        if self._timeout is None:
+            self._timeout = timeout_of(self.group.process_group)
+        latest = time.monotonic() + self._timeout.total_seconds()
         for peer, work in works:
             with named(self, peer):
-                work.wait()
+                if peer is None:
+                    work.wait()  # NCCL would have the processor wait for the GPU, were a timeout given
+                else:  # all together have the group's timeout; zero would be none
+                    work.wait(timedelta(seconds=max(latest - time.monotonic(), 1e-3)))
 
     def messages(self) -> list[int]:
         return [size for rank, size in enumerate(self.sizes) if rank != self.group.rank]
@@ -101,12 +112,13 @@ class AnnouncedExchange(PeerExchange):
         heard = torch.empty_like(told)
         with named(self):
             dist.all_to_all_single(heard, told, group=group)
-        sizes = heard.tolist()
+            sizes = heard.tolist()
         operations = [
             *(self._operation(dist.irecv, room[: sizes[peer]], peer) for peer, room in self._receives()),
             *(self._operation(dist.isend, message, peer) for peer, message in self._sends()),
         ]
-        self._works = [(None, work) for work in dist.batch_isend_irecv(operations)]
+        with named(self):
+            self._works = [(None, work) for work in dist.batch_isend_irecv(operations)]
 
     def _operation(self, kind: Callable[..., dist.Work | None], message: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(kind, message, group=self.group.process_group, group_peer=peer, tag=self._tag)

@@ -51,6 +51,8 @@ class Wire(ABC):
     operation: str
     method: str = ""
     """Whose exchange it is, as a user knows the method."""
+    group: Group | None = None
+    """The ranks that take part, for the error of an exchange that does not end."""
 
     ordered: bool = True
     """Whether it has its place in the order of all collectives that a program calls, which must be the same on every
@@ -104,7 +106,8 @@ class Collective(Wire):
         self._work: dist.Work | None = None
 
     def start(self) -> None:
-        self._work = self._begin()
+        with named(self):
+            self._work = self._begin()
 
     def finish(self) -> None:
         work, self._work = self._work, None
@@ -131,7 +134,7 @@ def segments_of(method: Method, name: str) -> list[Segment]:
     segments = method.segments()
     for each in segments:
         if isinstance(each, Wire):
-            each.method = name
+            each.method, each.group = name, method.group
     return segments
 
 
