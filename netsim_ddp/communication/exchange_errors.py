@@ -25,7 +25,7 @@ ALONE = (
 )
 """What makes ranks go different ways that did the same until then."""
 
-HINT = "a longer init_process_group(timeout=...) if a rank is only slow, ddp.join() if it runs out of batches"
+HINT = "use a longer init_process_group(timeout=...) if a rank is only slow, ddp.join() if one runs out of batches"
 
 _SETTLED_S, _LONGEST_S, _PAUSE_S = 0.02, 1.0, 0.005
 """How long a rank that gives up looks for others that did: where only one is left to wait for, and at most. Short,
