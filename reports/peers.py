@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import resource
@@ -50,23 +51,24 @@ HEAD = (
     "method | variant | step, ms | x backend | less none, ms | CPU, ms | CPU less none, x backend | sent, MB "
     "| call, ms"
 )
-Launch = dict[str, dict[str, list[float]]]
-"""By method: ``step_ms`` and ``call_ms``, both of the slowest rank, of each step; ``cpu_ms`` of each turn, the ranks'
-mean; ``sent_bytes`` of each turn, of the rank that sent most."""
+Turn = dict[str, Any]
+"""``step_ms`` and ``call_ms`` of each step, on the slowest rank; ``cpu_ms``, the ranks' mean; ``sent_bytes`` of the
+rank that sent most."""
+Round = dict[str, Turn]
+Figure = Callable[[Round], float]
 
 
 def launch(given: argparse.Namespace, workers: int, repeat: int) -> dict[str, Any]:
     """One launch of the worker on ``workers`` ranks: what the methods took, and what other programs took of a core."""
     with tempfile.TemporaryDirectory() as folder:
-        # -P: what lies beside the worker is not what `import coverage` means.
-        words = [sys.executable, "-P", str(WORKER), "--methods", *given.methods, "--folder", folder]
+        words = [sys.executable, str(WORKER), "--methods", *given.methods, "--folder", folder]
         for name, value in (("rounds", given.rounds), ("steps", given.steps), ("width", given.width)):
             words += [f"--{name}", str(value)]
         words += ["--first", str(repeat * given.rounds % len(given.methods))]
         link = ["launch", "--workers", str(workers), "--bandwidth", given.bandwidth]
         began, everybody, own = time.monotonic(), used_by_all(), used_by_children()
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "netsim_ddp", *link, "--", *words],
+            [sys.executable, "-m", "netsim_ddp", *link, "--", *words],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             cwd=folder,
             stdout=2,  # standard output has the page
@@ -77,10 +79,9 @@ def launch(given: argparse.Namespace, workers: int, repeat: int) -> dict[str, An
         others = (used_by_all() - everybody) - (used_by_children() - own)
         ranks = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(workers)]
         share = max(others, 0.0) / (time.monotonic() - began)
-    return {
-        "others": round(share, 2),
-        "methods": {name: reduced([r[name] for r in ranks]) for name in given.methods},
-    }
+    turns = {name: map(reduced, zip(*(rank[name] for rank in ranks), strict=True)) for name in given.methods}
+    rounds = [dict(zip(turns, each, strict=True)) for each in zip(*turns.values(), strict=True)]
+    return {"others": round(share, 2), "rounds": rounds}
 
 
 def used_by_all() -> float:
@@ -94,41 +95,34 @@ def used_by_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def reduced(ranks: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """What a method's turns came to, from the ranks' own records of them."""
-    found: dict[str, list[float]] = {"step_ms": [], "call_ms": [], "cpu_ms": [], "sent_bytes": []}
-    for turns in zip(*ranks, strict=True):
-        for key in ("step", "call"):
-            steps = zip(*(turn[f"{key}_s"] for turn in turns), strict=True)
-            found[f"{key}_ms"] += [round(1e3 * max(step), 2) for step in steps]
-        found["cpu_ms"].append(round(1e3 * statistics.mean(turn["cpu_s"] for turn in turns), 2))
-        found["sent_bytes"].append(round(max(turn["sent_bytes"] for turn in turns)))
+def reduced(ranks: tuple[dict[str, Any], ...]) -> Turn:
+    """What a method's turn came to, from the ranks' own records of it."""
+    found: Turn = {}
+    for key in ("step", "call"):
+        steps = zip(*(rank[f"{key}_s"] for rank in ranks), strict=True)
+        found[f"{key}_ms"] = [round(1e3 * max(step), 2) for step in steps]
+    found["cpu_ms"] = round(1e3 * statistics.mean(rank["cpu_s"] for rank in ranks), 2)
+    found["sent_bytes"] = round(max(rank["sent_bytes"] for rank in ranks))
     return found
 
 
-def over(launches: list[Launch], value: Callable[[Launch], float]) -> tuple[float, float, float]:
-    """Median, smallest and largest over the repeats."""
-    values = [value(each) for each in launches]
+def over(launches: list[list[Round]], figure: Figure) -> tuple[float, float, float]:
+    """The median over a repeat's rounds: median, smallest and largest of the repeats."""
+    values = [statistics.median(map(figure, rounds)) for rounds in launches]
     return statistics.median(values), min(values), max(values)
 
 
-def middle(name: str, key: str) -> Callable[[Launch], float]:
-    return lambda launch: statistics.median(launch[name][key])
+def of(name: str, key: str) -> Figure:
+    return lambda turns: statistics.median(value if isinstance(value := turns[name][key], list) else [value])
 
 
-def less(name: str, key: str) -> Callable[[Launch], float]:
-    """Above no communication."""
-    return lambda launch: middle(name, key)(launch) - middle("none", key)(launch)
+def less(name: str, key: str) -> Figure:
+    """Above no communication, in the same round."""
+    return lambda turns: of(name, key)(turns) - of("none", key)(turns)
 
 
-def ratio(above: Callable[[Launch], float], below: Callable[[Launch], float]) -> Callable[[Launch], float]:
-    return lambda launch: above(launch) / max(below(launch), 1e-9)
-
-
-def shown(figure: tuple[float, float, float], form: str) -> str:
-    """``617 (601..640)``, or one number where the repeats agree in it."""
-    first, low, high = (format(value, form) for value in figure)
-    return first if low == high else f"{first} ({low}..{high})"
+def ratio(above: Figure, below: Figure) -> Figure:
+    return lambda turns: above(turns) / (below(turns) or math.nan)
 
 
 def titled(name: str) -> tuple[str, str]:
@@ -136,40 +130,49 @@ def titled(name: str) -> tuple[str, str]:
     return NAMES[method], ", ".join(VARIANTS[variant] for variant in variants)
 
 
-def row(launches: list[Launch], name: str) -> str:
-    known = launches[0]
-    cells = [*titled(name), shown(over(launches, middle(name, "step_ms")), ".0f")]
-    has_backend, has_none = "backend" in known, "none" in known and name != "none"
-    step, cpu = middle(name, "step_ms"), less(name, "cpu_ms")
-    cells += [shown(over(launches, ratio(step, middle("backend", "step_ms"))), ".2f") if has_backend else "-"]
-    cells += [shown(over(launches, less(name, "step_ms")), ".0f") if has_none else "-"]
-    cells += [shown(over(launches, middle(name, "cpu_ms")), ".0f")]
-    both = has_backend and has_none
-    cells += [shown(over(launches, ratio(cpu, less("backend", "cpu_ms"))), ".2f") if both else "-"]
-    cells += [f"{over(launches, middle(name, 'sent_bytes'))[0] / 1e6:.2f}"]
-    longest = max(max(each[name]["call_ms"]) for each in launches)
-    cells += [f"{over(launches, middle(name, 'call_ms'))[0]:.1f}, at most {longest:.1f}" if longest else "-"]
+def row(launches: list[list[Round]], name: str) -> str:
+    turns = [turns[name] for rounds in launches for turns in rounds]
+    longest = max(max(turn["call_ms"]) for turn in turns)
+    call = f"{over(launches, of(name, 'call_ms'))[0]:.1f}, at most {longest:.1f}"
+
+    def cell(figure: Figure, form: str, *beside: str) -> str:
+        """``617 (601..640)``, one number where the repeats agree in it, - where what stands beside it is missing."""
+        if not {*beside} <= launches[0][0].keys():
+            return "-"
+        middle, low, high = (format(value, form) for value in over(launches, figure))
+        return middle if low == high else f"{middle} ({low}..{high})"
+
+    cells = [
+        *titled(name),
+        cell(of(name, "step_ms"), ".0f"),
+        cell(ratio(of(name, "step_ms"), of("backend", "step_ms")), ".2f", "backend"),
+        cell(less(name, "step_ms"), ".0f", "none"),
+        cell(of(name, "cpu_ms"), ".0f"),
+        cell(ratio(less(name, "cpu_ms"), less("backend", "cpu_ms")), ".2f", "backend", "none"),
+        f"{over(launches, of(name, 'sent_bytes'))[0] / 1e6:.2f}",
+        call if longest else "-",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
-def table(launches: list[Launch]) -> str:
+def table(launches: list[list[Round]]) -> str:
     lines = [f"| {HEAD} |", "|---|---|" + "---|" * (HEAD.count("|") - 1)]
-    return "\n".join([*lines, *(row(launches, name) for name in launches[0])])
+    return "\n".join([*lines, *(row(launches, name) for name in launches[0][0])])
 
 
-def fastest(launches: list[Launch], method: str) -> str | None:
+def fastest(launches: list[list[Round]], method: str) -> str | None:
     """The variant of ``method`` whose step is the shortest."""
-    names = [name for name in launches[0] if name.split("+")[0] == method]
-    return min(names, key=lambda name: over(launches, middle(name, "step_ms"))[0], default=None)
+    names = [name for name in launches[0][0] if name.split("+")[0] == method]
+    return min(names, key=lambda name: over(launches, of(name, "step_ms"))[0], default=None)
 
 
-def answer(workers: str, launches: list[Launch]) -> str:
+def answer(workers: str, launches: list[list[Round]]) -> str:
     """In two sentences, of the methods that were measured."""
 
     def times(name: str, rival: str) -> str:
-        return f"{over(launches, ratio(middle(name, 'step_ms'), middle(rival, 'step_ms')))[0]:.2f}x"
+        return f"{over(launches, ratio(of(name, 'step_ms'), of(rival, 'step_ms')))[0]:.2f}x"
 
-    known, said = launches[0], []
+    known, said = launches[0][0], []
     if {"hook", "hook+views", "backend"} <= set(known):
         said.append(
             f"With {workers} ranks a step under `topk_hook` takes {times('hook', 'backend')} as long as one with "
@@ -187,9 +190,11 @@ QUESTION = """# netsim's hook and backend beside the peers, in a user's own DDP 
 How long is a step of the script that people have, and what does it cost the processor, with each way of averaging
 gradients that they can paste into it?"""
 PROSE = """A step is the slowest rank's, from `zero_grad()` to the average in every parameter's gradient; with it the
-smallest and the largest of the repeats' medians. CPU is that of a rank's process, all threads, per step.
-"Sent" is the qdisc's count at the busiest rank's interface, with all headers. A call is the longest of a
-step's hook calls but the last one, on the slowest rank: the median step's, then the longest of all.
+smallest and the largest of the repeats. Ratios and differences are those of turns in the same round, and
+every figure is the median over a repeat's rounds, then over repeats. CPU is that of a rank's process, all
+threads, per step. "Sent" is the qdisc's count at the busiest rank's interface, with all headers. A call
+is the longest of a step's hook calls but the last one, on the slowest rank: the median step's, then the
+longest of all.
 
 Views: `gradient_as_bucket_view=True`. Batched: `batch_tensors_with_same_shape=True`. Overlap: `TopKState(...,
 overlap=True)`. Buckets are DDP's default ones; PowerSGD has one bucket, since with several torch's hook starts
@@ -218,7 +223,7 @@ every row. No optimizer runs, and nothing is said about accuracy."""
 
 def page(kept: dict[str, Any]) -> str:
     machine, settings = kept["environment"], kept["settings"]
-    by_workers = {workers: [each["methods"] for each in found] for workers, found in kept["launches"].items()}
+    by_workers = {workers: [each["rounds"] for each in found] for workers, found in kept["launches"].items()}
     others = [each["others"] for found in kept["launches"].values() for each in found]
     made = (
         f"Made by `python reports/peers.py` at commit {kept['commit']} on {machine['cpu']}, {machine['cores']} cores, "
@@ -283,7 +288,7 @@ def main(words: list[str] | None = None) -> None:
             kept = before
     if not given.quick:  # compiled once, before eight ranks would do it at the same time
         warm = "from netsim_ddp.compression.kernels import warm; warm()"
-        subprocess.run([sys.executable, "-P", "-c", warm], check=True)
+        subprocess.run([sys.executable, "-c", warm], check=True)
     for repeat in range(given.repeats):
         for workers in given.workers:
             found = kept["launches"].setdefault(str(workers), [])
@@ -299,9 +304,9 @@ def main(words: list[str] | None = None) -> None:
 
 
 def dumped(kept: dict[str, Any]) -> str:
-    """As JSON, each list of samples on one line."""
+    """As JSON, each turn on one line."""
     text = json.dumps(kept, indent=1)
-    return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 if __name__ == "__main__":

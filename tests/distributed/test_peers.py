@@ -10,7 +10,7 @@ import torchvision
 from reports import peers, peers_worker
 from tests.distributed.test_run import tc_or_skip
 
-METHODS = "none,ddp+onebucket,fp16,bf16+views,powersgd+batched+views,flat,backend,hook+views,hook+overlap"
+METHODS = "none,ddp+onebucket,fp16,powersgd+batched+views,flat,backend,hook+views,hook+overlap"
 
 
 @pytest.mark.alone
@@ -32,10 +32,8 @@ def test_a_quick_run_has_every_figure(capfd: pytest.CaptureFixture[str]) -> None
     with_calls = [
         name for name, figures in zip(METHODS.split(","), found.values(), strict=True) if figures[6] != "-"
     ]
-    assert with_calls == ["fp16", "bf16+views", "hook+views", "hook+overlap"]
-    for (name, _), figures in found.items():
-        missing = [place for place, figure in enumerate(figures[:6]) if figure == "-"]
-        assert missing == ([2, 4] if name == peers.NAMES["none"] else [])
+    assert with_calls == ["fp16", "hook+views", "hook+overlap"]
+    assert all("-" not in figures[:6] for figures in found.values())
 
 
 def test_the_model_has_resnet50_s_parameters_and_every_method_a_name() -> None:
@@ -44,15 +42,28 @@ def test_the_model_has_resnet50_s_parameters_and_every_method_a_name() -> None:
     assert set(peers_worker.METHODS) == set(peers.NAMES)
 
 
-def test_the_page_holds_samples_of_all_repeats_and_survives_its_file() -> None:
-    def sample(step: float, cpu: float) -> dict[str, list[float]]:
-        return {"step_ms": [step], "call_ms": [0.0], "cpu_ms": [cpu], "sent_bytes": [2_000_000]}
+def test_figures_are_of_rounds_then_of_repeats_and_the_file_holds_them() -> None:
+    def turn(step: float, cpu: float) -> dict[str, object]:
+        return {
+            "step_ms": [step, step + 1, 2 * step],
+            "call_ms": [0.0],
+            "cpu_ms": cpu,
+            "sent_bytes": 2_000_000,
+        }
 
+    # The machine is slower by half in the second round, which ratios do not show.
     launches = [
-        {"none": sample(100, 10), "backend": sample(200 + more, 30), "hook": sample(300 + more, 50)}
+        [
+            {
+                "none": turn(99 * slow, 10),
+                "backend": turn(199 * slow, 30),
+                "hook": turn((299 + more) * slow, 50),
+            }
+            for slow in (1, 1.5, 1)
+        ]
         for more in (0, 40, 20)
     ]
-    kept = {"launches": {"8": [{"others": 0.0, "methods": each} for each in launches]}}
+    kept = {"launches": {"8": [{"others": 0.0, "rounds": each} for each in launches]}}
     assert json.loads(peers.dumped(kept)) == kept
     figures = peers.row(launches, "hook").split(" | ")
-    assert figures[2:7] == ["320 (300..340)", "1.45 (1.42..1.50)", "220 (200..240)", "50", "2.00"]
+    assert figures[2:7] == ["320 (300..340)", "1.60 (1.50..1.70)", "220 (200..240)", "50", "2.00"]

@@ -1,6 +1,6 @@
 """How often the interval that netsim prints for a break-even holds the true one.
 
-python reports/coverage.py     (two minutes on two cores; writes coverage.md and coverage.json beside this file)
+python reports/interval_coverage.py    (two minutes on two cores; writes coverage.md and coverage.json beside this file)
 
 Steps are simulated, so the truth is known; the interval is netsim's own (``netsim_ddp.results.break_even``), its ends
 rounded as the tables print them. Rows that coverage.json has of the same code are kept: what was interrupted goes on.
@@ -132,11 +132,12 @@ def page(found: list[Row]) -> str:
     lines = [
         "# How often a break-even's interval holds the truth",
         "",
-        "`python reports/coverage.py` simulates sweeps whose break-even is known and asks netsim for it, at least"
-        f" {SIMULATIONS} sweeps a row: each with another span of rates (a factor of 4 to 100), share of the wire in the"
-        " step (0.3 to 10 times the compute at the lowest rate), reduction (2 to 100) and place of the crossing, and"
-        " lognormal noise from repeat to repeat. The interval is the printed one, its ends rounded outwards to two"
-        " digits; an end at the range's edge says *there or beyond*. The columns with % are coverage by noise.",
+        "`python reports/interval_coverage.py` simulates sweeps whose break-even is known and asks netsim for it, "
+        f"at least {SIMULATIONS} sweeps a row: each with another span of rates (a factor of 4 to 100), share of the "
+        "wire in the step (0.3 to 10 times the compute at the lowest rate), reduction (2 to 100) and place of the "
+        "crossing, and lognormal noise from repeat to repeat. The interval is the printed one, its ends rounded "
+        "outwards to two digits; an end at the range's edge says *there or beyond*. The columns with % "
+        "are coverage by noise.",
         "",
     ]
     for kind, counts in RATES.items():
