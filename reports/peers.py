@@ -2,8 +2,8 @@
 
 python reports/peers.py                (an hour and a half; writes peers.json and peers.md beside this file)
 python reports/peers.py --again        (forgets what was measured before, by the same commit and settings)
-python reports/peers.py --print-only --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
-                                       (about a minute; writes no file)
+python reports/peers.py --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
+                                       (about a minute; some methods alone write no file)
 
 Needs what ``netsim launch`` needs. Each repeat is a launch of reports/peers_worker.py, in which the methods take turns.
 """
@@ -206,12 +206,13 @@ entry. Ratio 0.01, fp32 values.
 
 ```
 python reports/peers.py    # all of it, in more than an hour; goes on where it was stopped
-python reports/peers.py --print-only --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
+python reports/peers.py --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
 ```
 
-The second line is a look in a minute or two. `+views`, `+overlap`, `+onebucket` and `+batched` make variants. Each
-repeat is one `netsim launch --workers P --bandwidth RATE`, one thread a rank; in each round every method has its
-turn, in rotated order, with a model, a DDP and a state of its own, and three steps that are not measured.
+The second line is a look in a minute or two, and only prints. `+views`, `+overlap`, `+onebucket` and `+batched` make
+variants. Each repeat is one `netsim launch --workers P --bandwidth RATE`, one thread a rank; in each round every
+method has its turn, in rotated order, with a model, a DDP and a state of its own, and three steps that are not
+measured.
 
 ## What it does not show
 
@@ -223,7 +224,8 @@ every row. No optimizer runs, and nothing is said about accuracy."""
 
 def page(kept: dict[str, Any]) -> str:
     machine, settings = kept["environment"], kept["settings"]
-    by_workers = {workers: [each["rounds"] for each in found] for workers, found in kept["launches"].items()}
+    in_order = sorted(kept["launches"].items(), key=lambda item: int(item[0]))
+    by_workers = {workers: [each["rounds"] for each in found] for workers, found in in_order}
     others = [each["others"] for found in kept["launches"].values() for each in found]
     made = (
         f"Made by `python reports/peers.py` at commit {kept['commit']} on {machine['cpu']}, {machine['cores']} cores, "
@@ -251,10 +253,10 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of a turn, after three that are not measured")
     parser.add_argument("--bandwidth", default="1gbps")
     parser.add_argument(
-        "--methods", default=DEFAULT, help=f"{DEFAULT}; a method and its variants: ddp+onebucket+views"
+        "--methods", default=DEFAULT, help="those alone, such as backend,hook+views, and no file: %(default)s"
     )
     parser.add_argument(
-        "--width", type=int, default=64, help="of the ResNet's first layer: 8 is 3% of the parameters"
+        "--width", type=int, default=64, help="of the ResNet's first layer: 8 has 3%% of the parameters"
     )
     parser.add_argument("--print-only", action="store_true", help="write no file")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
@@ -265,6 +267,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     if given.quick:
         given.workers, given.repeats, given.rounds, given.steps, given.width = "2", 1, 1, 2, 8
         given.bandwidth, given.print_only = "100mbps", True  # which a busy machine carries too
+    given.print_only |= given.methods != DEFAULT
     given.workers, given.methods = [int(word) for word in given.workers.split(",")], given.methods.split(",")
     for name in given.methods:
         method, *variants = name.split("+")

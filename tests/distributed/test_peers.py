@@ -42,6 +42,16 @@ def test_the_model_has_resnet50_s_parameters_and_every_method_a_name() -> None:
     assert set(peers_worker.METHODS) == set(peers.NAMES)
 
 
+def test_some_methods_alone_write_no_file_and_unknown_ones_are_refused() -> None:
+    assert not peers.arguments(["--workers", "8"]).print_only
+    assert peers.arguments(["--methods", "backend,hook+views"]).print_only
+    for words in (["--methods", "hooks"], ["--methods", "hook+view"]):
+        with pytest.raises(SystemExit, match="2"):
+            peers.arguments(words)
+    with pytest.raises(SystemExit, match="0"):
+        peers.arguments(["--help"])
+
+
 def test_figures_are_of_rounds_then_of_repeats_and_the_file_holds_them() -> None:
     def turn(step: float, cpu: float) -> dict[str, object]:
         return {
