@@ -91,7 +91,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        home = importlib.import_module(_HOME[name])
+    except AttributeError as error:  # which would read as if the name did not exist here
+        raise ImportError(f"{_HOME[name]} cannot be imported: {error}") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -59,6 +59,19 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         netsim_ddp.no_such_name  # noqa: B018 - the access is the test
 
 
+def test_what_hides_a_module_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba imports ``coverage``, and takes a user's file of that name for it."""
+
+    def hidden(_: str) -> None:
+        raise AttributeError("module 'coverage' has no attribute 'types'")
+
+    monkeypatch.setattr(importlib, "import_module", hidden)
+    with pytest.raises(
+        ImportError, match=r"communication\.hooks cannot be imported: module 'coverage' has no"
+    ):
+        netsim_ddp.__getattr__("topk_hook")
+
+
 def test_the_version_is_the_installed_ones() -> None:
     assert metadata.version("netsim-ddp") == netsim_ddp.__version__
 
