@@ -158,6 +158,25 @@ def test_a_reordered_or_split_layout_keeps_every_residual():
         assert torch.equal(saved, before[name])
 
 
+def test_an_exchange_makes_what_was_written_beside_the_residuals():
+    feedback = ErrorFeedbackBuffer()
+    flat = feedback.flat(LAYOUT)
+    spare = feedback.spare(flat)
+    assert feedback.spare(flat) is spare
+    spare.copy_(torch.arange(18.0))
+    assert not feedback["b"].any(), "nothing has changed yet"
+    assert feedback.nbytes == 18 * 4
+    new = feedback.exchange(flat)
+    assert new is spare
+    assert feedback.flat(LAYOUT) is new
+    assert feedback["b"].tolist() == [12.0, 13.0, 14.0, 15.0, 16.0]
+    assert feedback.spare(new) is flat
+    with pytest.raises(ValueError, match="laid out anew"):
+        feedback.exchange(flat)
+    assert feedback.exchange(new) is flat
+    assert not feedback.state_dict()["b"].any()
+
+
 def test_the_flat_vector_changes_dtype_and_device_with_its_content():
     feedback = ErrorFeedbackBuffer()
     feedback.flat(LAYOUT).copy_(torch.arange(18.0))

@@ -100,9 +100,8 @@ def test_every_dtype_is_exact_with_ties_denormals_and_both_zeros(data, dtype, n)
 def test_the_twin_never_waits_for_the_device():
     """Fake tensors have no data, so whatever the host would read from a device raises here."""
     with FakeTensorMode():
-        total, residual = torch.empty(100), torch.empty(100)
-        values, indices = torch.empty(7), torch.empty(7, dtype=torch.int32)
-        finite = kernels.twin.accumulate_select(total, residual, [0, 40, 100], [3, 4], values, indices)
+        total, values, indices = torch.empty(100), torch.empty(7), torch.empty(7, dtype=torch.int32)
+        finite = kernels.twin.accumulate_select(total, [0, 40, 100], [3, 4], values, indices)
         with pytest.raises(DataDependentOutputException):
             bool(finite)
 
@@ -187,10 +186,12 @@ def test_large_segments_are_exact_whatever_the_distribution(shape, ratio):
 @needs_compiled
 def test_the_sampled_threshold_is_what_ordinary_data_takes():
     candidates, flat, k = kernels.fused.candidates, NORMAL.numpy(), N // 100
-    low, high, _ = candidates.bracket(flat, flat, False, 0, N, k)
+    low, high, _ = candidates.bracket(flat, flat, 0, False, 0, N, k)
     limit = candidates.list_limit(k)
     where, found = (np.zeros(limit + candidates.SLACK, np.int32) for _ in range(2))
-    count, sure, overflowed = candidates.collect(flat, flat, False, 0, N, k, low, high, where, found, limit)
+    count, sure, overflowed = candidates.collect(
+        flat, flat, 0, False, 0, N, k, low, high, where, found, limit
+    )
     assert sure <= k <= count
     assert not overflowed
 
@@ -262,7 +263,7 @@ def test_a_wrong_guess_costs_time_and_changes_nothing(bracket, add):
     grad = np.zeros(N, np.float32)
     before, array = flat.clone(), flat.numpy()
     count, sure, overflowed = kernel.collect(
-        array, grad, add, 0, N, k, int(low), int(high), lists[0], lists[1], kernel.list_limit(k)
+        array, array, grad.ctypes.data, add, 0, N, k, int(low), int(high), *lists[:2], kernel.list_limit(k)
     )
     counts, sures = np.array([count]), np.array([sure])
     kth, last, done = kernel.decide(
@@ -325,6 +326,38 @@ def test_a_non_finite_gradient_leaves_the_residual_alone(bad, where):
         select(grad, offsets, ks, *outputs(ks))
     assert not all_finite(grad)
     assert all_finite(before)
+
+
+# The last is so large that its sum goes past the caches.
+@both
+@pytest.mark.parametrize("sizes", [[37, 0, 1, 5000, 54_963], [3, 4_200_001]])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_sum_beside_the_residual_is_the_one_in_its_place(sizes, odd):
+    """The gradients lie anywhere, on whatever address a float may have."""
+    n, (offsets, ks) = sum(sizes), segment_table(sizes, 0.01)
+    bucket = NORMAL.repeat(-(-(n + 1) // N))[odd : n + odd]
+    parts = [part.view(1, -1) for part in bucket.split(sizes)][::-1]
+    parts = [part.clone() if part.numel() < 5000 else part for part in parts][::-1]
+    old = NORMAL.flip(0).repeat(-(-n // N))[:n]
+    inside, (values, indices) = old.clone(), outputs(ks)
+    accumulate_select(bucket.contiguous(), inside, offsets, ks, values, indices)
+    for gradient in (parts, bucket):
+        residual, beside, (again, where) = old.clone(), torch.full((n + 1,), 7.0)[odd : n + odd], outputs(ks)
+        accumulate_select(gradient, residual, offsets, ks, again, where, total=beside)
+        assert same_bits(residual, old)
+        assert same_bits(beside, inside)
+        assert same_bits(again, values)
+        assert torch.equal(where, indices)
+    parts[-1][0, 2] = torch.nan
+    with pytest.raises(NonFiniteGradient) as raised:
+        accumulate_select(parts, residual, offsets, ks, again, where, total=beside)
+    assert raised.value.segment == len(sizes) - 1
+    assert same_bits(residual, old)
+    for wrong in (parts[1:], [*parts[:-1], parts[-1][:, 1:]], [*parts[:-1], parts[-1].half().long()]):
+        with pytest.raises(ValueError, match="grad"):
+            accumulate_select(wrong, residual, offsets, ks, again, where, total=beside)
+    with pytest.raises(ValueError, match="total"):
+        accumulate_select(parts, residual, offsets, ks, again, where)
 
 
 @both

@@ -77,7 +77,11 @@ class SelectedEntries(Method):
         self.codec = Codec(values, indices, seed=group.rank)
         self.buffer = (error_buffer or ErrorFeedbackBuffer()) if feedback else None
         device = flat.data.device
-        self.residual = self.buffer.flat(flat.shapes, device, torch.float32) if self.buffer else None
+        self.residual: Tensor | None = None
+        """What earlier steps have not sent, float32 [N]."""
+        self.total: Tensor | None = None
+        """Residual and gradient, less what is sent: what the residual will be, float32 [N]."""
+        self._find_residual()
         self.selection = Selection(list(flat.shapes.values()), options, device)
         self.momentum = (
             MomentumCorrection(flat.shapes, device, momentum, clip, group.world_size, masking)
@@ -144,18 +148,14 @@ class SelectedEntries(Method):
         self._velocity.copy_(self.flat.data)
 
     def _select(self) -> bool:
-        """Choose ``values`` and ``indices`` from the buffer, which keeps the rest: the residual follows when the step
-        is committed. False where this rank's gradient is not finite: the others wait for its message, so tell them."""
+        """Choose ``values`` and ``indices``; the rest is in ``total``, which becomes the residual when the step is
+        committed. False where this rank's gradient is not finite: the others wait for its message, so tell them."""
         self.roll_back()  # whatever an interrupted step left
         self.skipped, self._failure, self._counter, self._peak = False, None, self.codec.counter, 0.0
-        rest = self.flat.data
-        for view, gradient in zip(self.flat.views, self.flat.lent or [], strict=False):
-            view.copy_(gradient.view_as(view))
+        gradient = self.flat.data if self.flat.lent is None else self.flat.lent
+        self._find_residual()
         try:
-            if self.residual is None:
-                self.values, self.indices = self.selection.run(rest, None)
-            else:
-                self.values, self.indices = self.selection.run(self.residual, rest, atomic=False)
+            self.values, self.indices = self.selection.run(gradient, self.residual, self.total)
         except NonFiniteGradient as error:
             self._failure = self._by_name(error)
             return False
@@ -163,6 +163,12 @@ class SelectedEntries(Method):
         if self._room is not None:
             self.received = self._room[: self.values.numel()]
         return True
+
+    def _find_residual(self) -> None:
+        """The buffer may have been moved, or laid out for others too."""
+        if self.buffer is not None:
+            self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
+            self.total = self.buffer.spare(self.residual)
 
     def _by_name(self, error: NonFiniteGradient) -> NonFiniteGradient:
         """With the parameter's name, where a segment is a parameter."""
@@ -181,10 +187,8 @@ class SelectedEntries(Method):
             return
         if not self.provisional:
             self.commit()
-        for view, average, lent in zip(
-            self.flat.views, self.flat.views_of(self._average), self.flat.lent or [], strict=False
-        ):
-            if lent is not view or not self.provisional:
+        if self.flat.lent is not None:
+            for average, lent in zip(self.flat.views_of(self._average), self.flat.lent, strict=True):
                 lent.copy_(average.view_as(lent))
 
     def _refuse(self, why: str) -> None:
@@ -199,8 +203,8 @@ class SelectedEntries(Method):
         if not self._open:
             return
         self._open = False
-        if self.residual is not None:
-            self.residual.copy_(self.flat.data)
+        if self.buffer is not None and self.residual is not None:
+            self.residual = self.buffer.exchange(self.residual)
         if self.momentum is not None:
             assert self._velocity is not None
             self.momentum.keep(self._velocity, self.selection.waited(self.indices, self.momentum.masked_wait))
@@ -263,8 +267,8 @@ class SelectedEntries(Method):
             )
         if self.buffer is not None:
             self.buffer.load_state_dict(state["error_buffer"], self.flat.shapes)
-            self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
-            if sums is not None:
+            self._find_residual()
+            if sums is not None and self.residual is not None:
                 self.residual.add_(sums.to(self.residual.device))
         if self.momentum is not None:
             self.momentum.load_state_dict(state["velocity"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,12 +35,34 @@ def return_rounding_error(residual: Tensor, indices: Tensor, sent: Tensor, recei
     residual.index_add_(0, indices, (sent - received).to(residual.dtype))
 
 
+@dataclass
+class _Layout:
+    """The vectors of one layout: the residuals, and once somebody asks for it the memory of the next ones."""
+
+    shapes: dict[str, torch.Size]
+    flat: Tensor
+    views: dict[str, Tensor] = field(init=False)
+    spare: _Layout | None = None
+
+    def __post_init__(self) -> None:
+        parts = self.flat.split_with_sizes([shape.numel() for shape in self.shapes.values()])
+        self.views = {
+            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def serves(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """``cuda`` without a number is the current device, and matches any tensor's ``cuda:0``."""
+        here = self.flat.device
+        return self.flat.dtype == dtype and here.type == device.type and device.index in (None, here.index)
+
+
 class ErrorFeedbackBuffer:
     """One residual per parameter name, zero at first use.
 
-    Two ways to use it, over the same residuals: :meth:`compensate` and :meth:`update` per tensor, or
-    :meth:`flat`, which hands out all of them as one vector for
-    :func:`netsim_ddp.compression.kernels.accumulate_select` to work on in place.
+    Three ways to use it, over the same residuals: :meth:`compensate` and :meth:`update` per tensor; :meth:`flat`, which
+    hands out all of them as one vector, to work on in place; and with it :meth:`spare` and :meth:`exchange`, for
+    :func:`netsim_ddp.compression.kernels.accumulate_select` to write the next ones beside them. An exchange makes every
+    tensor that was got before, from ``[name]`` or :meth:`flat`, the memory of later residuals: it is valid for a step.
 
     Args:
         device: where residuals are kept; None means each gradient's own device.
@@ -49,7 +72,7 @@ class ErrorFeedbackBuffer:
         self.device = None if device is None else torch.device(device)
         """Where residuals are kept; None: on each gradient's own device."""
         self._buffers: dict[str, Tensor] = {}
-        self._flats: dict[tuple[str, ...], Tensor] = {}
+        self._flats: dict[tuple[str, ...], _Layout] = {}
         self.resets = 0
         """How often :meth:`reset` was called."""
 
@@ -57,7 +80,7 @@ class ErrorFeedbackBuffer:
         return name in self._buffers
 
     def __getitem__(self, name: str) -> Tensor:
-        """The residual itself, not a copy."""
+        """The residual itself, not a copy; until the next :meth:`exchange`."""
         return self._buffers[name]
 
     def names(self) -> list[str]:
@@ -111,7 +134,7 @@ class ErrorFeedbackBuffer:
     ) -> Tensor:
         """One vector [N] whose stretches, in layout order, *are* the residuals of those names.
 
-        The same layout gives the same tensor at every call, so call it every step. Residuals that exist are
+        The same layout gives the same tensor at every call, until it is exchanged. Residuals that exist are
         moved in, whether they were single or part of another layout (DDP reorders its buckets after the
         first step); vectors given out for another layout with any of these names are stale from then on.
         Other names are left alone.
@@ -124,23 +147,50 @@ class ErrorFeedbackBuffer:
         """
         target = torch.device(device) if device is not None else self.device or torch.device("cpu")
         key = tuple(layout)
-        flat = self._flats.get(key)
+        known = self._flats.get(key)
+        if known is not None and known.shapes == layout and known.serves(dtype, target):
+            return known.flat
         for name, shape in layout.items():
             if name in self._buffers:
                 self._check_shape(name, shape)
-        if flat is not None and flat.dtype == dtype and _same_device(flat.device, target):
-            return flat
-        flat = torch.zeros(sum(shape.numel() for shape in layout.values()), dtype=dtype, device=target)
+        size = sum(shape.numel() for shape in layout.values())
+        new = _Layout(dict(layout), torch.zeros(size, dtype=dtype, device=target))
         self._flats = {names: old for names, old in self._flats.items() if not set(names) & set(key)}
-        start = 0
-        for name, shape in layout.items():
-            view = flat[start : start + shape.numel()].view(shape)
+        for name, view in new.views.items():
             if name in self._buffers:
                 view.copy_(self._buffers[name])
             self._buffers[name] = view
-            start += shape.numel()
-        self._flats[key] = flat
-        return flat
+        self._flats[key] = new
+        return new.flat
+
+    def spare(self, flat: Tensor) -> Tensor:
+        """A second vector like ``flat``, which :meth:`flat` gave: the memory that the next residuals may be written to.
+
+        Raises:
+            ValueError: the residuals are no longer in ``flat``.
+        """
+        return self._spare(flat).flat
+
+    def exchange(self, flat: Tensor) -> Tensor:
+        """What is in :meth:`spare` are the residuals from now on, and ``flat`` is spare; returns their vector.
+
+        Raises:
+            ValueError: the residuals are no longer in ``flat``.
+        """
+        new = self._spare(flat)
+        key = tuple(new.shapes)
+        new.spare, self._flats[key].spare = self._flats[key], None
+        self._flats[key] = new
+        self._buffers.update(new.views)
+        return new.flat
+
+    def _spare(self, flat: Tensor) -> _Layout:
+        layout = next((known for known in self._flats.values() if known.flat is flat), None)
+        if layout is None:
+            raise ValueError("these residuals have been laid out anew: get their vector from flat()")
+        if layout.spare is None:
+            layout.spare = _Layout(layout.shapes, torch.zeros_like(flat))
+        return layout.spare
 
     @contextmanager
     def as_it_was_if_this_fails(self) -> Iterator[None]:
@@ -199,21 +249,13 @@ class ErrorFeedbackBuffer:
     def to(self, device: torch.device | str) -> ErrorFeedbackBuffer:
         """Move every residual, and later ones, to ``device``; vectors given out before are stale."""
         self.device = torch.device(device)
-        layouts = [
-            ({name: self._buffers[name].shape for name in names}, flat.dtype)
-            for names, flat in self._flats.items()
-        ]
+        layouts = list(self._flats.values())
         self._buffers = {name: buffer.to(self.device) for name, buffer in self._buffers.items()}
         self._flats = {}
-        for layout, dtype in layouts:
-            self.flat(layout, self.device, dtype)
+        for layout in layouts:
+            self.flat(layout.shapes, self.device, layout.flat.dtype)
         return self
 
     def _check_shape(self, name: str, shape: torch.Size) -> None:
         known = self._buffers[name].shape
         require(known == shape, f"{name!r} has a residual of shape {tuple(known)}, not {tuple(shape)}")
-
-
-def _same_device(one: torch.device, other: torch.device) -> bool:
-    """``cuda`` without a number is the current device, and matches any tensor's ``cuda:0``."""
-    return one.type == other.type and (other.index is None or one.index == other.index)

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.compression.native import compiled_module
@@ -23,6 +26,10 @@ from netsim_ddp.compression.native import torch_kernels as twin
 from netsim_ddp.switches import compiled_kernels
 
 fused = compiled_module("fused")
+
+I64 = NDArray[np.int64]
+Gradient = Tensor | Sequence[Tensor]
+"""A flat gradient [N], or the tensors that it lies in, in order."""
 
 _INT32_END = 2**31
 _BAD_SUM = "the gradient of segment {0}, or its sum with the residual, is not finite"
@@ -96,7 +103,7 @@ def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
     """
     _check(flat, offsets, ks, values, indices)
     if (kernel := _fused(flat, values, indices)) is not None:
-        bad = _run(kernel, flat, flat, offsets, ks, values, indices, add=False)
+        bad = _run(kernel, flat, flat, None, offsets, ks, values, indices)
     else:
         bounds = offsets.tolist()
         twin.select_segments(flat, bounds, ks.tolist(), values, indices)
@@ -106,73 +113,74 @@ def select(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
 
 
 def accumulate_select(
-    grad: Tensor,
+    grad: Gradient,
     residual: Tensor,
     offsets: Tensor,
     ks: Tensor,
     values: Tensor,
     indices: Tensor,
     *,
-    atomic: bool = True,
+    total: Tensor | None = None,
 ) -> None:
-    """``residual += grad``, then move the selected entries of the sum out of it: they become exact 0.
+    """Add residual and gradient, and move the selected entries of the sum out of it: they become exact 0.
 
     The memory of error feedback in one step: with e the residual and g the gradient (times the learning
     rate, where the caller works in that space), p = g + e, the entries sent are top_k(p) and e' = p -
     top_k(p) (Stich et al. 2018, Alg. 1; Karimireddy et al. 2019, Alg. 2). Zero is *written*, not obtained by
-    subtraction, so residual and sent entries together are the rounded sum bit for bit.
+    subtraction, so e' and sent entries together are the rounded sum bit for bit.
 
     Args:
-        grad: contiguous [N], not changed. residual: contiguous [N], updated in place.
+        grad: contiguous [N], not changed; with ``total`` also one contiguous tensor for each segment, of its size.
+        residual: contiguous [N]: e, and without ``total`` then e'.
         values: dtype of ``residual``. indices: int32 or int64. Both contiguous [sum(ks)].
-        atomic: leave ``residual`` alone where the sum is not finite. Off, it is undefined then, which saves a pass
-            over both: for a caller that can do without it.
+        total: contiguous [N], apart from the others; becomes e', and the residual stays e. That saves a pass over the
+            gradient, which else is read beforehand: a sum that is not finite must not replace e.
 
     Raises:
         NonFiniteGradient: a gradient, or its sum with the residual, is NaN or inf. The residual is untouched, so
-            the step can be skipped; ``values`` and ``indices`` are then undefined.
+            the step can be skipped; ``values``, ``indices`` and ``total`` are then undefined.
         ValueError: arguments that do not fit each other, or a residual that was not finite on entry.
     """
-    _check(residual, offsets, ks, values, indices)
-    require(
-        grad.shape == residual.shape and grad.device == residual.device and grad.is_contiguous(),
-        f"grad must be contiguous and like residual {tuple(residual.shape)} in shape and device",
-    )
-    require(
-        torch.promote_types(grad.dtype, residual.dtype) == residual.dtype,
-        f"a {residual.dtype} residual cannot hold sums with a {grad.dtype} gradient",
-    )
-    if (kernel := _fused(grad, residual, values, indices)) is not None:
-        if atomic:
-            check_sum(grad, residual, offsets)
-        bad = _run(kernel, residual, grad, offsets, ks, values, indices, add=True)
-        if bad >= 0 and atomic:
-            raise ValueError(f"the residual of segment {bad} was not finite on entry")
-        if bad >= 0:
-            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
-        return
-    bounds = offsets.tolist()
-    with torch.no_grad():
-        total = residual + grad
-        if not bool(twin.accumulate_select(total, residual, bounds, ks.tolist(), values, indices)):
-            bad = twin.first_non_finite(total, bounds)
-            raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
-
-
-def check_sum(grad: Tensor, residual: Tensor, offsets: Tensor) -> None:
-    """Refuse a gradient [N] that is not finite, or whose sum with the finite residual [N] would not be.
-
-    Raises:
-        NonFiniteGradient: with the first such segment.
-    """
-    if (kernel := _fused(grad, residual)) is not None:
-        arrays = (tensor.detach().numpy() for tensor in (grad, residual, offsets))
-        bad = int(kernel.first_bad_segment(*arrays, torch.get_num_threads()))
+    out = residual if total is None else total
+    sizes = _check(out, offsets, ks, values, indices)
+    whole = isinstance(grad, Tensor)
+    parts = [grad] if isinstance(grad, Tensor) else list(grad)
+    require(whole or total is not None, "gradients that lie apart need a total")
+    _check_addends([residual, *parts], [out.numel(), *([out.numel()] if whole else sizes)], out)
+    bad = -1
+    if (kernel := _fused(out, residual, values, indices, *parts)) is not None:
+        # Of each segment, where float 0 of a flat gradient would lie of which it is a part.
+        places = np.array([part.data_ptr() for part in parts], np.int64)
+        places = np.full(len(sizes), places[0]) if whole else places - 4 * offsets.numpy()[:-1]
+        if total is None:
+            arrays = (tensor.detach().numpy() for tensor in (parts[0], residual, offsets))
+            bad = int(kernel.first_bad_segment(*arrays, torch.get_num_threads()))
+        if bad < 0:
+            bad = _run(kernel, out, residual, places, offsets, ks, values, indices)
+            if bad >= 0 and total is None:
+                raise ValueError(f"the residual of segment {bad} was not finite on entry")
     else:
+        bounds = offsets.tolist()
         with torch.no_grad():
-            bad = twin.first_non_finite(residual + grad, offsets.tolist())
+            sums = add(grad, residual, torch.empty_like(residual) if total is None else total)
+            finite = twin.accumulate_select(sums, bounds, ks.tolist(), values, indices)
+            if total is None:
+                residual.copy_(torch.where(finite, sums, residual))
+            if not bool(finite):
+                bad = twin.first_non_finite(sums.index_copy_(0, indices.long(), values), bounds)
     if bad >= 0:
         raise NonFiniteGradient(_BAD_SUM.format(bad), bad)
+
+
+def add(grad: Gradient, residual: Tensor, total: Tensor) -> Tensor:
+    """``total`` [N] = ``residual`` [N] + gradient; returns ``total``, which may be ``residual`` itself."""
+    parts = [grad] if isinstance(grad, Tensor) else grad
+    sizes = [part.numel() for part in parts]
+    for part, rest, out in zip(
+        parts, residual.split_with_sizes(sizes), total.split_with_sizes(sizes), strict=True
+    ):
+        torch.add(rest, part.detach().reshape(-1), out=out)
+    return total
 
 
 def check_finite(flat: Tensor, offsets: Tensor) -> None:
@@ -188,33 +196,25 @@ def check_finite(flat: Tensor, offsets: Tensor) -> None:
 
 def _fused(*tensors: Tensor) -> ModuleType | None:
     """Returns the module of the compiled kernels, ready, if they take ``tensors``."""
-    fit = all(
-        t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() and t.numel() < _INT32_END
-        for t in tensors
-    )
-    if not fit or {t.dtype for t in tensors if t.dtype.is_floating_point} != {torch.float32}:
-        return None
+    for t in tensors:
+        if not (t.is_cpu and t.layout is torch.strided and t.is_contiguous() and t.numel() < _INT32_END):
+            return None
+        if t.dtype.is_floating_point and t.dtype is not torch.float32:
+            return None
     warm()  # says once where numba is missing
     return fused
 
 
-def _run(
-    kernel: ModuleType,
-    flat: Tensor,
-    grad: Tensor,
-    offsets: Tensor,
-    ks: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    *,
-    add: bool,
-) -> int:
-    total, addend, *rest = (t.detach().numpy() for t in (flat, grad, offsets, ks, values, indices))
-    return int(kernel.Problem(total, addend, add, *rest).run(torch.get_num_threads()))
+def _run(kernel: ModuleType, total: Tensor, residual: Tensor, gradients: I64 | None, *rest: Tensor) -> int:
+    """Without ``gradients`` the entries of ``total`` are copied; ``rest`` are the other arguments of :func:`select`."""
+    sums, before, offsets, ks, *out = (tensor.detach().numpy() for tensor in (total, residual, *rest))
+    add = gradients is not None
+    problem = kernel.Problem(sums, before, gradients if add else np.zeros_like(ks), add, offsets, ks, *out)
+    return int(problem.run(torch.get_num_threads()))
 
 
-def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> None:
-    """The kernels run without bounds checks, so nothing wrong may reach them."""
+def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> list[int]:
+    """The kernels run without bounds checks, so nothing wrong may reach them; returns the segments' sizes."""
     require(
         flat.dim() == 1 and flat.is_contiguous(),
         f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}",
@@ -224,13 +224,14 @@ def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
         vector = table.dtype == torch.int64 and table.dim() == 1 and table.device.type == "cpu"
         require(vector, f"{name} must be an int64 vector on the CPU")
         require(table.is_contiguous(), f"{name} must be contiguous")
-    sizes, total = offsets.diff(), int(ks.sum())
+    bounds, counts = offsets.numpy(), ks.numpy()
     require(
-        offsets.numel() == ks.numel() + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == flat.numel(),
-        f"offsets must be {ks.numel() + 1} bounds from 0 to {flat.numel()}",
+        len(bounds) == len(counts) + 1 and bounds[0] == 0 and bounds[-1] == flat.numel(),
+        f"offsets must be {len(counts) + 1} bounds from 0 to {flat.numel()}",
     )
+    sizes, total = bounds[1:] - bounds[:-1], int(counts.sum())
     require(
-        bool((sizes >= 0).all() and (ks <= sizes).all() and (ks >= sizes.clamp(max=1)).all()),
+        bool(((sizes >= 0) & (counts <= sizes) & (counts >= np.minimum(sizes, 1))).all()),
         "every segment needs 1 <= k <= its size, and k = 0 where it is empty",
     )
     for name, out in (("values", values), ("indices", indices)):
@@ -246,3 +247,19 @@ def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
         indices.dtype == torch.int64 or flat.numel() <= _INT32_END,
         f"int32 indices cannot address {flat.numel()} entries",
     )
+    return [int(size) for size in sizes]
+
+
+def _check_addends(addends: Sequence[Tensor], sizes: Sequence[int], total: Tensor) -> None:
+    """Residual first, then the gradients."""
+    require(
+        [each.numel() for each in addends] == list(sizes)
+        and all(each.is_contiguous() and each.device == total.device for each in addends)
+        and addends[0].dtype == total.dtype,
+        f"grad and residual must be contiguous, on {total.device}, and of the sum's size, {total.numel()}",
+    )
+    for kind in {each.dtype for each in addends}:
+        require(
+            kind.is_floating_point and torch.promote_types(kind, total.dtype) == total.dtype,
+            f"a {total.dtype} residual cannot hold sums with a {kind} gradient",
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from netsim_ddp.compression.budget import Budget, SelectionOptions
+from netsim_ddp.compression.kernels import Gradient
 from netsim_ddp.compression.selectors import BlockSelector, ExactSelector, RandomSelector, Selector
 from netsim_ddp.compression.thresholds import FittedSelector, SampledSelector
 from netsim_ddp.errors import UsageError
@@ -44,27 +45,26 @@ class Selection:
         self._values = torch.empty(self.capacity, dtype=torch.float32, device=device)
         self._indices = torch.empty(self.capacity, dtype=torch.int32, device=device)
 
-    def run(self, flat: Tensor, residual: Tensor | None, *, atomic: bool = True) -> tuple[Tensor, Tensor]:
-        """This step's entries of ``flat`` + ``residual``; the residual keeps the rest.
-
-        Args:
-            atomic: off, ``residual`` is undefined after a failure, which saves a pass over both.
+    def run(
+        self, gradient: Gradient, residual: Tensor | None, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """This step's entries of gradient + ``residual``; ``total`` gets the rest, by default the residual itself.
 
         Returns:
             values float32 [k] and indices int32 [k], ascending; overwritten by the next step.
 
         Raises:
-            NonFiniteGradient: nothing has changed then, if ``atomic``, and the step does not count.
+            NonFiniteGradient: the residual has not changed then, and the step does not count.
         """
         self._before = self.state_dict()
         offsets, self._counts = self.budget.offsets, self.budget.counts()
         self.selector.step = self.budget.step
+        table = offsets, self._counts, self._values, self._indices
         if residual is None:
-            count = self.selector.pick(flat, offsets, self._counts, self._values, self._indices)
+            assert isinstance(gradient, Tensor)
+            count = self.selector.pick(gradient, *table)
         else:
-            count = self.selector.take(
-                flat, residual, offsets, self._counts, self._values, self._indices, atomic=atomic
-            )
+            count = self.selector.take(gradient, residual, *table, total)
         values, indices = self._values[:count], self._indices[:count]
         self.budget.record_sent(values, indices)
         return values, indices

@@ -41,35 +41,32 @@ class Selector(ABC):
 
     def take(
         self,
-        grad: Tensor,
+        grad: kernels.Gradient,
         residual: Tensor,
         offsets: Tensor,
         ks: Tensor,
         values: Tensor,
         indices: Tensor,
-        *,
-        atomic: bool = True,
+        total: Tensor | None = None,
     ) -> int:
-        """``residual += grad``, then move the chosen entries of the sum out of it: they become exact 0.
+        """Add residual and gradient, and move the chosen entries of the sum out of it: they become exact 0.
 
         Args:
-            grad, residual: contiguous [N], same device. values: dtype of ``residual``. indices: int32.
-                Both have room for ``most`` of every segment.
-            atomic: as :func:`~netsim_ddp.compression.kernels.accumulate_select` takes it.
+            grad, residual, total: as :func:`~netsim_ddp.compression.kernels.accumulate_select` takes them.
+            values: dtype of ``residual``. indices: int32. Both have room for ``most`` of every segment.
 
         Returns:
             how many entries were chosen: ``values[:count]`` and ``indices[:count]``.
 
         Raises:
-            NonFiniteGradient: found before anything is written, if ``atomic``.
+            NonFiniteGradient: the residual has not changed.
         """
-        if atomic:
-            kernels.check_sum(grad, residual, offsets)
-        residual.add_(grad)
-        if not atomic:
-            kernels.check_finite(residual, offsets)
-        count = self._choose(residual, offsets, ks, values, indices)
-        clear_at(residual, indices[:count])
+        sums = kernels.add(grad, residual, torch.empty_like(residual) if total is None else total)
+        kernels.check_finite(sums, offsets)
+        count = self._choose(sums, offsets, ks, values, indices)
+        clear_at(sums, indices[:count])
+        if total is None:
+            residual.copy_(sums)
         return count
 
     def pick(self, flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> int:
@@ -99,24 +96,23 @@ class ExactSelector(Selector):
 
     def take(
         self,
-        grad: Tensor,
+        grad: kernels.Gradient,
         residual: Tensor,
         offsets: Tensor,
         ks: Tensor,
         values: Tensor,
         indices: Tensor,
-        *,
-        atomic: bool = True,
+        total: Tensor | None = None,
     ) -> int:
-        k = int(ks.sum())
-        kernels.accumulate_select(grad, residual, offsets, ks, values[:k], indices[:k], atomic=atomic)
+        k = int(ks.numpy().sum())
+        kernels.accumulate_select(grad, residual, offsets, ks, values[:k], indices[:k], total=total)
         return k
 
     def pick(self, flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> int:
         return self._choose(flat, offsets, ks, values, indices)
 
     def _choose(self, flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> int:
-        k = int(ks.sum())
+        k = int(ks.numpy().sum())
         kernels.select(flat, offsets, ks, values[:k], indices[:k])
         return k
 

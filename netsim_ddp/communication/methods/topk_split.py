@@ -136,9 +136,9 @@ class TopKSplitReduce(SelectedEntries):
         values, local = values[part], local[part]
         received = None if self.received is None else self.received[part]
         size = self._up[owner].write(values, local, self._requests[owner], received)
-        if received is not None and self.residual is not None:
+        if received is not None and self.total is not None:
             written = torch.empty_like(local)
-            self.shares.write(owner, values - received, local, 1.0, self.flat.data, written)
+            self.shares.write(owner, values - received, local, 1.0, self.total, written)
         return size
 
     def _sum(self) -> None:

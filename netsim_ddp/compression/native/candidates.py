@@ -19,6 +19,7 @@ _BLOCK = 8192  # floats scanned between two looks at how full the list of candid
 _SAMPLE = 16384
 _LEAST_SAMPLE = 1024
 _SPARSE = 256  # entries for each draw, where the sample is smaller
+_STREAMED = 1 << 22  # floats: a larger sum leaves the caches before anybody reads it
 SLACK = _BLOCK + vector.STRIDE  # room behind the last candidate
 _COMPRESS = (
     vector.HAS_COMPRESS
@@ -32,11 +33,14 @@ def list_limit(k: int) -> int:
 
 
 @jit
-def bracket(flat: F32, grad: F32, add: bool, start: int, stop: int, k: int) -> tuple[int, int, int]:
-    """Two keys: k and a few more entries of ``flat[start:stop]`` (``flat + grad`` with ``add``) should reach the first,
-    and a few less than k the second. The third number says how many may reach the first: with ties far more."""
-    part = flat[start:stop]
-    part_grad = grad[start:stop] if add else grad
+def bracket(
+    total: F32, residual: F32, gradient: int, add: bool, start: int, stop: int, k: int
+) -> tuple[int, int, int]:
+    """Two keys: k and a few more entries of ``total[start:stop]`` (with ``add``, of what :func:`collect` will write
+    there) should reach the first, and a few less than k the second. The third number says how many may reach the first:
+    with ties far more."""
+    part = (residual if add else total)[start:stop]
+    gradient += 4 * start
     n = part.shape[0]
     size = min(_SAMPLE, max(_LEAST_SAMPLE, n // _SPARSE))
     sample = np.empty(size, np.float32)
@@ -48,7 +52,7 @@ def bracket(flat: F32, grad: F32, add: bool, start: int, stop: int, k: int) -> t
         state = np.uint32(state ^ np.uint32(state >> np.uint32(17)))
         state = np.uint32(state ^ np.uint32(state << np.uint32(5)))
         i = np.uint64(j * stride) + ((np.uint64(state) * np.uint64(stride)) >> np.uint64(32))
-        sample[j] = part[i] + part_grad[i] if add else part[i]
+        sample[j] = part[i] + vector.float_at(gradient, i) if add else part[i]
     expected = size * k / n
     doubt = 3.0 * math.sqrt(expected) + 2.0
     bits = sample.view(np.int32)
@@ -67,9 +71,9 @@ def bracket(flat: F32, grad: F32, add: bool, start: int, stop: int, k: int) -> t
 
 @jit
 def _scan(
-    flat: F32,
-    bits: I32,
-    grad: F32,
+    total: F32,
+    residual: F32,
+    gradient: int,
     add: bool,
     start: int,
     stop: int,
@@ -79,22 +83,30 @@ def _scan(
     found: I32,
     both: int,
 ) -> int:
-    """Add the gradient (if ``add``) and append position and bits of every key >= ``low``.
+    """Write the sums (if ``add``) and append position and bits of every key >= ``low``.
 
     ``both`` counts the candidates in its low half and those >= ``high``, which become 0, in its high half.
     """
     least, sure = np.int32(low), np.int32(high)
+    bits = total.view(np.int32)
     if _COMPRESS:
         whole = start + (stop - start) // vector.STRIDE * vector.STRIDE
-        for i in range(start, whole, vector.STRIDE):
-            if add:
-                both = vector.scan_add(flat, grad, i, least, sure, where, found, both)
-            else:
-                both = vector.scan_only(flat, grad, i, least, sure, where, found, both)
+        if add and total.shape[0] >= _STREAMED and total.ctypes.data != residual.ctypes.data:
+            for i in range(start, whole, vector.STRIDE):
+                both = vector.scan_stream(total, residual, gradient, i, least, sure, where, found, both)
+        elif add:
+            for i in range(start, whole, vector.STRIDE):
+                both = vector.scan_add(total, residual, gradient, i, least, sure, where, found, both)
+        else:
+            for i in range(start, whole, vector.STRIDE):
+                both = vector.scan_only(total, residual, gradient, i, least, sure, where, found, both)
     else:
         whole = start + (stop - start) // vector.MASK_STRIDE * vector.MASK_STRIDE
         for i in range(start, whole, vector.MASK_STRIDE):
-            hits = vector.mask_add(flat, grad, i, least) if add else vector.mask_only(flat, grad, i, least)
+            if add:
+                hits = vector.mask_add(total, residual, gradient, i, least)
+            else:
+                hits = vector.mask_only(total, residual, gradient, i, least)
             while hits != np.uint32(0):
                 j = np.uint64(i + vector.trailing_zeros(hits))
                 hits = np.uint32(hits & np.uint32(hits - np.uint32(1)))
@@ -102,7 +114,7 @@ def _scan(
     for i in range(whole, stop):
         j = np.uint64(i)
         if add:
-            flat[j] += grad[j]
+            total[j] = residual[j] + vector.float_at(gradient, i)
         if np.int32(bits[j] & KEY_MASK) >= least:
             both = _append(bits, add, j, sure, where, found, both)
     return both
@@ -122,8 +134,9 @@ def _append(bits: I32, add: bool, j: Any, sure: Any, where: I32, found: I32, bot
 
 @jit
 def collect(
-    flat: F32,
-    grad: F32,
+    total: F32,
+    residual: F32,
+    gradient: int,
     add: bool,
     start: int,
     stop: int,
@@ -134,19 +147,24 @@ def collect(
     found: I32,
     limit: int,
 ) -> tuple[int, int, bool]:
-    """The candidates of ``flat[start:stop]``: at least its k largest, if as many reach ``low``.
+    """The candidates of ``total[start:stop]``: at least its k largest, if as many reach ``low``. With ``add`` that is
+    first written: ``residual`` + what lies at ``gradient``, the address of float 0.
 
     ``where`` and ``found`` have room for ``limit + SLACK``, and k < limit.
 
     Returns:
-        their number, how many of them reach ``high`` (and are 0 in ``flat`` already, with ``add``), and
-        whether the list was full once: then any of them may be 0 in ``flat`` and none is counted so.
+        their number, how many of them reach ``high`` (and are 0 in ``total`` already, with ``add``), and
+        whether the list was full once: then any of them may be 0 in ``total`` and none is counted so.
     """
-    bits = flat.view(np.int32)
+    bits = total.view(np.int32)
     both = 0
     overflowed = zeroed = False
-    for block in range(start, stop, _BLOCK):
-        both = _scan(flat, bits, grad, add, block, min(block + _BLOCK, stop), low, high, where, found, both)
+    # The first block ends where a line of the cache begins.
+    block = min(stop, start + (-(total.ctypes.data // 4 + start)) % vector.LINE)
+    both = _scan(total, residual, gradient, add, start, block, low, high, where, found, both)
+    while block < stop:
+        end = min(block + _BLOCK, stop)
+        both = _scan(total, residual, gradient, add, block, end, low, high, where, found, both)
         if both & 0xFFFFFFFF > limit:
             zeroed = zeroed or (add and both >> 32 > 0)
             kth = _keep_best(bits, zeroed, where, found, both & 0xFFFFFFFF, k)
@@ -154,6 +172,8 @@ def collect(
             high = int(LARGEST_KEY)
             overflowed = True
             both = k
+        block = end
+    vector.drain()
     return both & 0xFFFFFFFF, both >> 32, overflowed
 
 
@@ -219,7 +239,7 @@ def _between(
 
 @jit
 def decide(
-    flat: F32,
+    total: F32,
     add: bool,
     k: int,
     high: int,
@@ -232,7 +252,7 @@ def decide(
     spare_where: I32,
     spare_found: I32,
 ) -> tuple[int, int, bool]:
-    """Decide which candidates of a segment are sent, and make exactly those 0 in ``flat`` (with ``add``).
+    """Decide which candidates of a segment are sent, and make exactly those 0 in ``total`` (with ``add``).
 
     The candidates lie in one or several lists, one behind the other by position: list p starts at
     ``bases[p]`` of ``where`` and ``found``, has ``counts[p]`` entries, ``sure[p]`` of them at or above
@@ -240,9 +260,9 @@ def decide(
 
     Returns:
         the k-th key, the position of the last tie that is sent (-1: none), and False where fewer than k
-        candidates exist: then ``flat`` is restored and nothing is decided.
+        candidates exist: then ``total`` is restored and nothing is decided.
     """
-    bits = flat.view(np.int32)
+    bits = total.view(np.int32)
     lists = counts.shape[0]
     if counts.sum() < k:
         if add:

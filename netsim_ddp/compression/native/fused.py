@@ -96,8 +96,9 @@ class _Piece:
 class Problem:
     """The arguments of :func:`netsim_ddp.compression.native.numba_kernels.select_segments`, without scratch."""
 
-    flat: F32
-    grad: F32
+    total: F32
+    residual: F32
+    gradients: I64
     add: bool
     offsets: I64
     ks: I64
@@ -106,7 +107,7 @@ class Problem:
 
     def run(self, threads: int) -> int:
         """Select; returns the first segment where a selected value is not finite, or -1."""
-        threads = min(threads, self.flat.shape[0] // _WORTH_A_THREAD)
+        threads = min(threads, self.total.shape[0] // _WORTH_A_THREAD)
         shared = _Shared(self, threads) if threads > 1 else None
         if shared is None or shared.crowded:
             return self.whole_segments(0, self.ks.shape[0], 0)
@@ -115,11 +116,14 @@ class Problem:
     def whole_segments(self, begin: int, end: int, first: int) -> int:
         """As :meth:`run`, in this thread, of segments ``begin`` to ``end``, whose entries start at ``first``."""
         offsets, ks = self.offsets[begin : end + 1], self.ks[begin:end]
-        entries = slice(first, first + int(ks.sum()))
+        source = self.total, self.residual, self.gradients[begin:end], self.add
         lists = _scratch.lists(kernel.scratch_length(offsets, ks))
-        values, indices = self.values[entries], self.indices[entries]
-        bad = kernel.select_segments(self.flat, self.grad, self.add, offsets, ks, values, indices, *lists)
+        bad = kernel.select_segments(*source, offsets, ks, self.values[first:], self.indices[first:], *lists)
         return bad + begin if bad >= 0 else -1
+
+    def source(self, s: int) -> tuple[F32, F32, int, bool]:
+        """What segment ``s`` is selected from, as :mod:`~netsim_ddp.compression.native.candidates` takes it."""
+        return self.total, self.residual, int(self.gradients[s]), self.add
 
 
 class _Shared:
@@ -147,9 +151,7 @@ class _Shared:
                 length += candidates.list_limit(int(ks[s])) + candidates.SLACK
         self.lists = _scratch_for_pieces.lists(length)
         self.brackets = {
-            s: candidates.bracket(
-                problem.flat, problem.grad, problem.add, int(offsets[s]), int(offsets[s + 1]), int(ks[s])
-            )
+            s: candidates.bracket(*problem.source(s), int(offsets[s]), int(offsets[s + 1]), int(ks[s]))
             for s in self.pieces
         }
         self.crowded = any(
@@ -180,7 +182,7 @@ class _Shared:
         here = slice(piece.base, piece.base + limit + candidates.SLACK)
         stretch = piece.start, piece.stop, k, *self.brackets[s][:2]
         piece.count, piece.sure, piece.overflowed = candidates.collect(
-            problem.flat, problem.grad, problem.add, *stretch, where[here], found[here], limit
+            *problem.source(s), *stretch, where[here], found[here], limit
         )
 
     def _decide(self, s: int, pieces: list[_Piece]) -> int:
@@ -193,7 +195,7 @@ class _Shared:
         )
         overflowed = any(piece.overflowed for piece in pieces)
         kth, last, done = candidates.decide(
-            problem.flat, problem.add, k, self.brackets[s][1], overflowed, bases, counts, sure, *self.lists
+            problem.total, problem.add, k, self.brackets[s][1], overflowed, bases, counts, sure, *self.lists
         )
         if done:
             where, found, _, _ = self.lists
@@ -207,7 +209,7 @@ class _Shared:
             together(jobs)
         else:
             start, stop = int(problem.offsets[s]), int(problem.offsets[s + 1])
-            kernel.select_directly(problem.flat, problem.add, start, stop, k, values, indices)
+            kernel.select_directly(problem.total, problem.add, start, stop, k, values, indices)
         return -1 if all_finite(values) else s
 
 

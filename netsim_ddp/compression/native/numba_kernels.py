@@ -1,8 +1,8 @@
-"""The fused CPU kernel: accumulate into the residual and pick the exact top k of every segment in one pass.
+"""The fused CPU kernel: add gradient and residual and pick the exact top k of every segment in one pass.
 
 Everything compares the keys of :mod:`~netsim_ddp.compression.native.keys`. How a large segment is done:
 
-1. a stratified sample of ``residual + grad`` brackets the k-th key between ``low`` and ``high``;
+1. a stratified sample of ``residual`` + gradient brackets the k-th key between ``low`` and ``high``;
 2. one pass adds, appends every entry with a key >= ``low`` to a list of candidates and, where the key is
    >= ``high``, zeroes it at once, while it is in a register: it is almost surely among those sent;
 3. a radix selection among the few candidates between the two finds the k-th key, and a pass over the
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from netsim_ddp.compression.native import vector
 from netsim_ddp.compression.native.candidates import SLACK, bracket, collect, decide, emit, list_limit
 from netsim_ddp.compression.native.jit import F32, I32, I64, AnyInt, jit
 from netsim_ddp.compression.native.keys import INF_KEY, KEY_MASK, kth_key, max_key
@@ -36,17 +37,19 @@ def is_direct(n: int, k: int) -> bool:
 
 
 @jit
-def _add(flat: F32, grad: F32) -> None:
-    for i in range(flat.shape[0]):
-        flat[i] += grad[i]
+def _add(total: F32, residual: F32, gradient: int, start: int, stop: int) -> None:
+    gradient += 4 * start
+    part, rest = total[start:stop], residual[start:stop]
+    for i in range(part.shape[0]):
+        part[i] = rest[i] + vector.float_at(gradient, i)
 
 
 @jit
 def select_directly(
-    flat: F32, add: bool, start: int, stop: int, k: int, values: F32, indices: AnyInt
+    total: F32, add: bool, start: int, stop: int, k: int, values: F32, indices: AnyInt
 ) -> None:
-    """Select from ``flat[start:stop]`` without candidates."""
-    bits = flat.view(np.int32)[start:stop]
+    """Select from ``total[start:stop]`` without candidates."""
+    bits = total.view(np.int32)[start:stop]
     out = values.view(np.int32)
     kth, ties = -1, 0
     if k < stop - start:
@@ -66,8 +69,9 @@ def select_directly(
 
 @jit
 def select_segments(
-    flat: F32,
-    grad: F32,
+    total: F32,
+    residual: F32,
+    gradients: I64,
     add: bool,
     offsets: I64,
     ks: I64,
@@ -78,12 +82,15 @@ def select_segments(
     spare_where: I32,
     spare_found: I32,
 ) -> int:
-    """Per segment: optionally ``flat += grad``, then move or copy the k largest to ``values`` and ``indices``.
+    """Per segment: move the k largest of ``residual`` + gradient to ``values`` and ``indices``, and the rest to
+    ``total``; or without ``add`` copy the k largest of ``total``.
 
     Args:
-        flat: float32 [N]. With ``add`` it is the residual, and the selected positions become 0.
-        grad: float32 [N], read only with ``add``.
-        offsets: int64 [L + 1] bounds within ``flat``, not necessarily all of it. ks: int64 [L].
+        total: float32 [N]; with ``add`` the selected positions become 0.
+        residual: float32 [N], read only with ``add``; may be ``total`` itself.
+        gradients: int64 [L], read only with ``add``: addresses of floats, the gradient of a segment from flat position
+            ``start`` on lies 4 ``start`` bytes behind its own.
+        offsets: int64 [L + 1] bounds within ``total``, not necessarily all of it. ks: int64 [L].
         values, indices: [sum(ks)].
         where, found, spare_where, spare_found: scratch, each as long as the largest ``list_limit(k)`` of a
             segment that is not direct, and ``SLACK``.
@@ -98,26 +105,27 @@ def select_segments(
         start, stop, k = offsets[s], offsets[s + 1], ks[s]
         if k == 0:
             continue
+        gradient = gradients[s] if add else 0
         out = values[first : first + k]
         positions = indices[first : first + k]
         first += k
         done = False
         if is_direct(stop - start, k):
             if add:
-                _add(flat[start:stop], grad[start:stop])
+                _add(total, residual, gradient, start, stop)
         else:
-            low, high, _ = bracket(flat, grad, add, start, stop, k)
+            low, high, _ = bracket(total, residual, gradient, add, start, stop, k)
             counts[0], sure[0], overflowed = collect(
-                flat, grad, add, start, stop, k, low, high, where, found, list_limit(k)
+                total, residual, gradient, add, start, stop, k, low, high, where, found, list_limit(k)
             )
             count = counts[0]
             kth, last, done = decide(
-                flat, add, k, high, overflowed, bases, counts, sure, where, found, spare_where, spare_found
+                total, add, k, high, overflowed, bases, counts, sure, where, found, spare_where, spare_found
             )
             if done:
                 emit(found[:count], where[:count], kth, last, out, positions)
         if not done:
-            select_directly(flat, add, start, stop, k, out, positions)
+            select_directly(total, add, start, stop, k, out, positions)
         if bad < 0 and max_key(out.view(np.int32)) >= INF_KEY:
             bad = s
     return bad

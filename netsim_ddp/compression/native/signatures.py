@@ -22,10 +22,10 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
     (keys.max_key, (_I32,)),
     (keys.is_harmless, (_F32,)),
     (keys.first_bad_segment, (_F32, _F32, _I64)),
-    (candidates.bracket, (_F32, _F32, boolean, int64, int64, int64)),
+    (candidates.bracket, (_F32, _F32, int64, boolean, int64, int64, int64)),
     (
         candidates.collect,
-        (_F32, _F32, boolean, int64, int64, int64, int64, int64, _I32, _I32, int64),
+        (_F32, _F32, int64, boolean, int64, int64, int64, int64, int64, _I32, _I32, int64),
     ),
     (
         candidates.decide,
@@ -40,7 +40,7 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
             (numba_kernels.select_directly, (_F32, boolean, int64, int64, int64, _F32, indices)),
             (
                 numba_kernels.select_segments,
-                (_F32, _F32, boolean, _I64, _I64, _F32, indices, _I32, _I32, _I32, _I32),
+                (_F32, _F32, _I64, boolean, _I64, _I64, _F32, indices, _I32, _I32, _I32, _I32),
             ),
         )
     ),

@@ -72,16 +72,11 @@ def select_segments(
 
 
 def accumulate_select(
-    total: Tensor,
-    residual: Tensor,
-    offsets: Sequence[int],
-    ks: Sequence[int],
-    values: Tensor,
-    indices: Tensor,
+    total: Tensor, offsets: Sequence[int], ks: Sequence[int], values: Tensor, indices: Tensor
 ) -> Tensor:
-    """Select from ``total`` = residual + grad and leave the rest in ``residual``; returns, as a tensor on the device,
-    whether ``total`` is finite: where it is not, ``residual`` stays as it was."""
+    """Move the selected entries out of ``total``, where 0 remains; returns, as a tensor on the device, whether it was
+    finite."""
     finite = torch.isfinite(total).all()
     select_segments(total, offsets, ks, values, indices)
-    residual.copy_(torch.where(finite, total.index_fill(0, indices.to(torch.int64), 0), residual))
+    total.index_fill_(0, indices.long(), 0)
     return finite

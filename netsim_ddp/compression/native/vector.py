@@ -29,6 +29,7 @@ _KEY_MASK = 0x7FFFFFFF
 _UNROLL = 4  # registers per call: shorter bodies leave the loop limited by its own instructions
 STRIDE = _LANES * _UNROLL
 MASK_STRIDE = 32
+LINE = 16  # floats of a cache line
 
 HAS_COMPRESS: bool = "+avx512f" in str(cpu_target.target_context.codegen().magic_tuple()[2])
 """Whether numba compiles for a processor with AVX-512; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES have a say."""
@@ -82,39 +83,72 @@ def _keys(builder: Any, bits: Any, lanes: int = _LANES) -> Any:
     return builder.and_(bits, ir.Constant(_vector(_I32, lanes), [_KEY_MASK] * lanes))
 
 
-def _scan(add: bool) -> Any:
+def _source(builder: Any, address: Any, index: Any, vector: Any) -> Any:
+    """A pointer to float ``index`` of those at ``address``."""
+    floats = builder.inttoptr(address, _F32.as_pointer())
+    return builder.bitcast(builder.gep(floats, [index]), vector.as_pointer())
+
+
+@intrinsic
+def float_at(_: Any, address: Any, i: Any) -> Any:
+    """The float32 at ``address`` + 4 i."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        del context, sig
+        return _load(builder, _source(builder, arguments[0], arguments[1], _F32))
+
+    return types.float32(types.int64, types.int64), generate
+
+
+def _scan(add: bool, stream: bool = False) -> Any:
     """Scan ``STRIDE`` floats from ``i`` on and append those with a key >= ``low``; see :data:`scan_add`."""
 
     @intrinsic
     def scan(
-        _: Any, flat: Any, grad: Any, i: Any, low: Any, high: Any, where: Any, found: Any, both: Any
+        _: Any,
+        total: Any,
+        residual: Any,
+        gradient: Any,
+        i: Any,
+        low: Any,
+        high: Any,
+        where: Any,
+        found: Any,
+        both: Any,
     ) -> Any:
-        signature = types.int64(flat, grad, types.int64, types.int32, types.int32, where, found, types.int64)
+        limits = types.int32, types.int32
+        signature = types.int64(total, residual, types.int64, types.int64, *limits, where, found, types.int64)
 
         def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-            flat, grad, i, low, high, where, found, both = arguments
+            total, residual, gradient, i, low, high, where, found, both = arguments
             kinds = sig.args
             lows, highs = _splat(builder, low), _splat(builder, high)
             hits = []
             for register in range(_UNROLL):
                 here = builder.add(i, ir.Constant(_I64, register * _LANES))
-                target = _pointer(context, builder, kinds[0], flat, here, _FLOATS)
-                total = _load(builder, target)
+                target = _pointer(context, builder, kinds[0], total, here, _FLOATS)
                 if add:
-                    source = _pointer(context, builder, kinds[1], grad, here, _FLOATS)
-                    total = builder.fadd(total, _load(builder, source))
-                bits = builder.bitcast(total, _INTS)
+                    rest = _load(builder, _pointer(context, builder, kinds[1], residual, here, _FLOATS))
+                    value = builder.fadd(rest, _load(builder, _source(builder, gradient, here, _FLOATS)))
+                else:
+                    value = _load(builder, target)
+                bits = builder.bitcast(value, _INTS)
                 keys = _keys(builder, bits)
                 sent = builder.icmp_signed(">=", keys, highs)
                 if add:
                     zero = ir.Constant(_FLOATS, [0.0] * _LANES)
-                    _store(builder, builder.select(sent, zero, total), target)
+                    stored = builder.store(builder.select(sent, zero, value), target)
+                    stored.align = 4
+                    if stream:
+                        stored.align = 64
+                        one = builder.module.add_metadata([ir.Constant(_I32, 1)])
+                        stored.set_metadata("nontemporal", one)
                 hits.append((here, bits, builder.icmp_signed(">=", keys, lows), sent))
             steps = ir.Constant(_INTS, list(range(_LANES)))
             for here, bits, candidates, sent in hits:
                 count = builder.and_(both, ir.Constant(_I64, 0xFFFFFFFF))  # the low half
                 positions = builder.add(_splat(builder, builder.trunc(here, _I32)), steps)
-                for kind, array, values in ((kinds[5], where, positions), (kinds[6], found, bits)):
+                for kind, array, values in ((kinds[6], where, positions), (kinds[7], found, bits)):
                     slot = _pointer(context, builder, kind, array, count, _INTS)
                     _store(builder, _compress(builder, values, candidates), slot)
                 both = builder.add(both, _ones(builder, candidates))
@@ -127,11 +161,13 @@ def _scan(add: bool) -> Any:
 
 
 scan_add = _scan(add=True)
-"""``(flat, grad, i, low, high, where, found, both) -> both``: ``flat += grad`` over 64 floats from ``i`` on;
-positions and bits of every key >= ``low`` are appended to ``where`` and ``found``, and those >= ``high``
-become 0 in ``flat`` at once. AVX-512."""
+"""``(total, residual, gradient, i, low, high, where, found, both) -> both``: ``total = residual + gradient`` over 64
+floats from ``i`` on; positions and bits of every key >= ``low`` are appended to ``where`` and ``found``, and those >=
+``high`` are 0 in ``total`` at once. ``gradient`` is the address of float 0. AVX-512."""
+scan_stream = _scan(add=True, stream=True)
+"""The same, past the caches, where float ``i`` of ``total`` lies at a multiple of 64 bytes. AVX-512."""
 scan_only = _scan(add=False)
-"""The same without ``grad`` and without a change to ``flat``. AVX-512."""
+"""The same of what is in ``total``, which does not change. AVX-512."""
 
 
 @intrinsic
@@ -179,19 +215,20 @@ def keep_between(
 
 def _mask(add: bool) -> Any:
     @intrinsic
-    def mask(_: Any, flat: Any, grad: Any, i: Any, low: Any) -> Any:
-        signature = types.uint32(flat, grad, types.int64, types.int32)
+    def mask(_: Any, total: Any, residual: Any, gradient: Any, i: Any, low: Any) -> Any:
+        signature = types.uint32(total, residual, types.int64, types.int64, types.int32)
 
         def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-            flat, grad, i, low = arguments
+            total, residual, gradient, i, low = arguments
             floats, ints = _vector(_F32, MASK_STRIDE), _vector(_I32, MASK_STRIDE)
-            target = _pointer(context, builder, sig.args[0], flat, i, floats)
-            total = _load(builder, target)
+            target = _pointer(context, builder, sig.args[0], total, i, floats)
             if add:
-                source = _pointer(context, builder, sig.args[1], grad, i, floats)
-                total = builder.fadd(total, _load(builder, source))
-                _store(builder, total, target)
-            keys = _keys(builder, builder.bitcast(total, ints), MASK_STRIDE)
+                rest = _load(builder, _pointer(context, builder, sig.args[1], residual, i, floats))
+                value = builder.fadd(rest, _load(builder, _source(builder, gradient, i, floats)))
+                _store(builder, value, target)
+            else:
+                value = _load(builder, target)
+            keys = _keys(builder, builder.bitcast(value, ints), MASK_STRIDE)
             return builder.bitcast(builder.icmp_signed(">=", keys, _splat(builder, low, MASK_STRIDE)), _I32)
 
         return signature, generate
@@ -200,10 +237,22 @@ def _mask(add: bool) -> Any:
 
 
 mask_add = _mask(add=True)
-"""``(flat, grad, i, low) -> uint32``: ``flat += grad`` over 32 floats from ``i`` on; bit j is set where the key
-of float i + j is at least ``low``. Any processor."""
+"""``(total, residual, gradient, i, low) -> uint32``: ``total = residual + gradient`` over 32 floats from ``i`` on;
+bit j is set where the key of float i + j is at least ``low``. ``gradient`` is the address of float 0. Any processor."""
 mask_only = _mask(add=False)
 """The same without the addition."""
+
+
+@intrinsic
+def drain(_: Any) -> Any:
+    """Wait until other threads see what went past the caches."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        del sig, arguments
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic
