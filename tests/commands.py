@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from netsim_ddp import cli, log
+from tests import forking
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 120
@@ -38,6 +39,12 @@ def command(
     given = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": DEADLINE_S}
     start = how or [sys.executable, "-m", "netsim_ddp"]
     return subprocess.run([*start, *words], check=False, **{**given, **options})
+
+
+def measuring(words: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As :func:`command`, for a test of what ranks do: their fork server need not import torch (tests/forking.py)."""
+    env = options.pop("env", {}) | {forking.ADDRESS: forking.address()}
+    return command(words, folder, how=[sys.executable, "-m", "tests.forking", "command"], env=env, **options)
 
 
 @contextlib.contextmanager

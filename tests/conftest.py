@@ -8,13 +8,18 @@ from collections import Counter
 
 import pytest
 
+from tests import forking
+
 KERNELS = ("netsim_ddp.compression", "netsim_ddp.communication", "tests.distributed.ranks")
 """A test module that imports something of these runs the kernels; others are marked ``kernels`` by hand."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell starts a background job with Ctrl-C ignored; the commands under test would inherit that and could not be
-    interrupted."""
+    interrupted. Processes that run tests at once share one interpreter that forks, which has compiled the kernels
+    before they ask for them."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ[forking.ADDRESS] = forking.address()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

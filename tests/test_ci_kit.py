@@ -15,6 +15,7 @@ import yaml
 
 from netsim_ddp.results.files import save
 from tests.commands import ROOT
+from tests.forking import ADDRESS, address
 from tests.results_factory import sweep
 
 WORKFLOW = ROOT / ".github" / "workflows" / "netsim.yml"
@@ -40,7 +41,8 @@ def steps(workflow: dict[Any, Any]) -> dict[str, dict[str, Any]]:
 
 def run(step: dict[str, Any], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A step as a runner runs it: bash that stops at the first failure."""
-    environment = {**os.environ, "OUT": str(folder / "out"), "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+    environment = {**os.environ, ADDRESS: address(), "OUT": str(folder / "out"),
+                   "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
                    "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **variables}  # fmt: skip
     return subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
@@ -57,7 +59,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 def real(folder: Path) -> None:
     """netsim itself on the path of a step."""
-    program(folder, "netsim", f'exec "{sys.executable}" -m netsim_ddp "$@"')
+    program(folder, "netsim", f'exec "{sys.executable}" -m tests.forking command "$@"')
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import netsim_ddp
-from tests.commands import ROOT, answer, command, complaint
+from tests.commands import ROOT, answer, command, complaint, measuring
 
 INSTALLED = Path(sys.executable).parent / "netsim"
 SHORT = ["--link", "none", "--workers", "2", "--steps", "2", "--warmup", "0", "--repeats", "1"]
@@ -284,7 +284,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     folder = tmp_path_factory.mktemp("measured")
     familiar = ["--nproc-per-node", "2", "--runs", "1", "--ratio", "2%", "--lr", "0.05"]
     words = ["run", *SHORT, *familiar, *ONE, "--method", "topk", "--json", "-"]
-    return folder, command(words, folder)
+    return folder, measuring(words, folder)
 
 
 def test_json_on_stdout_is_one_document_and_nothing_else(measured: Any) -> None:
@@ -323,7 +323,7 @@ def test_a_result_file_replays_and_flags_win_over_it(measured: Any, tmp_path: Pa
     before = json.loads(done.stdout)
     last = str(folder / ".netsim" / "last.json")
     (tmp_path / ".netsim").write_text("in the way")  # a run that cannot be saved is still a run
-    replay = command(["run", "--config", last, "--json", "again.json", "--ratio", "5%"], tmp_path)
+    replay = measuring(["run", "--config", last, "--json", "again.json", "--ratio", "5%"], tmp_path)
     assert replay.returncode == 0, replay.stderr
     after = json.loads((tmp_path / "again.json").read_text())
     methods = [

@@ -24,7 +24,7 @@ from netsim_ddp.results.labels import label
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.steps.execution import substituted_seconds
 from netsim_ddp.tools import codec_bench
-from tests.commands import command, complaint
+from tests.commands import command, complaint, measuring
 
 
 def row(**changes: object) -> CodecRow:
@@ -254,7 +254,7 @@ def test_a_run_with_substituted_times_shows_them_and_says_so(method, tmp_path: P
     (tmp_path / "gpu.json").write_text(to_json(times(times_there)))
     words = f"run --link none --workers {ranks} --steps 2 --warmup 1 --repeats 1 --ratio 0.00001 --codec-from gpu.json"
     words += " --baseline none"
-    done = command(
+    done = measuring(
         [*words.split(), "--method", "dense,overlap=off", "--method", method, "--json", "r.json"], tmp_path
     )
     assert done.returncode == 0, done.stderr

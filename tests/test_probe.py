@@ -20,7 +20,7 @@ from netsim_ddp.report.terminal.probe import render_probe
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.probe import Bulk, Message, Probe, RoundTrip, judge
 from netsim_ddp.results.record import LinkRecord
-from tests.commands import command, complaint
+from tests.commands import complaint, measuring
 
 CEILING = 1e9 * 1448 / 1514
 
@@ -164,7 +164,7 @@ def test_a_peer_ends_when_its_command_hangs_up() -> None:
 
 
 def test_json_is_one_document_that_reads_back(tmp_path: Path) -> None:
-    done = command(["probe", "--link", "none", "--workers", "2", "--json", "-"], tmp_path)
+    done = measuring(["probe", "--link", "none", "--workers", "2", "--json", "-"], tmp_path)
     assert done.returncode == 0, done.stderr
     probe = Probe.model_validate(json.loads(done.stdout))
     assert [(row.sender, row.receiver) for row in probe.together] == [(0, 1), (1, 0)]

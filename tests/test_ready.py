@@ -18,7 +18,7 @@ from netsim_ddp.results.files import load as load_result
 from netsim_ddp.results.ready import ReadyTimes, load
 from netsim_ddp.steps.ready_task import Passes
 from netsim_ddp.workloads.workload import build_workload
-from tests.commands import command, complaint
+from tests.commands import complaint, measuring
 
 
 def times(forward: float = 0.25, **parameters: float) -> ReadyTimes:
@@ -147,7 +147,7 @@ def test_a_run_keeps_them_and_another_plays_them(tmp_path: Path) -> None:
         "none",
     ]
     words = ["run", *short, "--compute", "30ms", "--method", "dense"]
-    done = command([*words, "--json", "a.json"], tmp_path)
+    done = measuring([*words, "--json", "a.json"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "buckets become full as in a real backward pass: median of 5 passes at batch 32" in done.stderr
     first = load_result(tmp_path / "a.json")
@@ -160,7 +160,7 @@ def test_a_run_keeps_them_and_another_plays_them(tmp_path: Path) -> None:
     assert shares == sorted(shares, reverse=True), "the layers of simple_cnn stand in a row"
     assert ready.batch_size == 32
 
-    again = command([*words, "--ready-from", "a.json", "--json", "b.json"], tmp_path)
+    again = measuring([*words, "--ready-from", "a.json", "--json", "b.json"], tmp_path)
     assert again.returncode == 0, again.stderr
     (played,) = load_result(tmp_path / "b.json").ready.values()
     assert played == ready.model_copy(update={"source": "a.json"})
@@ -168,6 +168,6 @@ def test_a_run_keeps_them_and_another_plays_them(tmp_path: Path) -> None:
     data = json.loads(ready.model_dump_json())
     data["parameters"].pop(next(iter(data["parameters"])))
     (tmp_path / "less.json").write_text(json.dumps(data), encoding="utf-8")
-    refused = command([*words, "--ready-from", "less.json"], tmp_path)
+    refused = measuring([*words, "--ready-from", "less.json"], tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert "is not among them" in refused.stderr.splitlines()[-1]

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from netsim_ddp.methods import METHODS
 from netsim_ddp.methods.spec import parse_method
 from netsim_ddp.results.files import load
 from netsim_ddp.tools.check.checks import CHECKS, NOT_SEEN, CheckRanks
+from tests.commands import ROOT, measuring
 
-ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / folder) for folder in ("examples", "tests", "."))
 
 PLANTED: dict[str, tuple[str, str]] = {
@@ -148,15 +147,7 @@ LEFT_OPEN = {"rounding", "unbiased", "conserves", "time"}
 
 
 def netsim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": PATH, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return measuring([*words], folder, env={"PYTHONPATH": PATH, "COLUMNS": "200"}, timeout=200)
 
 
 def verdicts(output: str) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from netsim_ddp.results.files import load
+from tests.commands import ROOT, measuring
 
 MODEL = '''
 import os, time
@@ -48,7 +48,7 @@ def run(
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     text = MODEL.replace("{fault}", fault).replace("{at_build}", at_build)
     (folder / "faulty.py").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "netsim_ddp", "run", "--model", "faulty:build", "--json", "out.json"]
+    command = ["run", "--model", "faulty:build", "--json", "out.json"]
     command += [
         "--steps",
         "4",
@@ -64,14 +64,9 @@ def run(
         "none",
     ]
     begin = time.monotonic()
-    done = subprocess.run(
-        [*command, *(word for method in methods for word in ("--method", method)), *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    command += [word for method in methods for word in ("--method", method)]
+    done = measuring(
+        [*command, *words], folder, env={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     )
     return done, time.monotonic() - begin
 

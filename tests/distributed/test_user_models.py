@@ -21,7 +21,9 @@ from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
+from tests.commands import measuring
 from tests.fixtures.user_models import MODELS
+from tests.forking import forking
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ROOT = FIXTURES.parent.parent
@@ -47,15 +49,8 @@ TRAIN = ["train", *SHORT, "--epochs", "1", "--steps-per-epoch", "4", "--ratio", 
 
 
 def netsim(folder: Path, model: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", *words, "--model", f"user_models:{model}", "--json", "out.json"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": SEARCH},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    words = (*words, "--model", f"user_models:{model}", "--json", "out.json")
+    return measuring([*words], folder, env={"PYTHONPATH": SEARCH}, timeout=DEADLINE_S)
 
 
 def methods(names: list[str]) -> list[str]:
@@ -81,15 +76,8 @@ def sweep(folder: Path, matrix: dict[str, list[Any]], **settings: object) -> lis
     if plan.get("command") != "train":
         plan["baseline"] = "none"
     (folder / "plan.json").write_text(json.dumps({"title": "Models", "matrix": matrix, **plan}))
-    done = subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", "sweep", "plan.json", "--json", "out.json"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": SEARCH},
-        capture_output=True,
-        text=True,
-        timeout=2 * DEADLINE_S,
-        check=False,
-    )
+    words = ["sweep", "plan.json", "--json", "out.json"]
+    done = measuring(words, folder, env={"PYTHONPATH": SEARCH}, timeout=2 * DEADLINE_S)
     assert done.returncode in (0, 3), done.stdout + done.stderr
     return load(folder / "out.json").cells
 
@@ -187,7 +175,7 @@ def test_what_no_rank_can_train_is_refused_by_name(monkeypatch: pytest.MonkeyPat
         "steps": 4,
         "baseline": "none",
     }
-    with Pool() as pool:
+    with forking(), Pool() as pool:
         for model, said in REFUSED.items():
             scenario = Scenario(
                 model="user_models:numbered",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from netsim_ddp.errors import LinkUnavailable
+from tests.commands import ROOT, measuring
 from tests.links import usable
 
 MODEL = """
@@ -48,14 +48,8 @@ SHORT = [
 
 def netsim(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "toys.py").write_text(MODEL, encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", "run", *SHORT, *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return measuring(
+        ["run", *SHORT, *words], folder, env={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     )
 
 
