@@ -24,6 +24,8 @@ from tests import forking
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 120
+FORKED = [sys.executable, "-m", "tests.forking", "command"]
+"""The command, with forking.ADDRESS in its environment: see :func:`measuring`."""
 
 
 def command(
@@ -44,7 +46,7 @@ def command(
 def measuring(words: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """As :func:`command`, for a test of what ranks do: their fork server need not import torch (tests/forking.py)."""
     env = options.pop("env", {}) | {forking.ADDRESS: forking.address()}
-    return command(words, folder, how=[sys.executable, "-m", "tests.forking", "command"], env=env, **options)
+    return command(words, folder, how=FORKED, env=env, **options)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from netsim_ddp.switches import KERNELS
+
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "netsim.yml"
 DEADLINE_S = 400
@@ -103,9 +105,10 @@ def wheel(folder: Path) -> Path:
 
 
 def clean(**more: str) -> dict[str, str]:
-    """An environment in which nothing leads to this checkout."""
+    """An environment in which nothing leads to this checkout. A new installation would compile the kernels, which
+    nothing here is about."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return {**kept, **more}
+    return {**kept, KERNELS: "torch", **more}
 
 
 class Machine:

@@ -1,4 +1,4 @@
-"""One interpreter for all tests of a process, which has imported torch, and forks what would else import it again.
+"""One interpreter for all tests, which has imported torch, and forks what would else import it again.
 
 Importing torch takes a fork server longer than all else that a test has it do. :func:`forking` has this process's
 links on the host's loopback fork their fork servers from that interpreter, and ``python -m tests.forking command
@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import fcntl
 import functools
-import gc
 import json
 import os
 import select
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,9 +36,19 @@ ROOT = Path(__file__).parent.parent
 ADDRESS = "NETSIM_TEST_FORKS"
 MODULE = "netsim_ddp.ranks.fork_server"
 THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"}
-OF_THE_FORK = {"PYTHONPATH", "COLUMNS", "LINES", "TORCHINDUCTOR_CACHE_DIR", ADDRESS, *THREADS}
+OF_THE_FORK = {
+    "PYTHONPATH",
+    "COLUMNS",
+    "LINES",
+    "GLOO_SOCKET_IFNAME",
+    "TORCHINDUCTOR_CACHE_DIR",
+    ADDRESS,
+    *THREADS,
+}
 """Beside pytest's own, variables that nothing has read before the fork, or, of threads, that every rank overrides, and
 one that importing torch sets. One that differs otherwise needs an interpreter of its own."""
+TARGETS = {"fork_server": (3, 1, 2), "ranks": (0, 1, 2)}
+"""What is forked, and the numbers that its descriptors have."""
 REQUEST_BYTES = 1 << 20
 
 
@@ -53,7 +63,7 @@ def address() -> str:
         listener.bind(path)
         listener.listen(16)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", __name__, "serve", str(listener.fileno())],
+            [sys.executable, "-P", "-m", __name__, "serve", str(listener.fileno())],
             env=os.environ | _environment(1) | {"PYTHONPATH": str(ROOT)},
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
@@ -92,6 +102,21 @@ class Fork:
             time.sleep(0.002)
 
 
+def fork(
+    role: str, word: str, env: Mapping[str, str], fds: Sequence[int], at: str | None = None
+) -> Fork | None:
+    """Have a ``role`` of :data:`TARGETS` forked with ``word``, this process's environment and folder, ``env`` too, and
+    ``fds``; None where the environment needs an interpreter of its own."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(at or address())
+    request = {"role": role, "word": word, "env": {**os.environ, **env}, "folder": os.getcwd()}
+    socket.send_fds(connection, [json.dumps(request).encode()], fds)
+    if (pid := json.loads(connection.recv(REQUEST_BYTES))) is not None:
+        return Fork(connection, pid)
+    connection.close()
+    return None
+
+
 @contextmanager
 def forking(path: str | None = None) -> Iterator[None]:
     """Links of this process on the host's loopback have fork servers forked by the interpreter that listens at
@@ -107,16 +132,10 @@ def forking(path: str | None = None) -> Iterator[None]:
         output: tuple[int, int] = (2, 2),
         **other: Any,
     ) -> Process:
-        if MODULE in argv:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            connection.connect(at)
-            request = {"settings": argv[-1], "env": {**os.environ, **(env or {})}, "folder": os.getcwd()}
-            socket.send_fds(connection, [json.dumps(request).encode()], [*fds, *output])
-            if (pid := json.loads(connection.recv(REQUEST_BYTES))) is not None:
-                child = Fork(connection, pid)
-                link._children.append(child)  # type: ignore[arg-type]
-                return _HostProcess(child)  # type: ignore[arg-type]
-            connection.close()
+        child = fork("fork_server", argv[-1], env or {}, [*fds, *output], at) if MODULE in argv else None
+        if child is not None:
+            link._children.append(child)  # type: ignore[arg-type]
+            return _HostProcess(child)  # type: ignore[arg-type]
         return spawn(link, argv, env=env, fds=fds, output=output, **other)
 
     with mock.patch.object(HostLink, "spawn", spawned):
@@ -126,19 +145,12 @@ def forking(path: str | None = None) -> Iterator[None]:
 def serve(listener: socket.socket) -> None:
     """The interpreter: fork whatever is asked for, and tell each asker the process and how it ended."""
     own = dict(os.environ)  # before torch adds to it
-
-    import torch
-    import torch._dynamo  # which a rank's first optimizer would import
-
-    from netsim_ddp.communication import backend  # noqa: F401
-    from netsim_ddp.compression import kernels
     from netsim_ddp.ranks import fork_server
     from netsim_ddp.steps import worker  # noqa: F401
     from netsim_ddp.training import task  # noqa: F401
+    from tests.distributed import ranks
 
-    torch.set_num_threads(1)
-    kernels.warm()
-    gc.freeze()  # half a million objects, which every fork's collector would look through and copy
+    ranks.prepare()
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -169,7 +181,7 @@ def serve(listener: socket.socket) -> None:
                 above = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]
                 for fd in {*fds, wake_read, wake_write}:
                     os.close(fd)
-                for fd, target in zip(above, (3, 1, 2), strict=True):
+                for fd, target in zip(above, TARGETS[request["role"]], strict=True):
                     os.dup2(fd, target)
                     os.close(fd)
                 os.chdir(request["folder"])
@@ -177,7 +189,11 @@ def serve(listener: socket.socket) -> None:
                 os.environ.update(given)
                 found = given.get("PYTHONPATH", "").split(os.pathsep)
                 sys.path[:] = [*filter(None, found), *(each for each in sys.path if each != str(ROOT))]
-                fork_server.main(3, fork_server.Settings.model_validate_json(request["settings"]))
+                if request["role"] == "ranks":
+                    warnings.simplefilter("ignore")
+                    ranks.main()
+                    os._exit(0)
+                fork_server.main(3, fork_server.Settings.model_validate_json(request["word"]))
             except SystemExit as end:
                 os._exit(end.code if isinstance(end.code, int) else 1)
             except BaseException:  # noqa: BLE001 - a fork must never return into the loop

@@ -1,5 +1,5 @@
-"""The tests' own interpreter forks fork servers, under xdist too: else every test that needs one would wait for torch,
-and nobody would notice. What it must leave alone, tests/distributed/test_check.py sees: hashes of a seed of their own."""
+"""The tests' own interpreter forks fork servers, under xdist too: else every test would wait for torch, and nobody
+would notice. What it must leave alone, tests/distributed/test_check.py sees: hashes that have a seed of their own."""
 
 from __future__ import annotations
 

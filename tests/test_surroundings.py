@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.commands import ROOT, answer, complaint
+from tests.commands import FORKED, ROOT, answer, complaint
 from tests.distributed.test_run import tc_or_skip
+from tests.forking import ADDRESS, address
 
 BASELINE = ROOT / "reports" / "baseline.json"
 RUN = [
@@ -34,9 +35,9 @@ DEADLINE_S = 240
 
 
 def netsim(words: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    environment = os.environ | {"PYTHONPATH": str(ROOT), ADDRESS: address()} | options.pop("env", {})
     return subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", *words],
+        [*FORKED, *words],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

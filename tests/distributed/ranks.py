@@ -18,8 +18,12 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from tests import forking
+
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300.0
 
 
@@ -28,18 +32,16 @@ def on_ranks(
     workers: int,
     *args: Any,
     bucket_bps: int | None = None,
-    kernels: str | None = None,
 ) -> list[Any]:
     """``function(rank, workers, *args)`` of every rank, in rank order; fails with the first rank's traceback.
 
-    With ``bucket_bps`` the ranks' group is ``netsim`` at that rate instead of plain Gloo; ``kernels="torch"`` switches
-    the compiled kernels off, where they are not off already.
+    With ``bucket_bps`` the ranks' group is ``netsim`` at that rate instead of plain Gloo.
 
     ``function`` is found by file and name, since it runs in other interpreters; what it returns is pickled.
     """
     with tempfile.TemporaryDirectory() as folder:
         request = (function.__code__.co_filename, function.__name__, workers, args, folder, bucket_bps)
-        error = _server(kernels).ask(request)
+        error = _server().ask(request)
         assert not error, error
         with open(os.path.join(folder, "answer"), "rb") as file:
             found: list[Any] = pickle.load(file)
@@ -49,28 +51,29 @@ def on_ranks(
 class _Server:
     """This file as a program: it imports torch once for all tests, and forks the ranks of one after the other."""
 
-    def __init__(self, kernels: str | None) -> None:
+    def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__],
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-            | ({} if kernels is None else {"NETSIM_KERNELS": kernels}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-        )
+        (orders, self.orders), (self.answers, answers) = os.pipe(), os.pipe()
+        env = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+        fds = [orders, answers, self.errors.fileno()]
+        self.process = forking.fork("ranks", "", env, fds) or subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", __name__], env=os.environ | env,
+            stdin=orders, stdout=answers, stderr=self.errors,
+        )  # fmt: skip
+        os.close(orders)
+        os.close(answers)
         atexit.register(self.close)
 
     def ask(self, request: Any) -> str:
         """What went wrong, or nothing. A server that fell silent or died is ended; the next test starts another."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        pickle.dump(request, self.process.stdin)
-        self.process.stdin.flush()
+        order = pickle.dumps(request)
+        while order:
+            order = order[os.write(self.orders, order) :]
         line = b""
-        if select.select([self.process.stdout], [], [], DEADLINE_S + 60)[0]:
-            line = self.process.stdout.readline()
+        while not line.endswith(b"\n") and select.select([self.answers], [], [], DEADLINE_S + 60)[0]:
+            if not (read := os.read(self.answers, 1 << 16)):
+                break
+            line += read
         if not line:
             _server.cache_clear()
             self.close()
@@ -85,8 +88,8 @@ class _Server:
 
 
 @functools.cache
-def _server(kernels: str | None) -> _Server:
-    return _Server(kernels)
+def _server() -> _Server:
+    return _Server()
 
 
 def _rank(rank: int, request: Any, arrivals: Any, results: Any) -> None:
@@ -157,15 +160,22 @@ def _serve(request: Any) -> str:
     return ""
 
 
-def main() -> None:
+def prepare() -> None:
+    """What all ranks need, done once: torch, the kernels, and what test modules import."""
+    import pytest  # noqa: F401
     import torch._dynamo  # which a rank's first optimizer would import
 
     from netsim_ddp.communication import backend  # noqa: F401
     from netsim_ddp.compression import kernels
+    from netsim_ddp.workloads import data
 
     torch.set_num_threads(1)
     kernels.warm()
+    data.preload("digits")
     gc.freeze()  # half a million objects, which every rank's collector would look through and copy
+
+
+def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a test prints is no answer
     while True:
@@ -177,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare()
     main()

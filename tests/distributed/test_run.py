@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,9 +21,8 @@ from netsim_ddp.results.files import load
 from netsim_ddp.results.limits import exchange
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import PHASES
+from tests.commands import measuring
 from tests.links import usable
-
-pytestmark = pytest.mark.kernels
 
 DEADLINE_S = 240
 MODEL_PARAMETERS = 1_078_666
@@ -50,8 +50,13 @@ def netsim(
     )
 
 
-def measured(folder: Path, *words: str, **options: Any) -> Result:
-    done = netsim(folder, *words, **options)
+def forked(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The same where neither times nor the start are the point."""
+    return measuring(["run", *words, "--json", str(folder / "out.json")], folder, timeout=DEADLINE_S)
+
+
+def measured(folder: Path, *words: str, start: Callable[..., Any] = netsim) -> Result:
+    done = start(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     result = load(folder / "out.json")
     assert result.status == "complete"
@@ -166,11 +171,12 @@ def test_all_ranks_end_with_the_same_parameters(slow_link: Result) -> None:
     assert len(set(ends.values()) - {ends["fp16"], ends["fp16,overlap=on"]}) == 5
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("workers", [1, 3])
 def test_loss_falls_on_the_digits(tmp_path: Path, workers: int) -> None:
     words = ["--link", "none", "--workers", str(workers), "--steps", "40", "--warmup", "0", "--repeats", "1"]
     words += ["--execution", "concurrent"]
-    result = measured(tmp_path, *words, "--ratio", "0.05")
+    result = measured(tmp_path, *words, "--ratio", "0.05", start=forked)
     for cell in result.cells:
         losses = [
             sum(rank.steps[i].loss or 0.0 for rank in cell.repeats[0].ranks) / workers for i in range(40)
@@ -180,6 +186,7 @@ def test_loss_falls_on_the_digits(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.kernels
 def test_emulated_compute_takes_the_time_it_was_given(tmp_path: Path) -> None:
     words = ["--link", "bucket", "--workers", "2", "--compute", "50ms", "--bandwidth", "1gbps"]
     result = measured(tmp_path, *words, "--steps", "4", "--warmup", "1", "--repeats", "1")
@@ -190,10 +197,11 @@ def test_emulated_compute_takes_the_time_it_was_given(tmp_path: Path) -> None:
             assert all(step.loss is None for step in rank.steps)
 
 
+@pytest.mark.kernels
 @pytest.mark.slow
 def test_repeats_are_kept_apart_and_agree(tmp_path: Path) -> None:
     words = ["--link", "none", "--workers", "2", "--steps", "3", "--warmup", "1", "--repeats", "2"]
-    result = measured(tmp_path, *words, "--method", "topk", "--method", "dense,overlap=on")
+    result = measured(tmp_path, *words, "--method", "topk", "--method", "dense,overlap=on", start=forked)
     for cell in result.cells:
         first, second = cell.repeats
         # The same seeds in fresh processes: the same bits.
@@ -259,7 +267,18 @@ def test_a_trace_of_a_quarter_of_an_hour_reaches_the_workers_whole(tmp_path: Pat
     """Its 1,600 stretches, for each worker, are more than a socket's buffer holds."""
     times = (ms for ms in range(1, 800_001) if ms % 2 or ms % 1000 < 500)
     (tmp_path / "trace").write_text("".join(f"{ms}\n" for ms in times), encoding="utf-8")
-    words = ["--trace", "trace", "--link", "bucket", "--workers", "3", "--method", "topk"]
-    result = measured(tmp_path, *words, "--steps", "2", "--repeats", "2", "--timeout", "60s")
+    words = [
+        "--trace",
+        "trace",
+        "--link",
+        "bucket",
+        "--workers",
+        "3",
+        "--method",
+        "topk",
+        "--baseline",
+        "none",
+    ]
+    result = measured(tmp_path, *words, "--steps", "2", "--repeats", "2", "--timeout", "60s", start=forked)
     assert result.cells[0].link.varies
     assert result.cells[0].bandwidth_bps == pytest.approx(12_112_000, rel=0.01)

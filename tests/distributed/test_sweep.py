@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import netsim_ddp
 from netsim_ddp.errors import LinkUnavailable
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.ranks.pool import Pool
@@ -20,9 +18,10 @@ from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Result
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
+from tests.commands import FORKED, ROOT
+from tests.forking import ADDRESS, address
 from tests.links import usable
 
-ROOT = Path(netsim_ddp.__file__).parent.parent
 DEADLINE_S = 240
 MATRIX = """
 title: Small
@@ -53,9 +52,9 @@ def build(flat, group):
 
 def sweep(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "netsim_ddp", "sweep", "small.yaml", *words],
+        [*FORKED, "sweep", "small.yaml", *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", ADDRESS: address()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

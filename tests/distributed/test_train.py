@@ -29,6 +29,8 @@ from netsim_ddp.scenario import TrainScenario, build
 from netsim_ddp.steps.experiment import Event
 from netsim_ddp.training.checkpoint import Checkpoints, Manifest
 from netsim_ddp.training.runner import train
+from tests import forking
+from tests.commands import ROOT, measuring
 
 DEADLINE_S = 120
 SMALL = {"epochs": 2, "steps_per_epoch": 6, "workers": 2, "methods": ["topk"], "momentum": 0.9}
@@ -37,7 +39,7 @@ SMALL = {"epochs": 2, "steps_per_epoch": 6, "workers": 2, "methods": ["topk"], "
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     """One fork server for all trainings; without a link it starts any number of ranks."""
-    with Pool() as pool:
+    with forking.forking(), Pool() as pool:
         yield pool
 
 
@@ -311,23 +313,16 @@ def test_the_tool_killed_goes_on_from_the_command_line(
     ]
     words += ["--threads", "1", "--log-dir", "log"]
     with subprocess.Popen(
-        _command(*words),
+        [sys.executable, "-m", "netsim_ddp", "train", *words],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=_environment(),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as tool:
         _await(lambda: list(tmp_path.glob("kept/*/seed-0/step-000004")), tool.poll)
         tool.kill()
-    done = subprocess.run(
-        _command("--resume", "kept", "--json", "out.json", "--trace-steps", "steps.json"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-        env=_environment() | {"COLUMNS": "80"},
-    )
+    resume = ["train", "--resume", "kept", "--json", "out.json", "--trace-steps", "steps.json"]
+    done = measuring(resume, tmp_path, env={"COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
     assert "going on from epoch" in done.stderr
     assert "epoch 2/2 | loss" in done.stderr
@@ -358,14 +353,6 @@ def test_the_steps_of_a_trace_are_there_for_every_rank_and_phase(pool: Pool) -> 
         rows = sorted((e["ts"], e["dur"]) for e in steps if e["pid"] == rank and e["args"]["step"] == 0)
         for (begin, took), (after, _) in itertools.pairwise(rows):
             assert begin + took == pytest.approx(after, abs=0.01)  # contiguous, microseconds
-
-
-def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "netsim_ddp", "train", *words]
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def _copy(folder: Path, to: Path) -> Path:

@@ -75,10 +75,11 @@ def test_v_says_what_is_started_and_vv_every_command(tmp_path: Path) -> None:
             pass
     except LinkUnavailable as error:
         pytest.skip(f"tc links cannot be made here: {error.message}")
-    some = netsim(tmp_path, "--link", "tc", "-v").stderr
+    short = ["--link", "tc", "--model", "toys:build", "--repeats", "1"]
+    some = netsim(tmp_path, *short, "-v").stderr
     assert "the probe found" in some
     assert "qdisc" not in some
-    every = netsim(tmp_path, "--link", "tc", "-vv").stderr
+    every = netsim(tmp_path, *short, "-vv").stderr
     assert "in the namespace of rank 2: tc qdisc" in every
     assert "tbf" in every
     assert "started the link's helper" in every
