@@ -11,7 +11,8 @@ import pytest
 from tests import forking
 
 KERNELS = ("netsim_ddp.compression", "netsim_ddp.communication", "tests.distributed.ranks")
-"""A test module that imports something of these runs the kernels; others are marked ``kernels`` by hand."""
+"""A test module that imports something of these runs the kernels, but for what it marks ``no_kernels``; others are
+marked ``kernels`` by hand."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             homes = [getattr(value, "__module__", None) or "" for value in vars(module).values()]
             homes += [getattr(value, "__name__", "") for value in vars(module).values()]
             found[module] = any(isinstance(home, str) and home.startswith(KERNELS) for home in homes)
-        if found[module]:
+        if found[module] and item.get_closest_marker("no_kernels") is None:
             item.add_marker("kernels")
 
 

@@ -18,7 +18,6 @@ from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import METHODS
 from tests.distributed.ranks import on_ranks
-from tests.distributed.variants import workers_and_kernels
 
 STEPS = 5
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,10 +101,9 @@ def train(rank: int, workers: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3, 4, 8]))
+@pytest.fixture(scope="module", params=[2, 3, 4, 8])
 def trained(request: pytest.FixtureRequest) -> list[dict[str, list[dict[str, Any]]]]:
-    workers, kernels = request.param
-    return on_ranks(train, workers, kernels=kernels)
+    return on_ranks(train, request.param)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,7 +17,6 @@ from netsim_ddp import DistributedBackend, HookState, TopKState, method_hook, to
 from netsim_ddp.communication.executor import ddp_buckets
 from netsim_ddp.communication.flat import FlatGradients
 from tests.distributed.ranks import on_ranks
-from tests.distributed.variants import workers_and_kernels
 
 STEPS = 5
 TINY_MB = 0.0005  # nearly a bucket per parameter
@@ -124,10 +123,9 @@ def everything(rank: int, workers: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
+@pytest.fixture(scope="module", params=[2, 3])
 def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    workers, kernels = request.param
-    return on_ranks(everything, workers, kernels=kernels)
+    return on_ranks(everything, request.param)
 
 
 @pytest.mark.parametrize("way", WAYS)

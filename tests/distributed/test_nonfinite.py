@@ -11,7 +11,6 @@ from torch import nn
 from netsim_ddp import DistributedBackend
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from tests.distributed.ranks import on_ranks
-from tests.distributed.variants import workers_and_kernels
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "split": ("topk", {"collective": "split"}),
@@ -86,10 +85,9 @@ def skip_and_raise(rank: int, workers: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
+@pytest.fixture(scope="module", params=[2, 3])
 def disturbed(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
-    workers, kernels = request.param
-    return on_ranks(skip_and_raise, workers, kernels=kernels)
+    return on_ranks(skip_and_raise, request.param)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,7 +12,6 @@ from netsim_ddp import DistributedBackend
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_nonfinite import everything
-from tests.distributed.variants import workers_and_kernels
 
 CASES: dict[str, dict[str, Any]] = {
     "split": {},
@@ -63,10 +62,9 @@ def overflow(rank: int, workers: int) -> dict[Any, dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 3]))
+@pytest.fixture(scope="module", params=[2, 3])
 def overflowed(request: pytest.FixtureRequest) -> list[dict[Any, dict[str, Any]]]:
-    workers, kernels = request.param
-    return on_ranks(overflow, workers, kernels=kernels)
+    return on_ranks(overflow, request.param)
 
 
 @pytest.mark.parametrize("rule", ["raise", "skip"])

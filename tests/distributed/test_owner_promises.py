@@ -25,57 +25,58 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def constant(rank: int, workers: int) -> dict[Any, dict[str, Any]]:
+def constant(rank: int, workers: int, option: str) -> dict[Any, dict[str, Any]]:
     """Steady small gradients beside a large noisy one: what became of them, and how many entries came at each step."""
     del workers
     found = {}
     for collective in ("allgather", "split"):
-        for option, params in OPTIONS.items():
-            backend = DistributedBackend(
-                method="topk", params={"ratio": 0.01, "collective": collective, **params}
-            )
-            model = nn.ParameterDict({name: torch.zeros(shape) for name, shape in SHAPES.items()})
-            applied = dict.fromkeys(SHAPES, 0.0)
-            entries = {name: [] for name in SHAPES}
-            for step in range(STEPS):
-                generator = torch.Generator().manual_seed(1000 * step + rank)
-                for name, parameter in model.items():
-                    noise = torch.randn(parameter.shape, generator=generator)
-                    # The small ones have a mean, the same on all ranks, and noise of their own.
-                    parameter.grad = noise if name == "big" else 0.01 + 0.002 * noise
-                backend.allreduce_gradients(model.named_parameters())
-                for name, parameter in model.items():
-                    assert parameter.grad is not None
-                    applied[name] += float(parameter.grad.double().mean())
-                    entries[name].append(int(parameter.grad.count_nonzero()))
-            assert backend.method is not None
-            budget = backend.method.selection.budget
-            found[collective, option] = {
-                "share": {name: applied[name] / (0.01 * STEPS) for name in (*SMALL, "wide")},
-                "entries": entries,
-                "counts": dict(zip(SHAPES, budget.now.tolist(), strict=True)),
-            }
+        backend = DistributedBackend(
+            method="topk", params={"ratio": 0.01, "collective": collective, **OPTIONS[option]}
+        )
+        model = nn.ParameterDict({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+        applied = dict.fromkeys(SHAPES, 0.0)
+        entries = {name: [] for name in SHAPES}
+        for step in range(STEPS):
+            generator = torch.Generator().manual_seed(1000 * step + rank)
+            for name, parameter in model.items():
+                noise = torch.randn(parameter.shape, generator=generator)
+                # The small ones have a mean, the same on all ranks, and noise of their own.
+                parameter.grad = noise if name == "big" else 0.01 + 0.002 * noise
+            backend.allreduce_gradients(model.named_parameters())
+            for name, parameter in model.items():
+                assert parameter.grad is not None
+                applied[name] += float(parameter.grad.double().mean())
+                entries[name].append(int(parameter.grad.count_nonzero()))
+        assert backend.method is not None
+        budget = backend.method.selection.budget
+        found[collective] = {
+            "share": {name: applied[name] / (0.01 * STEPS) for name in (*SMALL, "wide")},
+            "entries": entries,
+            "counts": dict(zip(SHAPES, budget.now.tolist(), strict=True)),
+        }
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
-def applied(request: pytest.FixtureRequest) -> dict[Any, dict[str, Any]]:
-    found: dict[Any, dict[str, Any]] = on_ranks(constant, request.param)[0]
-    return found
+CASES = [(2, "per parameter"), (2, "dense norms"), (3, "adaptive"), (4, "per parameter"), (4, "dense below")]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_parameters_are_applied_as_with_the_all_gather(applied: dict[Any, Any], option: str) -> None:
-    gathered, split = (applied[collective, option]["share"] for collective in ("allgather", "split"))
+@pytest.fixture(scope="module", params=CASES)
+def applied(request: pytest.FixtureRequest) -> tuple[str, dict[Any, Any]]:
+    """The option, and what was found with it."""
+    workers, option = request.param
+    return option, on_ranks(constant, workers, option)[0]
+
+
+def test_small_parameters_are_applied_as_with_the_all_gather(applied: tuple[str, dict[Any, Any]]) -> None:
+    gathered, split = (applied[1][collective]["share"] for collective in ("allgather", "split"))
     for name in SMALL:
         assert split[name] == pytest.approx(gathered[name], rel=0.1), name
         assert split[name] > 0.5
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_an_owner_gives_every_parameter_its_entries(applied: dict[Any, Any], option: str) -> None:
+def test_an_owner_gives_every_parameter_its_entries(applied: tuple[str, dict[Any, Any]]) -> None:
     """k_i of each parameter at every step, once that many have been sent; those sent whole arrive whole."""
-    found = applied["split", option]
+    option, found = applied[0], applied[1]["split"]
     for name, wanted in found["counts"].items():
         if option == "adaptive" and np.prod(SHAPES[name]) > 100:
             continue  # these share what they have between them

@@ -177,16 +177,19 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-CASES = [
-    *((2, case, "growing") for case in METHODS),
-    (2, "split", "near the end of float32"),
-    (3, "split", "by thirds"),
-    (3, "all-gather", "growing"),
-]
-
-
-@pytest.mark.parametrize("way", ["backend", "hook", "hook, overlapped"])
-@pytest.mark.parametrize(("workers", "case", "scales"), CASES)
+@pytest.mark.parametrize(
+    ("workers", "case", "scales", "way"),
+    [
+        (2, "split", "growing", "hook"),
+        (2, "all-gather", "growing", "backend"),
+        (2, "corrected", "growing", "backend"),
+        (2, "corrected", "growing", "hook, overlapped"),
+        (2, "powersgd", "growing", "hook"),
+        (2, "split", "near the end of float32", "backend"),
+        (3, "split", "by thirds", "hook, overlapped"),
+        (3, "all-gather", "growing", "hook"),
+    ],
+)
 def test_what_was_applied_and_what_is_pending_is_what_was_owed(
     workers: int, case: str, scales: str, way: str
 ) -> None:

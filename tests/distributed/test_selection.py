@@ -13,7 +13,6 @@ from torch import nn
 from netsim_ddp import DistributedBackend
 from netsim_ddp.compression.shards import saved_sums
 from tests.distributed.ranks import on_ranks
-from tests.distributed.variants import workers_and_kernels
 
 STEPS = 6
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,10 +75,9 @@ def step_through(rank: int, workers: int) -> dict[Any, list[dict[str, Any]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=workers_and_kernels([2, 4]))
+@pytest.fixture(scope="module", params=[2, 4])
 def stepped(request: pytest.FixtureRequest) -> list[dict[Any, list[dict[str, Any]]]]:
-    workers, kernels = request.param
-    return on_ranks(step_through, workers, kernels=kernels)
+    return on_ranks(step_through, request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)

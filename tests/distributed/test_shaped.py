@@ -22,7 +22,7 @@ from netsim_ddp.link.bucket.schedule import Operation, charges
 from netsim_ddp.link.spec import LinkSpec
 from tests.distributed.ranks import on_ranks
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.no_kernels]
 
 RATE = 50_000_000
 NUMEL = 250_000
