@@ -41,6 +41,7 @@ OF_THE_FORK = {
     "COLUMNS",
     "LINES",
     "GLOO_SOCKET_IFNAME",
+    "TMPDIR",
     "TORCHINDUCTOR_CACHE_DIR",
     ADDRESS,
     *THREADS,
@@ -185,6 +186,7 @@ def serve(listener: socket.socket) -> None:
                     os.dup2(fd, target)
                     os.close(fd)
                 os.chdir(request["folder"])
+                tempfile.tempdir = None
                 os.environ.clear()
                 os.environ.update(given)
                 found = given.get("PYTHONPATH", "").split(os.pathsep)

@@ -24,7 +24,7 @@ from netsim_ddp.results.labels import label
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.steps.execution import substituted_seconds
 from netsim_ddp.tools import codec_bench
-from tests.commands import command, complaint, measuring
+from tests.commands import answer, command, complaint, measuring
 
 
 def row(**changes: object) -> CodecRow:
@@ -69,7 +69,7 @@ def test_inputs_are_what_their_names_say_and_repeat(name):
 
 def test_a_run_measures_every_combination_and_the_same_rounds_of_each(tmp_path: Path):
     words = "bench compress --sizes 20k,70001 --ratios 1%,0.5 --inputs normal,zeros --threads 1,2 --rounds 4"
-    done = command([*words.split(), "--values", "int8", "--json", "times.json"], tmp_path)
+    done = answer([*words.split(), "--values", "int8", "--json", "times.json"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
     saved = load(tmp_path / "times.json")

@@ -25,6 +25,7 @@ from netsim_ddp.tools.regress.methods import Available, available
 from netsim_ddp.tools.regress.states import State, two_states
 from tests.commands import ROOT, complaint
 from tests.distributed.test_cleanup import marked
+from tests.forking import ADDRESS, address
 from tests.results_factory import make_cell, make_result
 
 METHOD = """
@@ -89,7 +90,12 @@ def test_a_planted_sleep_is_a_regression(repository: Path, tmp_path: Path) -> No
             "out.xml",
         ],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "forked"), str(ROOT)]),
+            "TMPDIR": str(tmp_path / "temporary"),
+            ADDRESS: address(),
+        },
         capture_output=True,
         text=True,
         timeout=400,

@@ -393,7 +393,7 @@ def test_odd_surroundings(surroundings: str, tmp_path: Path) -> None:
 def test_a_folder_with_spaces_for_temporary_files(tmp_path: Path) -> None:
     place = tmp_path / "a b" / ("c" * 120)
     place.mkdir(parents=True)
-    assert netsim(RUN, tmp_path, env={"TMPDIR": str(place)}).returncode == 0
+    assert shell(f"$NETSIM {' '.join(RUN)}", tmp_path, TMPDIR=str(place)).returncode == 0
 
 
 def test_a_removed_folder_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def constant(rank: int, workers: int, option: str) -> dict[Any, dict[str, Any]]:
 CASES = [(2, "per parameter"), (2, "dense norms"), (3, "adaptive"), (4, "per parameter"), (4, "dense below")]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
 def applied(request: pytest.FixtureRequest) -> tuple[str, dict[Any, Any]]:
     """The option, and what was found with it."""
     workers, option = request.param
