@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.results.record import Cell
-from tests.distributed.test_run import measured, tc_or_skip
+from tests.distributed.test_run import forked, measured, tc_or_skip
 
 pytestmark = pytest.mark.alone
 
@@ -28,7 +28,7 @@ def communicate_s(cell: Cell) -> float:
 def test_both_links_take_as_long(tmp_path: Path) -> None:
     tc_or_skip()
     words = [*RUN, *METHODS, *LINK]
-    tc, bucket = (measured(tmp_path, *words, "--link", how).cells for how in ("tc", "bucket"))
+    tc, bucket = (measured(tmp_path, *words, "--link", how, start=forked).cells for how in ("tc", "bucket"))
     for real, charged in zip(tc, bucket, strict=True):
         assert real.link.shape == charged.link.shape
         took, arithmetic = communicate_s(real), communicate_s(charged)
@@ -38,7 +38,7 @@ def test_both_links_take_as_long(tmp_path: Path) -> None:
 
 def test_delay_costs_every_round_a_way(tmp_path: Path) -> None:
     words = [*RUN, "--method", "dense,overlap=off", "--bandwidth", "100mbps", "--link", "bucket"]
-    near = communicate_s(measured(tmp_path, *words).cells[0])
-    far = communicate_s(measured(tmp_path, *words, "--delay", "20ms").cells[0])
+    near = communicate_s(measured(tmp_path, *words, start=forked).cells[0])
+    far = communicate_s(measured(tmp_path, *words, "--delay", "20ms", start=forked).cells[0])
     # Two phases, each with a hop for the receiver's readiness and one for its last segment, at least.
     assert 4 * 0.018 < far - near < 0.5

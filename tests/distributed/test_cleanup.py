@@ -96,6 +96,10 @@ class Running:
             "500",
             "--method",
             "topk",
+            "--baseline",
+            "none",
+            "--bandwidth",
+            "200mbps",  # which a busy machine delivers too
             "--link",
             link,
             *more,

@@ -239,8 +239,16 @@ def test_ctrl_c_reaches_the_ranks_and_is_130(running: Running) -> None:
     running.nothing_is_left()
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.3])
-@pytest.mark.parametrize(("whom", "code"), [("command", None), ("link.tc.helper", 4), ("sh -c", 137)])
+@pytest.mark.parametrize(
+    ("whom", "code", "delay"),
+    [
+        ("command", None, 0.0),
+        ("command", None, 0.3),
+        ("link.tc.helper", 4, 0.05),
+        ("link.tc.helper", 4, 0.3),
+        ("sh -c", 137, 0.0),
+    ],
+)
 def test_sigkill_leaves_nothing(running: Running, whom: str, code: int | None, delay: float) -> None:
     time.sleep(delay)
     if code is None:
