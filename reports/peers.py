@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 FILE, PAGE, WORKER = HERE / "peers.json", HERE / "peers.md", HERE / "peers_worker.py"
 NAMES = {
     "none": "no communication",
+    "nothing": "DDP, a hook that sends nothing",
     "ddp": "DDP, dense fp32",
     "fp16": "DDP, torch's fp16 hook",
     "bf16": "DDP, torch's bf16 hook",
@@ -44,8 +45,8 @@ NAMES = {
 PEERS = ("ddp", "fp16", "bf16", "powersgd", "flat")
 VARIANTS = {"views": "views", "onebucket": "one bucket", "batched": "batched", "overlap": "overlap"}
 DEFAULT = (
-    "none,ddp,ddp+views,fp16,fp16+views,bf16,bf16+views,powersgd,powersgd+views,powersgd+batched,powersgd+batched+views,"
-    "flat,backend,hook,hook+views,hook+overlap,hook+overlap+views"
+    "none,nothing,nothing+views,ddp,ddp+views,fp16,fp16+views,bf16,bf16+views,"
+    "powersgd,powersgd+views,powersgd+batched,powersgd+batched+views,flat,backend,hook,hook+views,hook+overlap,hook+overlap+views"
 )
 HEAD = (
     "method | variant | step, ms | x backend | less none, ms | CPU, ms | CPU less none, x backend | sent, MB "
@@ -195,6 +196,9 @@ every figure is the median over a repeat's rounds, then over repeats. CPU is tha
 threads, per step. "Sent" is the qdisc's count at the busiest rank's interface, with all headers. A call
 is the longest of a step's hook calls but the last one, on the slowest rank: the median step's, then the
 longest of all.
+
+A hook that sends nothing gives DDP its bucket back at once: what is above no communication there is DDP's own, copies
+into its buckets and back, and every hook's step has it; the backend's, without DDP, has not.
 
 Views: `gradient_as_bucket_view=True`. Batched: `batch_tensors_with_same_shape=True`. Overlap: `TopKState(...,
 overlap=True)`. Buckets are DDP's default ones; PowerSGD has one bucket, since with several torch's hook starts
