@@ -545,7 +545,7 @@ def test_warm_compiles_every_signature_that_is_called():
     code = """
 import torch
 from netsim_ddp.compression import Codec, accumulate_select, segment_table, select, warm
-from netsim_ddp.compression import shards, thresholds
+from netsim_ddp.compression import runs, shards, thresholds
 from netsim_ddp.compression.native.signatures import SIGNATURES
 torch.get_num_threads = lambda: 2
 warm()
@@ -564,8 +564,15 @@ out, local = torch.empty(k), torch.empty(k, dtype=torch.int32)
 count = owned.partition(values, indices.int(), out, local)[1]
 written = torch.empty(count, dtype=torch.int32)
 owned.write(0, out[:count], local[:count], 2.0, flat, written)
-shards.add_at(flat, local, out), shards.add_noting(flat, local, out), shards.put_at(flat, local, out)
+shards.add_at(flat, local, out), shards.put_at(flat, local, out)
 shards.clear_at(flat, local)
+several = runs.Runs(torch.device("cpu"))
+for form, index in (("fp32", "packed"), ("fp16", "int32"), ("int8", "int64")):
+    codec = Codec(form, index)
+    message = codec.encode(values, indices)
+    assert codec.decode_all(message, [(0, message.numel(), k, flat.numel())], several, 2.0)
+several.add_to(flat), several.take_back(flat), several.lay([flat], add=True)
+owned.spread(local[:count], several.bounds[:1])
 thresholds.above(flat, 0.5, out, local), thresholds.excess(flat, 0.5)
 wanted = {}
 for kernel, types in SIGNATURES: wanted.setdefault(kernel, set()).add(types)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from netsim_ddp.compression.codec import Codec, CodecError
+from netsim_ddp.compression.kernels import largest
+from netsim_ddp.compression.runs import Runs
 
 HEADER = struct.Struct("<IIII")  # status, entries, bytes behind the header, 0: keeps what follows aligned
+Header = tuple[int, int, int, int]
+ALIGNED = 64  # bytes; a message in a row of several starts where any number may
 OK, REFUSED = 0x6E657401, 0x6E657402
 """``REFUSED``: the sender found a gradient that is not finite and has nothing to send."""
 
@@ -54,14 +60,74 @@ class Mailbox:
         Raises:
             CodecError: the message is damaged; names the sender.
         """
-        status, count, size, zero = _header(message)
-        if status != OK or zero or count > self.capacity or HEADER.size + size > message.numel():
-            raise CodecError(f"rank {sender} sent a damaged message: it starts with {_header(message)}")
+        count, size = self.check(_header(message), sender)
         try:
             values, indices = self.codec.decode(message[HEADER.size : HEADER.size + size], count, self.numel)
         except CodecError as error:
             raise CodecError(f"rank {sender} sent a damaged message: {error}") from error
         return values, indices.to(torch.int32)
+
+    def check(self, header: Header, sender: int) -> tuple[int, int]:
+        """How many entries follow, in how many bytes.
+
+        Raises:
+            CodecError: no ``header`` says what this one does; names the sender.
+        """
+        status, count, size, zero = header
+        if status != OK or zero or count > self.capacity or HEADER.size + size > self.nbytes:
+            raise CodecError(f"rank {sender} sent a damaged message: it starts with {header}")
+        return count, size
+
+
+class Inbox:
+    """A message of every rank, in one piece of memory, to be read together.
+
+    Args:
+        mailboxes: what the message of each rank may hold.
+        device: where the entries are wanted.
+    """
+
+    def __init__(self, mailboxes: Sequence[Mailbox], device: torch.device) -> None:
+        self._mailboxes = mailboxes
+        begins = [0, *itertools.accumulate(-(-each.nbytes // ALIGNED) * ALIGNED for each in mailboxes)]
+        self._memory = torch.zeros(begins[-1], dtype=torch.uint8, device=mailboxes[0].device)
+        self._begins = begins[:-1]
+        self.messages = [
+            self._memory[begin : begin + each.nbytes]
+            for begin, each in zip(self._begins, mailboxes, strict=True)
+        ]
+        self._runs = Runs(device)
+
+    def refused(self) -> int | None:
+        """The first rank that has nothing to send, because it found a gradient that is not finite."""
+        return next((rank for rank, header in enumerate(self._headers()) if header[0] == REFUSED), None)
+
+    def read(self, divisor: float = 1.0) -> Runs:
+        """All entries, one run for each rank, values divided by ``divisor``. They lie in memory that the next call
+        writes.
+
+        Raises:
+            CodecError: a message is damaged; names its sender.
+        """
+        runs, parts = self._runs, []
+        for rank, header in enumerate(self._headers()):
+            count, size = self._mailboxes[rank].check(header, rank)
+            begin = self._begins[rank] + HEADER.size
+            parts.append((begin, begin + size, count, self._mailboxes[rank].numel))
+        if not self._mailboxes[0].codec.decode_all(self._memory, parts, runs, divisor):
+            for rank, mailbox in enumerate(self._mailboxes):
+                values, indices = mailbox.read(self.messages[rank], rank)
+                runs.peaks[rank] = largest(values)
+                into_values, into_indices = runs[rank]
+                torch.div(values.to(into_values.device), divisor, out=into_values)
+                into_indices.copy_(indices)
+        return runs
+
+    def _headers(self) -> list[Header]:
+        if self._memory.device.type != "cpu":
+            return [_header(message) for message in self.messages]
+        octets = self._memory.numpy().data
+        return [HEADER.unpack_from(octets, begin) for begin in self._begins]
 
 
 def _put(out: Tensor, status: int, count: int, size: int) -> None:
@@ -69,6 +135,6 @@ def _put(out: Tensor, status: int, count: int, size: int) -> None:
     out[: HEADER.size].copy_(torch.from_numpy(header))
 
 
-def _header(message: Tensor) -> tuple[int, int, int, int]:
+def _header(message: Tensor) -> Header:
     status, count, size, zero = HEADER.unpack(message[: HEADER.size].cpu().numpy().tobytes())
     return status, count, size, zero

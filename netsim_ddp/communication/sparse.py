@@ -24,9 +24,10 @@ from netsim_ddp.compression.codec import Codec
 from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.compression.momentum import MomentumCorrection
+from netsim_ddp.compression.runs import Runs
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.selectors import ExactSelector
-from netsim_ddp.compression.shards import clear_at, saved_sums
+from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods.topk import check_together
@@ -97,15 +98,13 @@ class SelectedEntries(Method):
         self._open = False
         """Whether a step has been begun that was neither committed nor rolled back."""
         self._counter = self.codec.counter
-        self._peak = 0.0
-        """No entry of the average is larger."""
         self.values = torch.empty(0, dtype=torch.float32, device=device)
         """What this rank selected last, float32 [k], before rounding."""
         self.indices = torch.empty(0, dtype=torch.int32, device=device)
         """Its positions, int32 [k]."""
-        self._average = torch.zeros_like(flat.data)
-        self._written: list[Tensor] = []
-        """The positions of the average that are not 0."""
+        self._average: Tensor | None = None
+        self._written: Tensor | None = None
+        """The positions of the average that are not 0, where they are known."""
         self.received: Tensor | None = None
         """The values as the others decode them, where those differ."""
         self._room = (
@@ -116,7 +115,9 @@ class SelectedEntries(Method):
 
     @property
     def average(self) -> Tensor:
-        """In a buffer of its own: the gradient is needed until the step is committed."""
+        """In a buffer of its own, made when it is first needed: where gradients are lent it never is."""
+        if self._average is None:
+            self._average = torch.zeros_like(self.flat.data)
         return self._average
 
     @property
@@ -127,11 +128,6 @@ class SelectedEntries(Method):
             and kernels.fused is not None
             and len(self.flat.names) == self.selection.budget.offsets.numel() - 1
         )
-
-    def _clear_average(self) -> None:
-        for positions in self._written:
-            clear_at(self._average, positions)
-        self._written = []
 
     def segments(self) -> list[Segment]:
         first = [] if self.momentum is None else [Local("compress", self._correct)]
@@ -151,7 +147,7 @@ class SelectedEntries(Method):
         """Choose ``values`` and ``indices``; the rest is in ``total``, which becomes the residual when the step is
         committed. False where this rank's gradient is not finite: the others wait for its message, so tell them."""
         self.roll_back()  # whatever an interrupted step left
-        self.skipped, self._failure, self._counter, self._peak = False, None, self.codec.counter, 0.0
+        self.skipped, self._failure, self._counter = False, None, self.codec.counter
         gradient = self.flat.data if self.flat.lent is None else self.flat.lent
         self._find_residual()
         try:
@@ -180,21 +176,33 @@ class SelectedEntries(Method):
             error.segment,
         )
 
-    def _conclude(self) -> None:
-        """The average is there. All ranks have the same, and refuse it alike."""
-        if not self._peak <= self.limit:
+    def _conclude(self, peak: float, runs: Runs | None = None, *, add: bool = False) -> None:
+        """All ranks know the average, and refuse it alike.
+
+        Args:
+            peak: no magnitude in it is larger.
+            runs: its entries, to be written where the average is wanted; None where it has been. With ``add`` it is
+                their sum.
+        """
+        if not peak <= self.limit:
             self._refuse("the ranks' gradients have a sum that is not finite")
             return
         if not self.provisional:
             self.commit()
-        if self.flat.lent is not None:
-            for average, lent in zip(self.flat.views_of(self._average), self.flat.lent, strict=True):
-                lent.copy_(average.view_as(lent))
+        if runs is not None:
+            if self.flat.lent is not None:
+                runs.lay(self.flat.lent, add=add)
+            else:
+                self._written = runs.replace(self.average, self._written, add=add)
 
     def _refuse(self, why: str) -> None:
-        """This step is void: every rank raises, the one that failed what it found, or skips."""
+        """This step is void: every rank raises, the one that failed what it found, or skips. What was lent has not been
+        written to."""
         self.roll_back()
         self.values, self.indices = self.values[:0], self.indices[:0]
+        if self._average is not None:
+            self._average.zero_()
+            self._written = None
         if not self._skips:
             raise self._failure or NonFiniteGradient(why, -1)
         self.skipped = True

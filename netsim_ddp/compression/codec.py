@@ -7,14 +7,18 @@ beforehand. Packed indices make its length depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from netsim_ddp.compression import packing
 from netsim_ddp.compression.kernels import all_finite, require
-from netsim_ddp.compression.rounding import Cast, Levels, ValueFormat, from_bytes, to_bytes
+from netsim_ddp.compression.rounding import GROUP, Cast, Levels, ValueFormat, from_bytes, to_bytes
+from netsim_ddp.compression.runs import Runs
 from netsim_ddp.errors import UsageError
 
 
@@ -29,6 +33,8 @@ VALUE_FORMATS: dict[str, Callable[[int], ValueFormat]] = {
     "int8": lambda _: Levels(stochastic=False),
     "int8-stochastic": lambda seed: Levels(stochastic=True, seed=seed),
 }
+_COMPILED = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int8-stochastic": 3}
+"""As :mod:`.native.numba_codec` numbers the value formats."""
 INDEX_FORMATS = {"packed": None, "int32": torch.int32, "int64": torch.int64}
 
 
@@ -178,3 +184,39 @@ class Codec:
         values = self._value.read(message[split:])
         require(all_finite(values), "a value is not finite", CodecError)
         return values, indices
+
+    def decode_all(
+        self, memory: Tensor, messages: Sequence[tuple[int, int, int, int]], out: Runs, divisor: float = 1.0
+    ) -> bool:
+        """Decode several messages of one piece of memory in one call.
+
+        Args:
+            memory: uint8. messages: of each, where in ``memory`` it begins and ends, its entries and ``numel``.
+            out: becomes their entries, each message a run, int32 indices for positions.
+            divisor: of the values; the peaks are those of the values before.
+
+        Returns:
+            Whether it has been done: not where the compiled code cannot, nor where a message is damaged.
+            :meth:`decode` then says what is wrong with it.
+        """
+        out.resize([count for _, _, count, _ in messages])
+        compiled, last = packing.compiled, packing.LARGEST_INDEX
+        if (
+            compiled is None
+            or sys.byteorder == "big"
+            or not memory.device.type == out.values.device.type == "cpu"
+        ):
+            return False
+        width = 0 if self._index is None else self._index.itemsize
+        table: list[tuple[int, ...]] = []
+        for begin, end, count, numel in messages:
+            split = end - self._value.nbytes(count)
+            size = split - begin
+            if count > numel or size < 0 or (size % 4 if width == 0 else size != count * width):
+                return False
+            table.append((begin, split, end, count, min(numel, last + 1)))
+        arrays = (each.numpy() for each in (out.values, out.positions, out.peaks))
+        work = functools.partial(compiled.decode, memory.numpy(), np.array(table, np.int64))
+        form = width, _COMPILED[self.values], GROUP, divisor, *arrays
+        cuts = packing.cuts_of(len(table), out.values.numel(), torch.get_num_threads())
+        return all(bad < 0 for bad in packing.share_out(lambda first, last: work(first, last, *form), cuts))

@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 BLOCK = twin.BLOCK
 LARGEST_INDEX = 2**31 - 1
-_WORTH_A_THREAD = 1 << 17  # indices per thread below which waking one costs as much as it saves
+_WORTH_A_THREAD = 1 << 17  # entries per thread below which waking one costs as much as it saves
 
 
 def capacity(k: int, numel: int) -> int:
@@ -81,12 +81,12 @@ def pack(indices: Tensor, threads: int) -> Tensor:
     source = indices.detach().contiguous().numpy()
     blocks = -(-k // BLOCK)
     table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
-    cuts = _cuts(blocks, k, threads)
-    require(all(_share_out(functools.partial(compiled.plan, source, table), cuts)), "indices must ascend")
+    cuts = cuts_of(blocks, k, threads)
+    require(all(share_out(functools.partial(compiled.plan, source, table), cuts)), "indices must ascend")
     starts: NDArray[np.int64] = np.empty(blocks, np.int64)
     length = int(compiled.check(table, k, int(source[-1]) + 1, starts))
     section = np.concatenate([table, np.empty(length, np.uint32)])
-    _share_out(functools.partial(compiled.pack, source, table, starts, section[table.shape[0] :]), cuts)
+    share_out(functools.partial(compiled.pack, source, table, starts, section[table.shape[0] :]), cuts)
     return torch.from_numpy(section.astype("<u4", copy=False).view(np.uint8))
 
 
@@ -118,16 +118,17 @@ def _unpack_compiled(section: Tensor, k: int, numel: int, threads: int) -> Tenso
         return None
     indices: NDArray[np.int32] = np.empty(k, np.int32)
     unpack_blocks = functools.partial(compiled.unpack, table, words, k, numel, starts, indices)
-    return torch.from_numpy(indices) if all(_share_out(unpack_blocks, _cuts(blocks, k, threads))) else None
+    return torch.from_numpy(indices) if all(share_out(unpack_blocks, cuts_of(blocks, k, threads))) else None
 
 
-def _cuts(blocks: int, k: int, threads: int) -> list[int]:
-    """Where the blocks are cut into parts, one for each thread that is worth waking; 0 and ``blocks`` included."""
+def cuts_of(count: int, k: int, threads: int) -> list[int]:
+    """Where ``count`` blocks, or whatever holds ``k`` entries together, are cut into parts, one for each thread that is
+    worth waking; 0 and ``count`` included."""
     threads = max(1, min(threads, k // _WORTH_A_THREAD))
-    return [blocks * t // threads for t in range(threads + 1)]
+    return [count * t // threads for t in range(threads + 1)]
 
 
-def _share_out(work: Callable[[int, int], _T], cuts: list[int]) -> list[_T]:
+def share_out(work: Callable[[int, int], _T], cuts: list[int]) -> list[_T]:
     """Returns ``work(begin, end)`` of every part, each done by a thread of its own."""
     if len(cuts) == 2:
         return [work(*cuts)]

@@ -116,6 +116,15 @@ class Shards:
         block = (inside >> bits) * table["parts"][segment] + table["turns"][owner][segment]
         return table["offsets"][segment] + (block << bits) + (inside & ((1 << bits) - 1))
 
+    def spread(self, local: Tensor, bounds: I64) -> None:
+        """Owner r's local numbers, ``local[bounds[r]:bounds[r + 1]]`` (int32, ascending), become positions."""
+        if fused is not None and local.device.type == "cpu":
+            tables = self._offsets, self._bits, self._parts, self.turns, self.bounds
+            fused.to_positions(local.numpy(), bounds, *tables)
+            return
+        for owner, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+            local[begin:end] = self.positions(owner, local[begin:end])
+
     def write(
         self, owner: int, values: Tensor, local: Tensor, divisor: float, out: Tensor, written: Tensor
     ) -> None:
@@ -198,21 +207,6 @@ def add_at(total: Tensor, local: Tensor, values: Tensor) -> None:
         fused.add_at(total.numpy(), local.numpy(), values.numpy())
     else:
         total.index_add_(0, local, values)
-
-
-def add_noting(total: Tensor, local: Tensor, values: Tensor) -> Tensor:
-    """As :func:`add_at`.
-
-    Returns:
-        What stood at ``local`` before, float32 [k], for :func:`put_at` to put back.
-    """
-    if fused is not None and total.device.type == "cpu":
-        before = torch.empty_like(values)
-        fused.add_noting(total.numpy(), local.numpy(), values.numpy(), before.numpy())
-        return before
-    before = total[local.long()]
-    total.index_add_(0, local, values)
-    return before
 
 
 def put_at(total: Tensor, local: Tensor, values: Tensor) -> None:

@@ -6,11 +6,9 @@ from typing import Any
 
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.messages import Mailbox
+from netsim_ddp.communication.messages import Inbox, Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.kernels import largest
-from netsim_ddp.compression.shards import add_at
 
 
 class TopKAllGather(SelectedEntries):
@@ -27,7 +25,8 @@ class TopKAllGather(SelectedEntries):
         super().__init__(flat, group, **options)
         device = group.wire_device(flat.data.device)
         self._mailbox = Mailbox(self.codec, self.selection.capacity, flat.numel, device)
-        self._messages = [self._mailbox.buffer() for _ in range(group.world_size)]
+        self._inbox = Inbox([self._mailbox] * group.world_size, flat.data.device)
+        self._messages = self._inbox.messages
         self._gather = peer_exchange(
             "gather",
             group,
@@ -54,17 +53,9 @@ class TopKAllGather(SelectedEntries):
             self.total[self.indices.long()] = self.values - self.received
 
     def _sum(self) -> None:
-        total = self._average
-        self._clear_average()
-        refused = [rank for rank, message in enumerate(self._messages) if self._mailbox.refused(message)]
-        if refused:
-            self._refuse(f"rank {refused[0]} found a gradient that is not finite")
+        if (refused := self._inbox.refused()) is not None:
+            self._refuse(f"rank {refused} found a gradient that is not finite")
             return
+        runs = self._inbox.read(self.group.world_size)
         # In rank order, so that every rank computes the same bits.
-        for sender, message in enumerate(self._messages):
-            values, indices = self._mailbox.read(message, sender)
-            self._peak += largest(values) / self.group.world_size
-            indices = indices.to(total.device)
-            add_at(total, indices, values.to(total.device) / self.group.world_size)
-            self._written.append(indices)
-        self._conclude()
+        self._conclude(sum(peak / self.group.world_size for peak in runs.peaks.tolist()), runs, add=True)

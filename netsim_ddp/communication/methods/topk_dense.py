@@ -16,23 +16,25 @@ class TopKDense(SelectedEntries):
 
     name = "topk-dense"
 
+    @property
+    def borrows(self) -> bool:
+        """It needs a dense average of its own to reduce."""
+        return False
+
     def _exchange(self) -> list[Segment]:
         return [
             Local("compress", self._compress),
-            *summed(self._average, self.group),
+            *summed(self.average, self.group),
             Local("decompress", self._divide),
         ]
 
     def _compress(self) -> None:
-        self._average.zero_()
+        self.average.zero_()
         if self._select():
-            self._average[self.indices.long()] = self.values
+            self.average[self.indices.long()] = self.values
         else:  # the others wait in the all-reduce: its sum tells them
-            self._average.fill_(torch.nan)
+            self.average.fill_(torch.nan)
 
     def _divide(self) -> None:
-        self._average.div_(self.group.world_size)
-        self._peak = largest(self._average)
-        self._conclude()
-        if self.skipped:
-            self._average.zero_()
+        self.average.div_(self.group.world_size)
+        self._conclude(largest(self.average))

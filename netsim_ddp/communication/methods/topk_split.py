@@ -23,12 +23,13 @@ from torch import Tensor
 
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.messages import Mailbox
+from netsim_ddp.communication.messages import Inbox, Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, largest, select
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, select
 from netsim_ddp.compression.quotas import Quotas
-from netsim_ddp.compression.shards import I64, add_noting, clear_at, put_at
+from netsim_ddp.compression.runs import Runs
+from netsim_ddp.compression.shards import I64, put_at
 
 
 class TopKSplitReduce(SelectedEntries):
@@ -72,8 +73,10 @@ class TopKSplitReduce(SelectedEntries):
             torch.empty(room, dtype=torch.int32, device=device),
         )
         self._make_buffers(group, ranks, device)
-        self._replaced: list[tuple[Tensor, Tensor]] = []
-        """Local positions where this step changed ``sums``, int32, and what was there, in order."""
+        self._added: Runs | None = None
+        """What this step added to ``sums``."""
+        self._sent: tuple[Tensor, Tensor] | None = None
+        """Local positions that this step then sent on, int32, and what was there."""
 
     def _owned(self) -> I64:
         own: I64 = self.quotas.at(self.selection.budget.now)[self.group.rank]
@@ -93,11 +96,15 @@ class TopKSplitReduce(SelectedEntries):
         ]
         self._down = [Mailbox(codec, sent[rank], max(sizes[rank], 1), wire) for rank in range(ranks)]
         mine = group.rank
-        self._requests = [self._up[rank].buffer() for rank in range(ranks)]
-        self._received = [self._up[mine].buffer() for _ in range(ranks)]
-        self._answers = [self._down[rank].buffer() for rank in range(ranks)]
+        self._received = Inbox([self._up[mine]] * ranks, device)
+        self._requests = [
+            self._received.messages[rank] if rank == mine else self._up[rank].buffer()
+            for rank in range(ranks)
+        ]
+        self._answered = Inbox(self._down, device)
+        self._answers = self._answered.messages
         typical = self._up[mine].expected_nbytes(self.quotas.asked(mine, final))
-        self._scatter = peer_exchange("scatter", group, self._requests, self._received, typical)
+        self._scatter = peer_exchange("scatter", group, self._requests, self._received.messages, typical)
         self._gather = peer_exchange(
             "gather",
             group,
@@ -145,33 +152,23 @@ class TopKSplitReduce(SelectedEntries):
         if self.buffer is not None and self.buffer.resets != self._resets:
             self._resets = self.buffer.resets
             self.sums.zero_()
-        mine = self.group.rank
-        messages = list(self._received)
-        messages[mine] = self._requests[mine]
-        refused = [rank for rank, message in enumerate(messages) if self._up[mine].refused(message)]
-        if refused:
+        if (refused := self._received.refused()) is not None:
             self._answer_nothing()
-            self._refuse(f"rank {refused[0]} found a gradient that is not finite")
+            self._refuse(f"rank {refused} found a gradient that is not finite")
             return
-        # In rank order, so that the sums do not depend on which message came first.
-        locals_ = []
-        for sender, message in enumerate(messages):
-            values, local = self._up[mine].read(message, sender)
-            local = local.to(self.sums.device)
-            self._replaced.append((local, add_noting(self.sums, local, values.to(self.sums.device))))
-            locals_.append(local)
+        mine, runs = self.group.rank, self._received.read()
+        runs.add_to(self.sums)
+        self._added = runs
         try:
-            values, local = self._largest(locals_) if self.keep else self._all(locals_)
+            values, local = self._largest(runs) if self.keep else self._all(runs)
         except NonFiniteGradient:  # the others wait for this owner's answer, which tells them
             self._answer_nothing()
             return
-        self._replaced.append((local, values))  # which lie in buffers that only the next step writes
+        self._sent = local, values  # which lie in buffers that only the next step writes
         received = None if self.codec.exact else torch.empty_like(values)
         size = self._down[mine].write(values, local, self._answers[mine], received)
-        self._gather.sizes = [size] * len(messages)
-        clear_at(self.sums, local)
-        if received is not None:
-            self.sums[local.long()] = values - received
+        self._gather.sizes = [size] * self.group.world_size
+        put_at(self.sums, local, torch.zeros_like(values) if received is None else values - received)
         if self.buffer is None:
             self.sums.zero_()
 
@@ -181,19 +178,21 @@ class TopKSplitReduce(SelectedEntries):
 
     def commit(self) -> None:
         super().commit()
-        self._replaced = []
+        self._added = self._sent = None
 
     def roll_back(self) -> None:
         super().roll_back()
-        for local, before in reversed(self._replaced):
-            put_at(self.sums, local, before)
-        self._replaced = []
+        if self._sent is not None:
+            put_at(self.sums, *self._sent)
+        if self._added is not None:
+            self._added.take_back(self.sums)
+        self._added = self._sent = None
 
-    def _largest(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _largest(self, runs: Runs) -> tuple[Tensor, Tensor]:
         counts, budget = self._own_counts, self.selection.budget
         if budget.adaptive:
             bounds = self._bounds.numpy()
-            cuts = [np.searchsorted(local.cpu().numpy(), bounds) for local in locals_]
+            cuts = [np.searchsorted(local.cpu().numpy(), bounds) for _, local in runs]
             received, sizes = np.diff(np.sum(cuts, axis=0)), np.diff(bounds)
             counts = budget.owners_counts(received, counts, sizes, self.quotas.passed_on)
         total = int(counts.sum())
@@ -202,30 +201,22 @@ class TopKSplitReduce(SelectedEntries):
             select(self.sums, self._bounds, torch.from_numpy(counts), values, local)
         return values, local
 
-    def _all(self, locals_: list[Tensor]) -> tuple[Tensor, Tensor]:
-        local = torch.unique(torch.cat(locals_))
+    def _all(self, runs: Runs) -> tuple[Tensor, Tensor]:
+        local = torch.unique(runs.positions)
         values = self.sums[local.long()]
         if not all_finite(values):
             raise NonFiniteGradient("a sum is not finite", -1)
         return values, local
 
     def _write(self) -> None:
-        self._clear_average()
         if self.skipped:
             return
-        answers = list(zip(self._down, self._answers, strict=True))
-        refused = [owner for owner, (mailbox, message) in enumerate(answers) if mailbox.refused(message)]
-        if refused:
-            self._refuse(f"the ranks' gradients have a sum that is not finite, at rank {refused[0]}")
+        if (refused := self._answered.refused()) is not None:
+            self._refuse(f"the ranks' gradients have a sum that is not finite, at rank {refused}")
             return
-        for owner, (mailbox, message) in enumerate(answers):
-            values, local = mailbox.read(message, owner)
-            values, local = values.to(self._average.device), local.to(self._average.device)
-            self._peak = max(self._peak, largest(values) / self.group.world_size)
-            positions = torch.empty_like(local)
-            self.shares.write(owner, values, local, float(self.group.world_size), self._average, positions)
-            self._written.append(positions)
-        self._conclude()
+        runs = self._answered.read(self.group.world_size)
+        self.shares.spread(runs.positions, runs.bounds)
+        self._conclude(float(runs.peaks.max()) / self.group.world_size, runs)
 
     @property
     def residual_bytes(self) -> int:

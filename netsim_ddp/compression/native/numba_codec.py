@@ -10,17 +10,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from netsim_ddp.compression.native import vector
-from netsim_ddp.compression.native.jit import F32, I32, I64, jit
+from netsim_ddp.compression.native import keys, vector
+from netsim_ddp.compression.native.jit import F32, I32, I64, AnyInt, jit
 
+U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 I8 = NDArray[np.int8]
+Table = NDArray[np.int64]
 
 BLOCK = 2048
 LARGEST_RICE = 30
 RICE_SHIFT = 27
 _WORDS = (1 << RICE_SHIFT) - 1
 _HALF = 0xFFFFFFFF
+FLOAT32, FLOAT16, BFLOAT16, LEVELS = 0, 1, 2, 3
+"""How values are coded, for :func:`decode`."""
+# Of float16, as int32; magnitudes are shifted to where float32 has its fraction.
+_SIGN, _MAGNITUDE, _FRACTION = np.int32(0x8000), np.int32(0x7FFF), np.int32(0x3FF)
+_SMALLEST, _ENDLESS = np.int32(0x400 << 13), np.int32(0x7C00 << 13)
+_REBIASED, _TO_INFINITY = np.int32((127 - 15) << 23), np.int32((255 - 31) << 23)
 
 
 @jit
@@ -192,3 +200,115 @@ def dequantize(scales: F32, levels: I8, group: int, values: F32) -> None:
         scale = scales[block]
         for i in range(part.shape[0]):
             out[i] = min(max(np.float32(np.float32(part[i]) * scale), -largest), largest)
+
+
+@jit
+def decode(
+    memory: U8,
+    messages: Table,
+    first: int,
+    last: int,
+    width: int,
+    kind: int,
+    group: int,
+    divisor: float,
+    values: F32,
+    indices: I32,
+    peaks: F32,
+) -> int:
+    """Decode messages ``first`` to ``last`` of those that lie in ``memory``.
+
+    Args:
+        messages: int64 [P, 5]; of each, where its indices and its values begin and where they end, in bytes, how many
+            entries it has, and how many positions it addresses.
+        width: bytes of an index; 0 where they are packed. kind: of the values. group: of :data:`LEVELS`.
+        divisor: of the values.
+        values, indices: written, the entries of one message behind those of the one before.
+        peaks: float32 [P], written: the largest magnitude of each message's values, before they are divided.
+
+    Returns:
+        The first message that is damaged, or -1.
+    """
+    at = 0
+    for m in range(first):
+        at += messages[m, 3]
+    for m in range(first, last):
+        begin, split, end = messages[m, 0], messages[m, 1], messages[m, 2]
+        count, numel = messages[m, 3], messages[m, 4]
+        where, found = indices[at : at + count], values[at : at + count]
+        at += count
+        peaks[m] = 0
+        if width == 0:
+            good = _packed(memory[begin:split].view(np.uint32), count, numel, where)
+        elif width == 4:
+            good = _plain(memory[begin:split].view(np.int32), numel, where)
+        else:
+            good = _plain(memory[begin:split].view(np.int64), numel, where)
+        if not good:
+            return m
+        if count > 0:
+            _widen(memory[split:end], kind, group, found)
+            key = keys.max_key(found.view(np.int32))
+            if key >= keys.INF_KEY:
+                return m
+            bits = np.array([key], np.int32)
+            peaks[m] = bits.view(np.float32)[0]
+            if divisor != 1.0:
+                # A product with the inverse is not the quotient's bits where the divisor is no power of two.
+                by = np.float32(divisor)
+                for i in range(count):
+                    found[i] = found[i] / by
+    return -1
+
+
+@jit
+def _packed(section: U32, k: int, numel: int, indices: I32) -> bool:
+    blocks = -(-k // BLOCK)
+    if section.shape[0] < 2 * blocks:
+        return False
+    table, words = section[: 2 * blocks], section[2 * blocks :]
+    starts = np.empty(blocks, np.int64)
+    if check(table, k, numel, starts) != words.shape[0]:
+        return False
+    if not unpack(table, words, k, numel, starts, indices, 0, blocks):
+        return False
+    good = True
+    for block in range(1, blocks):
+        good &= indices[block * BLOCK] > indices[block * BLOCK - 1]
+    return good
+
+
+@jit
+def _plain(section: AnyInt, numel: int, indices: I32) -> bool:
+    before, good = -1, True
+    for i in range(section.shape[0]):
+        index = int(section[i])
+        good &= (index > before) & (index < numel)
+        before = index
+        indices[i] = index
+    return good
+
+
+@jit
+def _widen(section: U8, kind: int, group: int, values: F32) -> None:
+    """What float16 cannot hold, NaN and inf, becomes NaN or inf."""
+    k = values.shape[0]
+    if kind == FLOAT32:
+        values[:] = section.view(np.float32)
+    elif kind == BFLOAT16:
+        short, wide = section.view(np.uint16), values.view(np.int32)
+        for i in range(k):
+            wide[i] = np.int32(short[i]) << 16
+    elif kind == FLOAT16:
+        short, wide = section.view(np.uint16), values.view(np.int32)
+        for i in range(k):  # right where the exponent is 0
+            values[i] = np.float32(np.int32(short[i] & _FRACTION)) * np.float32(2.0**-24)
+        for i in range(k):
+            bits = np.int32(short[i])
+            magnitude = np.int32(np.int32(bits & _MAGNITUDE) << np.int32(13))
+            more = _REBIASED if magnitude < _ENDLESS else _TO_INFINITY
+            magnitude = wide[i] if magnitude < _SMALLEST else np.int32(magnitude + more)
+            wide[i] = np.int32(magnitude | np.int32(np.int32(bits & _SIGN) << np.int32(16)))
+    else:
+        split = 4 * -(-k // group)
+        dequantize(section[:split].view(np.float32), section[split:].view(np.int8), group, values)

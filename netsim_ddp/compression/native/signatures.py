@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import boolean, float32, float64, int8, int32, int64, uint32
+from numba import boolean, float32, float64, int8, int32, int64, uint8, uint32
 
 from netsim_ddp.compression.native import (
     candidates,
@@ -16,7 +16,8 @@ from netsim_ddp.compression.native import (
 )
 
 _ATTEMPTS = 50  # more than a kernel calls others
-_F32, _I8, _I32, _I64, _U32 = (kind[::1] for kind in (float32, int8, int32, int64, uint32))
+_F32, _I8, _I32, _I64, _U8, _U32 = (kind[::1] for kind in (float32, int8, int32, int64, uint8, uint32))
+_TABLE = int64[:, ::1]
 
 SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
     (keys.max_key, (_I32,)),
@@ -48,12 +49,19 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
     (numba_codec.check, (_U32, int64, int64, _I64)),
     (numba_codec.pack, (_I32, _U32, _I64, _U32, int64, int64)),
     (numba_codec.unpack, (_U32, _U32, int64, int64, _I64, _I32, int64, int64)),
+    (
+        numba_codec.decode,
+        (_U8, _TABLE, int64, int64, int64, int64, int64, float64, _F32, _I32, _F32),
+    ),
     (numba_codec.quantize, (_F32, _F32, _I8, _F32, int64, int64)),
     (numba_codec.dequantize, (_F32, _I8, int64, _F32)),
-    (numba_shards.partition, (_F32, _I32, _I64, _I64, _I64, _I64, int64[:, ::1], _F32, _I32, _I64)),
+    (numba_shards.partition, (_F32, _I32, _I64, _I64, _I64, _I64, _TABLE, _F32, _I32, _I64)),
     (numba_shards.write, (_F32, _I32, _I64, _I64, _I64, _I64, _I64, float64, _F32, _I32)),
     (numba_shards.add_at, (_F32, _I32, _F32)),
-    (numba_shards.add_noting, (_F32, _I32, _F32, _F32)),
+    (numba_shards.add_runs, (_F32, _I32, _F32, _I64, _F32, int64, int64)),
+    (numba_shards.put_back, (_F32, _I32, _F32)),
+    (numba_shards.to_positions, (_I32, _I64, _I64, _I64, _I64, _TABLE, _TABLE)),
+    (numba_shards.lay, (_I64, _I64, _I32, _F32, _I64, boolean, boolean, int64, int64)),
     (numba_shards.put_at, (_F32, _I32, _F32)),
     (numba_shards.clear_at, (_F32, _I32)),
     (numba_thresholds.above, (_F32, float32, _F32, _I32)),

@@ -265,3 +265,41 @@ def trailing_zeros(_: Any, bits: Any) -> Any:
         return builder.zext(_call(builder, "llvm.cttz.i32", _I32, arguments[0], ir.Constant(_BOOL, 1)), _I64)
 
     return signature, generate
+
+
+@intrinsic
+def put_at(_: Any, address: Any, i: Any, value: Any) -> Any:
+    """float32 ``value`` becomes float i of those at ``address``."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        del sig
+        address, i, value = arguments
+        _store(builder, value, _source(builder, address, i, _F32))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
+
+
+def _line(stream: bool) -> Any:
+    @intrinsic
+    def line(_: Any, address: Any, i: Any, block: Any, j: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            address, i, block, j = arguments
+            values = _load(builder, _pointer(context, builder, sig.args[2], block, j, _FLOATS))
+            store = builder.store(values, _source(builder, address, i, _FLOATS))
+            store.align = 4 * _LANES
+            if stream:
+                one = builder.module.add_metadata([ir.Constant(_I32, 1)])
+                store.set_metadata("nontemporal", one)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, block, types.int64), generate
+
+    return line
+
+
+put_line = _line(stream=False)
+"""``(address, i, block, j)``: the 16 floats of ``block`` from j on become those from i on at ``address``, where a cache
+line begins. Any processor."""
+stream_line = _line(stream=True)
+"""The same past the caches: a line that is written as a whole need not be read first. :func:`drain` must follow."""
