@@ -26,11 +26,8 @@ class Mailbox:
 
     def __init__(self, codec: Codec, capacity: int, numel: int, device: torch.device) -> None:
         self.codec, self.capacity, self.numel, self.device = codec, capacity, numel, device
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = HEADER.size + codec.capacity(capacity, numel)
         """Room for the largest message."""
-        return HEADER.size + self.codec.capacity(self.capacity, self.numel)
 
     def expected_nbytes(self, k: int) -> int:
         """About what a message of ``k`` entries takes."""

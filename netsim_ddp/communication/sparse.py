@@ -117,7 +117,7 @@ class SelectedEntries(Method):
     def average(self) -> Tensor:
         """In a buffer of its own, made when it is first needed: where gradients are lent it never is."""
         if self._average is None:
-            self._average = torch.zeros_like(self.flat.data)
+            self._average = kernels.zeros(self.flat.numel, self.flat.data.device)
         return self._average
 
     @property

@@ -26,7 +26,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.messages import Inbox, Mailbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
-from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, select
+from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, select, zeros
 from netsim_ddp.compression.quotas import Quotas
 from netsim_ddp.compression.runs import Runs
 from netsim_ddp.compression.shards import I64, put_at
@@ -57,7 +57,7 @@ class TopKSplitReduce(SelectedEntries):
         ranks, device, budget = group.world_size, flat.data.device, self.selection.budget
         self.quotas = Quotas(ranks, budget.sizes, budget.stages()[-1])
         self.shares = self.quotas.shares
-        self.sums = torch.zeros(self.shares.size(group.rank), dtype=torch.float32, device=device)
+        self.sums = zeros(self.shares.size(group.rank), device)
         """What this rank owns, summed over ranks and not yet sent on."""
         self._bounds = torch.from_numpy(self.shares.bounds[group.rank])
         """int64 [L + 1]: the segments of ``sums``."""
