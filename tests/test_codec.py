@@ -226,14 +226,15 @@ def test_stochastic_rounding_has_the_value_as_its_mean_and_leaves_torchs_generat
 
 
 @formats
-def test_out_is_written_in_place_wherever_it_starts(values, indices):
+@pytest.mark.parametrize("start", [3, 4])
+def test_out_is_written_in_place_wherever_it_starts(values, indices, start):
     codec = Codec(values, indices)
     numbers, positions = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 5, 6])
-    room = torch.full((codec.capacity(3, 7) + 5,), 7, dtype=torch.uint8)
-    message = codec.encode(numbers, positions, out=room[3:])
-    assert message.data_ptr() == room[3:].data_ptr()
-    assert room[:3].tolist() == [7, 7, 7]
-    assert (room[3 + message.numel() :] == 7).all()
+    room = torch.full((start + codec.capacity(3, 7) + 5,), 7, dtype=torch.uint8)
+    message = codec.encode(numbers, positions, out=room[start:])
+    assert message.data_ptr() == room[start:].data_ptr()
+    assert (room[:start] == 7).all()
+    assert (room[start + message.numel() :] == 7).all()
     back, where = codec.decode(message, 3, 7)
     assert where.tolist() == [1, 5, 6]
     before = back.clone()

@@ -569,7 +569,7 @@ shards.clear_at(flat, local)
 several = runs.Runs(torch.device("cpu"))
 for form, index in (("fp32", "packed"), ("fp16", "int32"), ("int8", "int64")):
     codec = Codec(form, index)
-    message = codec.encode(values, indices)
+    message = codec.encode(values, indices, torch.empty(codec.capacity(k, flat.numel()), dtype=torch.uint8))
     assert codec.decode_all(message, [(0, message.numel(), k, flat.numel())], several, 2.0)
 several.add_to(flat), several.take_back(flat), several.lay([flat], add=True)
 owned.spread(local[:count], several.bounds[:1])

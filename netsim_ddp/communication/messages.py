@@ -128,6 +128,9 @@ class Inbox:
 
 
 def _put(out: Tensor, status: int, count: int, size: int) -> None:
+    if out.device.type == "cpu":
+        HEADER.pack_into(out.numpy().data, 0, status, count, size, 0)
+        return
     header = np.frombuffer(HEADER.pack(status, count, size, 0), dtype=np.uint8).copy()
     out[: HEADER.size].copy_(torch.from_numpy(header))
 

@@ -124,27 +124,30 @@ class Codec:
             if received is not None and back is not None:
                 received.copy_(back)
             return message
-        section = self._index_section(indices)
+        require(
+            out is None or (out.dtype == torch.uint8 and out.dim() == 1),
+            "out must be a uint8 vector",
+        )
+        section = self._index_section(indices, out)
         size = section.numel() + self._value.nbytes(k)
         if out is None:
             out = torch.empty(size, dtype=torch.uint8, device=values.device)
-        require(
-            out.dtype == torch.uint8 and out.dim() == 1 and out.numel() >= size,
-            f"out must be uint8 with room for {size} bytes, not {out.dtype} {tuple(out.shape)}",
-        )
+        require(out.numel() >= size, f"out must have room for {size} bytes, not {out.numel()}")
         message = out[:size]
-        message[: section.numel()].copy_(section)
+        if section.data_ptr() != message.data_ptr():
+            message[: section.numel()].copy_(section)
         self._value.write(values, message[section.numel() :], received)
         return message
 
-    def _index_section(self, indices: Tensor) -> Tensor:
+    def _index_section(self, indices: Tensor, out: Tensor | None) -> Tensor:
         last = torch.iinfo(self._index or torch.int32).max
+        ends = indices[:: max(1, indices.numel() - 1)].tolist()
         require(
-            not indices.numel() or 0 <= int(indices[0]) <= int(indices[-1]) <= last,
+            not ends or 0 <= ends[0] <= ends[-1] <= last,
             f"{self.indices} indices must ascend from 0 or more to at most {last}",
         )
         if self._index is None:
-            return packing.pack(indices, torch.get_num_threads())
+            return packing.pack(indices, torch.get_num_threads(), out)
         return to_bytes(indices.detach().to(self._index))
 
     def decode(self, message: Tensor, k: int, numel: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -61,8 +62,11 @@ def expected(k: int, numel: int) -> int:
     return math.ceil(k * max(entropy, 1.0) * 1.02 / 32) * 4 + 8 * -(-k // BLOCK)
 
 
-def pack(indices: Tensor, threads: int) -> Tensor:
+def pack(indices: Tensor, threads: int, out: Tensor | None = None) -> Tensor:
     """The section of int32 or int64 ``indices`` [k] between 0 and :data:`LARGEST_INDEX`: uint8, on their device.
+
+    Args:
+        out: uint8, a vector on their device: the section may be made at its front.
 
     Raises:
         ValueError: they do not ascend.
@@ -80,8 +84,14 @@ def pack(indices: Tensor, threads: int) -> Tensor:
         indices = indices.to(torch.int32)
     source = indices.detach().contiguous().numpy()
     blocks = -(-k // BLOCK)
-    table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
     cuts = cuts_of(blocks, k, threads)
+    whole = len(cuts) == 2 and sys.byteorder == "little"
+    if whole and out is not None and out.is_contiguous() and out.data_ptr() % 4 == 0:
+        size = 4 * compiled.pack_whole(source, out[: out.numel() // 4 * 4].numpy().view(np.uint32))
+        require(size > 0, "indices must ascend")
+        if size <= out.numel():
+            return out[:size]
+    table: NDArray[np.uint32] = np.empty(2 * blocks, np.uint32)
     require(all(share_out(functools.partial(compiled.plan, source, table), cuts)), "indices must ascend")
     starts: NDArray[np.int64] = np.empty(blocks, np.int64)
     length = int(compiled.check(table, k, int(source[-1]) + 1, starts))

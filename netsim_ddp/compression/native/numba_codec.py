@@ -118,6 +118,24 @@ def pack(indices: I32, table: U32, starts: I64, words: U32, begin: int, end: int
 
 
 @jit
+def pack_whole(indices: I32, words: U32) -> int:
+    """Write the section of ``indices``, one or more, to the front of ``words``.
+
+    Returns:
+        its length; nothing is written where there is less room. -1 where the indices do not ascend.
+    """
+    blocks = -(-indices.shape[0] // BLOCK)
+    table, starts = np.empty(2 * blocks, np.uint32), np.empty(blocks, np.int64)
+    if not plan(indices, table, 0, blocks):
+        return -1
+    length: int = check(table, indices.shape[0], int(indices[-1]) + 1, starts) + 2 * blocks
+    if length <= words.shape[0]:
+        words[: 2 * blocks] = table
+        pack(indices, table, starts, words[2 * blocks : length], 0, blocks)
+    return length
+
+
+@jit
 def unpack(
     table: U32, words: U32, k: int, numel: int, starts: I64, indices: I32, begin: int, end: int
 ) -> bool:

@@ -48,6 +48,7 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
     (numba_codec.plan, (_I32, _U32, int64, int64)),
     (numba_codec.check, (_U32, int64, int64, _I64)),
     (numba_codec.pack, (_I32, _U32, _I64, _U32, int64, int64)),
+    (numba_codec.pack_whole, (_I32, _U32)),
     (numba_codec.unpack, (_U32, _U32, int64, int64, _I64, _I32, int64, int64)),
     (
         numba_codec.decode,
