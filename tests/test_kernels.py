@@ -561,9 +561,7 @@ for form in ("fp32", "int8", "int8-stochastic"):
     codec.decode(codec.encode(values, indices), k, flat.numel())
 owned = shards.Shards(2, [flat.numel()], [2], [0])
 out, local = torch.empty(k), torch.empty(k, dtype=torch.int32)
-count = owned.partition(values, indices.int(), out, local)[1]
-written = torch.empty(count, dtype=torch.int32)
-owned.write(0, out[:count], local[:count], 2.0, flat, written)
+count = owned.partition(values, indices.int(), out, local, torch.empty_like(local))[1]
 shards.add_at(flat, local, out), shards.put_at(flat, local, out)
 shards.clear_at(flat, local)
 several = runs.Runs(torch.device("cpu"))

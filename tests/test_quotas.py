@@ -89,23 +89,20 @@ def test_every_entry_comes_back_from_its_owner(
             torch.full((len(chosen) + 3,), torch.nan),
             torch.full((len(chosen) + 3,), -1, dtype=torch.int32),
         )
-        bounds = shares.partition(values, indices, *room)
+        slots = torch.full((len(chosen) + 3,), -1, dtype=torch.int32)
+        bounds = shares.partition(values, indices, *room, slots)
+        assert torch.equal(room[0][slots[: len(chosen)].long()], values)
         assert bounds[0] == 0
         assert bounds[-1] == len(chosen)
-        back, written = torch.zeros(n), []
+        positions = room[1][: len(chosen)].clone()
+        shares.spread(positions, np.array(bounds, np.int64))
+        assert torch.equal(positions[slots[: len(chosen)].long()], indices)
         for owner in range(owners):
             part = slice(bounds[owner], bounds[owner + 1])
-            sent, local = room[0][part], room[1][part]
+            local = room[1][part]
             assert bool((local[1:] > local[:-1]).all())
             assert not local.numel() or int(local[-1]) < shares.size(owner)
-            positions = torch.empty_like(local)
-            shares.write(owner, sent, local, 2.0, back, positions)
-            assert torch.equal(shares.positions(owner, local), positions.long())
-            written += positions.tolist()
-        assert sorted(written) == chosen
-        wanted = torch.zeros(n)
-        wanted[indices.long()] = values / 2
-        assert torch.equal(back, wanted)
+            assert torch.equal(shares.positions(owner, local), positions[part].long())
 
 
 def test_shares_cover_everything_once() -> None:

@@ -27,7 +27,7 @@ from netsim_ddp.compression.momentum import MomentumCorrection
 from netsim_ddp.compression.runs import Runs
 from netsim_ddp.compression.selection import Selection
 from netsim_ddp.compression.selectors import ExactSelector
-from netsim_ddp.compression.shards import saved_sums
+from netsim_ddp.compression.shards import put_at, saved_sums
 from netsim_ddp.compression.statistics import Statistics, measure
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods.topk import check_together
@@ -165,6 +165,11 @@ class SelectedEntries(Method):
         if self.buffer is not None:
             self.residual = self.buffer.flat(self.flat.shapes, self.flat.data.device, torch.float32)
             self.total = self.buffer.spare(self.residual)
+
+    def _keep_rounded(self, received: Tensor) -> None:
+        """The residual keeps what rounding took from ``values``; float32 [k], as the others decode them."""
+        if self.total is not None:
+            put_at(self.total, self.indices, self.values - received)
 
     def _by_name(self, error: NonFiniteGradient) -> NonFiniteGradient:
         """With the parameter's name, where a segment is a parameter."""

@@ -223,15 +223,14 @@ def _run(kernel: ModuleType, total: Tensor, residual: Tensor, gradients: I64 | N
 
 def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: Tensor) -> list[int]:
     """The kernels run without bounds checks, so nothing wrong may reach them; returns the segments' sizes."""
-    require(
-        flat.dim() == 1 and flat.is_contiguous(),
-        f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}",
-    )
-    require(flat.dtype in twin.DTYPES, f"cannot select from {flat.dtype}")
+    # Texts are made only for errors: they would take longer than a small selection.
+    if flat.dim() != 1 or not flat.is_contiguous():
+        raise ValueError(f"the flat tensor must be contiguous and one-dimensional, not {tuple(flat.shape)}")
+    if flat.dtype not in twin.DTYPES:
+        raise ValueError(f"cannot select from {flat.dtype}")
     for name, table in (("offsets", offsets), ("ks", ks)):
-        vector = table.dtype == torch.int64 and table.dim() == 1 and table.device.type == "cpu"
-        require(vector, f"{name} must be an int64 vector on the CPU")
-        require(table.is_contiguous(), f"{name} must be contiguous")
+        if not (table.dtype == torch.int64 and table.dim() == 1 and table.is_cpu and table.is_contiguous()):
+            raise ValueError(f"{name} must be a contiguous int64 vector on the CPU")
     bounds, counts = offsets.numpy(), ks.numpy()
     require(
         len(bounds) == len(counts) + 1 and bounds[0] == 0 and bounds[-1] == flat.numel(),
@@ -243,18 +242,14 @@ def _check(flat: Tensor, offsets: Tensor, ks: Tensor, values: Tensor, indices: T
         "every segment needs 1 <= k <= its size, and k = 0 where it is empty",
     )
     for name, out in (("values", values), ("indices", indices)):
-        require(
-            out.shape == (total,) and out.is_contiguous() and out.device == flat.device,
-            f"{name} must be contiguous [{total}] on {flat.device}, not {tuple(out.shape)}",
-        )
-    require(values.dtype == flat.dtype, f"values must be {flat.dtype}, not {values.dtype}")
-    require(
-        indices.dtype in (torch.int32, torch.int64), f"indices must be int32 or int64, not {indices.dtype}"
-    )
-    require(
-        indices.dtype == torch.int64 or flat.numel() <= _INT32_END,
-        f"int32 indices cannot address {flat.numel()} entries",
-    )
+        if not (out.shape == (total,) and out.is_contiguous() and out.device == flat.device):
+            raise ValueError(f"{name} must be contiguous [{total}] on {flat.device}, not {tuple(out.shape)}")
+    if values.dtype != flat.dtype:
+        raise ValueError(f"values must be {flat.dtype}, not {values.dtype}")
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"indices must be int32 or int64, not {indices.dtype}")
+    if indices.dtype == torch.int32 and flat.numel() > _INT32_END:
+        raise ValueError(f"int32 indices cannot address {flat.numel()} entries")
     return [int(size) for size in sizes]
 
 

@@ -70,12 +70,15 @@ class Shards:
         """How many positions ``owner`` has."""
         return int(self.bounds[owner, -1])
 
-    def partition(self, values: Tensor, indices: Tensor, out_values: Tensor, out_local: Tensor) -> list[int]:
+    def partition(
+        self, values: Tensor, indices: Tensor, out_values: Tensor, out_local: Tensor, slots: Tensor
+    ) -> list[int]:
         """Group entries by owner, each group's local numbers ascending.
 
         Args:
             values: floating [k]. indices: int32 [k], ascending.
             out_values, out_local: likewise, on the same device, with room for k entries or more; written.
+            slots: int32 likewise; becomes where in them each entry went.
 
         Returns:
             P + 1 bounds: owner r's entries are ``out[bounds[r]:bounds[r + 1]]``.
@@ -92,6 +95,7 @@ class Shards:
                 self.bounds,
                 out_values.numpy(),
                 out_local.numpy(),
+                slots.numpy(),
                 bounds,
             )
             return [int(bound) for bound in bounds]
@@ -104,6 +108,7 @@ class Shards:
         local = table["bounds"][owner, segment] + ((block // parts) << bits) + (inside & ((1 << bits) - 1))
         order = torch.sort(owner, stable=True).indices
         out_values[:k], out_local[:k] = values[order], local[order]
+        slots[order] = torch.arange(k, dtype=slots.dtype, device=slots.device)
         return list(itertools.accumulate(torch.bincount(owner, minlength=self.owners).tolist(), initial=0))
 
     def positions(self, owner: int, local: Tensor) -> Tensor:
@@ -124,29 +129,6 @@ class Shards:
             return
         for owner, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
             local[begin:end] = self.positions(owner, local[begin:end])
-
-    def write(
-        self, owner: int, values: Tensor, local: Tensor, divisor: float, out: Tensor, written: Tensor
-    ) -> None:
-        """``out[positions(owner, local)] = values / divisor``; the positions go to ``written`` (int32 [k]). ``local``
-        ascends."""
-        if fused is not None and out.device.type == "cpu":
-            fused.write(
-                values.numpy(),
-                local.numpy(),
-                self._offsets,
-                self._bits,
-                self._parts,
-                self.turns[owner],
-                self.bounds[owner],
-                divisor,
-                out.numpy(),
-                written.numpy(),
-            )
-            return
-        positions = self.positions(owner, local)
-        out[positions] = values / divisor
-        written.copy_(positions)
 
     def _tables(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._on_device:

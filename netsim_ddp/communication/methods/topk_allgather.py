@@ -49,8 +49,8 @@ class TopKAllGather(SelectedEntries):
             self._gather.sizes = [self._mailbox.refuse(mine)] * ranks
             return
         self._gather.sizes = [self._mailbox.write(self.values, self.indices, mine, self.received)] * ranks
-        if self.received is not None and self.total is not None:  # which keeps what rounding takes
-            self.total[self.indices.long()] = self.values - self.received
+        if self.received is not None:
+            self._keep_rounded(self.received)
 
     def _sum(self) -> None:
         if (refused := self._inbox.refused()) is not None:

@@ -70,8 +70,9 @@ class TopKSplitReduce(SelectedEntries):
         room = self.selection.capacity
         self._grouped = (
             torch.empty(room, dtype=torch.float32, device=device),
-            torch.empty(room, dtype=torch.int32, device=device),
+            *(torch.empty(room, dtype=torch.int32, device=device) for _ in range(2)),
         )
+        """This rank's entries by owner: values, local numbers, and at which of them each of ``values`` is."""
         self._make_buffers(group, ranks, device)
         self._added: Runs | None = None
         """What this step added to ``sums``."""
@@ -132,21 +133,17 @@ class TopKSplitReduce(SelectedEntries):
         if not self._select():
             self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
             return
-        values, local = self._grouped
-        bounds = self.shares.partition(self.values, self.indices, values, local)
+        values, local, slots = self._grouped
+        bounds = self.shares.partition(self.values, self.indices, values, local, slots)
         self._scatter.sizes = [
             self._send_to(rank, slice(bounds[rank], bounds[rank + 1]), values, local) for rank in ranks
         ]
+        if self.received is not None:
+            self._keep_rounded(self.received.index_select(0, slots[: self.indices.numel()]))
 
     def _send_to(self, owner: int, part: slice, values: Tensor, local: Tensor) -> int:
-        """Write ``owner`` its message; the residual keeps what rounding takes from the values in it."""
-        values, local = values[part], local[part]
         received = None if self.received is None else self.received[part]
-        size = self._up[owner].write(values, local, self._requests[owner], received)
-        if received is not None and self.total is not None:
-            written = torch.empty_like(local)
-            self.shares.write(owner, values - received, local, 1.0, self.total, written)
-        return size
+        return self._up[owner].write(values[part], local[part], self._requests[owner], received)
 
     def _sum(self) -> None:
         if self.buffer is not None and self.buffer.resets != self._resets:

@@ -29,6 +29,7 @@ _KEY_MASK = 0x7FFFFFFF
 _UNROLL = 4  # registers per call: shorter bodies leave the loop limited by its own instructions
 STRIDE = _LANES * _UNROLL
 MASK_STRIDE = 32
+_FEW = 4  # lanes: more of 16 are seldom candidates
 LINE = 16  # floats of a cache line
 
 HAS_COMPRESS: bool = "+avx512f" in str(cpu_target.target_context.codegen().magic_tuple()[2])
@@ -68,6 +69,11 @@ def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)
+
+
+def _lanes(builder: Any, vector: Any, begin: int, count: int) -> Any:
+    lanes = ir.Constant(_vector(_I32, count), list(range(begin, begin + count)))
+    return builder.shuffle_vector(vector, vector, lanes)
 
 
 def _compress(builder: Any, values: Any, mask: Any) -> Any:
@@ -145,15 +151,37 @@ def _scan(add: bool, stream: bool = False) -> Any:
                         stored.set_metadata("nontemporal", one)
                 hits.append((here, bits, builder.icmp_signed(">=", keys, lows), sent))
             steps = ir.Constant(_INTS, list(range(_LANES)))
-            for here, bits, candidates, sent in hits:
+            for here, bits, candidates, _ in hits:
                 count = builder.and_(both, ir.Constant(_I64, 0xFFFFFFFF))  # the low half
                 positions = builder.add(_splat(builder, builder.trunc(here, _I32)), steps)
-                for kind, array, values in ((kinds[6], where, positions), (kinds[7], found, bits)):
-                    slot = _pointer(context, builder, kind, array, count, _INTS)
-                    _store(builder, _compress(builder, values, candidates), slot)
-                both = builder.add(both, _ones(builder, candidates))
-                both = builder.add(both, builder.shl(_ones(builder, sent), ir.Constant(_I64, 32)))
-            return both
+                packed = [
+                    (
+                        _pointer(context, builder, kind, array, count, _INTS),
+                        _compress(builder, values, candidates),
+                    )
+                    for kind, array, values in ((kinds[6], where, positions), (kinds[7], found, bits))
+                ]
+                ones = _ones(builder, candidates)
+                # A store of a whole register costs several times one of its first four lanes.
+                for slot, values in packed:
+                    _store(
+                        builder,
+                        _lanes(builder, values, 0, _FEW),
+                        builder.bitcast(slot, _vector(_I32, _FEW).as_pointer()),
+                    )
+                with builder.if_then(builder.icmp_unsigned(">", ones, ir.Constant(_I64, _FEW)), likely=False):
+                    for slot, values in packed:
+                        _store(builder, values, slot)
+                both = builder.add(both, ones)
+            sent = [mask for *_, mask in hits]
+            while len(sent) > 1:
+                lanes = [ir.Constant(_I32, lane) for lane in range(2 * sent[0].type.count)]
+                sent = [
+                    builder.shuffle_vector(one, other, ir.Constant(_vector(_I32, len(lanes)), lanes))
+                    for one, other in zip(sent[::2], sent[1::2], strict=True)
+                ]
+            number = _call(builder, "llvm.ctpop.i64", _I64, builder.bitcast(sent[0], _I64))
+            return builder.add(both, builder.shl(number, ir.Constant(_I64, 32)))
 
         return signature, generate
 
