@@ -48,9 +48,6 @@ class Mailbox:
         _put(out, REFUSED, 0, 0)
         return HEADER.size
 
-    def refused(self, message: Tensor) -> bool:
-        return _header(message)[0] == REFUSED
-
     def read(self, message: Tensor, sender: int) -> tuple[Tensor, Tensor]:
         """The entries of ``sender``'s ``message``: values float32 [k], indices int32 [k].
 
