@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -119,14 +121,36 @@ def launch(
     outcome = Outcome(ranks)
     running = _Running(outcome, streams, began + timeout_s if timeout_s else None)
     try:
-        running.until_ended()
-    except KeyboardInterrupt:
-        outcome.interrupted = True
-        running.end(signal.SIGINT)
+        with _interrupt_noted(running):
+            running.until_ended()
     finally:
         running.close()
+    outcome.interrupted = running.interrupted
     outcome.wall_s = time.monotonic() - began
     return outcome
+
+
+@contextmanager
+def _interrupt_noted(running: _Running) -> Iterator[None]:
+    """The first Ctrl-C is seen between two pieces of output, not in the middle of one, which would then be passed on
+    twice or not at all; the second one ends the waiting, as a KeyboardInterrupt."""
+
+    def note(number: int, frame: object) -> None:
+        del number, frame
+        if running.interrupted:
+            raise KeyboardInterrupt
+        running.interrupted = True
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # who may not set a handler, and gets no signal
+        yield
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -160,15 +184,20 @@ class _Running:
 
     def __init__(self, outcome: Outcome, streams: Sequence[_Stream], deadline: float | None) -> None:
         self._outcome, self._deadline = outcome, deadline
+        self.interrupted = False
         self._selector = selectors.DefaultSelector()
         for stream in streams:
             self._selector.register(stream.fd, selectors.EVENT_READ, stream)
 
     def until_ended(self) -> None:
-        """Until all ranks have ended, or one failed or the time is up and the rest is ended too."""
+        """Until all ranks have ended; or one failed, the time is up or the user interrupts, and the rest is ended
+        too."""
         outcome = self._outcome
         while self._left() and outcome.first_failure is None and not outcome.timed_out:
             self._poll()
+            if self.interrupted:
+                self.end(signal.SIGINT)
+                return
             if self._left() and outcome.first_failure is None and self._deadline is not None:
                 outcome.timed_out = time.monotonic() > self._deadline
         self.end(signal.SIGTERM)
