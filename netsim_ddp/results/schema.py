@@ -11,6 +11,7 @@ from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.launch import Launch
 from netsim_ddp.results.probe import Probe
 from netsim_ddp.results.record import Result
+from netsim_ddp.results.recording import Recording
 
 KINDS: Mapping[str, type[BaseModel]] = {
     "result": Result,
@@ -18,6 +19,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "codec": CodecTimes,
     "launch": Launch,
     "comparison": Comparison,
+    "recording": Recording,
 }
 """By the name that ``netsim schema --kind`` takes."""
 

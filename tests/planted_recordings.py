@@ -1,0 +1,66 @@
+"""Recordings with values that a test knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.recording import Bucket, Gradients, Parameter, Pass, RankSteps, Recording, Step
+from netsim_ddp.results.recording_file import write
+
+SIZES = {"first.weight": [300, 10], "first.bias": [300], "last.weight": [7, 300]}
+
+
+def step(begin_s: float = 0.0, *, full_s: list[float | None] | None = None, exposed_s: float = 0.0) -> Step:
+    """4 ms of data, 10 of forward, 20 of backward, 5 of optimizer; bucket 0 is full at 40% of backward."""
+    full = [0.022, 0.034] if full_s is None else full_s
+    end = 0.034 + exposed_s
+    return Step(
+        begin_s=begin_s,
+        passes=[Pass(forward_s=0.004, backward_s=0.014, end_s=end)],
+        full_s=full,
+        done_s=[None if moment is None else end for moment in full],
+        optimizer_s=end + 0.001,
+        end_s=end + 0.006,
+    )
+
+
+def recording(*, sets: int = 2, ranks: int = 1, **own: Any) -> Recording:
+    parameters = [Parameter(name=name, shape=shape) for name, shape in SIZES.items()]
+    sizes = [parameter.numel for parameter in parameters]
+    fields: dict[str, Any] = {
+        "tool": Tool(version="0"),
+        "created_utc": "2026-01-01T00:00:00+00:00",
+        "source": "ddp",
+        "program": ["train.py"],
+        "environment": {},
+        "model": "Net",
+        "optimizer": "SGD",
+        "world_size": ranks,
+        "parameters": parameters,
+        "buckets": [
+            Bucket(parameters=["last.weight"], numel=2100),
+            Bucket(parameters=["first.weight", "first.bias"], numel=3300),
+        ],
+        "ranks": [RankSteps(rank=rank, device="cpu", steps=[step(0.0), step(0.05)]) for rank in range(ranks)],
+        "gradients": Gradients(
+            kind="full", steps=list(range(sets)), kept=sizes, scales=[[0.5] * len(sizes)] * sets
+        ),
+    }
+    return Recording(**fields | own)
+
+
+def gradients(of: Recording, seed: int = 0) -> list[np.ndarray]:
+    """One array for each set of ``of``, of values between -1 and 1."""
+    draw = np.random.default_rng(seed)
+    count = sum(of.gradients.kept)
+    return [draw.uniform(-1, 1, count).astype(np.float16) for _ in of.gradients.steps]
+
+
+def file(path: Path, of: Recording | None = None) -> Path:
+    of = recording() if of is None else of
+    write(path, of, gradients(of))
+    return path
