@@ -48,6 +48,8 @@ class PeerExchange(Wire):
         self._works: list[tuple[int | None, dist.Work]] = []
         """With the peer of each, where it has only one."""
         self._timeout: timedelta | None = None
+        self.stand_in: Callable[[], None] | None = None
+        """Writes into ``incoming`` what the others would have sent, where that is not what this rank sends itself."""
 
     @property
     def _tag(self) -> int:
@@ -86,6 +88,15 @@ class PeerExchange(Wire):
                     work.wait()  # NCCL would have the processor wait for the GPU, were a timeout given
                 else:  # all together have the group's timeout; zero would be none
                     work.wait(timedelta(seconds=max(latest - time.monotonic(), 1e-3)))
+
+    def echo(self) -> None:
+        if self.stand_in is not None:
+            self.stand_in()
+            return
+        mine = self._outgoing[self.group.rank][: self.sizes[self.group.rank]]
+        for peer, room in enumerate(self._incoming):
+            if peer != self.group.rank:
+                room[: mine.numel()].copy_(mine)
 
     def messages(self) -> list[int]:
         return [size for rank, size in enumerate(self.sizes) if rank != self.group.rank]
@@ -128,8 +139,7 @@ def peer_exchange(
     operation: str, group: Group, outgoing: Sequence[Tensor], incoming: Sequence[Tensor], expected: int
 ) -> PeerExchange:
     """The exchange that ``group``'s backend can do."""
-    nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
-    kind = AnnouncedExchange if nccl else PeerExchange
+    kind = AnnouncedExchange if group.backend == "nccl" else PeerExchange
     return kind(operation, group, outgoing, incoming, expected)
 
 
@@ -142,7 +152,10 @@ def all_reduce(tensor: Tensor, group: Group) -> Wire:
 
     # A ring all-reduce sends 2(P-1) messages of size/P.
     messages = (-(-size // group.world_size),) * (2 * (group.world_size - 1))
-    return Collective("all_reduce", begin, size, messages, Sent("allreduce", (size,), tensor.element_size()))
+    sent = Sent("allreduce", (size,), tensor.element_size())
+    return Collective(
+        "all_reduce", begin, size, messages, sent, echo=lambda: _scale(tensor, group.world_size)
+    )
 
 
 def all_gather(tensor: Tensor, gathered: Tensor, group: Group) -> Wire:
@@ -163,7 +176,8 @@ def all_gather(tensor: Tensor, gathered: Tensor, group: Group) -> Wire:
     def begin() -> dist.Work | None:
         return dist.all_gather(list(gathered.unbind(0)), tensor, group=group.process_group, async_op=True)
 
-    return Collective("all_gather", begin, size, (size,) * (group.world_size - 1))
+    messages = (size,) * (group.world_size - 1)
+    return Collective("all_gather", begin, size, messages, echo=lambda: _copy(gathered, tensor))
 
 
 def summed(tensor: Tensor, group: Group) -> list[Segment]:
@@ -177,6 +191,10 @@ def summed(tensor: Tensor, group: Group) -> list[Segment]:
         all_reduce(host, group),
         Local("decompress", lambda: _copy(tensor, host)),
     ]
+
+
+def _scale(tensor: Tensor, factor: int) -> None:
+    tensor.mul_(factor)
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

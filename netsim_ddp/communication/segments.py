@@ -18,6 +18,7 @@ import torch.distributed as dist
 from netsim_ddp.communication.exchange_errors import named
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.compression.statistics import Statistics
+from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket.schedule import Sent
 
 
@@ -83,6 +84,18 @@ class Wire(ABC):
         self.start()
         self.finish()
 
+    def echo(self) -> None:
+        """Receive, without any exchange, what the other ranks would send if each did what this one does: one rank's
+        local work can then be measured where the others are not there.
+
+        Raises:
+            UsageError: this kind of exchange does not know.
+        """
+        raise UsageError(
+            f"what the other ranks of {self.method or 'this method'} would send in {self.operation} is not known",
+            hint=f"write an echo() for {type(self).__name__}, or measure it with netsim run",
+        )
+
 
 class Collective(Wire):
     """An exchange by one collective operation of torch.distributed, whose size never changes.
@@ -91,6 +104,7 @@ class Collective(Wire):
         begin: starts it with ``async_op=True``; answers its Work.
         messages: the sizes of what its schedule makes this rank send, in order.
         sent: what it asks of the link, where more is known of it than its messages.
+        echo: see :meth:`Wire.echo`.
     """
 
     def __init__(
@@ -100,8 +114,9 @@ class Collective(Wire):
         payload_bytes: int,
         messages: tuple[int, ...],
         sent: Sent | None = None,
+        echo: Callable[[], None] | None = None,
     ) -> None:
-        self.operation, self._begin, self._sent = operation, begin, sent
+        self.operation, self._begin, self._sent, self._echo = operation, begin, sent, echo
         self._payload_bytes, self._messages = payload_bytes, messages
         self._work: dist.Work | None = None
 
@@ -114,6 +129,12 @@ class Collective(Wire):
         if work is not None:
             with named(self):
                 work.wait()
+
+    def echo(self) -> None:
+        if self._echo is None:
+            super().echo()
+        else:
+            self._echo()
 
     def messages(self) -> tuple[int, ...]:
         return self._messages
@@ -194,11 +215,18 @@ class Group:
         ranks perhaps after an attempt that failed."""
         return replace(self, tags=itertools.count())
 
+    @property
+    def backend(self) -> str:
+        """``gloo`` or ``nccl``; Gloo of a rank alone, and of one whose others are only imagined."""
+        if self.world_size == 1 or not (self.process_group or dist.is_initialized()):
+            return "gloo"
+        return dist.get_backend(self.process_group)
+
     def wire_device(self, device: torch.device) -> torch.device:
         """Where a tensor must lie to cross the wire: NCCL moves device memory, Gloo the host's."""
         if device.type == "cpu" or self.world_size == 1:
             return device
-        return device if dist.get_backend(self.process_group) == "nccl" else torch.device("cpu")
+        return device if self.backend == "nccl" else torch.device("cpu")
 
 
 class Method(ABC):

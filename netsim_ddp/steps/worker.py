@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from netsim_ddp.communication import cost
@@ -260,7 +259,7 @@ class StepsTask(ModelTask):
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         optimizer = self._optimizer(workload, 0.0 if params.get("momentum") else scenario.momentum)
         entry = entry_of(name)
-        nccl = group.world_size > 1 and dist.get_backend(group.process_group) == "nccl"
+        nccl = group.backend == "nccl"
         by_ddp = ("nccl" if nccl else "gloo") in entry.ddp_backends
         if overlap and by_ddp and scenario.execution == "concurrent" and not gradients:
             rounded = getattr(torch, entry.ddp_type) if entry.ddp_type else None

@@ -113,6 +113,7 @@ class TopKSplitReduce(SelectedEntries):
             self._answers,
             self._down[mine].expected_nbytes(int(self.quotas.at(final)[mine].sum())),
         )
+        self._gather.stand_in = self._answer_for_others
 
     def _exchange(self) -> list[Segment]:
         ranks, final = self.group.world_size, self.selection.budget.stages()[-1]
@@ -172,6 +173,18 @@ class TopKSplitReduce(SelectedEntries):
     def _answer_nothing(self) -> None:
         mine = self.group.rank
         self._gather.sizes = [self._down[mine].refuse(self._answers[mine])] * self.group.world_size
+
+    def _answer_for_others(self) -> None:
+        """As if every owner had answered as this one: with as many of its entries as the other's quota and share
+        take."""
+        assert self._sent is not None
+        local, values = self._sent
+        quotas = self.quotas.at(self.selection.budget.now).sum(axis=1).tolist()
+        for owner, answer in enumerate(self._answers):
+            if owner != self.group.rank:
+                fit = int(torch.searchsorted(local, self.shares.size(owner)))
+                count = min(fit, quotas[owner]) if self.keep else fit
+                self._down[owner].write(values[:count], local[:count], answer)
 
     def commit(self) -> None:
         super().commit()

@@ -86,7 +86,7 @@ def _noise(number: int) -> float:
     return (z ^ z >> 31) / (1 << 63) - 1
 
 
-class _Line(NamedTuple):
+class Way(NamedTuple):
     """The way from one rank to another: its two sides with what they are busy with, their rates, and the delay."""
 
     sends: list[Span]
@@ -299,7 +299,7 @@ class LinkClock:
                 got = [0.0] * size
                 for a, b, wire in messages:
                     ready = issue[a] if message else max(issue[a], issue[b] + self.spec.delay_s)
-                    line = _Line(
+                    line = Way(
                         sides[a], sides[size + b], service_rates[a], service_rates[size + b], self._delay()
                     )
                     if self._tcp is not None:

@@ -93,13 +93,15 @@ def _ring_segments(p: int, nbytes: int, itemsize: int) -> tuple[int, int, Callab
     return count, count // p, lambda segment: min(size, nbytes - (segment % count) * size)
 
 
-def _ring(p: int, rounds: int, first: int, per_rank: int, length: Callable[[int], int]) -> Phase:
+def _ring(
+    p: int, rounds: int, first: int, per_rank: int, length: Callable[[int], int], senders: Iterable[int]
+) -> Phase:
     """Rank r sends segment (r + first)·per_rank + i to r - 1 in round i; empty segments are not sent."""
     return _phase(
         (
             [
                 (r, (r - 1) % p, length((r + first) * per_rank + i))
-                for r in range(p)
+                for r in senders
                 if length((r + first) * per_rank + i) > 0
             ]
             for i in range(rounds)
@@ -108,25 +110,25 @@ def _ring(p: int, rounds: int, first: int, per_rank: int, length: Callable[[int]
     )
 
 
-def _allreduce(p: int, op: Operation) -> list[Phase]:
+def _allreduce(p: int, op: Operation, senders: Iterable[int]) -> list[Phase]:
     count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
     rounds = count - per_rank
-    return [_ring(p, rounds, 1, per_rank, length), _ring(p, rounds, 0, per_rank, length)]
+    return [_ring(p, rounds, first, per_rank, length, senders) for first in (1, 0)]
 
 
-def _reduce(p: int, op: Operation) -> list[Phase]:
+def _reduce(p: int, op: Operation, senders: Iterable[int]) -> list[Phase]:
     count, per_rank, length = _ring_segments(p, op.nbytes, op.itemsize)
     chunks = [
         (r, op.root, sum(max(0, length(r * per_rank + i)) for i in range(per_rank)))
         for r in range(p)
         if r != op.root
     ]
-    return [_ring(p, count - 2, 1, per_rank, length), _phase([[c for c in chunks if c[2] > 0]])]
+    return [_ring(p, count - 2, 1, per_rank, length, senders), _phase([[c for c in chunks if c[2] > 0]])]
 
 
-def _allgather(p: int, op: Operation) -> list[Phase]:
+def _allgather(p: int, op: Operation, senders: Iterable[int]) -> list[Phase]:
     halves = (op.nbytes // 2, op.nbytes - op.nbytes // 2)
-    rounds = ([(r, (r + 1) % p, halves[i % 2]) for r in range(p)] for i in range(2 * (p - 1)))
+    rounds = ([(r, (r + 1) % p, halves[i % 2]) for r in senders] for i in range(2 * (p - 1)))
     return [_phase(rounds, window=2)]
 
 
@@ -135,7 +137,7 @@ def _powers_of_two(p: int) -> list[int]:
     return [1 << bit for bit in range((p - 1).bit_length())]
 
 
-def _broadcast(p: int, op: Operation) -> list[Phase]:
+def _broadcast(p: int, op: Operation, _senders: Iterable[int]) -> list[Phase]:
     rounds = (
         [((v + op.root) % p, (v + step + op.root) % p, op.nbytes) for v in range(step) if v + step < p]
         for step in _powers_of_two(p)
@@ -143,27 +145,27 @@ def _broadcast(p: int, op: Operation) -> list[Phase]:
     return [_phase(rounds)]
 
 
-def _gather(p: int, op: Operation) -> list[Phase]:
+def _gather(p: int, op: Operation, _senders: Iterable[int]) -> list[Phase]:
     return [_phase([[(r, op.root, op.nbytes) for r in range(p) if r != op.root]])]
 
 
-def _scatter(p: int, op: Operation) -> list[Phase]:
+def _scatter(p: int, op: Operation, _senders: Iterable[int]) -> list[Phase]:
     return [_phase([[(op.root, r, op.nbytes) for r in range(p) if r != op.root]])]
 
 
-def _alltoall(p: int, op: Operation) -> list[Phase]:
-    return [_phase([[(r, (r + i) % p, op.splits[r][(r + i) % p]) for i in range(1, p) for r in range(p)]])]
+def _alltoall(p: int, op: Operation, senders: Iterable[int]) -> list[Phase]:
+    return [_phase([[(r, (r + i) % p, op.splits[r][(r + i) % p]) for i in range(1, p) for r in senders]])]
 
 
-def _barrier(p: int, _op: Operation) -> list[Phase]:
+def _barrier(p: int, _op: Operation, _senders: Iterable[int]) -> list[Phase]:
     return [_phase([(r, (r + step) % p, 0) for r in range(p)] for step in _powers_of_two(p))]
 
 
-def _send(_p: int, op: Operation) -> list[Phase]:
+def _send(_p: int, op: Operation, _senders: Iterable[int]) -> list[Phase]:
     return [_phase([[(0, 1, op.nbytes)]])]
 
 
-_SCHEDULES: dict[str, Callable[[int, Operation], list[Phase]]] = {
+_SCHEDULES: dict[str, Callable[[int, Operation, Iterable[int]], list[Phase]]] = {
     "allreduce": _allreduce,
     "reduce_scatter": _allreduce,  # Gloo all-reduces the whole input and copies a part of it
     "allgather": _allgather,
@@ -190,7 +192,25 @@ def schedule(op: Operation, members: int) -> tuple[Phase, ...]:
         raise ValueError(f"the bucket has no schedule for {op.kind}")
     if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
         return ()
-    return tuple(_SCHEDULES[op.kind](members, op))
+    return tuple(_SCHEDULES[op.kind](members, op, range(members)))
+
+
+FOLDABLE = ("allreduce", "allgather", "alltoall")
+"""Operations in which every rank sends and receives alike."""
+
+
+@lru_cache(maxsize=64)
+def folded(op: Operation, members: int) -> tuple[Phase, ...]:
+    """What member 0 alone sends in :func:`schedule`, of an operation in which all do alike.
+
+    Raises:
+        ValueError: an operation in which they do not.
+    """
+    if op.kind not in FOLDABLE:
+        raise ValueError(f"the ranks of {op.kind} do not all do alike")
+    if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
+        return ()
+    return tuple(_SCHEDULES[op.kind](members, op, (0,)))
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,120 @@
+"""A rehearsed step on a link's clock: when would it be through, and where would its time go?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from netsim_ddp.communication.framing import acknowledgement_bytes, wire_bytes
+from netsim_ddp.link.bucket.folded import FoldedClock
+from netsim_ddp.link.bucket.schedule import Operation, Sent
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work
+from netsim_ddp.steps.phases import Interval, Phase, StepSample
+
+AGGREGATE_BYTES = 1 << 16
+"""The packet that a receiver acknowledges, where the host aggregates them as Linux does."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a step computes, seconds since it began: when each bucket is full, when backward ends, and how long
+    everything takes that comes after the exchange."""
+
+    full_s: tuple[float, ...]
+    ends_s: float
+    after_s: float = 0.0
+
+
+class PredictedLink:
+    """The links of all ranks, between which steps follow each other.
+
+    Args:
+        message_s: what a host adds to every message, seconds, by the exchange's kind (``allreduce``, ``alltoall``).
+        aggregate_bytes: the largest packet, which an acknowledgement answers; None: they take no room.
+    """
+
+    def __init__(
+        self,
+        spec: LinkSpec,
+        message_s: Mapping[str, float],
+        aggregate_bytes: int | None = AGGREGATE_BYTES,
+    ) -> None:
+        share = 1.0 if aggregate_bytes is None else 1 / (1 + acknowledgement_bytes(1.0, aggregate_bytes))
+        self._spec = replace(
+            spec,
+            rate_bps=round(spec.rate_bps * share),
+            down_bps=round((spec.down_bps or spec.rate_bps) * share),
+            slow_ranks=tuple(
+                replace(each, up_bps=round(each.up_bps * share), down_bps=round(each.down_bps * share))
+                for each in spec.slow_ranks
+            ),
+        )
+        self._clock, self._message_s, self._now = FoldedClock(self._spec), message_s, 1.0
+
+    def play(self, rehearsal: Rehearsal, computed: Computed, step: int) -> StepSample:
+        """The next step; of the times of each local piece the one that ``step`` is the number of."""
+        return _Playing(self, computed, step).run(rehearsal)
+
+    def begin(self) -> float:
+        """When the next step begins."""
+        return self._now
+
+    def end(self, moment: float) -> None:
+        """The step is through."""
+        self._now = moment
+
+    def complete(self, sent: Sent, start: float) -> float:
+        """When an exchange that begins at ``start`` is through."""
+        ranks, cost = self._spec.workers, self._message_s.get(sent.kind, 0.0)
+        if sent.kind == "allreduce":
+            operation = Operation(sent.kind, sent.sizes[0], itemsize=sent.itemsize)
+            return self._clock.complete(operation, start) + 2 * (ranks - 1) * cost
+        if sent.kind == "alltoall":
+            operation = Operation(sent.kind, splits=(sent.sizes,))
+            return self._clock.complete(operation, start) + (ranks - 1) * cost
+        rounds = len(sent.sizes)
+        line = wire_bytes(sent.sizes) * 8 / self._spec.slowest_bps
+        return start + line + rounds * (2 * self._spec.delay_s + cost)
+
+
+class _Playing:
+    """One step's way through its events."""
+
+    def __init__(self, link: PredictedLink, computed: Computed, step: int) -> None:
+        self._link, self._computed, self._step = link, computed, step
+        self._begin = self._now = link.begin()
+        self._laps: list[tuple[Phase, float, float]] = []
+        self._started: dict[int, Interval] = {}
+        self._starts: list[float] = []
+
+    def run(self, rehearsal: Rehearsal) -> StepSample:
+        fulls = [each for each in rehearsal.events if isinstance(each, Full)]
+        for event in rehearsal.events:
+            if isinstance(event, Full):
+                last = event is fulls[-1]
+                self._to("compute", self._ready(event.bucket, last=last))
+            elif isinstance(event, Work):
+                self._to(event.phase, self._now + event.took_s[self._step % len(event.took_s)])
+            elif isinstance(event, Start):
+                self._started[event.wire] = (self._now, self._link.complete(event.sent, self._now))
+            elif isinstance(event, Finish):
+                start, done = self._started[event.wire]
+                self._starts.append(start)
+                self._to("wire", done)
+        if not fulls:
+            self._to("compute", self._begin + self._computed.ends_s)
+        self._to("optimizer", self._now + self._computed.after_s)
+        self._link.end(self._now)
+        return StepSample(
+            self._laps, starts=self._starts, computing_until=self._begin + self._computed.ends_s
+        )
+
+    def _ready(self, bucket: int, *, last: bool) -> float:
+        """When the gradient of ``bucket`` is there: of a part that is everything, with the last one."""
+        return self._begin + (self._computed.ends_s if last else self._computed.full_s[bucket])
+
+    def _to(self, phase: Phase, moment: float) -> None:
+        moment = max(moment, self._now)
+        self._laps.append((phase, self._now, moment))
+        self._now = moment

@@ -1,0 +1,226 @@
+"""One rank's step without the others: its local work is done and timed, its exchanges are only noted.
+
+The method's own segments run, in the order in which a step runs them; in place of an exchange the rank receives what it
+would have sent itself (:meth:`~netsim_ddp.communication.segments.Wire.echo`), so that what comes after it works on
+messages of the right size. What is noted is played on a link's clock by :mod:`netsim_ddp.predict.clock`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.communication import cost
+from netsim_ddp.communication.building import build_method
+from netsim_ddp.communication.executor import pipeline, stages
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.framing import wire_bytes
+from netsim_ddp.communication.segments import CodecWork, Group, Wire, segments_of
+from netsim_ddp.link.bucket.schedule import Sent
+
+WARMUP, STEPS = 2, 5
+Substituted = Callable[[CodecWork], float]
+
+
+@dataclass(frozen=True)
+class Full:
+    """The gradient of a bucket is needed."""
+
+    bucket: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A local piece, and how long it took in each rehearsed step, seconds."""
+
+    phase: Literal["compress", "decompress"]
+    took_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Exchange ``wire`` begins, which asks ``sent`` of the link."""
+
+    wire: int
+    sent: Sent
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Exchange ``wire`` is waited for."""
+
+    wire: int
+
+
+Event = Full | Work | Start | Finish
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The step of one method among ``world_size`` ranks.
+
+    Attributes:
+        payload_bytes: what a rank hands over in a step.
+        wire_bytes: what it sends, at the interface.
+        collective: how sparse entries travel, where the method could have chosen otherwise.
+        beyond: the largest number of ranks that was rehearsed, where this is computed from smaller ones.
+    """
+
+    world_size: int
+    events: tuple[Event, ...]
+    payload_bytes: int
+    wire_bytes: int
+    residual_bytes: int
+    collective: str | None = None
+    beyond: int | None = None
+
+
+class _Notes:
+    """Runs a step's pieces, and notes them."""
+
+    def __init__(self, substituted: Substituted | None) -> None:
+        self._substituted = substituted
+        self._numbers: dict[int, int] = {}
+        self.events: list[Event] = []
+
+    def local(
+        self,
+        phase: Literal["compress", "decompress"],
+        run: Callable[[], None],
+        work: CodecWork | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        run()
+        took = time.perf_counter() - begin
+        if work is not None and self._substituted is not None:
+            took = self._substituted(work)
+        self.events.append(Work(phase, (took,)))
+
+    def start(self, wire: Wire) -> None:
+        self._numbers[id(wire)] = len(self._numbers)
+        self.events.append(Start(self._numbers[id(wire)], wire.sent()))
+
+    def finish(self, wire: Wire) -> None:
+        wire.echo()
+        self.events.append(Finish(self._numbers[id(wire)]))
+
+
+def rehearse(
+    name: str,
+    params: Mapping[str, Any],
+    flat: FlatGradients,
+    buckets: Sequence[tuple[int, int]],
+    gradients: Sequence[Sequence[Tensor]],
+    group: Group,
+    substituted: Substituted | None = None,
+) -> Rehearsal:
+    """Rehearse a step of the method ``name`` as rank 0 of ``group``, which needs no processes.
+
+    Args:
+        buckets: (first, last + 1) parameter of each part of ``flat`` that is exchanged by itself, in the order in
+            which backward fills them; one of everything where the method does not overlap.
+        gradients: sets of recorded gradients, which take turns.
+        substituted: the seconds of a piece that is all the codec's, instead of those that it took here.
+
+    Raises:
+        UsageError: an exchange of the user's own, of which it is not known what the others would send.
+    """
+    methods = [
+        build_method(name, flat.part(*bucket) if len(buckets) > 1 else flat, group, as_ddp=True, **params)
+        for bucket in buckets
+    ]
+    parts = [stages(segments_of(method, name)) if group.world_size > 1 else [] for method in methods]
+    steps: list[list[Event]] = []
+    sets = itertools.cycle(gradients)
+    for number in range(WARMUP + STEPS):
+        for view, gradient in zip(flat.views, next(sets), strict=True):
+            view.copy_(gradient)
+        notes = _Notes(substituted)
+        with torch.no_grad():
+            for bucket in pipeline(notes, parts):
+                notes.events.append(Full(bucket))
+        if number >= WARMUP:
+            steps.append(notes.events)
+    wires = [stage.wire for part in parts for stage in part if stage.wire is not None]
+    return Rehearsal(
+        world_size=group.world_size,
+        events=tuple(map(_merged, zip(*steps, strict=True))),
+        payload_bytes=cost.payload_bytes(wires),
+        wire_bytes=wire_bytes(cost.messages(wires)),
+        residual_bytes=sum(method.residual_bytes for method in methods),
+        collective="+".join(sorted({each.collective for each in methods if each.collective})) or None,
+    )
+
+
+def _merged(events: Sequence[Event]) -> Event:
+    """The same event of every step: with all of its times, and the sizes of the last step."""
+    last = events[-1]
+    if not isinstance(last, Work):
+        return last
+    return replace(last, took_s=tuple(s for each in events if isinstance(each, Work) for s in each.took_s))
+
+
+def beyond(small: Rehearsal, large: Rehearsal, world_size: int) -> Rehearsal:
+    """What a step of ``world_size`` ranks would be, from those of two smaller numbers of ranks.
+
+    A local piece takes ``a + b P`` (a piece reads P messages, or one gradient), the sizes of messages are ``a + b / P``
+    (an owner's share, or everything), the bytes of a step follow from those.
+    """
+    events: list[Event] = []
+    for one, two in zip(small.events, large.events, strict=True):
+        if isinstance(one, Work) and isinstance(two, Work):
+            at = [median(one.took_s), median(two.took_s)]
+            took = _line(small.world_size, large.world_size, at, world_size)
+            factor = max(took, 0.0) / at[1] if at[1] else 0.0
+            events.append(replace(two, took_s=tuple(s * factor for s in two.took_s)))
+        elif isinstance(one, Start) and isinstance(two, Start):
+            events.append(replace(two, sent=_sent(small, large, one.sent, two.sent, world_size)))
+        else:
+            events.append(two)
+    sent = [event.sent for event in events if isinstance(event, Start)]
+    messages = [size for each in sent for size in _messages(each, world_size)]
+    return replace(
+        large,
+        world_size=world_size,
+        events=tuple(events),
+        payload_bytes=round(sum(sum(each.sizes) for each in sent)),
+        wire_bytes=wire_bytes(messages),
+        beyond=large.world_size,
+    )
+
+
+def _line(one: float, two: float, at: Sequence[float], where: float) -> float:
+    """The straight line through ``(one, at[0])`` and ``(two, at[1])``, at ``where``."""
+    return at[1] + (at[1] - at[0]) / (two - one) * (where - two)
+
+
+def _sent(small: Rehearsal, large: Rehearsal, one: Sent, two: Sent, world_size: int) -> Sent:
+    if one.kind != "alltoall":
+        return replace(two, sizes=_grown(one.sizes, two.sizes, small, large, world_size))
+    typical = [sum(each.sizes) / (len(each.sizes) - 1) for each in (one, two)]
+    size = _line(1 / small.world_size, 1 / large.world_size, typical, 1 / world_size)
+    return replace(two, sizes=(0, *[max(1, round(size))] * (world_size - 1)))
+
+
+def _grown(
+    one: Sequence[int], two: Sequence[int], small: Rehearsal, large: Rehearsal, world_size: int
+) -> tuple[int, ...]:
+    """The tensor of an all-reduce; of ``messages``, as many as grow with the ranks."""
+    if len(one) == len(two):
+        return tuple(two)
+    count = round(_line(small.world_size, large.world_size, [len(one), len(two)], world_size))
+    return (two[-1],) * count
+
+
+def _messages(sent: Sent, ranks: int) -> Sequence[int]:
+    """The messages that one rank sends for ``sent``."""
+    if sent.kind == "allreduce":
+        return [-(-sent.sizes[0] // ranks)] * (2 * (ranks - 1))
+    return [size for size in sent.sizes if size]

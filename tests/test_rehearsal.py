@@ -1,0 +1,151 @@
+"""One rank's step without the others: what it works on and sends is what a step among them works on and sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.segments import Collective, Group
+from netsim_ddp.errors import UsageError
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.methods import METHODS, entry_of
+from netsim_ddp.predict.clock import Computed, PredictedLink
+from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, beyond, rehearse
+from netsim_ddp.steps.phases import step_records
+
+SIZES = [(200, 300), (300,), (64, 200), (7,)]
+
+
+def _flat() -> FlatGradients:
+    return FlatGradients((f"p{number}", nn.Parameter(torch.zeros(size))) for number, size in enumerate(SIZES))
+
+
+def _gradients(seed: int = 0) -> list[list[Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    return [[torch.randn(size, generator=draw) for size in SIZES] for _ in range(2)]
+
+
+def _rehearsed(
+    name: str, ranks: int, *, parts: int = 1, flat: FlatGradients | None = None, **params: Any
+) -> Rehearsal:
+    count = len(SIZES)
+    buckets = [(0, count)] if parts == 1 else [(2, count), (0, 2)]
+    return rehearse(name, params, flat or _flat(), buckets, _gradients(), Group(0, ranks))
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("topk", {"collective": "split", "values": "int8"}),
+    ("topk", {"collective": "split", "keep": False}),
+    ("topk", {"collective": "allgather", "values": "fp16", "momentum": 0.9}),
+    ("topk", {"collective": "split", "adaptive": True}),
+    ("powersgd", {"rank": 2}),
+]
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("name", "params"), CASES, ids=[f"{name}-{params}" for name, params in CASES])
+def test_every_method_can_be_rehearsed_among_any_number_of_ranks(name: str, params: dict[str, Any]) -> None:
+    for ranks in (2, 3, 17):
+        found = _rehearsed(name, ranks, parts=2, **params)
+        fulls = [event.bucket for event in found.events if isinstance(event, Full)]
+        starts = [event.wire for event in found.events if isinstance(event, Start)]
+        assert fulls == [0, 1]
+        assert sorted(event.wire for event in found.events if isinstance(event, Finish)) == sorted(starts)
+        assert all(len(event.took_s) == 5 for event in found.events if isinstance(event, Work))
+        assert starts
+        assert starts
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize("name", ["dense", "fp16", "bf16", "topk", "topk-allgather"])
+def test_it_sends_what_the_registry_says(name: str, ranks: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    flat = FlatGradients([("p", nn.Parameter(torch.zeros(2_000_000)))])
+    gradients = [[torch.randn(2_000_000, generator=draw)]]
+    found = rehearse(name, {}, flat, [(0, 1)], gradients, Group(0, ranks))
+    expected = entry_of(name).wire_bytes(flat.numel, ranks, {"collective": found.collective or ""})
+    assert found.wire_bytes == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.kernels
+def test_the_average_of_ranks_that_all_do_alike_is_what_one_of_them_sends() -> None:
+    for name in ("dense", "topk-allgather"):
+        flat = _flat()
+        ratio = {} if name == "dense" else {"ratio": 1.0}
+        found = rehearse(name, ratio, flat, [(0, len(SIZES))], _gradients()[:1], Group(0, 4))
+        assert found.world_size == 4
+        if name == "dense":
+            for view, gradient in zip(flat.views, _gradients()[0], strict=True):
+                torch.testing.assert_close(view, gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("dense", {}), ("topk", {"collective": "split"}), ("powersgd", {})]
+)
+def test_beyond_what_was_rehearsed_sizes_are_those_that_a_rehearsal_has(
+    name: str, params: dict[str, Any]
+) -> None:
+    small, large, there = (_rehearsed(name, ranks, **params) for ranks in (4, 8, 24))
+    found = beyond(small, large, 24)
+    assert found.beyond == 8
+    assert found.world_size == 24
+    assert found.wire_bytes == pytest.approx(there.wire_bytes, rel=0.1)
+
+
+def test_an_exchange_of_ones_own_says_what_it_lacks() -> None:
+    own = Collective("own", lambda: None, 4, (4,))
+    own.method = "my_module:factory"
+    with pytest.raises(UsageError, match="my_module:factory would send in own is not known"):
+        own.echo()
+
+
+@pytest.fixture
+def link() -> Iterator[PredictedLink]:
+    return PredictedLink(LinkSpec(workers=4, rate_bps=10**8), {}, None)
+
+
+def test_a_dense_step_is_compute_and_line_and_what_comes_after(link: PredictedLink) -> None:
+    found = _rehearsed("dense", 4)
+    sample = link.play(found, Computed((0.03,), 0.03, after_s=0.01), 0)
+    (record,) = step_records([sample])
+    local = sum(event.took_s[0] for event in found.events if isinstance(event, Work))
+    line = found.wire_bytes * 8 / 1e8
+    assert record.compute_s == pytest.approx(0.03)
+    assert record.optimizer_s == pytest.approx(0.01)
+    assert record.communicate_s == pytest.approx(line, rel=0.03)
+    assert record.wall_s == pytest.approx(0.03 + line + local + 0.01, rel=0.03)
+
+
+def test_what_backward_hides_takes_no_time(link: PredictedLink) -> None:
+    found = _rehearsed("dense", 4, parts=2)
+    early = link.play(found, Computed((0.001, 1.0), 1.0), 0)
+    late = link.play(found, Computed((1.0, 1.0), 1.0), 0)
+    (a,), (b,) = step_records([early]), step_records([late])
+    assert a.wall_s < b.wall_s
+    assert a.hidden_s > b.hidden_s
+
+
+def test_a_hosts_cost_of_messages_is_told_apart() -> None:
+    found = _rehearsed("topk", 4, collective="split")
+    walls = []
+    for cost in (0.0, 1e-3):
+        link = PredictedLink(LinkSpec(workers=4, rate_bps=10**9), {"alltoall": cost}, None)
+        walls.append(link.play(found, Computed((0.01,), 0.01), 0).end)
+    assert walls[1] - walls[0] == pytest.approx(2 * 3 * 1e-3, rel=0.01)
+
+
+def test_steps_differ_as_the_rehearsed_ones_did(link: PredictedLink) -> None:
+    found = _rehearsed("topk", 4)
+    ends = []
+    for number in range(5):
+        begin = link.begin()
+        ends.append(link.play(found, Computed((0.01,), 0.01), number).end - begin)
+    assert len(set(ends)) > 1
+    assert median(ends) > 0.01
