@@ -64,11 +64,14 @@ class Pass(Strict):
 class Step(Strict):
     """One step on one rank; every moment is in seconds since it began, which is when the step before ended.
 
-    ``begin_s`` is on the host's clock, since the recording's first step: ranks of one host can be compared by it.
-    ``full_s``: of each bucket, when its last gradient was there, None where it never was. ``done_s``: of each bucket,
-    when its exchange was through, None where that was not seen. ``end_s``: the step's length.
+    ``number``: of the training's steps, counted from 0 where watching began; those between were watched for something
+    else, or left out. ``begin_s`` is on the host's clock, since the recording's first step: ranks of one host can be
+    compared by it. ``full_s``: of each bucket, when its last gradient was there, None where it never was.
+    ``done_s``: of each bucket, when its exchange was through, None where that was not seen. ``end_s``: the step's
+    length.
     """
 
+    number: Count = 0
     begin_s: Seconds
     passes: Annotated[list[Pass], Field(min_length=1, max_length=10_000)]
     full_s: list[Offset | None]
@@ -228,7 +231,8 @@ class Recording(Strict):
                 raise ValueError(f"gradients are {gradients.kind}, but have steps")
             return self
         if len(gradients.kept) != len(sizes) or any(
-            kept > size for kept, size in zip(gradients.kept, sizes, strict=True)
+            kept != size and (kept > size or kept % gradients.block)
+            for kept, size in zip(gradients.kept, sizes, strict=True)
         ):
             raise ValueError("gradients.kept does not fit parameters")
         if len(gradients.scales) != len(gradients.steps) or any(

@@ -1,0 +1,1 @@
+"""A user's own training: watched for some steps, and played again."""
