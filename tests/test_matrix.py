@@ -114,7 +114,7 @@ BAD = {
     "matrix: {workers: [two]}": "s.yaml: workers 'two' is not a whole number (write for example workers: 4)",
     "matrix: {bandwidth: [100]}": "s.yaml: bandwidth '100' has no unit (write 100mbps or 100gbps)",
     "matrix: {methods: [topkk]}": "s.yaml: unknown method 'topkk' (did you mean 'topk'?",
-    "{command: fly, model: simple_cnn}": "s.yaml: command 'fly' is not known here (choose from run or train)",
+    "{command: fly, model: simple_cnn}": "s.yaml: command 'fly' is not known here (choose from run, train, predict)",
 }
 
 

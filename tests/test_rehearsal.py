@@ -16,6 +16,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, entry_of
 from netsim_ddp.predict.clock import Computed, PredictedLink
+from netsim_ddp.predict.message_cost import MessageCost
 from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, beyond, rehearse
 from netsim_ddp.steps.phases import step_records
 
@@ -135,9 +136,10 @@ def test_a_hosts_cost_of_messages_is_told_apart() -> None:
     found = _rehearsed("topk", 4, collective="split")
     walls = []
     for cost in (0.0, 1e-3):
-        link = PredictedLink(LinkSpec(workers=4, rate_bps=10**9), {"alltoall": cost}, None)
+        costs = {"alltoall": MessageCost(3 * cost, cost)}
+        link = PredictedLink(LinkSpec(workers=4, rate_bps=10**9), costs, None)
         walls.append(link.play(found, Computed((0.01,), 0.01), 0).end)
-    assert walls[1] - walls[0] == pytest.approx(2 * 3 * 1e-3, rel=0.01)
+    assert walls[1] - walls[0] == pytest.approx(2 * (3 + 2) * 1e-3, rel=0.01)
 
 
 def test_steps_differ_as_the_rehearsed_ones_did(link: PredictedLink) -> None:

@@ -21,6 +21,7 @@ from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.expand import command
 from netsim_ddp.cli.launch import launch
+from netsim_ddp.cli.predict import predict
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.regress import regress
 from netsim_ddp.cli.report import report
@@ -54,6 +55,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
     (run, "Measure a training step, compressed beside dense.", {}),
     (train, "Train a model, compressed beside dense.", {}),
     (sweep, "Run a grid of configurations: where is it faster?", {}),
+    (predict, "Compute steps of many workers, on links not here.", {}),
     (probe, "Measure a link before trusting it.", {}),
     (launch, "Run any program on the link, a network per rank.", {"allow_interspersed_args": False}),
     (check, "Test a method of your own on real ranks.", {}),

@@ -19,6 +19,7 @@ from netsim_ddp.cli.streams import open_console, say, write_document
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Cell, Result
+    from netsim_ddp.scenario.matrix import Matrix
     from netsim_ddp.sweep.plan import Run
     from netsim_ddp.sweep.runner import Progress, Sweep
     from netsim_ddp.sweep.source import Command
@@ -138,6 +139,23 @@ def sweep(
         )
     if going.stopped:
         say(f"{going.stopped}; the same command goes on")
+
+
+def carry_out(name: str, matrix: Matrix, command: Command, runs: list[Run], json: str | None) -> None:
+    """Run the whole matrix anew, show it, and save it where the user asks."""
+    from netsim_ddp.errors import RankError
+    from netsim_ddp.sweep.runner import Sweep
+
+    path, explicit = _path(name, json, dry_run=False)
+    selected = frozenset(cell.id for run in runs for cell in run.cells)
+    going = Sweep(name, matrix, runs, selected=selected, kept={}, known={})
+    files = SavedFiles(path, path if explicit else None)
+    result = _execute(going, command, files, lambda result: _show(result, json))
+    _show(result, json)
+    files.tell(None if json == "-" else open_console(), "netsim sweep")
+    files.finish()
+    if going.failed:
+        raise RankError(f"{len(going.failed)} of {len(selected)} cells failed")
 
 
 def _selected(runs: list[Run], expression: str | None) -> frozenset[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from netsim_ddp.communication.framing import acknowledgement_bytes, wire_bytes
 from netsim_ddp.link.bucket.folded import FoldedClock
 from netsim_ddp.link.bucket.schedule import Operation, Sent
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.predict.message_cost import Costs, MessageCost
 from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work
 from netsim_ddp.steps.phases import Interval, Phase, StepSample
 
@@ -30,14 +30,14 @@ class PredictedLink:
     """The links of all ranks, between which steps follow each other.
 
     Args:
-        message_s: what a host adds to every message, seconds, by the exchange's kind (``allreduce``, ``alltoall``).
+        costs: what a host adds to every exchange.
         aggregate_bytes: the largest packet, which an acknowledgement answers; None: they take no room.
     """
 
     def __init__(
         self,
         spec: LinkSpec,
-        message_s: Mapping[str, float],
+        costs: Costs,
         aggregate_bytes: int | None = AGGREGATE_BYTES,
     ) -> None:
         share = 1.0 if aggregate_bytes is None else 1 / (1 + acknowledgement_bytes(1.0, aggregate_bytes))
@@ -50,7 +50,7 @@ class PredictedLink:
                 for each in spec.slow_ranks
             ),
         )
-        self._clock, self._message_s, self._now = FoldedClock(self._spec), message_s, 1.0
+        self._clock, self._costs, self._now = FoldedClock(self._spec), costs, 1.0
 
     def play(self, rehearsal: Rehearsal, computed: Computed, step: int) -> StepSample:
         """The next step; of the times of each local piece the one that ``step`` is the number of."""
@@ -66,16 +66,16 @@ class PredictedLink:
 
     def complete(self, sent: Sent, start: float) -> float:
         """When an exchange that begins at ``start`` is through."""
-        ranks, cost = self._spec.workers, self._message_s.get(sent.kind, 0.0)
+        ranks, cost = self._spec.workers, self._costs.get(sent.kind, MessageCost(0.0))
         if sent.kind == "allreduce":
             operation = Operation(sent.kind, sent.sizes[0], itemsize=sent.itemsize)
-            return self._clock.complete(operation, start) + 2 * (ranks - 1) * cost
+            return self._clock.complete(operation, start) + 2 * (ranks - 1) * cost.round_s
         if sent.kind == "alltoall":
             operation = Operation(sent.kind, splits=(sent.sizes,))
-            return self._clock.complete(operation, start) + (ranks - 1) * cost
+            return self._clock.complete(operation, start) + cost.round_s + (ranks - 2) * cost.message_s
         rounds = len(sent.sizes)
         line = wire_bytes(sent.sizes) * 8 / self._spec.slowest_bps
-        return start + line + rounds * (2 * self._spec.delay_s + cost)
+        return start + line + rounds * (2 * self._spec.delay_s + cost.round_s)
 
 
 class _Playing:

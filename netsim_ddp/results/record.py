@@ -22,8 +22,9 @@ from netsim_ddp.results.training_record import EpochRecord, Recipe, TrainingSumm
 SCHEMA_VERSION: Literal[4] = 4
 
 Bound = Literal["", ">=", "<=", "none"]
-Mechanism = Literal["tc", "bucket", "host", "none"]
-Execution = Literal["concurrent", "replayed"]
+Mechanism = Literal["tc", "bucket", "host", "none", "model"]
+"""``model``: there is no link, its clock alone (``netsim predict``)."""
+Execution = Literal["concurrent", "replayed", "predicted"]
 Status = Literal["complete", "partial", "failed"]
 
 

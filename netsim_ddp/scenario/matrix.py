@@ -36,6 +36,8 @@ from netsim_ddp.units import parse_ratio
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 MAX_POINTS = 10_000
+COMMANDS = ("run", "train", "predict")
+"""What a file may be for."""
 LISTS = ("methods", "slow_rank", "slow_ranks", "timeline", "timeline_changes")
 """Keys whose one value is a list already."""
 Values = Mapping[str, Any]
@@ -96,8 +98,10 @@ def parse(data: Any, source: str) -> Matrix:
         if key in data:
             raise UsageError(f"{source}: {key} stands outside of the matrix", hint="indent it below matrix:")
     command = str(data.get("command", "run"))
-    if command not in ("run", "train"):
-        raise UsageError(f"{source}: command {command!r} is not known here", hint="choose from run or train")
+    if command not in COMMANDS:
+        raise UsageError(
+            f"{source}: command {command!r} is not known here", hint=f"choose from {', '.join(COMMANDS)}"
+        )
     matrix = data.get("matrix", {})
     if not isinstance(matrix, Mapping):
         raise UsageError(

@@ -17,6 +17,7 @@ from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario import Scenario, Settings, TrainScenario
 from netsim_ddp.scenario.files import find, read_text
 from netsim_ddp.scenario.matrix import Matrix, expand, override, parse, parse_set
+from netsim_ddp.scenario.predict import PredictScenario
 from netsim_ddp.steps.experiment import Report, Save
 from netsim_ddp.steps.runner import run
 from netsim_ddp.sweep.plan import Run, plan
@@ -40,12 +41,16 @@ class Command:
 
 
 def command_of(name: str) -> Command:
-    """The command that is called ``name``; what only one of the two needs is imported when it is chosen."""
+    """The command that is called ``name``; what only one of them needs is imported when it is chosen."""
     if name == "train":
         from netsim_ddp.results.training import summarise_training
         from netsim_ddp.training.runner import train
 
         return Command(TrainScenario, train, summarise_training)
+    if name == "predict":
+        from netsim_ddp.predict.runner import predict
+
+        return Command(PredictScenario, predict, summarise)
     return Command(Scenario, run, summarise)
 
 
@@ -79,5 +84,10 @@ def _load(text: str) -> Any:
 def read_plan(what: str, sets: Sequence[str] = ()) -> tuple[str, Matrix, Command, list[Run]]:
     """:func:`read_matrix`, what its command is, and the runs that it makes."""
     name, matrix = read_matrix(what, sets)
+    return name, matrix, *plan_of(matrix)
+
+
+def plan_of(matrix: Matrix) -> tuple[Command, list[Run]]:
+    """The command of ``matrix``, and the runs that it makes."""
     command = command_of(matrix.command)
-    return name, matrix, command, plan(expand(matrix, command.kind))
+    return command, plan(expand(matrix, command.kind))

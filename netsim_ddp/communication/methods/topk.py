@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from netsim_ddp.communication.flat import FlatGradients
@@ -36,6 +37,27 @@ def choose_collective(world_size: int, payload: float, link_bps: float, round_s:
     return "split" if split < gathered else "allgather"
 
 
+def collective_of(numel: int, group: Group, options: Mapping[str, Any]) -> str:
+    """``split`` or ``allgather``: what ``options`` of ``topk`` ask for, or by cost.
+
+    Args:
+        numel: of the gradient that is exchanged as one.
+
+    Raises:
+        ValueError: another word for the collective.
+    """
+    collective = options.get("collective", "auto")
+    if collective not in COLLECTIVES:
+        raise ValueError(f"collective {collective!r} is not one of {', '.join(COLLECTIVES)}")
+    if collective != "auto":
+        return str(collective)
+    if "keep" in options:  # which is split-reduce's alone
+        return "split"
+    codec = Codec(**{key: options[key] for key in ("values", "indices") if key in options})
+    payload = codec.expected(entry_count(numel, options.get("ratio", 0.01)), numel)
+    return choose_collective(group.world_size, payload, group.link_bps, group.round_s)
+
+
 def topk(flat: FlatGradients, group: Group, *, collective: str = "auto", **options: Any) -> Method:
     """``topk``: split-reduce or an all-gather, by cost from P, k, the link's rate and its round time.
 
@@ -46,15 +68,6 @@ def topk(flat: FlatGradients, group: Group, *, collective: str = "auto", **optio
     Raises:
         ValueError: another word for the collective.
     """
-    if collective not in COLLECTIVES:
-        raise ValueError(f"collective {collective!r} is not one of {', '.join(COLLECTIVES)}")
-    if collective == "auto":
-        codec = Codec(**{key: options[key] for key in ("values", "indices") if key in options})
-        payload = codec.expected(entry_count(flat.numel, options.get("ratio", 0.01)), flat.numel)
-        collective = (
-            "split"
-            if "keep" in options
-            else choose_collective(group.world_size, payload, group.link_bps, group.round_s)
-        )
-    method = TopKSplitReduce if collective == "split" else TopKAllGather
+    chosen = collective_of(flat.numel, group, {**options, "collective": collective})
+    method = TopKSplitReduce if chosen == "split" else TopKAllGather
     return method(flat, group, **options)

@@ -1,0 +1,106 @@
+"""``netsim predict``: step times of every method on links, and among workers, that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from netsim_ddp.cli.expand import given
+from netsim_ddp.cli.options import LinkOptions, Seed, StepMethods, Text
+from netsim_ddp.cli.sweep import carry_out
+
+LISTED = ("workers", "bandwidth", "delay")
+"""Flags that take several values, separated by commas."""
+
+
+@dataclass
+class PredictOptions:
+    """Whose training, among how many workers."""
+
+    workers: Annotated[
+        Text, typer.Option("--workers", "-n", metavar="N,N,...", help="Workers, up to 65536: 8,64,1024. [4]")
+    ] = None
+    model: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
+        ),
+    ] = None
+    dataset: Annotated[Text, typer.Option(metavar="NAME", help="As in netsim run. [fits the model]")] = None
+    data_dir: Annotated[Text, typer.Option(metavar="FOLDER", help="As in netsim run.")] = None
+    text: Annotated[Text, typer.Option(metavar="PATH", help="As in netsim run.")] = None
+    compute: Annotated[
+        Text,
+        typer.Option(
+            metavar="TIME", help="Forward, backward and optimizer of one worker's batch: 50ms. (required)"
+        ),
+    ] = None
+    batch_size: Annotated[
+        Text, typer.Option(metavar="N", help="Of the passes that show when gradients are ready. [32]")
+    ] = None
+    threads: Annotated[
+        Text, typer.Option(metavar="N", help="Threads of a worker's codec. [this machine's cores]")
+    ] = None
+    codec_from: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="Times of topk's codec on another device; netsim bench compress --json writes it.",
+        ),
+    ] = None
+    ready_from: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="When gradients are ready: a result file of netsim run --compute. [measured here]",
+        ),
+    ] = None
+    seed: Seed = None
+    repeats: Annotated[
+        Text, typer.Option(metavar="N", help="How often the local work is measured anew. [1]")
+    ] = None
+
+
+def predict(
+    *,
+    link: LinkOptions,
+    methods: StepMethods,
+    what: PredictOptions,
+    json: Annotated[
+        Text,
+        typer.Option(
+            "--json", "-o", metavar="PATH|-", help="Write the result there; - is stdout, and nothing else is."
+        ),
+    ] = None,
+) -> None:
+    """Predict a training step on links that are not here: netsim predict --compute 50ms --workers 8,64,1024
+
+    One worker's compression is done and timed on this machine, as it would be among all of them; the exchanges pass on
+    a clock of the links, in the order of the collectives' own messages, with what a message costs a host (measured
+    here between two processes). Nothing is sent: netsim run measures.
+    """
+    from netsim_ddp.predict import message_cost
+
+    name, matrix = "predict", _matrix(given(link, methods, what))
+    from netsim_ddp.sweep.source import plan_of
+
+    command, runs = plan_of(matrix)
+    message_cost.measured()  # before this process has threads
+    carry_out(name, matrix, command, runs, json)
+
+
+def _matrix(values: dict[str, Any]) -> Any:
+    """The combinations of what was given several times."""
+    from netsim_ddp.scenario.matrix import Matrix
+
+    axes = {}
+    for key in LISTED:
+        written = str(values.get(key, ""))
+        parts = tuple(part.strip() for part in written.split(",") if part.strip())
+        if len(parts) > 1:
+            axes[key] = parts
+            values.pop(key)
+    return Matrix(source="netsim predict", base=values, axes=axes, command="predict")

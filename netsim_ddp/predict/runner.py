@@ -1,0 +1,152 @@
+"""``netsim predict``'s experiment: the step of every method of a scenario on a link and among ranks that are not here.
+
+One rank's local work is done on this machine (:mod:`netsim_ddp.predict.rehearsal`), the exchanges pass on a clock of
+the links (:mod:`netsim_ddp.predict.clock`). The result has cells as a run's, with ``execution: predicted``.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from netsim_ddp import __version__
+from netsim_ddp.link.bucket.tcp import TcpSettings
+from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.methods import entry_of
+from netsim_ddp.methods.spec import MethodSpec
+from netsim_ddp.predict import message_cost
+from netsim_ddp.predict.clock import PredictedLink
+from netsim_ddp.predict.rehearsal import STEPS, Rehearsal
+from netsim_ddp.predict.subject import Subject, ready_times, subject_of
+from netsim_ddp.ranks.pool import Pool
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
+from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, TcpRecord
+from netsim_ddp.results.summary import summarise
+from netsim_ddp.scenario.predict import PredictScenario
+from netsim_ddp.steps.code_versions import code_of
+from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.experiment import Event, Report, Save
+from netsim_ddp.steps.phases import step_records
+from netsim_ddp.steps.runner import FULL
+
+WARM_STEPS = 10
+"""Steps before those that count: after so many a connection's window is what it will be."""
+
+
+def predict(
+    scenario: PredictScenario,
+    *,
+    command: Sequence[str],
+    report: Report,
+    save: Save,
+    pool: Pool | None = None,
+) -> Result:
+    """Predict every cell of ``scenario`` and return the result, which ``save`` has seen.
+
+    Args:
+        pool: of links and fork servers, of which a prediction needs none.
+
+    Raises:
+        UsageError: the model cannot be built, or a method exchanges in a way that is not known.
+    """
+    del pool
+    scenario = scenario.resolved()
+    costs, subject = message_cost.measured(), subject_of(scenario)
+    result = Result(
+        tool=Tool(version=__version__),
+        created_utc=now_utc(),
+        status="complete",
+        environment=environment(),
+        code=code_of([scenario]),
+        scenario=scenario.model_dump(mode="json"),
+        command=shlex.join(command),
+        model_parameters=subject.numel,
+    )
+    _have_ready_times(scenario, subject, result, report)
+    for method in scenario.methods:
+        repeats = [_repeat(scenario, method, subject, costs, number) for number in range(scenario.repeats)]
+        result.cells.append(_cell(scenario, method, subject, repeats))
+    result.cells = summarise(result.cells)
+    save(result)
+    return result
+
+
+def _have_ready_times(scenario: PredictScenario, subject: Subject, result: Result, report: Report) -> None:
+    """When the gradients of what overlaps are ready: given in a file, or measured once."""
+    if scenario.ready_from is not None:
+        scenario.ready_from.check(subject.flat.names, scenario.model)
+        subject.ready = scenario.ready_from
+    elif subject.ready is None and any(method.params.get("overlap") for method in scenario.methods):
+        report(Event("note", "measuring when a backward pass has its gradients ready"))
+        subject.ready = ready_times(scenario, str(result.environment["cpu"]))
+        report(Event("note", f"{FULL}: {subject.ready.described}"))
+    if subject.ready is not None:
+        result.ready = {subject.ready.key: subject.ready}
+
+
+def _repeat(
+    scenario: PredictScenario, method: MethodSpec, subject: Subject, costs: message_cost.Costs, number: int
+) -> tuple[Rehearsal, RepeatRecord]:
+    rehearsal = subject.rehearse(scenario, method, number)
+    computed = subject.computed(scenario, subject.buckets(bool(method.params.get("overlap"))))
+    link = PredictedLink(scenario.link_spec(), costs)
+    for step in range(WARM_STEPS if scenario.delay_s else 1):
+        link.play(rehearsal, computed, step)
+    steps = [step_records([link.play(rehearsal, computed, step)])[0] for step in range(STEPS)]
+    rank = RankRecord(
+        rank=0,
+        tx_bytes=rehearsal.wire_bytes * STEPS,
+        rx_bytes=rehearsal.wire_bytes * STEPS,
+        payload_bytes=rehearsal.payload_bytes * STEPS,
+        peak_memory_bytes=0,
+        residual_bytes=rehearsal.residual_bytes,
+        steps=steps,
+    )
+    return rehearsal, RepeatRecord(
+        ranks=[rank], message_s={kind: cost.message_s or cost.round_s for kind, cost in costs.items()}
+    )
+
+
+def _cell(
+    scenario: PredictScenario,
+    method: MethodSpec,
+    subject: Subject,
+    repeats: Sequence[tuple[Rehearsal, RepeatRecord]],
+) -> Cell:
+    params, times, spec = dict(method.params), scenario.codec_from, scenario.link_spec()
+    overlap, first = bool(params.pop("overlap", False)), repeats[0][0]
+    if first.collective is not None and "collective" in entry_of(method.name).options:
+        params["collective"] = first.collective
+    return Cell(
+        id=method.id,
+        method=method.name,
+        params=params,
+        model=scenario.model,
+        dataset=scenario.dataset,
+        workers=scenario.workers,
+        bandwidth_bps=spec.rate_bps,
+        execution="predicted",
+        overlap=overlap,
+        threads=scenario.threads,
+        ready=[subject.ready.key] if overlap and subject.ready is not None else [],
+        substituted=times.name if times is not None and entry_of(method.name).uses_codec else None,
+        link=_link_record(spec),
+        repeats=[record for _, record in repeats],
+    )
+
+
+def _link_record(spec: LinkSpec) -> LinkRecord:
+    host = TcpSettings.of_host() if spec.windows else None
+    return LinkRecord(
+        mechanism="model",
+        requested_bps=spec.slowest_bps,
+        configured_bps=None,
+        measured_bps=None,
+        ceiling_bps=spec.ceiling_bps,
+        tcp=("linux" if host else "ideal") if spec.delay_s else None,
+        tcp_host=TcpRecord(**asdict(host)) if host else None,
+        shape=spec.describe(),
+        delay_s=spec.delay_s,
+    )

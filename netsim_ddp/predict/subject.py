@@ -1,0 +1,144 @@
+"""Whose training is predicted: the layout of its gradients, what they look like, and when they are ready."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netsim_ddp.communication.executor import ddp_buckets
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.methods.topk import collective_of
+from netsim_ddp.communication.parameters import check_types
+from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
+from netsim_ddp.methods.spec import MethodSpec
+from netsim_ddp.predict.clock import Computed
+from netsim_ddp.predict.rehearsal import Rehearsal, rehearse
+from netsim_ddp.results.ready import ReadyTimes
+from netsim_ddp.scenario.predict import PredictScenario
+from netsim_ddp.steps.execution import substituted_seconds
+from netsim_ddp.steps.ready_task import PASSES, Passes
+from netsim_ddp.steps.worker import RECORDED_BATCH
+from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.workload import Workload, build_workload
+
+GRADIENT_SETS = 2
+BUILDS = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "threads"}
+"""The settings that decide what a subject is."""
+
+
+@dataclass
+class Subject:
+    """A model's gradients; ``rehearsed`` keeps what has been rehearsed of it."""
+
+    flat: FlatGradients
+    gradients: Sequence[Sequence[Tensor]]
+    unused: Sequence[str]
+    ready: ReadyTimes | None = None
+    rehearsed: dict[tuple[object, ...], Rehearsal] = field(default_factory=dict)
+
+    @property
+    def numel(self) -> int:
+        return self.flat.numel
+
+    def buckets(self, overlap: bool) -> list[tuple[int, int]]:
+        return ddp_buckets(self.flat) if overlap else [(0, len(self.flat.parameters))]
+
+    def computed(self, scenario: PredictScenario, buckets: Sequence[tuple[int, int]]) -> Computed:
+        """What a step computes, as ``netsim run --compute`` plays it."""
+        assert scenario.compute_s is not None
+        if len(buckets) == 1 or self.ready is None:
+            return Computed((scenario.compute_s,) * len(buckets), scenario.compute_s)
+        names = [self.flat.names[first:last] for first, last in buckets]
+        return Computed(tuple(self.ready.bucket_times(scenario.compute_s, names)), scenario.compute_s)
+
+    def rehearse(self, scenario: PredictScenario, method: MethodSpec, repeat: int) -> Rehearsal:
+        """The step of ``method``; from memory where only the link differs, unless a method chooses by it."""
+        spec, params = scenario.link_spec(), dict(method.params)
+        buckets = self.buckets(bool(params.pop("overlap", False)))
+        group = Group(
+            0, scenario.workers, link_bps=float(spec.slowest_bps), round_s=SMALL_ROUND_S + 2 * spec.delay_s
+        )
+        chosen = tuple(_chosen(method, self.flat, bucket, group) for bucket in buckets)
+        times = scenario.codec_from
+        key = (method.id, scenario.workers, chosen, None if times is None else times.name, repeat)
+        if key not in self.rehearsed:
+            self.rehearsed[key] = rehearse(
+                method.name,
+                params,
+                self.flat,
+                buckets,
+                self.gradients,
+                group,
+                None if times is None else lambda work: substituted_seconds(times, work),
+            )
+        return self.rehearsed[key]
+
+
+def _chosen(method: MethodSpec, flat: FlatGradients, bucket: tuple[int, int], group: Group) -> str | None:
+    """How the method would exchange that part on the group's link."""
+    options = {key: value for key, value in method.params.items() if key != "overlap"}
+    numel = sum(parameter.numel() for parameter in flat.parameters[slice(*bucket)])
+    return collective_of(numel, group, options) if method.name == "topk" else None
+
+
+def subject_of(scenario: PredictScenario) -> Subject:
+    """The subject of ``scenario``, built once for all links, workers and methods.
+
+    Raises:
+        UsageError: the model cannot be built or trained.
+    """
+    return _built(scenario.model_copy(update={"methods": ()}).model_dump_json(include=BUILDS))
+
+
+@lru_cache(maxsize=1)
+def _built(settings: str) -> Subject:
+    values: dict[str, Any] = json.loads(settings)
+    torch.set_num_threads(values["threads"])
+    workload = _workload(values, min(values["batch_size"], RECORDED_BATCH))
+    gradients = record_gradient_sets(workload, GRADIENT_SETS)
+    return Subject(FlatGradients(workload.model.named_parameters()), gradients, workload.unused)
+
+
+def _workload(values: dict[str, Any], batch_size: int) -> Workload:
+    return build_workload(
+        model=values["model"],
+        dataset=values["dataset"],
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        seed=values["seed"],
+        device="cpu",
+        data_dir=values["data_dir"],
+        text=values["text"],
+        try_training=True,
+        refuse=check_types,
+    )
+
+
+def ready_times(scenario: PredictScenario, machine: str) -> ReadyTimes:
+    """When a backward pass has each gradient ready: measured here, in passes of the scenario's batch.
+
+    Raises:
+        UsageError: the model cannot be trained.
+    """
+    values = scenario.model_dump(mode="json", include=BUILDS)
+    workload = _workload(values, scenario.batch_size)
+    inputs, targets = workload.next_batch()
+    passes = Passes(workload, torch.device("cpu"), lambda _: None)
+    batch = passes.largest_batch(inputs, targets)
+    forward, shares = passes.measure(inputs[:batch], targets[:batch])
+    return ReadyTimes(
+        model=scenario.model,
+        batch_size=batch,
+        passes=PASSES,
+        machine=machine,
+        threads=scenario.threads,
+        forward_share=forward,
+        parameters=shares,
+    )

@@ -1,0 +1,54 @@
+"""What ``netsim predict`` computes: step times of every method on links and among ranks that are not here."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from netsim_ddp.scenario.settings import available_cores, refuse
+from netsim_ddp.scenario.steps import Scenario
+
+MAX_PREDICTED = 65_536
+
+
+class PredictScenario(Scenario):
+    """One prediction: as a run under ``--compute``, of any number of workers. ``threads`` are a worker's own."""
+
+    workers: int = Field(default=4, ge=1, le=MAX_PREDICTED)
+    execution: Literal["predicted"] = "predicted"  # type: ignore[assignment]
+    link: Literal["model"] = "model"  # type: ignore[assignment]
+    device: Literal["cpu"] = "cpu"
+    backend: Literal["gloo"] = "gloo"
+    repeats: int = Field(default=1, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _can_be_predicted(self, info: ValidationInfo) -> Self:
+        spec = self.link_spec()
+        refuse(
+            info,
+            (
+                "compute",
+                self.compute_s is None,
+                "what a step computes must be known to predict it",
+                "write --compute 50ms: forward, backward and optimizer of one worker's batch",
+            ),
+            (
+                "bandwidth",
+                spec.varies,
+                "a link whose rate changes is not predicted",
+                "measure it with netsim run",
+            ),
+            (
+                "loss",
+                spec.loss > 0,
+                "a link that loses packets is not predicted",
+                "measure it with netsim run",
+            ),
+        )
+        return self
+
+    def resolved(self) -> PredictScenario:
+        """As :meth:`Scenario.resolved`; a worker has all of this machine's cores, as on a machine of its own."""
+        threads = self.threads or available_cores()
+        return self.model_copy(update={**self.training(), "threads": threads, "methods": self.cells()})

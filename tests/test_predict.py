@@ -1,0 +1,93 @@
+"""``netsim predict``: what it says, what it refuses, and that its cells go where a run's cells go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netsim_ddp.errors import UsageError
+from netsim_ddp.predict import message_cost
+from netsim_ddp.predict.runner import predict
+from netsim_ddp.results.record import Result
+from netsim_ddp.scenario.files import validate_as
+from netsim_ddp.scenario.predict import PredictScenario
+from tests.commands import answer, command, complaint
+
+
+def _predicted(**values: Any) -> Result:
+    said = {"model": "simple_cnn", "compute": "20ms", "bandwidth": "100mbps", "workers": 4, **values}
+    said = {key: value for key, value in said.items() if value is not None}
+    scenario = validate_as(PredictScenario, said, None)
+    return predict(scenario, command=["netsim"], report=lambda _: None, save=lambda _: None)
+
+
+def test_a_step_takes_its_bytes_at_the_rate_and_its_compute() -> None:
+    result = _predicted(methods=["dense", "topk"])
+    cells = {cell.id: cell for cell in result.cells}
+    dense = cells["dense,overlap=off"].summary
+    assert dense is not None
+    assert dense.step_s.median >= 0.02 + dense.tx_bytes_per_step * 8 / 1e8
+    assert dense.step_s.median == pytest.approx(0.02 + dense.tx_bytes_per_step * 8 / 1e8, rel=0.1)
+    assert dense.compute_s == pytest.approx(0.02)
+    assert all(cell.execution == "predicted" and cell.link.mechanism == "model" for cell in result.cells)
+    topk = next(cell for cell in result.cells if cell.method == "topk")
+    assert topk.summary is not None
+    assert topk.summary.speedup is not None
+    assert topk.summary.speedup > 5
+    assert "split" in str(topk.params["collective"])
+    assert topk.ready
+
+
+def test_more_delay_more_workers_and_less_bandwidth_take_longer() -> None:
+    def step(**values: Any) -> float:
+        (cell,) = _predicted(methods=["dense,overlap=off"], baseline="none", **values).cells
+        assert cell.summary is not None
+        return cell.summary.step_s.median
+
+    base = step()
+    assert step(workers=16) > base
+    assert step(delay="20ms") > base + 2 * 0.02
+    assert step(bandwidth="10mbps") > 5 * base
+
+
+def test_a_host_costs_something_for_each_message_and_each_round() -> None:
+    costs = message_cost.measured()
+    assert 0 < costs["allreduce"].round_s < 0.1
+    assert 0 < costs["alltoall"].round_s < 0.1
+    assert 0 <= costs["alltoall"].message_s < 0.05
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"compute": None}, "what a step computes must be known"),
+        ({"loss": "1%"}, "loses packets"),
+        ({"peak": "1gbps", "credit": "1GB"}, "whose rate changes"),
+        ({"workers": 100_000}, "workers"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        _predicted(**values)
+
+
+def test_the_command_writes_a_result_that_reports_read(tmp_path: Path) -> None:
+    words = (
+        "predict --model simple_cnn --compute 20ms --workers 2,300 --bandwidth 1gbps,100mbps --json p.json"
+    )
+    told = command(words.split(), tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "PREDICTED" in told.stdout
+    cells = json.loads((tmp_path / "p.json").read_text())["cells"]
+    assert {(cell["workers"], cell["bandwidth_bps"]) for cell in cells} == {
+        (workers, rate) for workers in (2, 300) for rate in (10**9, 10**8)
+    }
+    shown = answer(["report", "p.json"], tmp_path)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:
+    assert "write --compute 50ms" in complaint(["predict", "--workers", "8"], tmp_path)
