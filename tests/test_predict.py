@@ -11,10 +11,11 @@ import pytest
 from netsim_ddp.errors import UsageError
 from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.runner import predict
-from netsim_ddp.results.record import Result
+from netsim_ddp.results.record import Interval, Result
+from netsim_ddp.results.validation import ValidatedCell, Validation, typical
 from netsim_ddp.scenario.files import validate_as
 from netsim_ddp.scenario.predict import PredictScenario
-from tests.commands import answer, command, complaint
+from tests.commands import answer, command, complaint, measuring
 
 
 def _predicted(**values: Any) -> Result:
@@ -91,3 +92,35 @@ def test_the_command_writes_a_result_that_reports_read(tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:
     assert "write --compute 50ms" in complaint(["predict", "--workers", "8"], tmp_path)
+
+
+def test_what_was_measured_is_predicted_and_held_against_it(tmp_path: Path) -> None:
+    run = "run --model simple_cnn --compute 20ms --bandwidth 50mbps --workers 2 --link bucket --repeats 1 --steps 5"
+    told = measuring([*run.split(), "--json", "run.json"], tmp_path)
+    assert told.returncode == 0, told.stderr
+    told = command(["predict", "--validate", "run.json", "--json", "validation.json"], tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "the median error is" in told.stdout
+    cells = Validation.model_validate_json((tmp_path / "validation.json").read_text()).cells
+    dense = next(cell for cell in cells if cell.id == "dense,overlap=off")
+    assert dense.error is not None
+    assert abs(dense.error) < 0.1  # 0.7 s of line; a busy host adds milliseconds
+    assert "leave --workers away" in complaint(
+        ["predict", "--validate", "run.json", "--workers", "2"], tmp_path
+    )
+
+
+def _cell(measured_s: float, predicted_s: float | None, *, host_limited: bool = False) -> ValidatedCell:
+    return ValidatedCell(
+        id="topk", source="a.json", method="topk", model="resnet18", workers=2, bandwidth_bps=1e9, delay_s=0.0,
+        execution="concurrent", mechanism="tc", predicted_s=predicted_s, host_limited=host_limited,
+        measured_s=Interval(median=measured_s, ci_low=measured_s, ci_high=measured_s),
+    )  # fmt: skip
+
+
+def test_errors_are_of_cells_that_the_link_set_the_pace_of() -> None:
+    cells = [_cell(1.0, 1.0 + error / 100) for error in range(20)]
+    assert typical([*cells, _cell(1.0, 9.0, host_limited=True), _cell(1.0, None)]) == pytest.approx(
+        (0.095, 0.18)
+    )
+    assert typical([_cell(1.0, None)]) is None

@@ -85,5 +85,5 @@ def test_the_command_prints_one_document(tmp_path: Path) -> None:
     assert "sweep" in printed["$defs"]["Cell"]["properties"]["axes"]["description"]
     assert complaint(["schema", "--kind", "results"], tmp_path) == (
         "--kind 'results' is not known here (did you mean 'result'? known: codec, comparison, launch, probe, "
-        "recording, result)"
+        "recording, result, validation)"
     )

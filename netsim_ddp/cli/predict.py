@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from netsim_ddp.cli.expand import given
 from netsim_ddp.cli.options import LinkOptions, Seed, StepMethods, Text
+from netsim_ddp.cli.output import progress, writable
+from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.cli.sweep import carry_out
+from netsim_ddp.errors import UsageError
 
 LISTED = ("workers", "bandwidth", "delay")
 """Flags that take several values, separated by commas."""
@@ -75,6 +80,14 @@ def predict(
             "--json", "-o", metavar="PATH|-", help="Write the result there; - is stdout, and nothing else is."
         ),
     ] = None,
+    validate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Predict what this result file of netsim run --compute, or of a sweep, has measured, and show the "
+            "errors; repeatable, without other flags.",
+        ),
+    ] = None,
 ) -> None:
     """Predict a training step on links that are not here: netsim predict --compute 50ms --workers 8,64,1024
 
@@ -84,12 +97,40 @@ def predict(
     """
     from netsim_ddp.predict import message_cost
 
+    if validate:
+        _validate(validate, given(link, methods, what), json)
+        return
     name, matrix = "predict", _matrix(given(link, methods, what))
     from netsim_ddp.sweep.source import plan_of
 
     command, runs = plan_of(matrix)
     message_cost.measured()  # before this process has threads
     carry_out(name, matrix, command, runs, json)
+
+
+def _validate(paths: list[Path], others: dict[str, Any], json: str | None) -> None:
+    """Hold predictions against what files have measured."""
+    if others:
+        flag = f"--{next(iter(others)).replace('_', '-')}"
+        raise UsageError(
+            f"--validate predicts what its files say, {flag} included", hint=f"leave {flag} away"
+        )
+    from netsim_ddp.predict import message_cost
+    from netsim_ddp.predict.validation import validate
+    from netsim_ddp.report.terminal.validation import render_validation
+    from netsim_ddp.results.files import load, save, to_json
+
+    results = {str(path): load(path) for path in paths}
+    copy = None if json in (None, "-") else writable(Path(str(json)))
+    message_cost.measured()
+    with progress(bar=False) as report:
+        found = validate(results, command=["netsim", *sys.argv[1:]], report=report)
+    if json == "-":
+        write_document(to_json(found))
+    else:
+        render_validation(found, open_console())
+    if copy is not None:
+        save(found, copy)
 
 
 def _matrix(values: dict[str, Any]) -> Any:

@@ -64,26 +64,44 @@ def predict(
         command=shlex.join(command),
         model_parameters=subject.numel,
     )
-    _have_ready_times(scenario, subject, result, report)
-    for method in scenario.methods:
-        repeats = [_repeat(scenario, method, subject, costs, number) for number in range(scenario.repeats)]
-        result.cells.append(_cell(scenario, method, subject, repeats))
-    result.cells = summarise(result.cells)
+    _have_ready_times(scenario, subject, report)
+    if subject.ready is not None:
+        result.ready = {subject.ready.key: subject.ready}
+    result.cells = summarise(_cells(scenario, subject, costs))
     save(result)
     return result
 
 
-def _have_ready_times(scenario: PredictScenario, subject: Subject, result: Result, report: Report) -> None:
+def predicted(scenario: PredictScenario, costs: message_cost.Costs) -> Cell:
+    """The one cell of ``scenario``, where a message costs a host ``costs``.
+
+    Raises:
+        UsageError: as :func:`predict`.
+    """
+    scenario = scenario.resolved()
+    subject = subject_of(scenario)
+    _have_ready_times(scenario, subject, lambda _: None)
+    (cell,) = summarise(_cells(scenario, subject, costs))
+    return cell
+
+
+def _cells(scenario: PredictScenario, subject: Subject, costs: message_cost.Costs) -> list[Cell]:
+    found = []
+    for method in scenario.methods:
+        repeats = [_repeat(scenario, method, subject, costs, number) for number in range(scenario.repeats)]
+        found.append(_cell(scenario, method, subject, repeats))
+    return found
+
+
+def _have_ready_times(scenario: PredictScenario, subject: Subject, report: Report) -> None:
     """When the gradients of what overlaps are ready: given in a file, or measured once."""
     if scenario.ready_from is not None:
         scenario.ready_from.check(subject.flat.names, scenario.model)
         subject.ready = scenario.ready_from
     elif subject.ready is None and any(method.params.get("overlap") for method in scenario.methods):
         report(Event("note", "measuring when a backward pass has its gradients ready"))
-        subject.ready = ready_times(scenario, str(result.environment["cpu"]))
+        subject.ready = ready_times(scenario, str(environment()["cpu"]))
         report(Event("note", f"{FULL}: {subject.ready.described}"))
-    if subject.ready is not None:
-        result.ready = {subject.ready.key: subject.ready}
 
 
 def _repeat(

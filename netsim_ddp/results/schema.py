@@ -12,6 +12,7 @@ from netsim_ddp.results.launch import Launch
 from netsim_ddp.results.probe import Probe
 from netsim_ddp.results.record import Result
 from netsim_ddp.results.recording import Recording
+from netsim_ddp.results.validation import Validation
 
 KINDS: Mapping[str, type[BaseModel]] = {
     "result": Result,
@@ -20,6 +21,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "launch": Launch,
     "comparison": Comparison,
     "recording": Recording,
+    "validation": Validation,
 }
 """By the name that ``netsim schema --kind`` takes."""
 

@@ -1,0 +1,103 @@
+"""Predicts what result files have measured, and holds the two against each other.
+
+What a message costs the host is taken from the file, where the ranks measured it before their first step; nothing else
+of the file is used but its settings: a cell's own step is not known to its prediction.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from netsim_ddp import __version__
+from netsim_ddp.errors import NetsimError
+from netsim_ddp.methods import takes
+from netsim_ddp.predict.message_cost import Costs, MessageCost, measured
+from netsim_ddp.predict.runner import predicted
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import now_utc
+from netsim_ddp.results.identity import asked_params, settings_of
+from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.summary import summarise
+from netsim_ddp.results.validation import ValidatedCell, Validation
+from netsim_ddp.scenario.files import validate_as
+from netsim_ddp.scenario.predict import PredictScenario
+from netsim_ddp.steps.environment import environment
+from netsim_ddp.steps.experiment import Event, Report
+
+_OF_A_RUN = {
+    "execution", "link", "device", "backend", "repeats", "steps", "warmup", "statistics", "baseline", "methods",
+    "timeout_s", "time_budget_s", "download", "sweep", "command", "title", "question", "delay_by",
+}  # fmt: skip
+"""Settings that say how something is measured, and not what."""
+
+
+def validate(results: Mapping[str, Result], *, command: Sequence[str], report: Report) -> Validation:
+    """Predict every measured cell of ``results``, by the names of their files."""
+    rows: list[ValidatedCell] = []
+    for source, result in results.items():
+        cells = summarise(result.cells)
+        for cell in cells:
+            if cell.summary is None or cell.workers == 1:
+                continue
+            report(Event("note", f"predicting {cell.id}"))
+            rows.append(_row(source, result, cell))
+    return Validation(
+        tool=Tool(version=__version__),
+        created_utc=now_utc(),
+        environment=environment(),
+        command=shlex.join(command),
+        cells=rows,
+    )
+
+
+def _row(source: str, result: Result, cell: Cell) -> ValidatedCell:
+    assert cell.summary is not None
+    row = ValidatedCell(
+        id=cell.id,
+        source=source,
+        method=cell.method,
+        model=cell.model or str(result.scenario.get("model")),
+        workers=cell.workers,
+        bandwidth_bps=cell.bandwidth_bps,
+        delay_s=cell.link.delay_s,
+        execution=cell.execution,
+        mechanism=cell.link.mechanism,
+        measured_s=cell.summary.step_s,
+        host_limited=cell.link.host_limited,
+    )
+    try:
+        again = predicted(_scenario(result, cell), _costs(cell))
+    except NetsimError as error:
+        return row.model_copy(update={"reason": error.message})
+    assert again.summary is not None
+    return row.model_copy(update={"predicted_s": again.summary.step_s.median})
+
+
+def _scenario(result: Result, cell: Cell) -> PredictScenario:
+    """The cell's settings, of its one method."""
+    settings = settings_of(cell, result)
+    values = {
+        key: value
+        for key, value in settings.items()
+        if key in PredictScenario.model_fields and key not in _OF_A_RUN and value is not None
+    }
+    params = asked_params(cell) | ({"overlap": cell.overlap} if takes(cell.method, "overlap") else {})
+    ready = next((result.ready[key] for key in cell.ready if key in result.ready), None)
+    return validate_as(
+        PredictScenario,
+        values
+        | {"methods": [{"name": cell.method, "params": params}], "baseline": "none", "overlap": "off"}
+        | {"workers": cell.workers, "threads": cell.threads, "ready_from": ready},
+        None,
+    )
+
+
+def _costs(cell: Cell) -> Costs:
+    """What a message cost the hosts, as the ranks measured it before their steps."""
+    found: dict[str, MessageCost] = {}
+    for kind in {kind for repeat in cell.repeats for kind in repeat.message_s}:
+        cost = median(repeat.message_s[kind] for repeat in cell.repeats if kind in repeat.message_s)
+        found[kind] = MessageCost(cost, cost)
+    return found or measured()
