@@ -1,4 +1,4 @@
-"""Names of models and datasets, and ``my_module:name``, a user's own model or method, found by import.
+"""Names of models, datasets and losses, and ``my_module:name``, a user's own, found by import.
 
 Imports neither torch nor numpy, and nothing but what the user names.
 """
@@ -32,10 +32,20 @@ MODELS: dict[str, str] = {
 }
 MODEL_PATTERNS: dict[str, str] = {
     "torchvision:NAME": "any classifier of torchvision, untrained",
-    "my_module:build": "your own: build(num_classes=...) or build() returns a torch.nn.Module",
+    "my_module:build": "your own: build(num_classes=...) or build() returns a torch.nn.Module; options of its own "
+    "behind it, my_module:build,dim=64",
 }
+LOSSES: dict[str, str] = {
+    "cross-entropy": "mean cross entropy of logits against classes",
+    "mse": "mean squared error of outputs against targets of the same shape",
+}
+OPTIMIZERS = ("sgd", "adam", "adamw")
 
-MODEL_CHOICES = ", ".join([*MODELS, *MODEL_PATTERNS])
+
+def way_in(name: str) -> str:
+    """How one's own model, dataset or loss is named: the end of every list of those that are known."""
+    return f"or my_module:{name} of your own, in a module that Python can import from here"
+
 
 Kind = Literal["images", "tokens"]
 
@@ -99,6 +109,10 @@ DATASETS: dict[str, DatasetInfo] = {
     ),
 }
 
+MODEL_CHOICES = f"{', '.join(MODELS)}, torchvision:NAME, {way_in('build')}"
+DATASET_CHOICES = f"{', '.join(DATASETS)}, {way_in('data')}"
+LOSS_CHOICES = f"{', '.join(LOSSES)}, torch.nn:NAME, {way_in('loss')}"
+
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 
 
@@ -159,38 +173,72 @@ def load_reference(what: str, reference: str, choices: str) -> Any:
     return value
 
 
-def check_model(name: str) -> str:
-    """Return ``name`` if it is a known model or well-formed ``module:attribute``; nothing is imported.
+def split_options(what: str, text: str) -> tuple[str, dict[str, str]]:
+    """``my_module:build,dim=64`` -> its name, and its options as they are written.
+
+    Args:
+        what: the kind of thing, for messages: ``model``.
 
     Raises:
-        UsageError: unknown name, or a reference that is not ``module:attribute``.
+        UsageError: something that is not key=value, or a key twice.
     """
-    if name in MODELS or is_reference(name):
-        return name
+    name, *pairs = (part.strip() for part in text.split(","))
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{what} {text!r}: {pair!r} is not key=value", hint=f"write {name},key=value")
+        if key in options:
+            raise UsageError(f"{what} {text!r} gives {key!r} twice", hint=f"write {name},{key}={value}")
+        options[key] = value
+    return name, options
+
+
+def is_own(text: str) -> bool:
+    """Whether ``text``, with options or without, names what is neither netsim's nor torchvision's."""
+    name = text.partition(",")[0].strip()
+    return is_reference(name) and not name.startswith(TORCHVISION_PREFIX)
+
+
+def check_model(text: str) -> str:
+    """:func:`_check` of a model."""
+    return _check("model", text, MODELS, MODEL_CHOICES, "build")
+
+
+def check_dataset(text: str) -> str:
+    """:func:`_check` of a dataset."""
+    return _check("dataset", text, DATASETS, DATASET_CHOICES, "data")
+
+
+def check_loss(text: str) -> str:
+    """:func:`_check` of a loss."""
+    return _check("loss", text, LOSSES, LOSS_CHOICES, "loss")
+
+
+def _check(what: str, text: str, known: Iterable[str], choices: str, usual: str) -> str:
+    """Returns ``text`` with its options in alphabetical order, if it is one of ``known`` or well-formed
+    ``module:attribute[,key=value ...]``; nothing is imported.
+
+    Raises:
+        UsageError: unknown name, a reference that is not ``module:attribute``, or options of what takes none.
+    """
+    name, options = split_options(what, text)
+    if name in known or is_reference(name):
+        if options and not is_own(name):
+            raise UsageError(
+                f"{what} {name!r} takes no options", hint=f"leave {', '.join(options)} out, {way_in(usual)}"
+            )
+        return ",".join([name, *(f"{key}={value}" for key, value in sorted(options.items()))])
     if ":" in name:
         module, _, attribute = name.partition(":")
         path = module.removesuffix(".py").strip("./").replace("/", ".")
-        guess = f"{path}:{attribute or 'build'}"
+        guess = f"{path}:{attribute or usual}"
         suggestion = f"did you mean {guess!r}? " if is_reference(guess) else ""
         raise UsageError(
-            f"model {name!r} is not MODULE:ATTRIBUTE", hint=f"{suggestion}choose from {MODEL_CHOICES}"
+            f"{what} {name!r} is not MODULE:ATTRIBUTE", hint=f"{suggestion}choose from {choices}"
         )
     raise UsageError(
-        f"model {name!r} is not known", hint=f"{did_you_mean(name, MODELS)}choose from {MODEL_CHOICES}"
-    )
-
-
-def check_dataset(name: str) -> str:
-    """Return ``name`` if it is a known dataset.
-
-    Raises:
-        UsageError: unknown name.
-    """
-    if name in DATASETS:
-        return name
-    raise UsageError(
-        f"dataset {name!r} is not known",
-        hint=f"{did_you_mean(name, DATASETS)}choose from {', '.join(DATASETS)}",
+        f"{what} {name!r} is not known", hint=f"{did_you_mean(name, known)}choose from {choices}"
     )
 
 
@@ -216,9 +264,9 @@ def fitted(model: str, dataset: str) -> str:
     Raises:
         UsageError: the one is for images and the other holds tokens, or the other way round.
     """
-    info = DATASETS[dataset]
-    if is_reference(model) and not model.startswith(TORCHVISION_PREFIX):
+    if is_own(model) or is_own(dataset):
         return model  # a user's own, which is tried when it is built
+    info = DATASETS[dataset]
     if (kind := "tokens" if model == "transformer" else "images") != info.kind:
         fitting = ", ".join(name for name, each in DATASETS.items() if each.kind == kind)
         raise UsageError(

@@ -10,6 +10,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,15 @@ def written(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def as_written(value: Any) -> Any:
+    """An option of which nothing says what it takes: a number or a switch if it reads like one, else text."""
+    for kind in (int, float, lambda text: {"on": True, "off": False, "true": True, "false": False}[text]):
+        if isinstance(value, str):
+            with suppress(ValueError, KeyError):
+                value = kind(value)
+    return value
 
 
 def _within(convert: Callable[[Any], float], holds: Callable[[float], bool]) -> Callable[[Any], float]:

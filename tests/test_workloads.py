@@ -32,6 +32,14 @@ def plain():
 def batch_norm():
     return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
 
+def deep(dim: int = 8, *, width=2.0, bias: "bool | None" = None, name: str = "7", **more):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, dim), nn.Linear(dim, 10, bias=bool(bias)))
+    net.given = (dim, width, bias, name, more)
+    return net
+
+def sized(dim):
+    return nn.Linear(64, dim)
+
 def number():
     return 7
 
@@ -198,14 +206,72 @@ def test_user_model_gets_the_number_of_classes(user_module: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ("", (8, 2.0, None, "7", {})),
+        (",dim=64", (64, 2.0, None, "7", {})),
+        (",width=3,dim=4", (4, 3.0, None, "7", {})),
+        (",bias=on,name=12", (8, 2.0, True, "12", {})),
+        (",bias=none", (8, 2.0, None, "7", {})),
+        (",depth=3,x=0.5,y=off,z=a", (8, 2.0, None, "7", {"depth": 3, "x": 0.5, "y": False, "z": "a"})),
+    ],
+)
+def test_a_user_model_takes_options_of_its_parameters_types(
+    user_module: str, options: str, given: tuple[object, ...]
+) -> None:
+    model = get_model(f"{user_module}:deep{options}")
+    # num_classes is offered to what takes any argument.
+    assert model.given[:4] == given[:4]
+    assert {key: value for key, value in model.given[4].items() if key != "num_classes"} == given[4]
+    assert [type(value) for value in model.given[:4]] == [type(value) for value in given[:4]]
+
+
+def test_an_option_wins_over_the_number_of_classes_of_the_data(user_module: str) -> None:
+    assert get_model(f"{user_module}:build,num_classes=12", num_classes=7)(torch.zeros(1, 64)).shape == (
+        1,
+        12,
+    )
+
+
+def test_the_order_of_options_makes_no_other_model() -> None:
+    assert names.check_model("mine:build, dim=64,deep=on") == names.check_model("mine:build,deep=on,dim=64")
+    assert Scenario(model="mine:build,b=1,a=2").resolved().model == "mine:build,a=2,b=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine:build,64", "model 'mine:build,64': '64' is not key=value"),
+        ("mine:build,a=1,a=2", "gives 'a' twice"),
+        ("resnet18,dim=4", "model 'resnet18' takes no options"),
+        ("torchvision:vgg16,dropout=0", "model 'torchvision:vgg16' takes no options"),
+    ],
+)
+def test_options_that_are_none(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        names.check_model(name)
+
+
+@pytest.mark.parametrize(
     ("reference", "message", "hint"),
     [
+        ("netsim_user_model:sized", "wants a value for dim", "write netsim_user_model:sized,dim=VALUE"),
+        ("netsim_user_model:sized,dmi=3", "has no option 'dmi'", "did you mean 'dim'? it takes dim"),
+        ("netsim_user_model:build,dim=3", "has no option 'dim'", "it takes num_classes"),
+        ("netsim_user_model:plain,dim=3", "has no option 'dim'", "it takes none"),
+        ("netsim_user_model:deep,dim=2.5", "dim=2.5 is not of the type int", "dim=2"),
+        ("netsim_user_model:deep,width=x", "width=x is not of the type float", "width=0.5"),
+        ("netsim_user_model:deep,bias=7", "bias=7 is not of the type", "bias=VALUE"),
         ("netsim_no_such_module:build", "there is no module 'netsim_no_such_module'", "looked in"),
         ("netsim_user_fails:build", "importing 'netsim_user_fails' failed: ModuleNotFoundError", "python -c"),
         ("netsim_user_model:missing", "has no 'missing'", "it has"),
         ("netsim_user_model:biuld", "has no 'biuld'", "did you mean 'build'?"),
         ("netsim_user_model:number", "returned a int, not a torch.nn.Module", "return the module"),
-        ("netsim_user_model:broken", "failed while building: ValueError: first line second line", "build()"),
+        (
+            "netsim_user_model:broken",
+            "failed while building: ValueError: first line second line",
+            "called as broken()",
+        ),
         ("netsim_user_model:instance", "is a Net, not a function", "name a function"),
     ],
 )

@@ -156,7 +156,8 @@ class ModelOptions:
         Text,
         typer.Option(
             metavar="NAME",
-            help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build. [simple_cnn]",
+            help="simple_cnn, resnet18, resnet50, transformer, torchvision:NAME, my_module:build[,KEY=VALUE]. "
+            "[simple_cnn]",
         ),
     ] = None
     dataset: Annotated[

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.methods import METHODS, entry_of
-from netsim_ddp.names import is_reference, suggest
-from netsim_ddp.options import Options, written
-
-
-def _as_written(value: Any) -> Any:
-    """An option of a user's own method: a number or a switch if it reads like one, else text."""
-    for kind in (int, float, lambda text: {"on": True, "off": False, "true": True, "false": False}[text]):
-        if isinstance(value, str):
-            with suppress(ValueError, KeyError):
-                value = kind(value)
-    return value
+from netsim_ddp.names import is_reference, split_options, suggest, way_in
+from netsim_ddp.options import Options, as_written, written
 
 
 class MethodSpec(BaseModel):
@@ -48,21 +38,13 @@ def parse_method(text: str, also: Options | None = None) -> MethodSpec:
     Raises:
         UsageError: unknown method or key, or a bad value.
     """
-    name, *pairs = (part.strip() for part in text.split(","))
-    params: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"method {text!r}: {pair!r} is not key=value", hint=f"write {name},key=value")
-        if key in params:
-            raise UsageError(f"method {text!r} gives {key!r} twice", hint=f"write {name},{key}={value}")
-        params[key] = value
+    name, params = split_options("method", text)
     return _method(name, params, also or {})
 
 
 def _method(name: str, params: Mapping[str, Any], also: Options) -> MethodSpec:
     if is_reference(name):
-        params = {key: value if key in also else _as_written(value) for key, value in params.items()}
+        params = {key: value if key in also else as_written(value) for key, value in params.items()}
     return MethodSpec(name=name, params=typed_params(name, params, also))
 
 
@@ -114,7 +96,7 @@ def _named(name: str, check: Callable[..., Any], *arguments: Any) -> Any:
 def _known_methods(name: str) -> str:
     if name.partition(",")[0] in METHODS:
         return f"name {name.partition(',')[0]!r}, and give its options beside it"
-    return suggest(name, METHODS) + "; your own is named my_module:factory"
+    return f"{suggest(name, METHODS)}, {way_in('factory')}"
 
 
 def _known_options(key: str, options: Options) -> str:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import netsim_ddp
-from netsim_ddp.names import TORCHVISION_PREFIX, is_reference
+from netsim_ddp.names import is_own
 from netsim_ddp.results.record import CodeRecord
 from netsim_ddp.scenario import Settings
 from netsim_ddp.steps.environment import installed_version
@@ -22,13 +22,13 @@ DEADLINE_S = 10.0
 
 
 def code_of(settings: Iterable[Settings]) -> list[CodeRecord]:
-    """netsim, and every package, by its top module, that ``settings`` name a method or a model of; none is imported."""
-    names = [name for each in settings for name in (each.model, *(method.name for method in each.methods))]
-    modules = [
-        name.partition(":")[0].partition(".")[0]
-        for name in names
-        if is_reference(name) and not name.startswith(TORCHVISION_PREFIX)
+    """netsim, and every package, by its top module, that ``settings`` name something of; none is imported."""
+    names = [
+        name or ""
+        for each in settings
+        for name in (each.model, each.dataset, *(one.name for one in each.methods))
     ]
+    modules = [name.partition(":")[0].partition(".")[0] for name in names if is_own(name)]
     return [_netsim(), *(_module(name) for name in dict.fromkeys(modules))]
 
 

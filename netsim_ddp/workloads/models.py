@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
-from netsim_ddp.errors import UsageError, describe
+from netsim_ddp.errors import UsageError
 from netsim_ddp.names import (
     DATASETS,
     MODEL_CHOICES,
@@ -20,8 +18,8 @@ from netsim_ddp.names import (
     check_model,
     default_dataset,
     did_you_mean,
-    load_reference,
 )
+from netsim_ddp.workloads.own import called, found
 from netsim_ddp.workloads.transformer import Transformer
 
 
@@ -72,19 +70,20 @@ def get_model(
 
     Args:
         name: ``simple_cnn``, ``resnet18``, ``resnet50``, ``resnet18-small``, ``resnet50-small``, ``transformer``,
-            ``torchvision:NAME`` or ``my_module:build``.
+            ``torchvision:NAME`` or ``my_module:build``, which takes options: ``my_module:build,dim=64``.
         num_classes: outputs per image, or tokens of ``transformer``; by default those of the model's usual dataset.
         seed: seeds torch's CPU generator around the construction; the global state is put back.
         channels: image channels of ``simple_cnn`` (1 by default) and of the ResNets (3); the others fix their own.
 
     For ``my_module:build`` the current directory is put first on ``sys.path`` and stays there, since the
-    module may import its neighbours later. ``build`` gets ``num_classes`` if it has such a parameter.
+    module may import its neighbours later. ``build`` gets ``num_classes`` if it has such a parameter. An option has the
+    type that its parameter is annotated with, or of its default; else it is a number or a switch if it reads like one.
 
     Raises:
-        UsageError: unknown name, no such module or attribute, or a ``build`` that fails or returns
-            something other than a ``torch.nn.Module``.
+        UsageError: unknown name, no such module or attribute, an option that ``build`` does not take, or a ``build``
+            that fails or returns something other than a ``torch.nn.Module``.
     """
-    check_model(name)
+    name = check_model(name)
     if num_classes is None:
         num_classes = DATASETS[default_dataset(name)].classes
     if num_classes < 1:
@@ -141,33 +140,19 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _user_model(reference: str, num_classes: int, seed: int) -> nn.Module:
-    build = load_reference("model", reference, MODEL_CHOICES)
+def _user_model(text: str, num_classes: int | None, seed: int) -> nn.Module:
+    build, options = found("model", text, MODEL_CHOICES)
     if isinstance(build, nn.Module) or not callable(build):
         raise UsageError(
-            f"model {reference!r} is a {type(build).__name__}, not a function that builds a torch.nn.Module",
+            f"model {text!r} is a {type(build).__name__}, not a function that builds a torch.nn.Module",
             hint="name a function build(num_classes=...) or build(), or the module's class",
         )
-    arguments = {"num_classes": num_classes} if _accepts(build, "num_classes") else {}
-    try:
-        with seeded(seed):
-            model = build(**arguments)
-    except (Exception, SystemExit) as error:
-        raise UsageError(
-            f"model {reference!r} failed while building: {describe(error)}",
-            hint="it is called as build(num_classes=...) if it has that parameter, else as build()",
-        ) from error
+    offered = {} if num_classes is None else {"num_classes": num_classes}
+    with seeded(seed):
+        model = called("model", text, build, options, **offered)
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"model {reference!r} returned a {type(model).__name__}, not a torch.nn.Module",
+            f"model {text!r} returned a {type(model).__name__}, not a torch.nn.Module",
             hint="return the module from the function",
         )
     return model
-
-
-def _accepts(function: Callable[..., Any], keyword: str) -> bool:
-    try:
-        inspect.signature(function).bind_partial(**{keyword: None})
-    except (TypeError, ValueError):  # no such parameter, or no signature, as some builtins and C extensions
-        return False
-    return True

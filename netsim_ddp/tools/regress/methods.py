@@ -72,7 +72,7 @@ def available(
     Raises:
         UsageError: a method, or the model, is in neither state, or its module fails in head.
     """
-    models = [] if model is None else [model]
+    models = [] if model is None else [_key(model)]
     keys = [*dict.fromkeys([*map(_key, methods), *models])]
     base, head = (_those_of(state, keys, models, timeout_s) for state in states)
     own = {key for key in keys if base[key].own or head[key].own}
@@ -99,10 +99,10 @@ def _refusal(state: State, words: Sequence[str], timeout_s: float) -> str | None
     return None if ended.code == 0 else ended.last
 
 
-def _key(method: str) -> str:
-    """What is looked for: of a method of one's own its factory, of netsim's own its options as well."""
-    name = method.partition(",")[0].strip()
-    return name if is_reference(name) else method
+def _key(text: str) -> str:
+    """What is looked for: of a method or model of one's own its factory, of netsim's own its options as well."""
+    name = text.partition(",")[0].strip()
+    return name if is_reference(name) else text
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ def _available(
     seen: Mapping[str, _Seen], methods: Sequence[str], model: str | None, own: set[str]
 ) -> Available:
     lost = [text for text in methods if not seen[_key(text)].usable(_key(text) in own)]
-    if model is not None and not seen[model].usable(model in own):
+    if model is not None and not seen[_key(model)].usable(_key(model) in own):
         lost = list(methods)
     if not lost:
         return Available()
-    keys = dict.fromkeys([*map(_key, lost), *([model] if model else [])])
+    keys = dict.fromkeys([*map(_key, lost), *([_key(model)] if model else [])])
     notes = [f"{key}: {seen[key].why}" for key in keys if seen[key].why]
     return Available([text for text in methods if text not in lost], lost, notes)
 
