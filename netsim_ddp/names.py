@@ -113,6 +113,7 @@ MODEL_CHOICES = f"{', '.join(MODELS)}, torchvision:NAME, {way_in('build')}"
 DATASET_CHOICES = f"{', '.join(DATASETS)}, {way_in('data')}"
 LOSS_CHOICES = f"{', '.join(LOSSES)}, torch.nn:NAME, {way_in('loss')}"
 
+_RECORDED = re.compile(r".+@[0-9a-f]{12}")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 
 
@@ -131,6 +132,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def is_reference(name: str) -> bool:
     """Whether ``name`` is well-formed ``module:attribute``."""
     return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
+
+
+def is_recorded(name: str) -> bool:
+    """Whether ``name`` is a recorded model's: ``ResNet@3fa8b2c91d04``, with the recording's key."""
+    return _RECORDED.fullmatch(name) is not None
 
 
 def load_reference(what: str, reference: str, choices: str) -> Any:
@@ -201,8 +207,8 @@ def is_own(text: str) -> bool:
 
 
 def check_model(text: str) -> str:
-    """:func:`_check` of a model."""
-    return _check("model", text, MODELS, MODEL_CHOICES, "build")
+    """:func:`_check` of a model, which may be a recording's."""
+    return text if is_recorded(text) else _check("model", text, MODELS, MODEL_CHOICES, "build")
 
 
 def check_dataset(text: str) -> str:

@@ -31,6 +31,8 @@ def step(begin_s: float = 0.0, *, full_s: list[float | None] | None = None, expo
 def recording(*, sets: int = 2, ranks: int = 1, **own: Any) -> Recording:
     parameters = [Parameter(name=name, shape=shape) for name, shape in SIZES.items()]
     sizes = [parameter.numel for parameter in parameters]
+    count = len(own["buckets"]) if "buckets" in own else 2
+    moments: list[float | None] = [0.034 - 0.012 * i / max(count - 1, 1) for i in range(count)][::-1]
     fields: dict[str, Any] = {
         "tool": Tool(version="0"),
         "created_utc": "2026-01-01T00:00:00+00:00",
@@ -45,7 +47,14 @@ def recording(*, sets: int = 2, ranks: int = 1, **own: Any) -> Recording:
             Bucket(parameters=["last.weight"], numel=2100),
             Bucket(parameters=["first.weight", "first.bias"], numel=3300),
         ],
-        "ranks": [RankSteps(rank=rank, device="cpu", steps=[step(0.0), step(0.05)]) for rank in range(ranks)],
+        "ranks": [
+            RankSteps(
+                rank=rank,
+                device="cpu",
+                steps=[step(begin, full_s=moments) for begin in (0.0, 0.05)],
+            )
+            for rank in range(ranks)
+        ],
         "gradients": Gradients(
             kind="full", steps=list(range(sets)), kept=sizes, scales=[[0.5] * len(sizes)] * sets
         ),

@@ -10,7 +10,7 @@ import typer
 
 from netsim_ddp.cli.cluster import hub, scenario_here
 from netsim_ddp.cli.expand import given
-from netsim_ddp.cli.options import LinkOptions, Mechanism, Text
+from netsim_ddp.cli.options import LinkOptions, Mechanism, Recording, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, write_document
 
@@ -22,6 +22,7 @@ def probe(
         Text, typer.Option("--workers", "-n", "--nproc-per-node", metavar="N", help="Ranks. [4]")
     ] = None,
     link: Mechanism = None,
+    recording: Recording = None,
     collectives: Annotated[
         bool,
         typer.Option(
@@ -65,7 +66,8 @@ def probe(
         write_profile(read_measurement(measurement), profile)
         typer.echo(f"wrote {output}: netsim run --link-profile {output}")
         return
-    more = {key: value for key, value in {"workers": workers, "link": link}.items() if value}
+    chosen = {"workers": workers, "link": link, "recording": recording}
+    more = {key: value for key, value in chosen.items() if value}
     scenario, hosts = hub(*scenario_here(given(options) | more))
     copy = None if json in (None, "-") else writable(Path(str(json)))
 

@@ -42,6 +42,12 @@ def sweep(
             help="Set a key or an axis of the file, to a value or [A, B]; repeatable.",
         ),
     ] = None,
+    recording: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE", help="Play a recorded training in place of the file's model. [the file's]"
+        ),
+    ] = None,
     k: Annotated[
         Text,
         typer.Option(
@@ -98,7 +104,8 @@ def sweep(
             "netsim sweep starts its own workers, and this is a rank of torchrun or srun",
             hint="netsim run there; or unset RANK and WORLD_SIZE, if they are left over",
         )
-    name, matrix, command, runs = read_plan(scenario, set_ or [])
+    played = [] if recording is None else ["recording='{}'".format(recording.replace("'", "''"))]
+    name, matrix, command, runs = read_plan(scenario, [*(set_ or []), *played])
     selected = _selected(runs, k)
     path, explicit = _path(name, json, dry_run=dry_run)
     before = None if path is None else read_earlier(path, unless=resume is False)

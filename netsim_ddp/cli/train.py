@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.expand import given
-from netsim_ddp.cli.options import (
-    FileOptions,
-    ModelOptions,
-    TrainLink,
-    TrainMethods,
-    TrainOptions,
-    TrainRuntime,
-)
+from netsim_ddp.cli.options import FileOptions, ModelOptions
 from netsim_ddp.cli.saving import execute
 from netsim_ddp.cli.streams import say
+from netsim_ddp.cli.train_options import TrainLink, TrainMethods, TrainOptions, TrainRuntime
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -137,7 +137,7 @@ def _fork(
                 for other, fd in enumerate(fds):
                     if other != number:
                         os.close(fd)
-                shared = Shared(barrier, operations, *files[number])
+                shared = Shared(barrier, operations, *files[number], files[0][0])
                 die_with_parent()
                 if os.getppid() != server:
                     os._exit(1)  # it died before Linux was asked to tell of it

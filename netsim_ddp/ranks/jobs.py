@@ -114,3 +114,5 @@ class Shared:
     """A file for this rank's recorded gradients; the repeats that follow find them there."""
     compute_times: int
     """A file for the times of this rank's forward and backward; the methods that follow find them there."""
+    common_recording: int
+    """A file for recorded gradients that all ranks of this host play."""

@@ -107,7 +107,7 @@ class Pool(AbstractContextManager["Pool"]):
     def launcher(self, link: Link, settings: Settings, note: Tell) -> Launcher:
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""
         # A fork server's recorded gradients, and their moments, are kept with it for the repeats that follow.
-        emulated = getattr(settings, "compute_s", None) is not None
+        emulated = any(getattr(settings, key, None) is not None for key in ("compute_s", "recording"))
         recorded = (settings.seed, settings.batch_size, settings.device) if emulated else ()
         key = (
             id(link.helper) if isinstance(link, TcLink) else "host",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from netsim_ddp.results.identity import READY, TCP, compute_s, outdated, rules, settings_of
+from netsim_ddp.results.identity import READY, TCP, compute_s, outdated, recording_of, rules, settings_of
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.units import format_bytes, format_duration
@@ -21,6 +21,8 @@ GIVEN_UP = "netsim before 0.2: not compared with newer results"
 _LEADS = {
     "execution": "",
     "compute": "compute emulated ",
+    "recording": "compute recorded ",
+    "gradients": "gradients ",
     "ready": "buckets become full ",
     "codec": "codec SUBSTITUTED: ",
     "link": "link ",
@@ -51,6 +53,11 @@ def assumed(cell: Cell, result: Result) -> Assumed:
     held = rules(cell, result)
     if (compute := compute_s(cell, result)) > 0:
         found["compute"] = format_duration(compute)
+    if (recording := recording_of(cell, result)) is not None:
+        scale = settings_of(cell, result).get("scale_compute", 1.0)
+        found["recording"] = clean(recording.described + (f", x{scale:g}" if scale != 1.0 else ""))
+        if recording.gradients_described:
+            found["gradients"] = recording.gradients_described
     given_up = f" ({GIVEN_UP})" if outdated(cell, result) else ""
     if READY in held:
         found["ready"] = held[READY] + (given_up or _as_measured(cell, result))

@@ -27,8 +27,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pydantic import ValidationError
+
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.recorded import RecordedTraining
 from netsim_ddp.units import format_rate
 
 METHOD_FIELDS = frozenset({"methods", "ratio", "overlap"})
@@ -41,14 +44,14 @@ LINK_AXES = frozenset({"bandwidth", "delay", "jitter", "loss", "queue", "slow_ra
 """Axes that the description of a cell's link tells."""
 RUN_AXES = frozenset({"execution", "link", "device", "backend"})
 """Axes that fields of a cell tell, of how it was run."""
-TOLD_AXES = METHOD_AXES | LINK_AXES | RUN_AXES | {"model", "dataset", "workers"}
+TOLD_AXES = METHOD_AXES | LINK_AXES | RUN_AXES | {"model", "dataset", "workers", "recording"}
 """All axes that a cell's own fields tell."""
 COMPUTE_AXES = frozenset({"compute", "compute_s"})
 NOT_PLANNED = METHOD_FIELDS | {"baseline", "repeats", "time_budget_s", "timeout_s"}
 """Settings that may change without making another cell of it: the method is named beside them."""
 MACHINE = ("cpu", "cores", "torch")
 """Of an environment, what must be the same for a sweep to go on: figures of two machines do not go into one table."""
-WORK = ("batch_size", "compute_s")
+WORK = ("batch_size", "compute_s", "scale_compute")
 """Of a scenario, what two files must share: a cell does not say it."""
 LIBRARIES = ("cpu", "torch", "numpy", "numba")
 """Of an environment, what the bits of a computation depend on."""
@@ -191,7 +194,10 @@ def planned(settings: Mapping[str, object], method: str) -> str:
 
 
 def _text(settings: Mapping[str, object], without: frozenset[str]) -> str:
-    return json.dumps({key: value for key, value in settings.items() if key not in without}, sort_keys=True)
+    kept = {key: value for key, value in settings.items() if key not in without}
+    if isinstance(recording := kept.get("recording"), Mapping):
+        kept["recording"] = recording.get("key")  # not where its file lies
+    return json.dumps(kept, sort_keys=True)
 
 
 def same_machine(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
@@ -246,6 +252,15 @@ def compute_s(cell: Cell, result: Result) -> float:
     """Returns the emulated compute of a step, seconds; 0 where it was real."""
     found = settings_of(cell, result).get("compute_s")
     return float(found) if isinstance(found, int | float) else 0.0
+
+
+def recording_of(cell: Cell, result: Result) -> RecordedTraining | None:
+    """Returns the recording that ``cell`` played; None where it played none."""
+    found = settings_of(cell, result).get("recording")
+    try:
+        return None if found is None else RecordedTraining.model_validate(found)
+    except ValidationError:  # of a file that somebody changed
+        return None
 
 
 def settings_of(cell: Cell, result: Result) -> Mapping[str, object]:

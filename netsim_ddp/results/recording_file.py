@@ -8,7 +8,7 @@ import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -78,10 +78,19 @@ def read_gradients(path: Path) -> tuple[Recording, list[np.ndarray]]:
     Raises:
         UsageError: as :func:`read`, or a set is missing, damaged, of another size, or not finite.
     """
+    return read(path), list(gradient_sets(path))
+
+
+def gradient_sets(path: Path) -> Iterator[np.ndarray]:
+    """The sets of :func:`read_gradients` one after the other, so that no more than one is held.
+
+    Raises:
+        UsageError: as :func:`read_gradients`.
+    """
     with _Open(path) as archive:
         recording = archive.recording()
-        wanted = sum(recording.gradients.kept)
-        return recording, [archive.array(n, wanted) for n in range(len(recording.gradients.steps))]
+        for number in range(len(recording.gradients.steps)):
+            yield archive.array(number, sum(recording.gradients.kept))
 
 
 class _Open:

@@ -18,12 +18,13 @@ from netsim_ddp.methods import entry_of
 from netsim_ddp.names import SMALL_SUFFIX, suggest
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import Settings
-from netsim_ddp.scenario.steps import Scenario
+from netsim_ddp.scenario.steps import RECORDED_KEYS, Scenario
 from netsim_ddp.scenario.train import LEARNING_RATES, LINK_KEYS
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "model": ("dataset",),
     "codec_from": ("execution",),
+    "recording": (*RECORDED_KEYS, "execution"),
     "workers": ("threads", "execution"),
     "seed": ("tune_seed",),
 }
@@ -48,6 +49,7 @@ def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | 
         UsageError: an unreadable file, an unknown key, a value out of range.
     """
     values = _read(find(str(config)), overrides) if config is not None else {}
+    values = without_model(values, overrides)
     if name := overrides.get("link_profile"):
         # A profile that is a flag replaces the file's whole link; the other flags replace what it says.
         values = with_profile(without_link(values), str(name))
@@ -63,6 +65,19 @@ def build(kind: type[AnySettings], overrides: Mapping[str, Any], config: Path | 
                 values.pop(name, None)
         values[key] = value
     return validate_as(kind, values, str(config) if config else None, flags=frozenset(overrides))
+
+
+def without_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a file without what it trains, where a recording is given in place of that; and without its
+    recording where a model is."""
+    gone = (
+        RECORDED_KEYS
+        if "recording" in overrides
+        else ("recording", "scale_compute")
+        if "model" in overrides
+        else ()
+    )
+    return {key: value for key, value in values.items() if key not in gone}
 
 
 def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
@@ -140,7 +155,8 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """A result file holds resolved values. Those that followed from a value which a flag now changes must follow
     the flag, or ``--config result.json --ratio 0.05`` would run at the old ratio."""
     was_on = data.get("overlap") == "on" or (
-        data.get("compute_s") is not None and data.get("overlap") != "off"
+        (data.get("compute_s") is not None or data.get("recording") is not None)
+        and data.get("overlap") != "off"
     )
     derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
     if "optimizer" in data:

@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import as_typed, with_profile
 from netsim_ddp.names import suggest
-from netsim_ddp.scenario.files import DESCRIPTION, validate_as
+from netsim_ddp.scenario.files import DESCRIPTION, validate_as, without_model
 from netsim_ddp.scenario.settings import Settings
 from netsim_ddp.units import parse_ratio
 
@@ -153,8 +153,8 @@ def _entries(name: str, items: Any, source: str) -> tuple[Values, ...]:
 def override(matrix: Matrix, settings: Values) -> Matrix:
     """``matrix`` with some keys set: an axis to the value or the list of values that is given, so that nothing else
     of it is left, and every other key to its value. A list makes an axis of a key that is none."""
-    base, axes = dict(matrix.base), dict(matrix.axes)
-    include = [dict(each) for each in matrix.include]
+    base, axes = without_model(matrix.base, settings), without_model(matrix.axes, settings)
+    include = [without_model(each, settings) for each in matrix.include]
     for key, value in settings.items():
         if key in axes or (isinstance(value, list) and key not in LISTS):
             axes[key] = _axis(key, value if isinstance(value, list) else [value], "--set")

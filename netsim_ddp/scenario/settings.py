@@ -19,7 +19,7 @@ from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, 
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import BASELINE, DEFAULT, takes
 from netsim_ddp.methods.spec import MethodSpec, method_of
-from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, suggest
+from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, is_recorded, suggest
 from netsim_ddp.options import Options
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
@@ -117,6 +117,8 @@ class Settings(LinkOptions):
 
     @model_validator(mode="after")
     def _model_takes_the_data(self, info: ValidationInfo) -> Self:
+        if is_recorded(self.model):
+            return self
         dataset = self.dataset or default_dataset(self.model)
         with Origin.of(info).naming("dataset" if self.dataset else "model"):
             fitted(self.model, dataset)
@@ -133,6 +135,8 @@ class Settings(LinkOptions):
 
     def training(self) -> dict[str, str]:
         """What is trained on what, as far as other values decide it: the fields that ``resolved`` fills in."""
+        if is_recorded(self.model):
+            return {}
         dataset = self.dataset or default_dataset(self.model)
         return {"dataset": dataset, "model": fitted(self.model, dataset)}
 
@@ -183,6 +187,16 @@ class Settings(LinkOptions):
 
     def _with_ratio(self, method: MethodSpec) -> dict[str, Any]:
         return {**({"ratio": self.ratio} if takes(method.name, "ratio") else {}), **method.params}
+
+
+def no_recording(model: str) -> tuple[str, bool, str, str]:
+    """What :func:`refuse` says of ``model`` where there is no recording that would hold it."""
+    return (
+        "model",
+        is_recorded(model),
+        f"model {model!r} is in a recording, which only netsim run can play",
+        "write netsim run --recording FILE",
+    )
 
 
 def refuse(info: ValidationInfo, *checks: tuple[str, bool, str, str]) -> None:

@@ -8,20 +8,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import Spelling, duration
 from netsim_ddp.methods import SIXTEEN_BIT, entry_of, takes
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.origin import Origin
 from netsim_ddp.results.codec import Substitute, substitute
 from netsim_ddp.results.codec import load as load_times
+from netsim_ddp.results.fields import validated
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.ready import load as load_ready
-from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores, refuse
+from netsim_ddp.results.recorded import RecordedTraining, found, summary_of
+from netsim_ddp.results.recording_file import read
+from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores, no_recording, refuse
 
 if TYPE_CHECKING:
     Rival = str
 else:
     Rival = Literal[("auto", *SIXTEEN_BIT.values(), "none")]
+
+
+RECORDED_KEYS = (
+    "model", "dataset", "data_dir", "download", "text", "batch_size", "learning_rate", "momentum", "compute",
+    "compute_s", "ready_from",
+)  # fmt: skip
+"""What a recording says, or has no use for: nothing else may."""
 
 
 class Scenario(Settings):
@@ -48,6 +59,35 @@ class Scenario(Settings):
     ready_from: ReadyTimes | None = None
     """When gradients are ready in a backward pass that was measured elsewhere: a file, or what was read of it."""
 
+    recording: RecordedTraining | None = None
+    """The recorded training that is played in place of a model: a file, or what was read of it."""
+    scale_compute: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """How long the recording's forward, backward and optimizer take, as a multiple of what they took."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _play_the_recording(cls, data: Any, info: ValidationInfo) -> Any:
+        values, origin = dict(data), Origin.of(info)
+        if (given := values.get("recording")) is None:
+            return values
+        with origin.naming("recording"):
+            recorded = _recorded(given, origin)
+        derived = {"model": recorded.label, "batch_size": recorded.batch_size}
+        for key in RECORDED_KEYS:
+            default = cls.model_fields[key].default if key in cls.model_fields else None
+            if values.get(key) is None or (
+                key not in origin.flags | origin.sets and values[key] in (default, derived.get(key))
+            ):
+                continue
+            with origin.naming(key):
+                raise UsageError(
+                    f"{origin.label(key)} and {origin.label('recording')} do not go together: the recording holds "
+                    "what is trained, and how long that takes",
+                    hint=f"leave {origin.label(key)} away"
+                    + ("; --scale-compute 0.2 stands for a faster machine" if key[:7] == "compute" else ""),
+                )
+        return values | {"recording": recorded} | {key: value for key, value in derived.items() if value}
+
     @field_validator("codec_from", "ready_from", mode="before")
     @classmethod
     def _times_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
@@ -68,6 +108,13 @@ class Scenario(Settings):
                 self.ready_from is not None and self.compute_s is None,
                 "ready times are played under --compute only: else backward passes are real",
                 "write --compute 50ms",
+            ),
+            no_recording(self.model if self.recording is None else ""),
+            (
+                "scale_compute",
+                self.scale_compute != 1.0 and self.recording is None,
+                "only a recording's times can be scaled",
+                "write --recording FILE, or --compute 50ms",
             ),
             (
                 "execution",
@@ -98,11 +145,13 @@ class Scenario(Settings):
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell: ``ratio`` filled in, and ``dense`` doubled.
 
-        Others overlap as ``overlap`` says; by default where ``compute`` stands in for an accelerator, which the codec
-        does not hold up. Dense without a word on overlap of its own runs both ways, because a comparison with only the
-        one that does not overlap its communication with the backward pass flatters every other method.
+        Others overlap as ``overlap`` says; by default where ``compute`` or a recording stands in for an accelerator,
+        which the codec does not hold up. Dense without a word on overlap of its own runs both ways, because a
+        comparison with only the one that does not overlap its communication with the backward pass flatters every
+        other method.
         """
-        overlap = self.overlap == "on" or (self.overlap == "auto" and self.compute_s is not None)
+        apart = self.compute_s is not None or self.recording is not None
+        overlap = self.overlap == "on" or (self.overlap == "auto" and apart)
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = self._with_ratio(method)
@@ -129,3 +178,27 @@ class Scenario(Settings):
             return cells
         place = max((i for i, cell in enumerate(cells, 1) if entry_of(cell.name).is_baseline), default=0)
         return [*cells[:place], MethodSpec(name=wanted, params={"overlap": True}), *cells[place:]]
+
+
+def _recorded(given: Any, origin: Origin) -> RecordedTraining:
+    """What a file holds that is named ``given``; or, read before and perhaps from a result, what is known of it.
+
+    Raises:
+        UsageError: it cannot be read, or is another one than the result's.
+    """
+    beside = None if "recording" in origin.flags | origin.sets else origin.source
+    if isinstance(given, str | Path):
+        path = found(str(given), beside)
+        return summary_of(path, read(path))
+    known = (
+        given
+        if isinstance(given, RecordedTraining)
+        else validated(
+            RecordedTraining, given, source="recording", hint="write --recording and a file of netsim record"
+        )
+    )
+    if origin.source is None:
+        return known
+    here = known.model_copy(update={"path": str(found(known.path, beside))})
+    here.open()
+    return here

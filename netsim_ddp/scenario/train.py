@@ -15,7 +15,7 @@ from netsim_ddp.methods import takes
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
-from netsim_ddp.scenario.settings import Settings, available_cores, refuse
+from netsim_ddp.scenario.settings import Settings, available_cores, no_recording, refuse
 from netsim_ddp.units import parse_ratio
 
 TUNING_OFFSET = 10_000
@@ -115,6 +115,7 @@ class TrainScenario(Settings):
         saves = bool(self.checkpoint_epochs or self.checkpoint_steps)
         refuse(
             info,
+            no_recording(self.model),
             (
                 "overlap",
                 self.overlap == "on" or any(method.params.get("overlap") for method in self.methods),

@@ -39,6 +39,8 @@ class Execution(ABC):
     def __init__(self, timer: StepTimer) -> None:
         self._timer = timer
         self._begin = 0.0
+        self.computing: Spend = asleep
+        """Lets the time pass that an emulated accelerator computes."""
 
     @abstractmethod
     def step(self, play: Play) -> StepSample:
@@ -54,9 +56,20 @@ class Execution(ABC):
 
     def until(self, offset: float) -> None:
         """An emulated accelerator computes: go on ``offset`` seconds after the step's begin."""
-        sleep_until(self._begin + offset, clock=time.monotonic)
+        self.computing(self._begin + offset)
         self._timer.computing_until(self._begin + offset)
         self._timer.lap("compute")
+
+    def waits_for_data(self, seconds: float) -> None:
+        """What an emulated accelerator's step begins with, and is not computation."""
+        self.computing(self._timer.last() + seconds)
+        self._timer.lap("other")
+        self._timer.waited_for_data()
+
+    def takes(self, phase: Phase, seconds: float) -> None:
+        """A piece of which it is known how long it takes, and nothing else."""
+        self.computing(self._timer.last() + seconds)
+        self._timer.lap(phase)
 
     def start(self, wire: Wire) -> None:
         """Start an exchange that other pieces run beside."""
@@ -205,6 +218,14 @@ class Replayed(Execution):
     def until(self, offset: float) -> None:
         if not self.measuring:
             super().until(offset)
+
+    def waits_for_data(self, seconds: float) -> None:
+        if not self.measuring:
+            super().waits_for_data(seconds)
+
+    def takes(self, phase: Phase, seconds: float) -> None:
+        if not self.measuring:
+            super().takes(phase, seconds)
 
     def start(self, wire: Wire) -> None:
         if self.measuring:

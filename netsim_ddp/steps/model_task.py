@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
@@ -19,6 +19,20 @@ from netsim_ddp.ranks.rank import Task
 from netsim_ddp.steps.first_model import share_first_model
 from netsim_ddp.steps.phases import StepSample
 from netsim_ddp.workloads.workload import Workload, build_workload
+
+
+class BuiltModel(Protocol):
+    """What a rank trains, or plays: :class:`Workload`, or a recording's.
+
+    Attributes:
+        unused: names of the parameters that got no gradient when training was tried.
+    """
+
+    model: nn.Module
+    unused: list[str]
+
+    @property
+    def parameters_count(self) -> int: ...
 
 
 class ModelTask(Task):
@@ -42,7 +56,7 @@ class ModelTask(Task):
             refuse=check_types,
         )
 
-    def join(self, workload: Workload, device: torch.device) -> tuple[Group, dict[str, Any]]:
+    def join(self, built: BuiltModel, device: torch.device) -> tuple[Group, dict[str, Any]]:
         """Join the process group, and have rank 0's model on all ranks.
 
         Returns:
@@ -51,16 +65,16 @@ class ModelTask(Task):
         """
         self.say("joining the process group")
         # The command's deadline acts long before this one, which only keeps a wait from being endless.
-        slow = 400 * workload.parameters_count / self.job.spec.lowest_bps * 8
+        slow = 400 * built.parameters_count / self.job.spec.lowest_bps * 8
         group, backend = join(self.channel, self.job, self.shared, device, spare_s=slow)
         return group, {
-            "parameters": workload.parameters_count,
+            "parameters": built.parameters_count,
             "backend": backend,
             "device": device_name(device),
             "differed": share_first_model(
-                self.channel, group, workload.model, self.job.settings.model, self.say
+                self.channel, group, built.model, self.job.settings.model, self.say
             ),
-            "unused": workload.unused,
+            "unused": built.unused,
         }
 
     def probe(self, group: Group, device: torch.device) -> float | None:

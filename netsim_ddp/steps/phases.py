@@ -50,7 +50,7 @@ class StepSample:
         waited: which of them each "wire" lap waited for.
         until: (lap, moment): the lap was an emulated accelerator's, which computes until then.
         transfers: when exchanges ran that no lap of their own waits for.
-        computing_until: until then an accelerator computed beside whatever the laps say.
+        computing_from, computing_until: between these moments an accelerator computed beside whatever the laps say.
         elapsed: how long the step took this host where it was not played in its own time.
     """
 
@@ -60,6 +60,7 @@ class StepSample:
     waited: list[int] = field(default_factory=list)
     until: list[tuple[int, float]] = field(default_factory=list)
     transfers: list[Interval] = field(default_factory=list)
+    computing_from: float = float("-inf")
     computing_until: float = float("-inf")
     elapsed: float | None = None
     loss: float | None = None
@@ -109,9 +110,13 @@ class StepTimer:
         self._sample.computing_until = moment
         self._sample.until.append((len(self._phases), moment))
 
+    def waited_for_data(self) -> None:
+        """The accelerator begins to compute with the next lap."""
+        self._sample.computing_from = self.last()
+
     def last(self) -> float:
-        """The end of the last lap, on a host clock."""
-        return float(self._marks[-1])
+        """The end of the last lap, seconds of CLOCK_MONOTONIC; waits for it where a GPU has yet to reach it."""
+        return self._clock.seconds(self._marks[-1:])[0]
 
     def finish(self) -> StepSample:
         times = self._clock.seconds(self._marks)
@@ -150,7 +155,7 @@ def _record(sample: StepSample, last_starts: Sequence[float]) -> StepRecord:
     exposed, transfers = 0.0, list(sample.transfers)
     wires = iter(zip(sample.starts, last_starts, strict=True))
     for phase, begin, end in sample.laps:
-        visible = min(max(sample.computing_until, begin), end)
+        visible = begin if end <= sample.computing_from else min(max(sample.computing_until, begin), end)
         phases["compute"] += visible - begin
         if phase == "wire":
             start, last_start = next(wires)

@@ -25,6 +25,7 @@ from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.repeat_record import repeat_record
 
 TASK = "netsim_ddp.steps.worker:StepsTask"
+RECORDED_TASK = "netsim_ddp.steps.recorded_task:RecordedTask"
 READY_TASK = "netsim_ddp.steps.ready_task:ReadyTask"
 FULL = "buckets become full as in a real backward pass"
 
@@ -130,6 +131,7 @@ class Steps(Experiment[Scenario]):
 
     def repeat(self, index: int, number: int) -> None:
         cell, method, link = self.result.cells[index], self.scenario.methods[index], self.link
+        task = TASK if self.scenario.recording is None else RECORDED_TASK
         counted: list[list[Counters] | None] = []
         facts: list[dict[str, Any]] = []
 
@@ -142,7 +144,7 @@ class Steps(Experiment[Scenario]):
                 counted.append(link.counters() if self.hosts is None else self.hosts.counters(values))
 
         records = self.launcher.run(
-            jobs_for(link, self.scenario, TASK, {}, method=method, repeat=number), gathered
+            jobs_for(link, self.scenario, task, {}, method=method, repeat=number), gathered
         )
         note_replay(cell, [fact["replay"] for fact in facts])
         self.take_collective(cell, facts[0]["collective"])

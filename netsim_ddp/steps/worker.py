@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.building import build_method, description
@@ -33,7 +33,7 @@ from netsim_ddp.steps.ddp_program import OverlappedTraining
 from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, asleep, step_timer
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.message_cost import message_costs
-from netsim_ddp.steps.model_task import ModelTask
+from netsim_ddp.steps.model_task import BuiltModel, ModelTask
 from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.steps.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.workloads.emulated import record_gradient_sets
@@ -57,14 +57,15 @@ class StepsTask(ModelTask):
         self._charges = [0.0, 0.0, 0.0, 0.0]
         self._predicted_bytes = self._payload_bytes = 0
         self._statistics: list[Statistics | None] = []
+        self.measured = 0
+        """How many steps have counted so far."""
 
     def run(self) -> None:
         device = choose_device(self.scenario.device, self.job.rank)
-        times = self._compute_times(device)
-        workload = self._workload(device)
-        gradients = self._record(workload)
-        group, facts = self.join(workload, device)
-        program = self._program(workload, group, gradients)
+        times = self.compute_times(device)
+        model = self.prepare(device)
+        group, facts = self.join(model, device)
+        program = self.program(group)
         spec, probed, costs = self.job.spec, self.probe(group, device), {}
         if LinkModel.knows(spec, self.job.mechanism) and device.type == "cpu":
             costs = message_costs(self.channel, group, spec)
@@ -79,7 +80,7 @@ class StepsTask(ModelTask):
         }
         self.begin(group)
         self.channel.gather("built", facts)
-        execution = self._execution(device, times)
+        execution = self.execution(device, times)
         for _ in range(self.scenario.warmup):
             self._step(program, execution)
         self._measuring = True
@@ -100,6 +101,12 @@ class StepsTask(ModelTask):
             statistics=selected(each for each in self._statistics if each is not None),
         )
 
+    def prepare(self, device: torch.device) -> BuiltModel:
+        """Build what is trained, with its recorded gradients under an emulated accelerator."""
+        self._trained = self._workload(device)
+        self._gradients = self._record(self._trained)
+        return self._trained
+
     def _workload(self, device: torch.device) -> Workload:
         """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
         real, batch = self.scenario.compute_s is None, self.scenario.batch_size
@@ -109,7 +116,7 @@ class StepsTask(ModelTask):
             try_training=self.job.rank == 0 and self.job.repeat == 0,
         )
 
-    def _compute_times(self, device: torch.device) -> ComputeTimes | None:
+    def compute_times(self, device: torch.device) -> ComputeTimes | None:
         """Returns the times of forward and backward, measured once for all methods of this repeat; None where nothing
         is replayed, or computed."""
         if self.scenario.execution != "replayed" or self.scenario.compute_s is not None:
@@ -139,7 +146,7 @@ class StepsTask(ModelTask):
     def _at_once(self) -> int:
         return ranks_at_once(self.job.world_size, self.scenario.threads)
 
-    def _busy(self, device: torch.device) -> bool:
+    def busy(self, device: torch.device) -> bool:
         """Whether a replayed rank can keep the cores busy that its work took: all ranks do so at once."""
         return self._at_once == self.job.world_size and device.type == "cpu"
 
@@ -148,14 +155,14 @@ class StepsTask(ModelTask):
             return None
         return {
             "at_once": self._at_once,
-            "busy": self._busy(device),
+            "busy": self.busy(device),
             "slowdowns": None if times is None else times.slowdowns(),
         }
 
     def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
         return torch.optim.SGD(workload.model.parameters(), lr=self.scenario.learning_rate, momentum=momentum)
 
-    def _execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
+    def execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
         if self.scenario.execution == "replayed":
             return Replayed(
                 StepTimer(HostClock()),
@@ -165,7 +172,7 @@ class StepsTask(ModelTask):
                 self._count,
                 computed=[] if times is None else times.of_steps(self.scenario.steps),
                 at_once=self._at_once,
-                spend=Busy(self.scenario.threads) if self._busy(device) else asleep,
+                spend=Busy(self.scenario.threads) if self.busy(device) else asleep,
                 substitute=self.scenario.codec_from,
             )
         return Concurrent(step_timer(device), self._synchronize)
@@ -230,46 +237,46 @@ class StepsTask(ModelTask):
             self._measuring, execution.warming_up = False, True
             self._step(program, execution)
             self._measuring, execution.warming_up = True, False
-        return self._step(program, execution)
+        sample = self._step(program, execution)
+        self.measured += 1
+        return sample
 
     def _record(self, workload: Workload) -> list[list[torch.Tensor]]:
         if self.scenario.compute_s is None:
             return []
         shapes = [parameter.shape for parameter in workload.model.parameters() if parameter.requires_grad]
 
-        def record() -> list[list[torch.Tensor]]:
+        def record(views: list[list[Tensor]]) -> None:
             # One rank after the other: a large model's activations would not fit the host once per rank.
             with self.shared.barrier.turn():
                 self.say("recording gradients")
-                return record_gradient_sets(workload, GRADIENT_SETS)
+                sets = record_gradient_sets(workload, GRADIENT_SETS)
+            for into, gradients in zip(views, sets, strict=True):
+                for view, gradient in zip(into, gradients, strict=True):
+                    view.copy_(gradient)
 
         return recorded(self.shared.recording, shapes, GRADIENT_SETS, record)
 
-    def _program(self, workload: Workload, group: Group, gradients: list[list[torch.Tensor]]) -> Program:
-        scenario, name, params = self.scenario, self.job.method.name, dict(self.job.method.params)
-        overlap = bool(params.pop("overlap", False))
-        model = workload.model
-        with same_on_all_ranks(group) as facts:
-            facts.update(description(name, params, model.named_parameters()))
-
-        flat = FlatGradients(model.named_parameters())
+    def program(self, group: Group) -> Program:
+        """Returns what a step of this rank does."""
+        scenario, workload, gradients = self.scenario, self._trained, self._gradients
+        name, params, overlap = self.agreed(group, workload.model)
+        flat = FlatGradients(workload.model.named_parameters())
         ready = scenario.ready_from if gradients else None
         if ready is not None:
             ready.check(flat.names, scenario.model)
         # A method that corrects momentum applies it before the exchange: twice would be wrong.
         optimizer = self._optimizer(workload, 0.0 if params.get("momentum") else scenario.momentum)
-        entry = entry_of(name)
-        nccl = group.backend == "nccl"
-        by_ddp = ("nccl" if nccl else "gloo") in entry.ddp_backends
-        if overlap and by_ddp and scenario.execution == "concurrent" and not gradients:
-            rounded = getattr(torch, entry.ddp_type) if entry.ddp_type else None
+        if overlap and self.by_ddp(group) and scenario.execution == "concurrent" and not gradients:
+            kind = entry_of(name).ddp_type
+            rounded = getattr(torch, kind) if kind else None
             return OverlappedTraining(workload, flat, group, optimizer, self.say, rounded)
         in_buckets = overlap and (ready is not None or not gradients)
         parts = [flat.part(*bucket) for bucket in ddp_buckets(flat)] if in_buckets else [flat]
         methods = [build_method(name, part, group, as_ddp=True, **params) for part in parts]
         if not gradients:
-            kind = BucketedTraining if overlap else Training
-            return kind(workload, flat, group, methods, optimizer, self.say)
+            trains = BucketedTraining if overlap else Training
+            return trains(workload, flat, group, methods, optimizer, self.say)
         assert scenario.compute_s is not None
         full = (
             ready.bucket_times(scenario.compute_s, [part.names for part in parts])
@@ -277,6 +284,18 @@ class StepsTask(ModelTask):
             else [scenario.compute_s]
         )
         return Emulated(flat, group, methods, gradients, full, self.say)
+
+    def agreed(self, group: Group, model: nn.Module) -> tuple[str, dict[str, Any], bool]:
+        """Returns the method's name and options without overlap, which all ranks were asked for, and overlap."""
+        name, params = self.job.method.name, dict(self.job.method.params)
+        overlap = bool(params.pop("overlap", False))
+        with same_on_all_ranks(group) as facts:
+            facts.update(description(name, params, model.named_parameters()))
+        return name, params, overlap
+
+    def by_ddp(self, group: Group) -> bool:
+        """Whether DDP itself exchanges as this method does."""
+        return ("nccl" if group.backend == "nccl" else "gloo") in entry_of(self.job.method.name).ddp_backends
 
 
 def selected(steps: Iterable[Statistics]) -> dict[str, Any] | None:
@@ -304,9 +323,9 @@ def _mean(rows: list[Statistics]) -> dict[str, Any]:
 
 
 def recorded(
-    fd: int, shapes: Sequence[torch.Size], sets: int, record: Callable[[], list[list[Tensor]]]
+    fd: int, shapes: Sequence[torch.Size], sets: int, record: Callable[[list[list[Tensor]]], None]
 ) -> list[list[Tensor]]:
-    """Returns what ``record`` returns, from the file ``fd`` if an earlier rank has left it there.
+    """Returns what ``record`` has filled in, from the file ``fd`` if an earlier rank has left it there.
 
     Args:
         shapes: of the tensors of one set, float32.
@@ -325,8 +344,6 @@ def recorded(
         for row in rows
     ]
     if memory[size:] != _MARK:
-        for views, gradients in zip(found, record(), strict=True):
-            for view, gradient in zip(views, gradients, strict=True):
-                view.copy_(gradient)
+        record(found)
         memory[size:] = _MARK
     return found

@@ -119,7 +119,7 @@ def repeat_seconds(unit: Unit) -> float:
     """One repeat by the formulas, with its share of the rates that are tried before it."""
     settings: Any = unit.run.settings
     workers, cores = int(settings.workers), available_cores()
-    emulated: float | None = getattr(settings, "compute_s", None)
+    emulated = _emulated_seconds(settings)
     replayed = getattr(settings, "execution", "") == "replayed"
     slowed = _slowed(settings.threads if replayed else workers * settings.threads)
     codec = 0.0
@@ -150,7 +150,17 @@ def repeat_seconds(unit: Unit) -> float:
     return float(trainings) * (started + steps * step + _validation_seconds(settings) * slowed)
 
 
+def _emulated_seconds(settings: Any) -> float | None:
+    """Seconds of a step's local work that is not done but waited for; None where it is done."""
+    recording = getattr(settings, "recording", None)
+    if recording is None:
+        return getattr(settings, "compute_s", None)
+    return float((recording.computed_s + recording.after_s) * settings.scale_compute)
+
+
 def _model(settings: Any) -> _Model:
+    if (recording := getattr(settings, "recording", None)) is not None:
+        return _Model(recording.parameters, 0.0, 1)
     name = str(settings.model)
     return MODELS.get(name, TORCHVISION if name.startswith(TORCHVISION_PREFIX) else UNKNOWN)
 

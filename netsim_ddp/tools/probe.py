@@ -11,7 +11,7 @@ from netsim_ddp import __version__
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.mechanisms import choose
-from netsim_ddp.link.probe.probe import measure
+from netsim_ddp.link.probe.probe import MESSAGE_SIZES, measure
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
@@ -66,7 +66,7 @@ def probe_link(
         sockets = link.mechanism != "bucket"
         before = link.counters()
         if sockets:
-            measured = measure(link, lambda what: note(f"probing: {what}"))
+            measured = measure(link, lambda what: note(f"probing: {what}"), message_sizes(scenario))
             found.alone, found.together = measured.alone, measured.together
             found.messages, found.round_trip = measured.messages, measured.round_trip
         if collectives or not sockets:
@@ -77,6 +77,17 @@ def probe_link(
                 _take(found, launcher, link, scenario.resolved(), collectives)
         _count(found, before, link.counters())
     return _judged(found, scenario)
+
+
+def message_sizes(scenario: Scenario) -> Sequence[int]:
+    """The sizes of the messages that are tried, bytes, ascending. With a recording they are those that its buckets make
+    in a ring all-reduce, each one rank's share of a bucket: the smallest, the largest, and some between."""
+    if scenario.recording is None:
+        return MESSAGE_SIZES
+    buckets = scenario.recording.open().buckets
+    sizes = sorted({max(1, bucket.bytes // scenario.workers) for bucket in buckets})
+    count = min(len(sizes), len(MESSAGE_SIZES))
+    return [sizes[number * (len(sizes) - 1) // max(count - 1, 1)] for number in range(count)]
 
 
 def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
@@ -92,7 +103,12 @@ def _empty(scenario: Scenario, link: Link, command: Sequence[str]) -> Probe:
 
 def _take(found: Probe, launcher: Launcher, link: Link, scenario: Scenario, collectives: bool) -> None:
     pair = launcher.pair if isinstance(launcher, Hub) else link.spec.slowest_pair
-    params = {"sockets": bool(found.alone), "collectives": collectives, "pair": pair}
+    params = {
+        "sockets": bool(found.alone),
+        "collectives": collectives,
+        "pair": pair,
+        "sizes": message_sizes(scenario),
+    }
     counted: list[list[Counters]] = []
 
     def gathered(point: str, values: list[Any]) -> None:

@@ -25,7 +25,6 @@ from netsim_ddp.link.probe.probe import (
     BULK_S,
     IDLE_DELAYS,
     IDLE_S,
-    MESSAGE_SIZES,
     WARM_UP,
     ideal_seconds,
     message_count,
@@ -35,6 +34,7 @@ from netsim_ddp.link.spec import goodput
 from netsim_ddp.ranks.process_group import join
 from netsim_ddp.ranks.rank import Task
 from netsim_ddp.results.probe import Bulk, Collective, Message, RoundTrip
+from netsim_ddp.units import format_bytes
 
 CHUNKS = 16  # messages of one bulk transfer, all posted at once
 CHUNK_BYTES = (16 * 1024, 16 * 1024**2)
@@ -48,8 +48,8 @@ Pair = tuple[int, int]
 
 
 class ProbeTask(Task):
-    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, and the ``pair``
-    that sends alone."""
+    """``params``: ``sockets`` (leave out what plain sockets have measured already), ``collectives``, the ``pair`` that
+    sends alone, and the ``sizes`` of its messages after idle."""
 
     def run(self) -> None:
         torch.set_num_threads(1)
@@ -72,7 +72,9 @@ class ProbeTask(Task):
             trip = self._pings(first)
             found["round_trip"] = trip.model_dump()
             late = median(trip.samples_s) / 2 if real else None
-            found["messages"] = [self._messages(first, size, late).model_dump() for size in MESSAGE_SIZES]
+            found["messages"] = [
+                self._messages(first, size, late).model_dump() for size in self.job.params["sizes"]
+            ]
         if self.job.params["collectives"]:
             found["collectives"] = [row.model_dump() for row in self._collectives()]
         self._count()
@@ -153,7 +155,7 @@ class ProbeTask(Task):
     def _messages(self, pair: Pair, size: int, late: float | None) -> Message:
         """Messages after idle. Ranks of one host share a clock; between hosts an answer comes back, and ``late``
         seconds, half a round trip, are taken off."""
-        self.say(f"sending messages of {size // 1000} KB after idle")
+        self.say(f"sending messages of {format_bytes(size)} after idle")
         spec, me = self.spec, self.group.rank
         ideal = ideal_seconds(spec, pair, size) if spec else None
         expected: list[float] = []

@@ -22,7 +22,7 @@ from netsim_ddp.link.bucket.schedule import wire_bytes
 from netsim_ddp.link.probe.peer import DEADLINE_S
 from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
-from netsim_ddp.units import format_rate
+from netsim_ddp.units import format_bytes, format_rate
 
 _log = logging.getLogger(__name__)
 SHORT_TOLERANCE = 0.05
@@ -150,11 +150,12 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
     return measured
 
 
-def measure(link: Link, tell: Callable[[str], None]) -> Measured:
+def measure(link: Link, tell: Callable[[str], None], sizes: Sequence[int] = MESSAGE_SIZES) -> Measured:
     """Measure ``link``, of two ranks or more, thoroughly: half a minute, longer on a slow link.
 
     Args:
         tell: hears what is being measured.
+        sizes: of the messages, bytes.
     """
     spec, aim = link.spec.at_start, targets(link.spec, link.mechanism)
     first = spec.slowest_pair
@@ -166,8 +167,8 @@ def measure(link: Link, tell: Callable[[str], None]) -> Measured:
             tell("bulk, all ranks at once")
             together = _bulk(peers, list(spec.ring()), aim)
         messages = []
-        for size in MESSAGE_SIZES:
-            tell(f"messages of {size // 1000} KB after idle")
+        for size in sizes:
+            tell(f"messages of {format_bytes(size)} after idle")
             ideal = ideal_seconds(aim, first, size) if aim else None
             messages.append(
                 Message(
