@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from netsim_ddp.compression.feedback import ErrorFeedbackBuffer
     from netsim_ddp.compression.kernels import NonFiniteGradient
     from netsim_ddp.compression.topk import TopKCompressor
+    from netsim_ddp.tools.record.child import record
     from netsim_ddp.training.residuals import for_other_ranks
     from netsim_ddp.training.tracker import MetricsTracker
     from netsim_ddp.workloads.data import get_dataloaders
@@ -53,6 +54,7 @@ _HOME = {
     "get_model": "netsim_ddp.workloads.models",
     "method_hook": "netsim_ddp.communication.hooks",
     "peer_exchange": "netsim_ddp.communication.exchange",
+    "record": "netsim_ddp.tools.record.child",
     "summed": "netsim_ddp.communication.exchange",
     "topk_hook": "netsim_ddp.communication.hooks",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "get_model",
     "method_hook",
     "peer_exchange",
+    "record",
     "summed",
     "topk_hook",
 ]

@@ -37,6 +37,7 @@ NAMES = {
     "get_model",
     "method_hook",
     "peer_exchange",
+    "record",
     "summed",
     "topk_hook",
 }

@@ -23,6 +23,7 @@ from netsim_ddp.cli.expand import command
 from netsim_ddp.cli.launch import launch
 from netsim_ddp.cli.predict import predict
 from netsim_ddp.cli.probe import probe
+from netsim_ddp.cli.record import record
 from netsim_ddp.cli.regress import regress
 from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
@@ -58,6 +59,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
     (predict, "Compute steps of many workers, on links not here.", {}),
     (probe, "Measure a link before trusting it.", {}),
     (launch, "Run any program on the link, a network per rank.", {"allow_interspersed_args": False}),
+    (record, "Record your own training, to run it on any link.", {"allow_interspersed_args": False}),
     (check, "Test a method of your own on real ranks.", {}),
     (compare, "Compare two results; exits 5 when slower.", {}),
     (

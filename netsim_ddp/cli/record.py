@@ -1,0 +1,68 @@
+"""``netsim record``: watch a training for some steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netsim_ddp.cli.options import Text
+from netsim_ddp.cli.output import writable
+from netsim_ddp.cli.streams import say
+
+
+def record(
+    program: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="-- PROGRAM [ARG]...", help="What trains: python or torchrun.", show_default=False
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the recording is written.")
+    ] = Path("recording.netsim"),
+    steps: Annotated[
+        int,
+        typer.Option(min=1, max=1000, metavar="N", help="Steps to watch, and as many that are not watched."),
+    ] = 10,
+    gradients: Annotated[
+        Text,
+        typer.Option(
+            metavar="HOW", help="Gradients of three steps: sampled (50 MB at most), full or none. [sampled]"
+        ),
+    ] = None,
+    stop: Annotated[
+        bool,
+        typer.Option("--stop", help="End the program once the file is written; else it runs to its end."),
+    ] = False,
+) -> None:
+    """Record your own training, unmodified, for netsim run --recording: netsim record -- python train.py
+
+    Any script with a torch.nn.Module, loss.backward() and a torch.optim optimizer, under DDP (torchrun, mp.spawn or
+    one process) or without: what each step's time went to, every bucket with its size and the moment it was full,
+    and gradients of three steps. The first three steps are left out. The file holds no data and no parameters.
+
+    The program keeps its output, signals and exit code; the summary goes to stderr at its end. In a script of your
+    own, with netsim_ddp.record("recording.netsim"): does the same for one process.
+    """
+    from netsim_ddp.errors import UsageError
+
+    how = gradients or "sampled"
+    if how not in ("sampled", "full", "none"):
+        raise UsageError(f"--gradients {how!r}", hint="sampled, full or none")
+    target = writable(output)
+
+    from netsim_ddp.report.terminal.record import record_lines
+    from netsim_ddp.tools.record.command import record_program
+
+    outcome = record_program(program, target, steps=steps, gradients=how, stop=stop)
+    if outcome.recording is not None:
+        for line in record_lines(outcome.recording, str(output), target.stat().st_size):
+            say(line)
+    elif outcome.problem is not None:
+        if not outcome.exit_code:
+            raise outcome.problem
+        say(f"the program failed (exit code {outcome.exit_code}); {outcome.problem}")
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,113 @@
+"""What one rank saw, as a recording."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from netsim_ddp import __version__
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.recording import Bucket, Gradients, Overhead, Parameter, RankSteps, Recording
+from netsim_ddp.workloads.recording.ddp import hook_name
+from netsim_ddp.workloads.recording.found import Trained, class_of, device_of, type_name
+from netsim_ddp.workloads.recording.gradients import BLOCK
+from netsim_ddp.workloads.recording.steps import Watch, as_step, lengths
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Gradients of step ``number``, float16 [sum of kept], in the order of the recording's parameters."""
+
+    number: int
+    values: np.ndarray
+    scales: list[float]
+
+
+def world_here() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def assembled(
+    trained: Trained,
+    watch: Watch,
+    buckets: Sequence[Sequence[int]],
+    sets: Sequence[Sampled],
+    kept: list[int],
+    *,
+    rank: int,
+    batch: int | None,
+) -> Recording:
+    """One rank's recording; ``begin_s`` of its steps is on the host's clock, since the machine started.
+
+    Args:
+        buckets: of each its parameters, by number.
+        kept: of each parameter, in the recording's order.
+    """
+    named = list(trained.parameters.items())
+    order = [each for bucket in reversed(buckets) for each in bucket]
+    whole = kept == [named[each][1].numel() for each in order]
+    notes = list(trained.notes)
+    if watch.left_out:
+        notes.append(
+            f"{watch.left_out} steps were left out: gradients were not finite, or the model was evaluated in them"
+        )
+    timed = [step for step in watch.closed if step.kind == "on"]
+    if all(forward is backward for step in timed for forward, backward, _ in step.passes):
+        notes.append("forward was not seen: its time is counted as data")
+    if (
+        trained.ddp is not None
+        and trained.ddp.require_backward_grad_sync
+        and any(len(s.passes) > 1 for s in timed)
+    ):
+        notes.append(
+            "a step has several passes: if each exchanges (no no_sync), the last one's exchange is here"
+        )
+    device = device_of(trained)
+    return Recording(
+        tool=Tool(version=__version__),
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source="plain" if trained.ddp is None else "ddp",
+        program=list(sys.argv),
+        environment={},
+        model=class_of(trained),
+        hook=None if trained.ddp is None else hook_name(trained.ddp),
+        world_size=world_here(),
+        batch_size=batch,
+        parameters=[
+            Parameter(name=named[each][0], shape=list(named[each][1].shape), dtype=type_name(named[each][1]))
+            for each in order
+        ],
+        buckets=[
+            Bucket(
+                parameters=[named[each][0] for each in bucket],
+                numel=sum(named[each][1].numel() for each in bucket),
+                dtype=type_name(named[bucket[0]][1]),
+            )
+            for bucket in buckets
+        ],
+        ranks=[
+            RankSteps(
+                rank=rank,
+                device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                steps=[as_step(step, watch.clock, buckets) for step in timed],
+            )
+        ],
+        gradients=Gradients(
+            kind="none" if not sets else "full" if whole else "sampled",
+            steps=[each.number for each in sets],
+            block=BLOCK,
+            kept=kept if sets else [],
+            scales=[each.scales for each in sets],
+        ),
+        overhead=Overhead(on_s=lengths(watch, "on"), off_s=lengths(watch, "off")),
+        notes=notes,
+    )
