@@ -543,6 +543,7 @@ assert helpers() <= 4
 def test_warm_compiles_every_signature_that_is_called():
     """Else the first step of a run would compile, in every rank."""
     code = """
+import numpy as np
 import torch
 from netsim_ddp.compression import Codec, accumulate_select, segment_table, select, warm
 from netsim_ddp.compression import runs, shards, thresholds
@@ -569,6 +570,8 @@ for form, index in (("fp32", "packed"), ("fp16", "int32"), ("int8", "int64")):
     codec = Codec(form, index)
     message = codec.encode(values, indices, torch.empty(codec.capacity(k, flat.numel()), dtype=torch.uint8))
     assert codec.decode_all(message, [(0, message.numel(), k, flat.numel())], several, 2.0)
+memory, room = torch.empty(16 * k, dtype=torch.uint8), np.array([[0, 16 * k]])
+assert codec.encode_all(values, indices.int(), [0, k], memory, room)
 several.add_to(flat), several.take_back(flat), several.lay([flat], add=True)
 owned.spread(local[:count], several.bounds[:1])
 thresholds.above(flat, 0.5, out, local), thresholds.excess(flat, 0.5)

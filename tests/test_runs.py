@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from netsim_ddp.communication.messages import Inbox, Mailbox
+from netsim_ddp.communication.messages import Inbox, Mailbox, Outbox
 from netsim_ddp.communication.methods.topk_allgather import TopKAllGather
 from netsim_ddp.communication.methods.topk_split import TopKSplitReduce
 from netsim_ddp.compression import packing, runs, shards
@@ -238,3 +238,49 @@ def test_an_inbox_reads_what_its_mailboxes_read_and_names_the_sender_of_damage(
         assert f"rank {rank} sent a damaged message" in str(error)  # noqa: PT017 - some damage is another message
     boxes[rank].refuse(inbox.messages[rank])
     assert inbox.refused() == rank
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("values", VALUE_FORMATS)
+@pytest.mark.parametrize("indices", INDEX_FORMATS)
+@given(counts=st.lists(st.integers(0, 5000), min_size=1, max_size=4), seed=st.integers(0, 2**30))
+@settings(max_examples=15, deadline=None)
+def test_an_outbox_writes_what_its_mailboxes_write(
+    values: str, indices: str, counts: list[int], seed: int
+) -> None:
+    one_by_one, together = Codec(values, indices, seed=3), Codec(values, indices, seed=3)
+    boxes = [[Mailbox(codec, n, 3 * n + 1, CPU) for n in counts] for codec in (one_by_one, together)]
+    outbox, generator = Outbox(boxes[1]), torch.Generator().manual_seed(seed)
+    parts = [torch.randperm(3 * n + 1, generator=generator)[:n].sort().values.to(torch.int32) for n in counts]
+    entries = torch.randn(sum(counts), generator=generator) * 10.0 ** torch.randint(
+        -9, 9, (sum(counts),), generator=generator
+    )
+    bounds, positions = list(itertools.accumulate(counts, initial=0)), torch.cat(parts)
+    received, wanted = torch.empty_like(entries), torch.empty_like(entries)
+    sizes = outbox.write(entries, positions, bounds, received)
+    for rank, box in enumerate(boxes[0]):
+        part, message = slice(bounds[rank], bounds[rank + 1]), box.buffer()
+        assert box.write(entries[part], positions[part], message, wanted[part]) == sizes[rank]
+        assert torch.equal(message[: sizes[rank]], outbox.messages[rank][: sizes[rank]])
+    assert torch.equal(_bits(received), _bits(wanted))
+    assert together.counter == one_by_one.counter
+    if max(counts) > 1:
+        with pytest.raises(ValueError, match="ascend"):
+            outbox.write(entries, positions.flip(0), bounds)
+
+
+@needs_compiled
+@pytest.mark.parametrize(("values", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_compiled_rounding_to_16_bits_is_torchs(values: str, dtype: torch.dtype) -> None:
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = every[every.isfinite()].float()
+    steps = torch.tensor([-2, -1, 0, 1, 2], dtype=torch.int32)
+    halfway = (finite.view(torch.int32)[:, None] + (1 << (12 if values == "fp16" else 15)) + steps).view(-1)
+    inputs = torch.cat([finite, halfway.view(torch.float32), torch.tensor([65519.0, 65520.0, 3.4e38, 1e-45])])
+    inputs = inputs[inputs.isfinite()].contiguous()
+    codec, k = Codec(values), inputs.numel()
+    box = Mailbox(codec, k, k, CPU)
+    outbox, received = Outbox([box]), torch.empty(k)
+    outbox.write(inputs, torch.arange(k, dtype=torch.int32), [0, k], received)
+    largest = torch.finfo(dtype).max
+    assert torch.equal(_bits(received), _bits(inputs.clamp(-largest, largest).to(dtype).float()))

@@ -73,6 +73,58 @@ class Mailbox:
         return count, size
 
 
+class Outbox:
+    """A message to every rank, in one piece of memory, to be written together.
+
+    Args:
+        mailboxes: what the message to each rank may hold.
+    """
+
+    def __init__(self, mailboxes: Sequence[Mailbox]) -> None:
+        self._mailboxes = mailboxes
+        self._memory, begins, self.messages = _rooms(mailboxes)
+        sizes = [mailbox.nbytes for mailbox in mailboxes]
+        self._places = np.array(
+            [[begin + HEADER.size, begin + size] for begin, size in zip(begins, sizes, strict=True)], np.int64
+        )
+
+    def write(
+        self, values: Tensor, indices: Tensor, bounds: Sequence[int], received: Tensor | None = None
+    ) -> list[int]:
+        """Put the entries from ``bounds[r]`` to ``bounds[r + 1]`` into rank r's message; answers the bytes of each.
+        ``received`` becomes the values that :meth:`Mailbox.read` will answer."""
+        codec = self._mailboxes[0].codec
+        sizes = codec.encode_all(values, indices, bounds, self._memory, self._places, received)
+        parts = itertools.pairwise(bounds)
+        if sizes is not None:
+            for (begin, end), size, message in zip(parts, sizes, self.messages, strict=True):
+                _put(message, OK, end - begin, size)
+            return [HEADER.size + size for size in sizes]
+        return [
+            mailbox.write(
+                values[begin:end],
+                indices[begin:end],
+                message,
+                None if received is None else received[begin:end],
+            )
+            for (begin, end), mailbox, message in zip(parts, self._mailboxes, self.messages, strict=True)
+        ]
+
+    def refuse(self) -> list[int]:
+        """Say that there is nothing to send, and why, to every rank; answers the bytes of each message."""
+        return [
+            mailbox.refuse(message) for mailbox, message in zip(self._mailboxes, self.messages, strict=True)
+        ]
+
+
+def _rooms(mailboxes: Sequence[Mailbox]) -> tuple[Tensor, list[int], list[Tensor]]:
+    """Memory for a message of each, where each begins in it, and the parts of it."""
+    begins = [0, *itertools.accumulate(-(-each.nbytes // ALIGNED) * ALIGNED for each in mailboxes)]
+    memory = torch.zeros(begins[-1], dtype=torch.uint8, device=mailboxes[0].device)
+    parts = [memory[begin : begin + each.nbytes] for begin, each in zip(begins[:-1], mailboxes, strict=True)]
+    return memory, begins[:-1], parts
+
+
 class Inbox:
     """A message of every rank, in one piece of memory, to be read together.
 
@@ -83,13 +135,7 @@ class Inbox:
 
     def __init__(self, mailboxes: Sequence[Mailbox], device: torch.device) -> None:
         self._mailboxes = mailboxes
-        begins = [0, *itertools.accumulate(-(-each.nbytes // ALIGNED) * ALIGNED for each in mailboxes)]
-        self._memory = torch.zeros(begins[-1], dtype=torch.uint8, device=mailboxes[0].device)
-        self._begins = begins[:-1]
-        self.messages = [
-            self._memory[begin : begin + each.nbytes]
-            for begin, each in zip(self._begins, mailboxes, strict=True)
-        ]
+        self._memory, self._begins, self.messages = _rooms(mailboxes)
         self._runs = Runs(device)
 
     def refused(self) -> int | None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netsim_ddp.compression import packing
 from netsim_ddp.compression.kernels import all_finite, require
-from netsim_ddp.compression.rounding import GROUP, Cast, Levels, ValueFormat, from_bytes, to_bytes
+from netsim_ddp.compression.rounding import COUNTERS, GROUP, Cast, Levels, ValueFormat, from_bytes, to_bytes
 from netsim_ddp.compression.runs import Runs
 from netsim_ddp.errors import UsageError
 
@@ -149,6 +150,63 @@ class Codec:
         if self._index is None:
             return packing.pack(indices, torch.get_num_threads(), out)
         return to_bytes(indices.detach().to(self._index))
+
+    def encode_all(
+        self,
+        values: Tensor,
+        indices: Tensor,
+        bounds: Sequence[int],
+        memory: Tensor,
+        places: NDArray[np.int64],
+        received: Tensor | None = None,
+    ) -> list[int] | None:
+        """Write several messages into one piece of memory in one call.
+
+        Args:
+            values: floating [k], finite. indices: [k], those of each message ascending, not negative.
+            bounds: P + 1; message m has the entries from ``bounds[m]`` to ``bounds[m + 1]``.
+            memory: uint8. places: int64 [P, 2], where in it the room of each message begins, a multiple of 8, and ends.
+            received: float32 [k], written: what :meth:`decode` will answer.
+
+        Returns:
+            The bytes of each message; None where the compiled code cannot do it.
+
+        Raises:
+            ValueError: indices of a message do not ascend, or it has too little room.
+        """
+        compiled = packing.compiled
+        fits = (
+            compiled is not None
+            and sys.byteorder == "little"
+            and values.device.type == indices.device.type == memory.device.type == "cpu"
+            and (values.dtype, indices.dtype) == (torch.float32, torch.int32)
+            and values.is_contiguous()
+            and indices.is_contiguous()
+            and memory.data_ptr() % 8 == 0
+        )
+        if compiled is None or not fits:
+            return None
+        sizes: NDArray[np.int64] = np.zeros(len(places), np.int64)
+        back = values[:0] if received is None else received
+        work = functools.partial(
+            compiled.encode,
+            values.detach().numpy(),
+            indices.numpy(),
+            np.array(bounds, np.int64),
+            memory.numpy(),
+            places,
+        )
+        width = 0 if self._index is None else self._index.itemsize
+        form = width, _COMPILED[self.values], GROUP, self._value.counter, back.detach().numpy(), sizes
+        cuts = packing.cuts_of(len(places), bounds[-1] - bounds[0], torch.get_num_threads())
+        found = packing.share_out(lambda first, last: work(first, last, *form), cuts)
+        bad = next((number for number in found if number >= 0), None)
+        require(
+            bad is None, f"message {bad} has indices that do not ascend from 0 or more, or too little room"
+        )
+        if self._value.counter >= 0:
+            self._value.counter = (self._value.counter + bounds[-1]) % COUNTERS
+        return [int(size) for size in sizes]
 
     def decode(self, message: Tensor, k: int, numel: int) -> tuple[Tensor, Tensor]:
         """The ``k`` entries of a message that addresses a flat tensor of ``numel`` entries.

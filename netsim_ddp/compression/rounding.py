@@ -20,7 +20,7 @@ from netsim_ddp.compression.native import torch_codec as twin
 from netsim_ddp.compression.packing import compiled
 
 GROUP = 256
-_COUNTERS = 2**32
+COUNTERS = 2**32
 
 
 class ValueFormat(ABC):
@@ -77,7 +77,7 @@ class Levels(ValueFormat):
     """
 
     def __init__(self, stochastic: bool, seed: int = 0) -> None:
-        self.counter = seed * 0x9E3779B1 % _COUNTERS if stochastic else -1
+        self.counter = seed * 0x9E3779B1 % COUNTERS if stochastic else -1
 
     def nbytes(self, k: int) -> int:
         return 4 * -(-k // GROUP) + k
@@ -98,7 +98,7 @@ class Levels(ValueFormat):
             if received is not None:
                 received.copy_(twin.dequantize(scales, levels, GROUP))
         if self.counter >= 0:
-            self.counter = (self.counter + wide.numel()) % _COUNTERS
+            self.counter = (self.counter + wide.numel()) % COUNTERS
         out[:split].copy_(to_bytes(scales))
         out[split:].copy_(levels.view(torch.uint8))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from netsim_ddp.communication.exchange import peer_exchange
 from netsim_ddp.communication.flat import FlatGradients
-from netsim_ddp.communication.messages import Inbox, Mailbox
+from netsim_ddp.communication.messages import Inbox, Mailbox, Outbox
 from netsim_ddp.communication.segments import CodecWork, Group, Local, Segment
 from netsim_ddp.communication.sparse import SelectedEntries
 from netsim_ddp.compression.kernels import NonFiniteGradient, all_finite, select, zeros
@@ -98,14 +98,13 @@ class TopKSplitReduce(SelectedEntries):
         self._down = [Mailbox(codec, sent[rank], max(sizes[rank], 1), wire) for rank in range(ranks)]
         mine = group.rank
         self._received = Inbox([self._up[mine]] * ranks, device)
-        self._requests = [
-            self._received.messages[rank] if rank == mine else self._up[rank].buffer()
-            for rank in range(ranks)
-        ]
+        self._requests = Outbox(self._up)
         self._answered = Inbox(self._down, device)
         self._answers = self._answered.messages
         typical = self._up[mine].expected_nbytes(self.quotas.asked(mine, final))
-        self._scatter = peer_exchange("scatter", group, self._requests, self._received.messages, typical)
+        self._scatter = peer_exchange(
+            "scatter", group, self._requests.messages, self._received.messages, typical
+        )
         self._gather = peer_exchange(
             "gather",
             group,
@@ -130,21 +129,23 @@ class TopKSplitReduce(SelectedEntries):
 
     def _compress(self) -> None:
         self._own_counts = self._owned()
-        ranks = range(self.group.world_size)
         if not self._select():
-            self._scatter.sizes = [self._up[rank].refuse(self._requests[rank]) for rank in ranks]
+            self._scatter.sizes = self._requests.refuse()
+            self._keep_own()
             return
         values, local, slots = self._grouped
+        k = self.indices.numel()
         bounds = self.shares.partition(self.values, self.indices, values, local, slots)
-        self._scatter.sizes = [
-            self._send_to(rank, slice(bounds[rank], bounds[rank + 1]), values, local) for rank in ranks
-        ]
+        self._scatter.sizes = self._requests.write(values[:k], local[:k], bounds, self.received)
+        self._keep_own()
         if self.received is not None:
-            self._keep_rounded(self.received.index_select(0, slots[: self.indices.numel()]))
+            self._keep_rounded(self.received.index_select(0, slots[:k]))
 
-    def _send_to(self, owner: int, part: slice, values: Tensor, local: Tensor) -> int:
-        received = None if self.received is None else self.received[part]
-        return self._up[owner].write(values[part], local[part], self._requests[owner], received)
+    def _keep_own(self) -> None:
+        """This rank's message to itself is one of those that it reads."""
+        mine = self.group.rank
+        size = self._scatter.sizes[mine]
+        self._received.messages[mine][:size].copy_(self._requests.messages[mine][:size])
 
     def _sum(self) -> None:
         if self.buffer is not None and self.buffer.resets != self._resets:

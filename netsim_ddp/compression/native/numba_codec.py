@@ -28,6 +28,10 @@ FLOAT32, FLOAT16, BFLOAT16, LEVELS = 0, 1, 2, 3
 # Of float16, as int32; magnitudes are shifted to where float32 has its fraction.
 _SIGN, _MAGNITUDE, _FRACTION = np.int32(0x8000), np.int32(0x7FFF), np.int32(0x3FF)
 _SMALLEST, _ENDLESS = np.int32(0x400 << 13), np.int32(0x7C00 << 13)
+# Of float32, what rounding to 16 bits needs.
+_LOWER, _LARGEST_BFLOAT = np.int32(0x7FFFFFFF), np.int32(0x7F7F0000)
+_LARGEST_HALF, _SMALLEST_HALF = np.float32(65504.0), np.float32(2.0**-14)
+_LARGEST_HALF_BITS = np.int32(0x477FE000)
 _REBIASED, _TO_INFINITY = np.int32((127 - 15) << 23), np.int32((255 - 31) << 23)
 
 
@@ -277,6 +281,114 @@ def decode(
                 for i in range(count):
                     found[i] = found[i] / by
     return -1
+
+
+@jit
+def encode(
+    values: F32,
+    indices: I32,
+    bounds: I64,
+    memory: U8,
+    places: Table,
+    first: int,
+    last: int,
+    width: int,
+    kind: int,
+    group: int,
+    seed: int,
+    received: F32,
+    sizes: I64,
+) -> int:
+    """Encode messages ``first`` to ``last``: what :func:`decode` reads.
+
+    Args:
+        bounds: int64 [P + 1]; message m has the entries from ``bounds[m]`` to ``bounds[m + 1]``.
+        places: int64 [P, 2]; where in ``memory`` its room begins, a multiple of 8, and ends.
+        width, kind, group: as in :func:`decode`. seed: of stochastic rounding; negative: to nearest.
+        received: written as :func:`decode` will answer, where it is as long as ``values``.
+        sizes: int64 [P], written: the bytes of each message.
+
+    Returns:
+        The first message whose indices do not ascend from 0 or more, or that has too little room; or -1.
+    """
+    for m in range(first, last):
+        part, where = values[bounds[m] : bounds[m + 1]], indices[bounds[m] : bounds[m + 1]]
+        k, room = part.shape[0], memory[places[m, 0] : places[m, 1]]
+        sizes[m] = 0
+        if k == 0:
+            continue
+        if where[0] < 0:
+            return m
+        split, length = k * width, _section_bytes(k, kind, group)
+        if width == 0:
+            words = pack_whole(where, room[: room.shape[0] // 4 * 4].view(np.uint32))
+            if words < 0:
+                return m
+            split = 4 * words
+        if split + length > room.shape[0]:
+            return m
+        if width == 4 and not _write_plain(where, room[:split].view(np.int32)):
+            return m
+        if width == 8 and not _write_plain(where, room[:split].view(np.int64)):
+            return m
+        section = room[split : split + length]
+        back = received[bounds[m] : bounds[m + 1]] if received.shape[0] == values.shape[0] else received[:0]
+        if kind == LEVELS:
+            scales = 4 * -(-k // group)
+            kept = back if back.shape[0] == k else np.empty(k, np.float32)
+            drawn = seed if seed < 0 else (seed + bounds[m]) & _HALF
+            quantize(
+                part, section[:scales].view(np.float32), section[scales:].view(np.int8), kept, group, drawn
+            )
+        else:
+            _narrow(part, kind, section)
+            if back.shape[0] == k:
+                _widen(section, kind, group, back)
+        sizes[m] = split + length
+    return -1
+
+
+@jit
+def _section_bytes(k: int, kind: int, group: int) -> int:
+    if kind == FLOAT32:
+        return 4 * k
+    return 2 * k if kind != LEVELS else 4 * -(-k // group) + k
+
+
+@jit
+def _write_plain(indices: I32, section: AnyInt) -> bool:
+    before, good = -1, True
+    for i in range(indices.shape[0]):
+        index = int(indices[i])
+        good &= index > before
+        before = index
+        section[i] = index
+    return good
+
+
+@jit
+def _narrow(values: F32, kind: int, section: U8) -> None:
+    """Round to nearest, ties to even; what the type cannot hold becomes its largest finite number."""
+    k = values.shape[0]
+    if kind == FLOAT32:
+        section.view(np.float32)[:] = values
+        return
+    bits, short = values.view(np.int32), section.view(np.uint16)
+    if kind == BFLOAT16:
+        for i in range(k):
+            magnitude = min(bits[i] & _LOWER, _LARGEST_BFLOAT)
+            magnitude += np.int32(0x7FFF) + np.int32(np.int32(magnitude >> np.int32(16)) & np.int32(1))
+            short[i] = np.uint16(
+                np.int32(magnitude >> np.int32(16)) | np.int32(np.int32(bits[i] >> np.int32(16)) & _SIGN)
+            )
+        return
+    for i in range(k):
+        most = min(abs(values[i]), _LARGEST_HALF)
+        small = np.int32(np.rint(most * np.float32(2.0**24)))  # right where the exponent will be 0
+        magnitude = np.int32(min(bits[i] & _LOWER, _LARGEST_HALF_BITS) - np.int32(112 << 23))
+        magnitude += np.int32(0xFFF) + np.int32(np.int32(magnitude >> np.int32(13)) & np.int32(1))
+        magnitude = small if most < _SMALLEST_HALF else np.int32(magnitude >> np.int32(13))
+        short[i] = np.uint16(magnitude | np.int32(np.int32(bits[i] >> np.int32(16)) & _SIGN))
 
 
 @jit

@@ -54,6 +54,10 @@ SIGNATURES: list[tuple[Any, tuple[Any, ...]]] = [
         numba_codec.decode,
         (_U8, _TABLE, int64, int64, int64, int64, int64, float64, _F32, _I32, _F32),
     ),
+    (
+        numba_codec.encode,
+        (_F32, _I32, _I64, _U8, _TABLE, int64, int64, int64, int64, int64, int64, _F32, _I64),
+    ),
     (numba_codec.quantize, (_F32, _F32, _I8, _F32, int64, int64)),
     (numba_codec.dequantize, (_F32, _I8, int64, _F32)),
     (numba_shards.partition, (_F32, _I32, _I64, _I64, _I64, _I64, _TABLE, _F32, _I32, _I32, _I64)),
