@@ -16,6 +16,7 @@ from netsim_ddp.results.validation import ValidatedCell, Validation, typical
 from netsim_ddp.scenario.files import validate_as
 from netsim_ddp.scenario.predict import PredictScenario
 from tests.commands import answer, command, complaint, measuring
+from tests.planted_recordings import file
 
 
 def _predicted(**values: Any) -> Result:
@@ -91,7 +92,7 @@ def test_the_command_writes_a_result_that_reports_read(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:
-    assert "write --compute 50ms" in complaint(["predict", "--workers", "8"], tmp_path)
+    assert "or --compute 50ms" in complaint(["predict", "--workers", "8"], tmp_path)
 
 
 def test_what_was_measured_is_predicted_and_held_against_it(tmp_path: Path) -> None:
@@ -124,3 +125,23 @@ def test_errors_are_of_cells_that_the_link_set_the_pace_of() -> None:
         (0.095, 0.18)
     )
     assert typical([_cell(1.0, None)]) is None
+
+
+def test_a_recorded_training_is_predicted_with_its_own_moments_and_types(tmp_path: Path) -> None:
+    file(tmp_path / "r.netsim")
+    said = {"recording": str(tmp_path / "r.netsim"), "bandwidth": "10gbps", "workers": 64, "baseline": "none"}
+    scenario = validate_as(PredictScenario, {**said, "methods": ["dense"]}, None)
+    result = predict(scenario, command=["netsim"], report=lambda _: None, save=lambda _: None)
+    plain, overlapped = (cell.summary for cell in result.cells)
+    assert plain is not None
+    assert overlapped is not None
+    assert plain.compute_s == pytest.approx(0.03, rel=0.01)  # forward and backward; 4 ms of data come first
+    assert plain.optimizer_s == pytest.approx(0.006, rel=0.01)
+    assert plain.payload_bytes_per_step == 4 * 5400
+    assert overlapped.hidden_s > 0
+    half = validate_as(
+        PredictScenario, {**said, "scale_compute": 0.5, "methods": ["dense,overlap=off"]}, None
+    )
+    (cell,) = predict(half, command=["netsim"], report=lambda _: None, save=lambda _: None).cells
+    assert cell.summary is not None
+    assert cell.summary.compute_s == pytest.approx(0.015, rel=0.01)

@@ -43,6 +43,14 @@ Recording = Annotated[
         help="Play a training that netsim record has watched, in place of a model and its data. [none]",
     ),
 ]
+ScaleCompute = Annotated[
+    Text,
+    typer.Option(
+        metavar="X",
+        help="With --recording: forward, backward and optimizer take X times as long; 0.2 stands for a machine "
+        "five times as fast. [1]",
+    ),
+]
 Timeout = Annotated[Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")]
 
 
@@ -307,14 +315,7 @@ class StepOptions:
         ),
     ] = None
     recording: Recording = None
-    scale_compute: Annotated[
-        Text,
-        typer.Option(
-            metavar="X",
-            help="With --recording: forward, backward and optimizer take X times as long; 0.2 stands for a machine "
-            "five times as fast. [1]",
-        ),
-    ] = None
+    scale_compute: ScaleCompute = None
     timeout: Timeout = None
     time_budget: Annotated[
         Text, typer.Option(metavar="TIME", help="Start no further repeat after this: 5min. [none]")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from netsim_ddp.cli.expand import given
-from netsim_ddp.cli.options import LinkOptions, Seed, StepMethods, Text
+from netsim_ddp.cli.options import LinkOptions, Recording, ScaleCompute, Seed, StepMethods, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.cli.sweep import carry_out
@@ -37,10 +37,13 @@ class PredictOptions:
     dataset: Annotated[Text, typer.Option(metavar="NAME", help="As in netsim run. [fits the model]")] = None
     data_dir: Annotated[Text, typer.Option(metavar="FOLDER", help="As in netsim run.")] = None
     text: Annotated[Text, typer.Option(metavar="PATH", help="As in netsim run.")] = None
+    recording: Recording = None
+    scale_compute: ScaleCompute = None
     compute: Annotated[
         Text,
         typer.Option(
-            metavar="TIME", help="Forward, backward and optimizer of one worker's batch: 50ms. (required)"
+            metavar="TIME",
+            help="Without a recording: forward, backward and optimizer of one worker's batch, 50ms.",
         ),
     ] = None
     batch_size: Annotated[

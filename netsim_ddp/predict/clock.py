@@ -18,12 +18,13 @@ AGGREGATE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Computed:
-    """What a step computes, seconds since it began: when each bucket is full, when backward ends, and how long
-    everything takes that comes after the exchange."""
+    """What a step computes, seconds since it began: when each bucket is full, when backward ends, how long everything
+    takes that comes after the exchange, and how long it waits for data first."""
 
     full_s: tuple[float, ...]
     ends_s: float
     after_s: float = 0.0
+    data_s: float = 0.0
 
 
 class PredictedLink:
@@ -90,6 +91,7 @@ class _Playing:
 
     def run(self, rehearsal: Rehearsal) -> StepSample:
         fulls = [each for each in rehearsal.events if isinstance(each, Full)]
+        self._to("other", self._begin + self._computed.data_s)
         for event in rehearsal.events:
             if isinstance(event, Full):
                 last = event is fulls[-1]
@@ -107,7 +109,10 @@ class _Playing:
         self._to("optimizer", self._now + self._computed.after_s)
         self._link.end(self._now)
         return StepSample(
-            self._laps, starts=self._starts, computing_until=self._begin + self._computed.ends_s
+            self._laps,
+            starts=self._starts,
+            computing_from=self._begin + self._computed.data_s,
+            computing_until=self._begin + self._computed.ends_s,
         )
 
     def _ready(self, bucket: int, *, last: bool) -> float:

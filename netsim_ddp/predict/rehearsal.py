@@ -19,7 +19,7 @@ from torch import Tensor
 
 from netsim_ddp.communication import cost
 from netsim_ddp.communication.building import build_method
-from netsim_ddp.communication.executor import pipeline, stages
+from netsim_ddp.communication.executor import pipeline, stages, starts_first
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import CodecWork, Group, Wire, segments_of
@@ -120,6 +120,8 @@ def rehearse(
     gradients: Sequence[Sequence[Tensor]],
     group: Group,
     substituted: Substituted | None = None,
+    *,
+    as_ddp: bool = False,
 ) -> Rehearsal:
     """Rehearse a step of the method ``name`` as rank 0 of ``group``, which needs no processes.
 
@@ -128,6 +130,7 @@ def rehearse(
             which backward fills them; one of everything where the method does not overlap.
         gradients: sets of recorded gradients, which take turns.
         substituted: the seconds of a piece that is all the codec's, instead of those that it took here.
+        as_ddp: exchanges start as their buckets become full, and are waited for after the last, as DDP does.
 
     Raises:
         UsageError: an exchange of the user's own, of which it is not known what the others would send.
@@ -144,7 +147,7 @@ def rehearse(
             view.copy_(gradient)
         notes = _Notes(substituted)
         with torch.no_grad():
-            for bucket in pipeline(notes, parts):
+            for bucket in (starts_first if as_ddp else pipeline)(notes, parts):
                 notes.events.append(Full(bucket))
         if number >= WARMUP:
             steps.append(notes.events)

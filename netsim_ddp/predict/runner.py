@@ -22,7 +22,15 @@ from netsim_ddp.predict.subject import Subject, ready_times, subject_of
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
-from netsim_ddp.results.record import Cell, LinkRecord, RankRecord, RepeatRecord, Result, TcpRecord
+from netsim_ddp.results.record import (
+    Cell,
+    LinkRecord,
+    RankRecord,
+    RepeatRecord,
+    Result,
+    StepRecord,
+    TcpRecord,
+)
 from netsim_ddp.results.summary import summarise
 from netsim_ddp.scenario.predict import PredictScenario
 from netsim_ddp.steps.code_versions import code_of
@@ -98,7 +106,11 @@ def _have_ready_times(scenario: PredictScenario, subject: Subject, report: Repor
     if scenario.ready_from is not None:
         scenario.ready_from.check(subject.flat.names, scenario.model)
         subject.ready = scenario.ready_from
-    elif subject.ready is None and any(method.params.get("overlap") for method in scenario.methods):
+    elif (
+        subject.recording is None
+        and subject.ready is None
+        and any(method.params.get("overlap") for method in scenario.methods)
+    ):
         report(Event("note", "measuring when a backward pass has its gradients ready"))
         subject.ready = ready_times(scenario, str(environment()["cpu"]))
         report(Event("note", f"{FULL}: {subject.ready.described}"))
@@ -110,14 +122,19 @@ def _repeat(
     rehearsal = subject.rehearse(scenario, method, number)
     computed = subject.computed(scenario, subject.buckets(bool(method.params.get("overlap"))))
     link = PredictedLink(scenario.link_spec(), costs)
+    count = max(STEPS, len(computed))
+
+    def play(step: int) -> StepRecord:
+        return step_records([link.play(rehearsal, computed[step % len(computed)], step)])[0]
+
     for step in range(WARM_STEPS if scenario.delay_s else 1):
-        link.play(rehearsal, computed, step)
-    steps = [step_records([link.play(rehearsal, computed, step)])[0] for step in range(STEPS)]
+        play(step)
+    steps = [play(step) for step in range(count)]
     rank = RankRecord(
         rank=0,
-        tx_bytes=rehearsal.wire_bytes * STEPS,
-        rx_bytes=rehearsal.wire_bytes * STEPS,
-        payload_bytes=rehearsal.payload_bytes * STEPS,
+        tx_bytes=rehearsal.wire_bytes * count,
+        rx_bytes=rehearsal.wire_bytes * count,
+        payload_bytes=rehearsal.payload_bytes * count,
         peak_memory_bytes=0,
         residual_bytes=rehearsal.residual_bytes,
         steps=steps,

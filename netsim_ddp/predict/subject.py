@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,29 +17,44 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.methods.topk import collective_of
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
+from netsim_ddp.methods import entry_of
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict.clock import Computed
 from netsim_ddp.predict.rehearsal import Rehearsal, rehearse
 from netsim_ddp.results.ready import ReadyTimes
+from netsim_ddp.results.recorded import RecordedTraining
+from netsim_ddp.results.recording import Recording
 from netsim_ddp.scenario.predict import PredictScenario
 from netsim_ddp.steps.execution import substituted_seconds
 from netsim_ddp.steps.ready_task import PASSES, Passes
-from netsim_ddp.steps.worker import RECORDED_BATCH
+from netsim_ddp.steps.recorded_program import schedule_of
 from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.recording.model import RecordedModel, layout
+from netsim_ddp.workloads.recording.reconstruction import reconstruct, sets_of
 from netsim_ddp.workloads.workload import Workload, build_workload
 
 GRADIENT_SETS = 2
-BUILDS = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "threads"}
+BATCH = 2
+"""Of the passes whose gradients are taken: what matters is how they are distributed."""
+BUILDS = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "threads", "recording"}
 """The settings that decide what a subject is."""
 
 
 @dataclass
 class Subject:
-    """A model's gradients; ``rehearsed`` keeps what has been rehearsed of it."""
+    """A training's gradients.
+
+    Attributes:
+        parts: DDP's buckets, first and last + 1 parameter of each.
+        recording: where the training was recorded.
+        ready: when the gradients of a model are ready that was not.
+        rehearsed: what has been rehearsed of it.
+    """
 
     flat: FlatGradients
     gradients: Sequence[Sequence[Tensor]]
-    unused: Sequence[str]
+    parts: Sequence[tuple[int, int]]
+    recording: Recording | None = None
     ready: ReadyTimes | None = None
     rehearsed: dict[tuple[object, ...], Rehearsal] = field(default_factory=dict)
 
@@ -47,15 +63,18 @@ class Subject:
         return self.flat.numel
 
     def buckets(self, overlap: bool) -> list[tuple[int, int]]:
-        return ddp_buckets(self.flat) if overlap else [(0, len(self.flat.parameters))]
+        return list(self.parts) if overlap else [(0, len(self.flat.parameters))]
 
-    def computed(self, scenario: PredictScenario, buckets: Sequence[tuple[int, int]]) -> Computed:
-        """What a step computes, as ``netsim run --compute`` plays it."""
+    def computed(self, scenario: PredictScenario, buckets: Sequence[tuple[int, int]]) -> list[Computed]:
+        """What each of some steps computes, as ``netsim run --compute`` plays it, or ``netsim run --recording``: of the
+        recorded ranks the last one counts at every moment, since all wait for it."""
+        if self.recording is not None:
+            return _recorded_steps(self.recording, scenario.scale_compute)
         assert scenario.compute_s is not None
         if len(buckets) == 1 or self.ready is None:
-            return Computed((scenario.compute_s,) * len(buckets), scenario.compute_s)
+            return [Computed((scenario.compute_s,) * len(buckets), scenario.compute_s)]
         names = [self.flat.names[first:last] for first, last in buckets]
-        return Computed(tuple(self.ready.bucket_times(scenario.compute_s, names)), scenario.compute_s)
+        return [Computed(tuple(self.ready.bucket_times(scenario.compute_s, names)), scenario.compute_s)]
 
     def rehearse(self, scenario: PredictScenario, method: MethodSpec, repeat: int) -> Rehearsal:
         """The step of ``method``; from memory where only the link differs, unless a method chooses by it."""
@@ -76,6 +95,7 @@ class Subject:
                 self.gradients,
                 group,
                 None if times is None else lambda work: substituted_seconds(times, work),
+                as_ddp=self.recording is not None and "gloo" in entry_of(method.name).ddp_backends,
             )
         return self.rehearsed[key]
 
@@ -100,9 +120,37 @@ def subject_of(scenario: PredictScenario) -> Subject:
 def _built(settings: str) -> Subject:
     values: dict[str, Any] = json.loads(settings)
     torch.set_num_threads(values["threads"])
-    workload = _workload(values, min(values["batch_size"], RECORDED_BATCH))
+    if values["recording"] is not None:
+        return _recorded(RecordedTraining(**values["recording"]), values["seed"])
+    workload = _workload(values, min(values["batch_size"], BATCH))
     gradients = record_gradient_sets(workload, GRADIENT_SETS)
-    return Subject(FlatGradients(workload.model.named_parameters()), gradients, workload.unused)
+    for parameter in workload.model.parameters():  # nobody computes with them any more
+        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+    flat = FlatGradients(workload.model.named_parameters())
+    return Subject(flat, gradients, ddp_buckets(flat))
+
+
+def _recorded(summary: RecordedTraining, seed: int) -> Subject:
+    recording = summary.open()
+    parameters, parts = layout(recording)
+    model = RecordedModel(parameters, torch.device("cpu"))
+    check_types(model.named_parameters())
+    gradients = [[torch.empty(each.shape) for each in parameters] for _ in range(sets_of(recording))]
+    reconstruct(Path(summary.path), recording, gradients, seed)
+    return Subject(FlatGradients(model.named_parameters()), gradients, parts, recording)
+
+
+def _recorded_steps(recording: Recording, scale: float) -> list[Computed]:
+    found = []
+    for steps in zip(*(rank.steps for rank in recording.ranks), strict=True):
+        each = [schedule_of(step, scale) for step in steps]
+        ready = [max(moments) for moments in zip(*(one.ready_s for one in each), strict=True)]
+        found.append(
+            Computed(
+                tuple(ready), ready[-1], max(one.after_s for one in each), max(one.forward_s for one in each)
+            )
+        )
+    return found
 
 
 def _workload(values: dict[str, Any], batch_size: int) -> Workload:

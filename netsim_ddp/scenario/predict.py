@@ -29,9 +29,10 @@ class PredictScenario(Scenario):
             info,
             (
                 "compute",
-                self.compute_s is None,
+                self.compute_s is None and self.recording is None,
                 "what a step computes must be known to predict it",
-                "write --compute 50ms: forward, backward and optimizer of one worker's batch",
+                "write --recording FILE (netsim record makes one), or --compute 50ms: forward, backward and "
+                "optimizer of one worker's batch",
             ),
             (
                 "bandwidth",
