@@ -7,6 +7,7 @@ rank, but the last one. That thread must not use torch's collectives, whose orde
 """
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,9 @@ from netsim_ddp.communication.flat import FlatGradients, rescale, unscale
 from netsim_ddp.communication.segments import LARGEST, Method, segments_of
 from netsim_ddp.compression.kernels import NonFiniteGradient
 from netsim_ddp.errors import UsageError
+
+OWNED_S = 1.0
+"""How often a thread that waits for gradients looks whether anybody can still give it any."""
 
 
 class Parts:
@@ -64,9 +68,11 @@ class HookStep:
     Args:
         scale: of the loss, which gradients carry.
         unfrozen: names of parameters that DDP may not know yet, because they are trained since it was made.
+        owner: the hook's state; a step that is open when nobody holds it any more has been given up.
     """
 
-    def __init__(self, parts: Parts, scale: float, unfrozen: set[str]) -> None:
+    def __init__(self, parts: Parts, scale: float, unfrozen: set[str], owner: object) -> None:
+        self.owner = weakref.ref(owner)
         self._parts, self._scale, self._unfrozen = parts, scale, unfrozen
         count = len(parts.flat.parameters)
         self._absent = set(range(count))
@@ -267,7 +273,10 @@ class _Thread:
             self._error = error
 
     def _arrives(self, part: int) -> bool:
-        """Wait for the gradients of ``part``; False where they will not come."""
+        """Wait for the gradients of ``part``; False where they will not come: the next step says so, or the hook's
+        state is gone, as after a backward pass that failed in its middle and was the last."""
         with self._more:
-            self._more.wait_for(lambda: self._given_up or self._complete > part)
+            while not self._more.wait_for(lambda: self._given_up or self._complete > part, OWNED_S):
+                if self._step.owner() is None:
+                    return False
             return self._complete > part

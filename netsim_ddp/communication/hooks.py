@@ -211,7 +211,7 @@ class HookState(GradientAveraging):
             self._end_step()  # whatever an interrupted backward left is void
             self._prepare_step(group)
             scale = self._loss_scale.now() if self._parts.keeps_units else 1.0
-            self._step = HookStep(self._parts, scale, self._unfrozen)
+            self._step = HookStep(self._parts, scale, self._unfrozen, self)
         assert self._step is not None
         for parameter in bucket.parameters():
             self._check(parameter, bucket.buffer())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp import HookState, method_hook
+from netsim_ddp.communication.hook_step import OWNED_S
 from tests.distributed.ranks import on_ranks
 
 LATE_S = 1.0
+NOBODYS_S = 3 * OWNED_S
 METHODS: dict[str, dict[str, Any]] = {
     "topk": {"ratio": 0.05, "collective": "split"},
     "topk-allgather": {"ratio": 0.05},
@@ -98,3 +102,27 @@ def _refuse(_: Tensor) -> None:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_step_that_is_left_open_has_never_been(workers: int) -> None:
     assert on_ranks(left_open, workers) == [dict.fromkeys(METHODS, True)] * workers
+
+
+def threads_left(rank: int, workers: int) -> list[str]:
+    """The hook's threads that go on once a state is dropped whose last step was left open."""
+    del workers
+    ddp = DistributedDataParallel(model(), bucket_cap_mb=0.5)
+    state = HookState(ddp.named_parameters(), "topk", overlap=True, **METHODS["topk"])
+    ddp.register_comm_hook(state, method_hook)
+    backward(ddp, rank, 0)
+    backward(ddp, rank, 1)
+    ddp.module[0].weight.register_hook(_refuse)
+    with pytest.raises(ArithmeticError, match="not today"):
+        backward(ddp, rank, 2)
+    assert [each.name for each in threading.enumerate() if each.name == "netsim-exchange"]
+    del ddp, state
+    gc.collect()
+    end = time.monotonic() + NOBODYS_S
+    while time.monotonic() < end and any(each.name == "netsim-exchange" for each in threading.enumerate()):
+        time.sleep(0.05)
+    return [each.name for each in threading.enumerate() if each.name == "netsim-exchange"]
+
+
+def test_a_state_that_is_dropped_leaves_no_thread() -> None:
+    assert on_ranks(threads_left, 2) == [[], []]

@@ -134,6 +134,21 @@ def test_the_hook_gives_the_backends_bits(found: list[dict[str, Any]], way: str)
         assert rank[way] == []
 
 
+def four(rank: int, workers: int) -> list[str]:
+    """All ways at once, as far as they go together, of the method that people paste."""
+    together: dict[str, Any] = {}
+    for options in WAYS.values():
+        together |= {key: value for key, value in options.items() if key not in ("methods", "static_graph")}
+    return [
+        *same_as_backend(rank, workers, together | {"methods": ["topk"], "overlap": False}),
+        *same_as_backend(rank, workers, together | {"methods": ["topk"], "accumulate": 1}),
+    ]
+
+
+def test_the_hook_gives_the_backends_bits_on_four_ranks() -> None:
+    assert on_ranks(four, 4) == [[]] * 4
+
+
 def test_the_hook_works_on_the_bucket_link() -> None:
     assert on_ranks(same_as_backend, 3, WAYS["overlapped"], bucket_bps=200_000_000) == [[]] * 3
 
