@@ -73,3 +73,24 @@ def file(path: Path, of: Recording | None = None) -> Path:
     of = recording() if of is None else of
     write(path, of, gradients(of))
     return path
+
+
+def apart(**own: Any) -> Recording:
+    """Two ranks; rank 1 has all gradients 8 ms after rank 0, at 42 ms; the buckets are through at 50 and 60."""
+
+    def steps(late_s: float) -> list[Step]:
+        first, last, end = 0.022 + late_s, 0.034 + late_s, 0.062
+        return [
+            Step(
+                begin_s=0.1 * number,
+                passes=[Pass(forward_s=0.004, backward_s=0.014, end_s=end)],
+                full_s=[first, last],
+                done_s=[0.050, 0.060],
+                optimizer_s=end + 0.001,
+                end_s=end + 0.006,
+            )
+            for number in range(3)
+        ]
+
+    ranks = [RankSteps(rank=rank, device="cpu", steps=steps(0.008 * rank)) for rank in range(2)]
+    return recording(ranks=2, **own).model_copy(update={"ranks": ranks})

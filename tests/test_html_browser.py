@@ -14,7 +14,9 @@ import pytest
 
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export.html import page
+from netsim_ddp.report.export.recording_page import recording_page
 from netsim_ddp.results.files import load
+from tests.planted_recordings import apart
 from tests.results_factory import make, sweep, training
 from tests.test_report_cli import HEADLINE
 from tests.test_reports import hostile
@@ -80,6 +82,7 @@ def pages() -> dict[str, str]:
     made["hostile"] = page(
         hostile("</script><script>console.log('owned')</script><img src=x onerror=alert(1)>" * 3)
     )
+    made["recording"] = recording_page(apart(model="<i>Net", notes=["a note"]), [0.4, None], 10**6)
     return made
 
 

@@ -29,6 +29,7 @@ from netsim_ddp.cli.report import report
 from netsim_ddp.cli.run import run
 from netsim_ddp.cli.scenarios import scenarios
 from netsim_ddp.cli.schema import schema
+from netsim_ddp.cli.show import show
 from netsim_ddp.cli.streams import say
 from netsim_ddp.cli.sweep import sweep
 from netsim_ddp.cli.train import train
@@ -67,6 +68,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
         "Compare two commits: measure them in turns.",
         {"allow_extra_args": True, "ignore_unknown_options": True},
     ),
+    (show, "Show what a recording, or any netsim file, holds.", {}),
     (report, "Show results again: HTML, Markdown, CSV, figures, CI.", {}),
     (doctor, "See what this machine can do.", {}),
     (schema, "Print the JSON Schema of result files.", {}),

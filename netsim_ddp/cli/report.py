@@ -35,8 +35,9 @@ def report(
     results: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RESULT.json...|last]",
-            help="Result files; several are put beside each other, never mixed. [last: the newest run here]",
+            metavar="[RESULT.json...|last|FILE.netsim]",
+            help="Result files; several are put beside each other, never mixed. [last: the newest run here] Or one "
+            "recording.",
             show_default=False,
         ),
     ] = None,
@@ -61,6 +62,9 @@ def report(
         Text, typer.Option(metavar="PATH|-", help="For github-action-benchmark: customSmallerIsBetter.")
     ] = None,
     bencher: Annotated[Text, typer.Option(metavar="PATH|-", help="Bencher Metric Format.")] = None,
+    trace: Annotated[
+        Text, typer.Option(metavar="PATH|-", help="Of a recording, its steps for https://ui.perfetto.dev.")
+    ] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A file for every plot.", show_default=False)
     ] = None,
@@ -76,7 +80,7 @@ def report(
     keep benchmarks. Needs no torch."""
     targets = {
         "--html": html, "--markdown": markdown, "--csv": csv, "--junit": junit, "--latex": latex,
-        "--bibtex": bibtex, "--github-benchmark": github_benchmark, "--bencher": bencher,
+        "--bibtex": bibtex, "--github-benchmark": github_benchmark, "--bencher": bencher, "--trace": trace,
     }  # fmt: skip
     wanted = {flag: target for flag, target in targets.items() if target is not None}
     for flag, target in wanted.items():
@@ -92,21 +96,63 @@ def report(
         from netsim_ddp.report.export.figures import needs
 
         needs(formats)
+    if results and any(_is_recording(name) for name in results):
+        _report_recording(results, wanted | ({} if figures is None else {"--figures": str(figures)}))
+        return
+    if trace is not None:
+        raise UsageError(
+            "--trace is of a recording, and a result file holds no moments",
+            hint="netsim run --trace-steps PATH",
+        )
     collection = _collect(results or ["last"])
     for flag, target in wanted.items():
         module, name = _EXPORTERS[flag]
         exporter = importlib.import_module(f"netsim_ddp.report.export.{module}")
-        text: str = getattr(exporter, name)(collection)
-        write_to(target, text)
-        if target != "-":
-            say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
+        _write(target, getattr(exporter, name)(collection))
     if figures is not None:
         from netsim_ddp.report.export.figures import write
 
         written = write(collection, figures, formats)
         say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
     if not wanted and figures is None:
-        _show(collection)
+        show_results(collection)
+
+
+def _write(target: str, text: str) -> None:
+    write_to(target, text)
+    if target != "-":
+        say(f"wrote {target}, {len(text.encode()) / 1e3:.0f} kB")
+
+
+def _is_recording(name: str) -> bool:
+    from netsim_ddp.results.recording_file import is_recording
+
+    return is_recording(Path(name))
+
+
+def _report_recording(names: list[str], wanted: dict[str, str]) -> None:
+    from netsim_ddp.cli.show import measured_recording, show_recording
+
+    path = Path(names[0])
+    if len(names) > 1:
+        raise UsageError("a recording is reported alone", hint=f"netsim report {names[0]} and no other file")
+    if other := next((flag for flag in wanted if flag not in ("--html", "--trace")), None):
+        raise UsageError(
+            f"{other} is of results, and {path} is a recording", hint="--html PATH or --trace PATH"
+        )
+    if not wanted:
+        show_recording(path)
+        return
+    recording, top = measured_recording(path)
+    for flag, target in wanted.items():
+        if flag == "--html":
+            from netsim_ddp.report.export.recording_page import recording_page
+
+            _write(target, recording_page(recording, top, path.stat().st_size))
+        else:
+            from netsim_ddp.report.export.trace import recording_trace
+
+            _write(target, recording_trace(recording))
 
 
 def _collect(names: list[str]) -> Collection:
@@ -129,7 +175,8 @@ def _collect(names: list[str]) -> Collection:
     return Collection(sources)
 
 
-def _show(collection: Collection) -> None:
+def show_results(collection: Collection) -> None:
+    """Print every file of ``collection`` as the command printed it that made it."""
     from rich.text import Text as RichText
 
     from netsim_ddp.report.terminal.result import render_result

@@ -31,6 +31,18 @@ def _member(number: int) -> str:
     return f"gradients/{number}.npy"
 
 
+def is_recording(path: Path) -> bool:
+    """Whether ``path`` is to be read as a recording, by its name or its first bytes; a file that is not there is none,
+    nor is a pipe, which can be read only once."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return path.suffix == ".netsim" or file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+    except (OSError, ValueError):
+        return False
+
+
 def write(path: Path, recording: Recording, sets: Sequence[np.ndarray]) -> None:
     """Write ``recording`` with its gradients, atomically.
 

@@ -9,13 +9,13 @@ from collections import Counter
 from dataclasses import replace
 from itertools import count
 
-from netsim_ddp.report.charts.shapes import Bars, Chart, Differences, Plot
+from netsim_ddp.report.charts.shapes import Bars, Chart, Differences, Plot, Timeline
 from netsim_ddp.report.charts.steps import phase_bars, speedups, utilisation_curves
 from netsim_ddp.report.charts.training import differences, training_curves
 from netsim_ddp.report.charts.wire import bytes_over_workers
 from netsim_ddp.report.collection import Collection
 
-__all__ = ["Bars", "Chart", "Differences", "Plot", "all_plots"]
+__all__ = ["Bars", "Chart", "Differences", "Plot", "Timeline", "all_plots"]
 
 
 def all_plots(collection: Collection) -> list[Plot]:

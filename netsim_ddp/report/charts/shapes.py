@@ -137,7 +137,40 @@ class Differences:
         return f"{self.kind}, {self.title}: {rows}."
 
 
-Plot = Bars | Chart | Differences
+@dataclass(frozen=True)
+class Stretch:
+    """From ``begin`` to ``end`` in ms; ``part`` is drawn by its name, ``words`` say what it is."""
+
+    part: str
+    begin: float
+    end: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What happened in one row, and a moment that is marked in it."""
+
+    label: str
+    stretches: tuple[Stretch, ...]
+    mark: float | None = None
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One step, lane by lane. ``parts``: what its stretches can be, in the order of the legend, with the name of each;
+    ``text``: the plot in words, for those who do not see it."""
+
+    key: str
+    title: str
+    lanes: tuple[Lane, ...]
+    parts: tuple[tuple[str, str], ...]
+    text: str
+    x_label: str = "ms since the step began"
+    notes: tuple[str, ...] = ()
+
+
+Plot = Bars | Chart | Differences | Timeline
 
 
 def series(entry: Entry, points: Iterable[Point]) -> Series:

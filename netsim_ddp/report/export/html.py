@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from netsim_ddp.report import facts, outcomes
-from netsim_ddp.report.charts import Bars, Chart, Differences, Plot, all_plots
+from netsim_ddp.report.charts import Bars, Chart, Differences, Plot, Timeline, all_plots
 from netsim_ddp.report.charts.style import DARK, LIGHT, Looks
 from netsim_ddp.report.charts.svg import CSS, draw, hatches
 from netsim_ddp.report.collection import Collection
@@ -52,19 +52,20 @@ def page(collection: Collection) -> str:
     plots = all_plots(collection)
     looks = Looks(collection.colours, [entry.colour for entry in collection.entries if entry.dense])
     body = (
-        tag("svg", hatches(), width="0", height="0", style="position:absolute", aria_hidden="true"),
         _header(collection),
         _verdict(collection, plots),
-        _plots("What it costs in accuracy", [plot for plot in plots if isinstance(plot, Differences)], looks),
-        _plots("Curves", [plot for plot in plots if isinstance(plot, Chart)], looks),
-        _plots("Where a step's time goes", [plot for plot in plots if isinstance(plot, Bars)], looks),
+        figures(
+            "What it costs in accuracy", [plot for plot in plots if isinstance(plot, Differences)], looks
+        ),
+        figures("Curves", [plot for plot in plots if isinstance(plot, Chart)], looks),
+        figures("Where a step's time goes", [plot for plot in plots if isinstance(plot, Bars)], looks),
         _numbers(collection),
         _links(collection),
         _warnings(collection),
         tag(
             "section",
             tag("h2", "Environment"),
-            (_table(facts.environment(source), words=True) for source in collection.sources),
+            (boxed(facts.environment(source), words=True) for source in collection.sources),
         ),
         tag(
             "section",
@@ -72,6 +73,11 @@ def page(collection: Collection) -> str:
             (tag("pre", tag("code", line)) for source in collection.sources for line in facts.again(source)),
         ),
     )
+    return document(collection.title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A page called ``title`` around the sections of ``body``."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -79,10 +85,11 @@ def page(collection: Collection) -> str:
         tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("link", rel="icon", href="data:,"),
-        tag("title", f"netsim: {collection.title}"),
+        tag("title", f"netsim: {title}"),
         tag("style", Markup(_STYLE)),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', body)), lang='en')}\n"
+    patterns = tag("svg", hatches(), width="0", height="0", style="position:absolute", aria_hidden="true")
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', patterns, body)), lang='en')}\n"
 
 
 def _header(collection: Collection) -> Markup:
@@ -111,7 +118,7 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
         # A reader of a page of many links must not have to unfold what is missing.
         missing += [tag("p", line, class_="warn") for line in lines if facts.is_gap(line)]
         said += [tag("p", line) for line in lines if not facts.is_gap(line)]
-    first = [_table(each, words=True) for each in facts.answers(collection, plots)]
+    first = [boxed(each, words=True) for each in facts.answers(collection, plots)]
     if len(said) > _OPEN_LINES:
         said = [tag("details", tag("summary", f"Place by place, {len(said)} sentences"), said)]
     if not first and not said and not missing:
@@ -119,7 +126,8 @@ def _verdict(collection: Collection, plots: Sequence[Plot]) -> Markup:
     return tag("section", first, said, missing, class_="verdict", aria_label="Verdict")
 
 
-def _plots(title: str, plots: Sequence[Plot], looks: Looks) -> Markup:
+def figures(title: str, plots: Sequence[Plot], looks: Looks) -> Markup:
+    """A section of ``plots`` beside each other; nothing where there are none."""
     if not plots:
         return Markup("")
     return tag(
@@ -130,6 +138,9 @@ def _plots(title: str, plots: Sequence[Plot], looks: Looks) -> Markup:
 def _figure(plot: Plot, looks: Looks) -> Markup:
     if isinstance(plot, Bars):
         return tag("figure", tag("figcaption", tag("h3", plot.title)), draw(plot, looks))
+    if isinstance(plot, Timeline):
+        below = tag("figcaption", (tag("p", note) for note in plot.notes))
+        return tag("figure", tag("figcaption", tag("h3", plot.title)), draw(plot, looks), below)
     kind = plot.kind[:1].upper() + plot.kind[1:]
     caption = tag("figcaption", tag("h3", kind), tag("p", plot.title, class_="dim"))
     notes = tag("figcaption", (tag("p", note) for note in plot.notes)) if plot.notes else ""
@@ -145,7 +156,7 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
         for one in plot.series
         for x, y in one.formula[1:]
     ]
-    numbers = _table(Table(("method", plot.x_label, plot.y_label, "low", "high"), rows, plot.title))
+    numbers = boxed(Table(("method", plot.x_label, plot.y_label, "low", "high"), rows, plot.title))
     folded = tag("details", tag("summary", "Numbers"), numbers)
     return tag("figure", caption, draw(plot, looks), notes, folded)
 
@@ -156,7 +167,7 @@ def _numbers(collection: Collection) -> Markup:
     shown = trained + [block_table(block, frozenset(), replayed=True) for block in blocks]
     if not shown:
         return Markup("")
-    tables = [_table(each) for each in shown]
+    tables = [boxed(each) for each in shown]
     inner: Child = tables
     if len(tables) > _OPEN_BLOCKS:
         inner = tag("details", tag("summary", f"{len(tables)} tables, one for each link"), tables)
@@ -170,7 +181,7 @@ def _links(collection: Collection) -> Markup:
     if found is None:
         return Markup("")
     words = "What each link was asked for, what it was set to, and what a probe measured on it before the first step."
-    return tag("section", tag("h2", "The link"), tag("p", words, class_="dim"), _table(found))
+    return tag("section", tag("h2", "The link"), tag("p", words, class_="dim"), boxed(found))
 
 
 def _warnings(collection: Collection) -> Markup:
@@ -183,7 +194,7 @@ def _warnings(collection: Collection) -> Markup:
     return tag("section", tag("h2", "Warnings"), inner, class_="warnings")
 
 
-def _table(shown: Table, *, words: bool = False) -> Markup:
+def boxed(shown: Table, *, words: bool = False) -> Markup:
     """A table in a box of its own that scrolls where the screen is narrower."""
     head = tag("thead", tag("tr", (tag("th", header, scope="col") for header in shown.headers)))
     body = tag(

@@ -6,12 +6,13 @@ built in a few hundredths of a second and needs no installation.
 
 from __future__ import annotations
 
-from netsim_ddp.report.charts.shapes import Bars, Differences, Plot
+from netsim_ddp.report.charts.shapes import Bars, Differences, Plot, Timeline
 from netsim_ddp.report.charts.style import LIGHT, Looks
 from netsim_ddp.report.charts.svg.bars import draw_bars
 from netsim_ddp.report.charts.svg.chart import draw_chart
 from netsim_ddp.report.charts.svg.differences import draw_differences
 from netsim_ddp.report.charts.svg.parts import FONT
+from netsim_ddp.report.charts.svg.timeline import draw_timeline
 from netsim_ddp.report.markup import Markup, tag
 
 CSS = (
@@ -32,6 +33,8 @@ def draw(plot: Plot, looks: Looks) -> Markup:
     """``plot`` for a page with :data:`CSS`, :func:`hatches` and a theme."""
     if isinstance(plot, Bars):
         return draw_bars(plot, looks)
+    if isinstance(plot, Timeline):
+        return draw_timeline(plot)
     return draw_differences(plot, looks) if isinstance(plot, Differences) else draw_chart(plot, looks)
 
 

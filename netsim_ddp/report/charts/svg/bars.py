@@ -16,11 +16,12 @@ from netsim_ddp.report.charts.svg.parts import (
     framed,
     legend_places,
     marker,
+    segment,
     whisker_across,
     written,
 )
 from netsim_ddp.report.labels import milliseconds
-from netsim_ddp.report.markup import Markup, tag
+from netsim_ddp.report.markup import Markup
 
 ROW, BAR = 34.0, 13.0
 
@@ -44,21 +45,12 @@ def draw_bars(plot: Bars, looks: Looks) -> Markup:
             x, end = scale(at), scale(at + value)
             at += value
             if end - x >= 0.2:
-                rows.append(
-                    _segment(phase, x, top, end - x, f"{bar.label}: {PHASE_NAMES[phase]} {value:.3g} ms")
-                )
+                words = f"{bar.label}: {PHASE_NAMES[phase]} {value:.3g} ms"
+                rows.append(segment(phase, PHASE_HATCHES[phase], x, top, end - x, BAR, words))
         rows.append(whisker_across(scale, bar.step.ci_low * 1e3, bar.step.ci_high * 1e3, top + BAR / 2))
     legend, height = _phase_legend([sum(bar.phases[i] for bar in plot.bars) > 0 for i in range(len(PHASE_NAMES))],
                                    bottom + 34)  # fmt: skip
     return framed(plot, height, axis_below(scale, bottom, plot.x_label), rows, legend)
-
-
-def _segment(phase: int, x: float, y: float, long: float, words: str) -> Markup:
-    place = {"x": x, "y": y, "width": long, "height": BAR}
-    filled = tag("rect", **place, class_=f"p{phase} seam")
-    hatch = PHASE_HATCHES[phase]
-    over = tag("rect", **place, fill=f"url(#hatch-{hatch})") if hatch != "none" and long > 2 else Markup("")
-    return tag("g", tag("title", words), filled, over)
 
 
 def _phase_legend(used: Sequence[bool], top: float) -> tuple[list[Markup], float]:
@@ -67,5 +59,5 @@ def _phase_legend(used: Sequence[bool], top: float) -> tuple[list[Markup], float
     drawn = []
     for name, (x, y) in zip(names, places, strict=True):
         phase = PHASE_NAMES.index(name)
-        drawn += [_segment(phase, x, y - 9, 13, name), written(x + 18, y, name)]
+        drawn += [segment(phase, PHASE_HATCHES[phase], x, y - 9, 13, BAR, name), written(x + 18, y, name)]
     return drawn, height

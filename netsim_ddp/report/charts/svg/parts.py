@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from netsim_ddp.report.charts.scales import Scale, apart, tick_text, ticks, width
 from netsim_ddp.report.charts.shapes import Plot
-from netsim_ddp.report.charts.style import Look, Marker
+from netsim_ddp.report.charts.style import Hatch, Look, Marker
 from netsim_ddp.report.markup import Markup, number, tag
 
 WIDTH = 360.0
@@ -67,6 +67,14 @@ def legend_places(
         places.append((x, y))
         x += room
     return places, y + 8
+
+
+def segment(colour: int, hatch: Hatch, x: float, y: float, long: float, high: float, words: str) -> Markup:
+    """A piece of a bar; ``colour`` numbers ``Theme.phases``."""
+    place = {"x": x, "y": y, "width": long, "height": high}
+    filled = tag("rect", **place, class_=f"p{colour} seam")
+    over = tag("rect", **place, fill=f"url(#hatch-{hatch})") if hatch != "none" and long > 2 else Markup("")
+    return tag("g", tag("title", words), filled, over)
 
 
 def path_through(places: Sequence[tuple[float, float]]) -> str:

@@ -1,0 +1,198 @@
+"""A recording in words and tables, as the terminal and the page show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from netsim_ddp.report.labels import DASH, count_of
+from netsim_ddp.report.tables import Column, Table, table_of
+from netsim_ddp.results.recorded_steps import (
+    PART_NAMES,
+    PARTS,
+    BucketTimes,
+    SeenStep,
+    Spread,
+    spread,
+    without_exchange_s,
+)
+from netsim_ddp.results.recording import Overhead, Recording
+from netsim_ddp.units import format_bytes, format_duration
+
+HOW = {
+    "ddp": "under DDP",
+    "plain": "no DDP: buckets by its rule",
+    "fsdp2": "under FSDP2",
+    "trace": "from a profiler's trace",
+}
+"""How a recording was seen, by its source."""
+NARROWER = ("first", "done range", "type", "full range", "apart")
+"""Columns of :func:`bucket_table` in the order in which they may be left out."""
+MOST_BUCKETS = 60
+"""Rows of a table; of more a line tells."""
+_MOST_RANKS = 16
+
+
+def header(recording: Recording) -> str:
+    """``Net, 12.3M parameters in 5 buckets (under DDP, hook f) | 2 ranks on cpu | SGD | batch 32``."""
+    devices = ", ".join(dict.fromkeys(each.device for each in recording.ranks))
+    hook = f", hook {recording.hook}" if recording.hook else ""
+    count, world = len(recording.buckets), recording.world_size
+    parts = [
+        f"{recording.model}, {count_of(recording.numel)} parameters in {count} bucket{'' if count == 1 else 's'} "
+        f"({HOW[recording.source]}{hook})",
+        f"{world} rank{'' if world == 1 else 's'} on {devices}",
+        *([recording.optimizer] if recording.optimizer else []),
+        *([f"batch {recording.batch_size}"] if recording.batch_size else []),
+    ]
+    return " | ".join(parts)
+
+
+def origin(recording: Recording) -> str:
+    """When it was recorded, by what, and of what."""
+    text = " ".join(recording.program)
+    shown = text if len(text) <= 300 else f"{text[:297]}..."
+    return f"recorded {recording.created_utc} by {recording.tool.name} {recording.tool.version}: {shown}"
+
+
+def sentences(recording: Recording, seen: Sequence[Sequence[SeenStep]]) -> list[str]:
+    """What follows for a step that is exchanged; nothing of a training on one rank."""
+    if recording.world_size == 1 or recording.source == "plain":
+        return []
+    step_s = median(max(each.step.end_s for each in together) for together in zip(*seen, strict=True))
+    found = [
+        f"If exchanges took no time, a step would take {format_duration(without_exchange_s(seen))} instead of "
+        f"{format_duration(step_s)}: worked out from these moments, not measured."
+    ]
+    if len(seen) < recording.world_size:
+        ranks = "rank" if len(seen) == 1 else "ranks"
+        found.append(
+            f"{len(seen)} of {recording.world_size} ranks {'was' if len(seen) == 1 else 'were'} seen: the exposed "
+            f"exchange of {'this' if len(seen) == 1 else 'these'} {ranks} may be a wait for others."
+        )
+    return found
+
+
+def held(recording: Recording, top: Sequence[float | None], file_bytes: int) -> str:
+    """What the file holds, which a reader who passes it on wants to know."""
+    gradients, rest = recording.gradients, "no data and no parameters"
+    begin = f"The file ({format_bytes(file_bytes)}) holds {rest}"
+    if gradients.kind == "synthetic":
+        return f"{begin}, and no gradients: those that are played are drawn from a normal distribution."
+    if not gradients.steps:
+        return f"{begin}, and no gradients."
+    whole = sum(parameter.numel for parameter in recording.parameters)
+    share = sum(gradients.kept) / whole if whole else 1.0
+    what = (
+        "all gradients"
+        if gradients.kind == "full" or share == 1
+        else f"samples of gradients ({share * 100:.2g}% of all)"
+    )
+    numbers = ", ".join(str(number) for number in gradients.steps)
+    said = f"{begin}; it holds {what}, of step{'' if len(gradients.steps) == 1 else 's'} {numbers}"
+    known = ", ".join(DASH if each is None else f"{each:.0%}" for each in top)
+    return f"{said}. The largest 1% of the entries hold {known} of their energy."
+
+
+def watching(overhead: Overhead | None) -> str:
+    """What recording cost."""
+    if overhead is None or (share := overhead.share) is None:
+        return "What watching cost was not measured."
+
+    def shown(times: Sequence[float]) -> str:
+        found = spread(times)
+        return " ".join((format_duration(found.median), f"({_range(found)} ms)"))
+
+    return (
+        f"Watching cost {share:+.1%} of a step: {shown(overhead.on_s)} watched, {shown(overhead.off_s)} not, "
+        f"{len(overhead.on_s)} and {len(overhead.off_s)} steps in turns."
+    )
+
+
+def split_tables(seen: Sequence[Sequence[SeenStep]]) -> list[Table]:
+    """Parts of a step as rows: over all ranks, and where there are several the median of each; then the same with
+    fewer columns."""
+    parts = [[each.parts for each in rank] for rank in seen]
+    lengths = [[each.step.end_s for each in rank] for rank in seen]
+    named = [("step", lengths), *((name, [[of[name] for of in rank] for rank in parts]) for name in PARTS)]
+    shown = [(name, ranks) for name, ranks in named if name == "step" or any(max(rank) > 0 for rank in ranks)]
+    count, passes = len(seen[0]), sorted({len(each.step.passes) for rank in seen for each in rank})
+    title = f"{count} step{'' if count == 1 else 's'}"
+    if passes != [1]:
+        title += f" of {' to '.join(map(str, dict.fromkeys((passes[0], passes[-1]))))} passes"
+    several = [str(rank[0].rank) for rank in seen[:_MOST_RANKS]] if len(seen) > 1 else []
+    tables = []
+    for spreads, single in ((True, True), (True, False), (False, False)):
+        rows = []
+        for name, ranks in shown:
+            over = spread([value for rank in ranks for value in rank])
+            own = [_ms(median(rank)) for rank in ranks[: len(several)]] if single else []
+            rows.append(
+                (PART_NAMES.get(name, name), _ms(over.median), *([_range(over)] if spreads else []), *own)
+            )
+        heads = ["lowest..highest"] if spreads else []
+        ranks_heads = [f"rank {number}" for number in several] if single else []
+        tables.append(Table((f"{title}, ms", "median", *heads, *ranks_heads), rows, "Where a step went"))
+    return tables
+
+
+def bucket_table(rows: Sequence[BucketTimes], without: Sequence[str] = ()) -> Table:
+    """Buckets as rows; columns of what nobody saw are left out, and those that ``without`` names."""
+    columns: list[Column[BucketTimes]] = [
+        Column("bucket", "bucket", lambda row: str(row.number)),
+        Column("parameters", "parameters", lambda row: str(len(row.bucket.parameters)) or DASH),
+        Column(
+            "first",
+            "from",
+            lambda row: _cut(row.bucket.parameters[0] if row.bucket.parameters else DASH),
+            "left",
+        ),
+        Column("MB", "MB", lambda row: f"{row.bucket.bytes / 1e6:.4g}"),
+        Column("type", "type", lambda row: row.bucket.dtype, "left"),
+        Column("full", "full\nat ms", lambda row: _median(row.full)),
+        Column("full range", "full\nrange", lambda row: _range(row.full)),
+        Column("done", "done\nat ms", lambda row: _median(row.done)),
+        Column("done range", "done\nrange", lambda row: _range(row.done)),
+        Column("exposed", "exposed\nms", lambda row: _median(row.exposed)),
+        Column("apart", "ranks\napart ms", lambda row: _median(row.apart)),
+    ]
+    unseen = {
+        name
+        for name, known in (
+            ("done", [row.done for row in rows]),
+            ("exposed", [row.exposed for row in rows]),
+            ("apart", [row.apart for row in rows]),
+        )
+        if not any(known)
+    }
+    unseen |= {"done range"} if "done" in unseen else set()
+    return table_of(
+        [column for column in columns if column.name not in {*without, *unseen}],
+        rows,
+        "Buckets, in the order in which they are exchanged",
+    )
+
+
+def more_buckets(rows: Sequence[BucketTimes]) -> list[str]:
+    """What stands below a table of the first :data:`MOST_BUCKETS` of ``rows``; nothing where these are all."""
+    rest = rows[MOST_BUCKETS:]
+    return (
+        [f"{len(rest)} more buckets of {format_bytes(sum(row.bucket.bytes for row in rest))}"] if rest else []
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 32 else f"..{text[-30:]}"
+
+
+def _ms(seconds: float) -> str:
+    value = round(seconds * 1e3, 3)  # finer is the clock's own noise
+    return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
+
+
+def _median(value: Spread | None) -> str:
+    return DASH if value is None else _ms(value.median)
+
+
+def _range(value: Spread | None) -> str:
+    return DASH if value is None else f"{_ms(value.low)}..{_ms(value.high)}"
