@@ -11,8 +11,8 @@ from netsim_ddp.report.reference import methods_page
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "run", "train", "sweep", "probe", "launch", "record", "check", "compare", "regress", "report", "doctor", "schema",
-    "scenarios list", "scenarios show", "scenarios methods", "scenarios links", "bench compress",
+    "run", "train", "sweep", "probe", "launch", "record", "check", "compare", "regress", "show", "report", "doctor",
+    "schema", "scenarios list", "scenarios show", "scenarios methods", "scenarios links", "bench compress",
 )  # fmt: skip
 WIDTH = 100
 

@@ -11,6 +11,7 @@ from netsim_ddp.report.markup import tag
 from netsim_ddp.report.recordings import (
     MOST_BUCKETS,
     bucket_table,
+    energy,
     header,
     held,
     more_buckets,
@@ -33,7 +34,8 @@ def recording_page(recording: Recording, top: Sequence[float | None], file_bytes
     """
     seen = seen_steps(recording)
     rows = bucket_times(recording, seen)
-    said = [*sentences(recording, seen), held(recording, top, file_bytes), watching(recording.overhead)]
+    said = [*sentences(recording, seen), f"The file: {held(recording, file_bytes)}", *energy(top)]
+    said.append(watching(recording.overhead))
     environment = [(key, str(value)) for key, value in recording.environment.items()]
     body = (
         tag(

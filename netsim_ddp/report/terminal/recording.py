@@ -11,6 +11,7 @@ from netsim_ddp.report.recordings import (
     MOST_BUCKETS,
     NARROWER,
     bucket_table,
+    energy,
     header,
     held,
     more_buckets,
@@ -45,11 +46,8 @@ def render_recording(
     for sentence in more_buckets(rows):
         line(sentence)
     line("")
-    for sentence in (
-        *sentences(recording, seen),
-        held(recording, top, file_bytes),
-        watching(recording.overhead),
-    ):
+    said = (f"file: {held(recording, file_bytes)}", *energy(top), watching(recording.overhead))
+    for sentence in (*sentences(recording, seen), *said):
         line(sentence)
     for note in recording.notes:
         line(f"note: {note}", "yellow")
