@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from netsim_ddp.report.charts.recorded import timelines
-from netsim_ddp.results.files import save
+from netsim_ddp.results.fields import Tool
+from netsim_ddp.results.files import save, to_json
+from netsim_ddp.results.launch import Launch, LaunchRank, recorded_launch
 from netsim_ddp.results.recorded_steps import seen_steps
-from netsim_ddp.results.recording import Gradients, Overhead
+from netsim_ddp.results.recording import Gradients, Overhead, Recording
 from netsim_ddp.results.recording_file import write
 from tests.commands import ROOT, answer, complaint
 from tests.planted_recordings import apart, file, recording
-from tests.results_factory import make, training
+from tests.results_factory import make, make_link, training
 
 
 def shown(words: list[str], folder: Path, columns: int = 80) -> str:
@@ -82,6 +84,56 @@ def test_other_files_are_shown_as_their_commands_show_them(tmp_path: Path) -> No
     for name in ("steps.json", "training.json"):
         assert shown(["show", name], tmp_path) == shown(["report", name], tmp_path)
     assert "ms, median of" in shown(["show", str(ROOT / "reports" / "compress.json")], tmp_path, 120)
+
+
+def _launch(of: Recording) -> Launch:
+    rank = LaunchRank(
+        rank=0,
+        exit_code=0,
+        signal=None,
+        ended_here=False,
+        wall_s=1.0,
+        tx_bytes=1,
+        rx_bytes=1,
+        drops=0,
+        retransmits=0,
+    )
+    return Launch(
+        tool=Tool(version="0"),
+        created_utc="2026-01-01T00:00:00+00:00",
+        status="complete",
+        exit_code=0,
+        first_failing_rank=None,
+        environment={},
+        command="netsim launch",
+        program=["train.py"],
+        workers=2,
+        wall_s=1.0,
+        link=make_link(),
+        ranks=[rank],
+        recorded=recorded_launch(of, "r.netsim"),
+    )
+
+
+def test_a_recorded_launch_is_shown_with_where_its_steps_went(tmp_path: Path) -> None:
+    save(_launch(apart()), tmp_path / "launch.json")
+    text = shown(["show", "launch.json"], tmp_path)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = {tuple(line.split()) for line in text.splitlines()}
+    assert {
+        ("0", "68", "4", "10", "20", "8", "20", "1", "5"),
+        ("1", "68", "4", "10", "28", "0", "20", "1", "5"),
+    } <= rows
+    one = " ".join(text.split())
+    assert "Exposed were the exchanges of 2 of 2 buckets: 1 for 10 ms, 0 for 8 ms." in one
+    assert "If exchanges took no time, a step would take 48 ms instead of 68 ms" in one
+
+
+def test_a_launch_of_before_recordings_is_still_shown(tmp_path: Path) -> None:
+    data = json.loads(to_json(_launch(apart())))
+    del data["recorded"]
+    (tmp_path / "launch.json").write_text(json.dumps(data | {"schema_version": 1}))
+    assert "exposed" not in shown(["show", "launch.json"], tmp_path)
 
 
 def test_what_is_no_file_of_netsim_is_one_line(tmp_path: Path) -> None:

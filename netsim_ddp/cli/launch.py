@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from netsim_ddp.cli.expand import given
 from netsim_ddp.cli.options import LinkOptions, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, say
+from netsim_ddp.errors import UsageError
 
 
 def launch(
@@ -37,6 +39,19 @@ def launch(
     json: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Write what every rank sent and how it ended there.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Record the program's steps too, as netsim record does, and say where they went.",
+        ),
+    ] = None,
+    record_steps: Annotated[
+        Text, typer.Option(metavar="N", help="Of --record: steps to watch, and as many that are not. [10]")
+    ] = None,
+    record_gradients: Annotated[
+        Text, typer.Option(metavar="HOW", help="Of --record: sampled, full or none. [sampled]")
+    ] = None,
 ) -> None:
     """Run any program on the link, one rank per network namespace: netsim launch -n 4 -- python train.py
 
@@ -46,9 +61,9 @@ def launch(
     TensorPipe, as torchrun's workers have them. Rank R's host is called netsim-R, a name that all ranks resolve to
     its address: with --one-per-node, torchrun --rdzv_backend c10d --rdzv_endpoint $MASTER_ADDR:29500 works as on hosts
     of their own. Output lines carry their rank; what each rank sent goes to stderr at the end. Exits with the first
-    failing rank's code, after ending the others.
+    failing rank's code, after ending the others. With --record the summary says of the program's own steps what was
+    compute, wait for the slowest rank and exposed communication, and by which bucket.
     """
-    from netsim_ddp.errors import UsageError
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration
 
@@ -57,14 +72,17 @@ def launch(
     if str(json) == "-":
         raise UsageError("--json - would mix with the program's own output", hint="name a file")
     copy = None if json is None else writable(json)
+    target, steps, gradients = _recording(record, record_steps, record_gradients)
 
     from netsim_ddp.link.launch import timeout_error
     from netsim_ddp.report.terminal.launch import render_launch
     from netsim_ddp.results.files import save
     from netsim_ddp.tools.launch import launch_program
 
+    problem = None
     with progress(bar=False) as report:
-        record, outcome = launch_program(
+        run = partial(
+            launch_program,
             scenario,
             program,
             sys.stdout.buffer,
@@ -74,13 +92,46 @@ def launch(
             command=["netsim", *sys.argv[1:]],
             report=report,
         )
-    render_launch(record, open_console(stderr=True, highlight=False))
+        if target is None:
+            launched, outcome = run()
+        else:
+            from netsim_ddp.tools.record.launched import launch_recorded
+
+            launched, outcome, problem = launch_recorded(
+                lambda added: run(added=added), program, target, steps=steps, gradients=gradients
+            )
+    render_launch(launched, open_console(stderr=True, highlight=False))
     if copy is not None:
-        save(record, copy)
+        save(launched, copy)
+    if launched.recorded is not None:
+        say(
+            f"recorded {record}, for netsim show {record} and netsim run --recording {record} --bandwidth 1gbps"
+        )
+    elif problem is not None:
+        if not launched.exit_code:
+            raise problem
+        say(str(problem))
     if outcome.timed_out and timeout_s is not None:
         raise timeout_error(outcome, timeout_s)
     if outcome.interrupted:
         raise KeyboardInterrupt
     if (failed := outcome.first_failure) is not None:
         say(f"rank {failed.rank} failed first: {failed.exit}")
-    raise typer.Exit(record.exit_code)
+    raise typer.Exit(launched.exit_code)
+
+
+def _recording(record: Path | None, steps: str | None, gradients: str | None) -> tuple[Path | None, int, str]:
+    """Where the recording goes, how many steps and which gradients it has.
+
+    Raises:
+        UsageError: one of them is none, or given without --record.
+    """
+    if record is None:
+        if flag := "--record-steps" if steps else "--record-gradients" if gradients else "":
+            raise UsageError(f"{flag} is of a recording, and none is made", hint="add --record FILE")
+        return None, 0, ""
+    if steps is not None and not (steps.isascii() and steps.isdigit() and 1 <= int(steps) <= 1000):
+        raise UsageError(f"--record-steps {steps!r}", hint="a number from 1 to 1000")
+    if gradients not in (None, "sampled", "full", "none"):
+        raise UsageError(f"--record-gradients {gradients!r}", hint="sampled, full or none")
+    return writable(record), int(steps or 10), gradients or "sampled"

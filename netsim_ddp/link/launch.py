@@ -93,6 +93,7 @@ def launch(
     one_per_node: bool = False,
     timeout_s: float | None = None,
     defaults: Mapping[str, str] | None = None,
+    added: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run ``argv`` once per rank; returns how it went. Ctrl-C reaches the ranks as SIGINT; a second one ends
     the waiting for them.
@@ -100,12 +101,14 @@ def launch(
     Args:
         out, err: where the ranks' stdout and stderr go, each line behind its rank's number.
         defaults: environment for the ranks where this process's own does not say otherwise.
+        added: environment for the ranks, whatever this process's own says.
     """
     began = time.monotonic()
     ranks, streams = [], []
     for endpoint in link.endpoints:
         environment = {
             **{key: value for key, value in (defaults or {}).items() if key not in os.environ},
+            **(added or {}),
             **rank_environment(link.endpoints, endpoint.rank, one_per_node=one_per_node),
         }
         reads, writes = zip(*(os.pipe() for _ in (out, err)), strict=True)

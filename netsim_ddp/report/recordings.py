@@ -13,6 +13,7 @@ from netsim_ddp.results.recorded_steps import (
     BucketTimes,
     SeenStep,
     Spread,
+    longest_step_s,
     spread,
     without_exchange_s,
 )
@@ -59,18 +60,21 @@ def sentences(recording: Recording, seen: Sequence[Sequence[SeenStep]]) -> list[
     """What follows for a step that is exchanged; nothing of a training on one rank."""
     if recording.world_size == 1 or recording.source == "plain":
         return []
-    step_s = median(max(each.step.end_s for each in together) for together in zip(*seen, strict=True))
-    found = [
-        f"If exchanges took no time, a step would take {format_duration(without_exchange_s(seen))} instead of "
+    missing = [unseen(len(seen), recording.world_size)] if len(seen) < recording.world_size else []
+    return [no_exchange(without_exchange_s(seen), longest_step_s(seen)), *missing]
+
+
+def no_exchange(without_s: float, step_s: float) -> str:
+    return (
+        f"If exchanges took no time, a step would take {format_duration(without_s)} instead of "
         f"{format_duration(step_s)}: worked out from these moments, not measured."
-    ]
-    if len(seen) < recording.world_size:
-        ranks = "rank" if len(seen) == 1 else "ranks"
-        found.append(
-            f"{len(seen)} of {recording.world_size} ranks {'was' if len(seen) == 1 else 'were'} seen: the exposed "
-            f"exchange of {'this' if len(seen) == 1 else 'these'} {ranks} may be a wait for others."
-        )
-    return found
+    )
+
+
+def unseen(seen: int, world: int) -> str:
+    """Of ``world`` ranks only ``seen`` were seen."""
+    was, these = ("was", "this rank") if seen == 1 else ("were", "these ranks")
+    return f"{seen} of {world} ranks {was} seen: the exposed exchange of {these} may be a wait for others."
 
 
 def held(recording: Recording, file_bytes: int) -> str:
@@ -143,9 +147,9 @@ def split_tables(seen: Sequence[Sequence[SeenStep]]) -> list[Table]:
         rows = []
         for name, ranks in shown:
             over = spread([value for rank in ranks for value in rank])
-            own = [_ms(median(rank)) for rank in ranks[: len(several)]] if single else []
+            own = [ms(median(rank)) for rank in ranks[: len(several)]] if single else []
             rows.append(
-                (PART_NAMES.get(name, name), _ms(over.median), *([_range(over)] if spreads else []), *own)
+                (PART_NAMES.get(name, name), ms(over.median), *([_range(over)] if spreads else []), *own)
             )
         heads = ["lowest..highest"] if spreads else []
         ranks_heads = [f"rank {number}" for number in several] if single else []
@@ -202,14 +206,15 @@ def _cut(text: str) -> str:
     return text if len(text) <= 32 else f"..{text[-30:]}"
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
+    """``12.35``, in milliseconds."""
     value = round(seconds * 1e3, 3)  # finer is the clock's own noise
     return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _median(value: Spread | None) -> str:
-    return DASH if value is None else _ms(value.median)
+    return DASH if value is None else ms(value.median)
 
 
 def _range(value: Spread | None) -> str:
-    return DASH if value is None else f"{_ms(value.low)}..{_ms(value.high)}"
+    return DASH if value is None else f"{ms(value.low)}..{ms(value.high)}"

@@ -181,6 +181,11 @@ def bucket_times(recording: Recording, seen: Sequence[Sequence[SeenStep]]) -> li
     return rows
 
 
+def longest_step_s(seen: Sequence[Sequence[SeenStep]]) -> float:
+    """The slowest rank's step, in the median over the steps."""
+    return float(median(max(each.step.end_s for each in step) for step in zip(*seen, strict=True)))
+
+
 def without_exchange_s(seen: Sequence[Sequence[SeenStep]]) -> float:
     """What a step would take, in the median, were each exchange through at once: for each step, of all ranks the
     longest step less its exposed exchange. The wait for the slowest rank stays, and so does what exchanges that are

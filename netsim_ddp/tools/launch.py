@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import BinaryIO, Literal
 
@@ -34,8 +34,12 @@ def launch_program(
     timeout_s: float | None,
     command: Sequence[str],
     report: Report,
+    added: Mapping[str, str] | None = None,
 ) -> tuple[Launch, Outcome]:
     """Run ``program`` on the link that ``scenario`` describes, one process per rank.
+
+    Args:
+        added: environment of the ranks.
 
     Raises:
         UsageError: there is no such program.
@@ -64,6 +68,7 @@ def launch_program(
                 err,
                 one_per_node=one_per_node,
                 timeout_s=timeout_s,
+                added=added,
                 defaults={
                     "PYTHONUNBUFFERED": "1",  # a pipe would hold lines back until its buffer is full
                     "OMP_NUM_THREADS": str(max(1, available_cores() // link.spec.workers)),

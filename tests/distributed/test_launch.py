@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.results.launch import Launch
+from netsim_ddp.results.recording_file import read
 from netsim_ddp.scenario import build_scenario
 from tests.commands import ROOT, command, complaint
 from tests.distributed.test_cleanup import LEFT_S, MARK, Left, interfaces, left_of, marked, namespaces
@@ -66,6 +67,23 @@ for _ in range(3):
     model(torch.randn(4, 500)).sum().backward()
     optimizer.step()
 print("weights", sum(p.double().sum().item() for p in model.parameters()))
+dist.destroy_process_group()
+"""
+
+
+RECORDED = """
+import time, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("gloo")
+layers = [torch.nn.Linear(200, 200) for _ in range(4)]
+model = DistributedDataParallel(torch.nn.Sequential(*layers), bucket_cap_mb=0.3)
+optimizer = torch.optim.SGD(model.parameters(), 0.001)
+for _ in range(12):
+    optimizer.zero_grad()
+    if dist.get_rank() == 1:
+        time.sleep(0.06)
+    model(torch.randn(4, 200)).mean().backward()
+    optimizer.step()
 dist.destroy_process_group()
 """
 
@@ -172,12 +190,52 @@ def test_an_unmodified_ddp_script_trains(tmp_path: Path) -> None:
     assert launch.ranks[1].tx_bytes == pytest.approx(gradients * 1514 / 1448, rel=0.1)
 
 
+def test_a_recorded_launch_says_where_its_steps_went(tmp_path: Path) -> None:
+    """Rank 1 comes 60 ms late to every step: rank 0 waits for it, and both then wait for 40 Mbit/s."""
+    (tmp_path / "train.py").write_text(RECORDED, encoding="utf-8")
+    words = ["--bandwidth", "40mbps", "--record", "r.netsim", "--record-steps", "3", "--json", "out.json"]
+    done = launched(tmp_path, [sys.executable, "train.py"], *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "netsim: recorded r.netsim, for netsim show r.netsim" in done.stderr.splitlines()[-1]
+    recorded = Launch.model_validate_json((tmp_path / "out.json").read_text()).recorded
+    assert recorded is not None
+    assert (recorded.world_size, recorded.steps, len(recorded.ranks)) == (2, 3, 2)
+    early, late = recorded.ranks
+    assert early.wait_s > 0.04 > late.wait_s
+    assert late.data_s > 0.06
+    # A ring of two sends each gradient once: a little less than its time is exposed, for some of it was hidden.
+    sent_s = sum(bucket.bytes for bucket in recorded.buckets) * 8 / 40e6
+    for rank in recorded.ranks:
+        assert 0.7 * sent_s < rank.exchange_s
+        parts = (rank.data_s, rank.forward_s, rank.backward_s, rank.wait_s, rank.exchange_s, rank.optimizer_s)
+        assert sum(parts) == pytest.approx(rank.step_s, rel=0.2)
+    assert recorded.without_exchange_s < recorded.step_s - 0.7 * sent_s
+    assert all(bucket.full_s is not None and bucket.apart_s is not None for bucket in recorded.buckets)
+    assert recorded.key == read(tmp_path / "r.netsim").key
+
+
+def test_a_program_that_trains_nothing_is_told_so_in_a_recorded_launch(tmp_path: Path) -> None:
+    words = ["--record", "r.netsim"]
+    done = launched(tmp_path, ["true"], *words, workers=1)
+    assert done.returncode == 2, done.stderr
+    assert "nothing was recorded" in done.stderr.splitlines()[-1]
+    failed = launched(tmp_path, ["sh", "-c", "exit 7"], *words, workers=1)
+    assert failed.returncode == 7
+    assert "nothing was recorded" in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "cannot run 'no-such-program'" in complaint(["launch", "--", "no-such-program"], tmp_path)
     assert "has no unit" in complaint(["launch", "--bandwidth", "100", "--", "true"], tmp_path)
     assert "--timeout '5'" in complaint(["launch", "--timeout", "5", "--", "true"], tmp_path)
     assert "name a file" in complaint(["launch", "--json", "-", "--", "true"], tmp_path)
     assert "missing argument" in complaint(["launch"], tmp_path)
+    assert "add --record FILE" in complaint(["launch", "--record-steps", "3", "--", "true"], tmp_path)
+    for words in (["--record-steps", "none"], ["--record-steps", "0"], ["--record-gradients", "some"]):
+        assert words[1] in complaint(["launch", "--record", "r", *words, "--", "true"], tmp_path)
+    assert "no folder" in complaint(["launch", "--record", "missing/r", "--", "true"], tmp_path)
 
 
 class Running:

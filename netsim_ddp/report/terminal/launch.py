@@ -1,14 +1,17 @@
-"""A launch's last lines: how each rank ended, and what it sent."""
+"""A launch's last lines: how each rank ended, what it sent, and where its steps went if they were recorded."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
 
+from netsim_ddp.report.recordings import ms, no_exchange, unseen
 from netsim_ddp.report.tables import Table
-from netsim_ddp.report.terminal.printing import print_table
-from netsim_ddp.results.launch import Launch, LaunchRank
+from netsim_ddp.report.terminal.printing import print_line, print_table
+from netsim_ddp.results.launch import Launch, LaunchRank, RecordedLaunch
 from netsim_ddp.units import format_bytes, format_duration, format_rate
+
+_MOST_BUCKETS = 8
 
 
 def render_launch(launch: Launch, console: Console) -> None:
@@ -34,6 +37,44 @@ def render_launch(launch: Launch, console: Console) -> None:
         text += f" (probed: {format_rate(launch.link.measured_bps)} goodput)"
     text += f", {launch.link.drops} drops, {launch.link.retransmits} retransmits"
     console.print(Text(text), soft_wrap=True)
+    if launch.recorded is not None:
+        _render_recorded(launch.recorded, console)
+
+
+def _render_recorded(recorded: RecordedLaunch, console: Console) -> None:
+    print_line(console, "")
+    exchanged = recorded.world_size > 1 and recorded.source != "plain"
+    headers = ("rank", "step", "data", "forward", "backward", "wait", "exchange", "other", "optimizer")
+    rows = [
+        (str(rank.rank), *(ms(getattr(rank, f"{name}_s")) for name in headers[1:])) for rank in recorded.ranks
+    ]
+    print_table(console, [Table(headers, rows)], header_style="dim")
+    said = [f"ms, medians of {recorded.steps} recorded step{'' if recorded.steps == 1 else 's'}"]
+    if exchanged:
+        said[0] += "; wait: for the slowest rank; exchange: what backward did not hide of it"
+        said += [*_by_bucket(recorded), no_exchange(recorded.without_exchange_s, recorded.step_s)]
+        if len(recorded.ranks) < recorded.world_size:
+            said.append(unseen(len(recorded.ranks), recorded.world_size))
+    for sentence in said:
+        print_line(console, sentence, indent="  ")
+
+
+def _by_bucket(recorded: RecordedLaunch) -> list[str]:
+    known = [
+        (number, each.exposed_s) for number, each in enumerate(recorded.buckets) if each.exposed_s is not None
+    ]
+    if not known:
+        return [
+            "Whose exchange was exposed is not known: DDP says when its own are through from torch 2.14 on."
+        ]
+    exposed = sorted(((value, number) for number, value in known if value > 0), reverse=True)
+    shown = ", ".join(f"{number} for {ms(value)} ms" for value, number in exposed[:_MOST_BUCKETS])
+    more = f" and {len(exposed) - _MOST_BUCKETS} more" if len(exposed) > _MOST_BUCKETS else ""
+    return [
+        f"Exposed were the exchanges of {len(exposed)} of {len(recorded.buckets)} buckets: {shown}{more}."
+        if exposed
+        else "No bucket's exchange was exposed."
+    ]
 
 
 def _ending(rank: LaunchRank) -> str:
