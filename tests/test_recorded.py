@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.link.probe.probe import MESSAGE_SIZES
 from netsim_ddp.results.identity import planned
 from netsim_ddp.results.recording import Pass, Step
 from netsim_ddp.scenario import build_scenario
@@ -18,7 +19,8 @@ from netsim_ddp.scenario.steps import Scenario
 from netsim_ddp.steps.recorded_program import schedule_of
 from netsim_ddp.sweep.estimate import repeat_seconds
 from netsim_ddp.sweep.plan import Unit, plan
-from tests.commands import complaint
+from netsim_ddp.tools.probe import message_sizes
+from tests.commands import answer, complaint
 from tests.planted_recordings import file, recording, step
 
 
@@ -171,3 +173,17 @@ def test_data_between_two_passes_is_not_scaled() -> None:
     )  # fmt: skip
     found = schedule_of(two, 0.1)
     assert found.ready_s == pytest.approx([0.01 + 0.003 + 0.01 + 0.002] * 2)
+
+
+def test_a_probe_tries_the_messages_that_buckets_make(recorded: Path) -> None:
+    scenario = build_scenario({"recording": str(recorded), "workers": "2"})
+    assert message_sizes(scenario) == [4 * 2100 // 2, 4 * 3300 // 2]
+    assert list(message_sizes(build_scenario({}))) == list(MESSAGE_SIZES)
+
+
+def test_the_sweep_command_takes_it(tmp_path: Path, recorded: Path) -> None:
+    (tmp_path / "it's.yaml").write_text("model: resnet50\ncompute: 60ms\nmatrix: {workers: [2, 4]}\n")
+    done = answer(["sweep", "it's.yaml", "--recording", recorded.name, "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "workers=4/dense" in done.stdout
+    assert "No such file" in complaint(["sweep", "it's.yaml", "--recording", "it's none"], tmp_path)

@@ -29,8 +29,8 @@ else:
 
 
 RECORDED_KEYS = (
-    "model", "dataset", "data_dir", "download", "text", "batch_size", "learning_rate", "momentum", "compute",
-    "compute_s", "ready_from",
+    "model", "dataset", "data_dir", "download", "text", "batch_size", "loss_function", "optimizer", "weight_decay",
+    "learning_rate", "momentum", "compute", "compute_s", "ready_from",
 )  # fmt: skip
 """What a recording says, or has no use for: nothing else may."""
 
@@ -73,11 +73,13 @@ class Scenario(Settings):
         with origin.naming("recording"):
             recorded = _recorded(given, origin)
         derived = {"model": recorded.label, "batch_size": recorded.batch_size}
+        # What a result holds beside its recording are defaults, resolved.
+        written = set(values) if isinstance(given, str | Path) else origin.flags | origin.sets
         for key in RECORDED_KEYS:
             default = cls.model_fields[key].default if key in cls.model_fields else None
-            if values.get(key) is None or (
-                key not in origin.flags | origin.sets and values[key] in (default, derived.get(key))
-            ):
+            if key not in written or values[key] is None:
+                continue
+            if key not in origin.flags | origin.sets and values[key] in (default, derived.get(key)):
                 continue
             with origin.naming(key):
                 raise UsageError(

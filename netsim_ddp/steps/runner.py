@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from netsim_ddp.errors import RankError
+from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.link.base import Counters
 from netsim_ddp.link.probe.probe import ProbeReport, check
 from netsim_ddp.link.tc.link import TcLink
@@ -14,6 +14,7 @@ from netsim_ddp.methods import entry_of
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
+from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.record import Cell, ReplayRecord, Result
@@ -23,6 +24,7 @@ from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.experiment import Experiment, Facts, Report, Save
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.repeat_record import repeat_record
+from netsim_ddp.units import format_bytes
 
 TASK = "netsim_ddp.steps.worker:StepsTask"
 RECORDED_TASK = "netsim_ddp.steps.recorded_task:RecordedTask"
@@ -59,6 +61,21 @@ class Steps(Experiment[Scenario]):
     """Measured steps. ``hosts``: the real hosts to run on, instead of a link of our own."""
 
     hosts: Hub | None = None
+
+    def check(self) -> None:
+        """Refuse a recording that is another one by now, or whose model does not fit in this machine's memory: all sets
+        of its gradients once, and every rank's own."""
+        if (recording := self.scenario.recording) is None:
+            return
+        sets = len(recording.open().gradients.steps)
+        needed = 4 * recording.parameters * (sets + (1 if self.hosts is not None else self.scenario.workers))
+        free = available_bytes()
+        if free is not None and needed > free:
+            raise UsageError(
+                f"{recording.label} has {recording.parameters:,} parameters, whose gradients take "
+                f"{format_bytes(needed)} here, and {format_bytes(free)} are free",
+                hint="write fewer --workers, or take a machine with more memory",
+            )
 
     def start(self, pool: Pool) -> None:
         probed, workers = None, self.scenario.workers

@@ -12,7 +12,8 @@ from netsim_ddp import FlatGradients, get_model
 from netsim_ddp.communication.executor import ddp_buckets
 from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, Result
-from netsim_ddp.results.recording import Bucket, Gradients, Parameter
+from netsim_ddp.results.recording import Bucket, Gradients, Parameter, Recording
+from netsim_ddp.results.recording_file import write
 from netsim_ddp.workloads.emulated import record_gradient_sets
 from netsim_ddp.workloads.recording.gradients import packed
 from netsim_ddp.workloads.workload import build_workload
@@ -100,8 +101,6 @@ def _plant(path: Path) -> None:
             scales=[scales for _, scales in known],
         ),
     )
-    from netsim_ddp.results.recording_file import write
-
     write(path, of, [values for values, _ in known])
 
 
@@ -126,15 +125,46 @@ def test_sizes_without_names_or_gradients_in_two_types(tmp_path: Path) -> None:
     assert median(rank.payload_bytes for rank in result.cells[-1].repeats[0].ranks) > 0
 
 
-def test_parameters_in_64_bits_are_refused_in_one_line(tmp_path: Path) -> None:
-    of = recording(buckets=[Bucket(parameters=["last.weight"], numel=2100, dtype="float64"),
-                            Bucket(parameters=["first.weight", "first.bias"], numel=3300)])  # fmt: skip
-    file(tmp_path / "train.netsim", of)
-    done = measuring(
-        ["run", "--recording", "train.netsim", "--workers", "2", "--link", "bucket"],
-        tmp_path,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 2
-    assert "last.weight is float64" in done.stderr
+def _refused(folder: Path, of: Recording | None = None) -> str:
+    """What a run says of a recording that it cannot play; that it took no other way out."""
+    if of is not None:
+        file(folder / "train.netsim", of)
+    words = [
+        "run",
+        "--recording",
+        "train.netsim",
+        "--workers",
+        "2",
+        "--link",
+        "bucket",
+        "--bandwidth",
+        "1gbps",
+    ]
+    done = measuring(words, folder, timeout=DEADLINE_S)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("netsim: ")
     assert "Traceback" not in done.stderr
+    return last
+
+
+def test_parameters_in_64_bits_are_refused_in_one_line(tmp_path: Path) -> None:
+    buckets = [
+        Bucket(parameters=["last.weight"], numel=2100, dtype="float64"),
+        Bucket(parameters=["first.weight", "first.bias"], numel=3300),
+    ]
+    assert "last.weight is float64" in _refused(tmp_path, recording(buckets=buckets))
+
+
+def test_a_model_that_fits_nowhere_is_refused_in_one_line(tmp_path: Path) -> None:
+    buckets = [Bucket(parameters=[], numel=10**12)]
+    of = recording(source="trace", parameters=[], buckets=buckets, gradients=Gradients(kind="none"))
+    assert "1,000,000,000,000 parameters" in _refused(tmp_path, of)
+
+
+def test_gradients_that_are_damaged_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = file(tmp_path / "train.netsim")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"NUMPY") + 2000] ^= 1
+    path.write_bytes(whole)
+    assert "is damaged: gradients/0.npy" in _refused(tmp_path)
