@@ -16,7 +16,7 @@ No ``from __future__ import annotations`` here: DDP compares a hook's annotation
 """
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.hook_step import HookStep, Parts
 from netsim_ddp.communication.loss_scale import LossScale, Scaler
 from netsim_ddp.communication.membership import Membership
+from netsim_ddp.communication.overlap_choice import OverlapChoice
 from netsim_ddp.communication.parameters import (
     Named,
     NamedParameters,
@@ -57,7 +58,8 @@ class HookState(GradientAveraging):
         process_group: the one that DDP was given; default torch's.
         overlap: exchange in DDP's default bucket sizes while backward goes on, Top-K methods in a thread of their own
             (on the CPU). Off, the whole gradient is one exchange when backward is through: fewer messages, and the
-            bits of :class:`DistributedBackend`.
+            bits of :class:`DistributedBackend`. ``"auto"`` times 8 of the first steps each way, and all ranks keep what
+            the slowest of them is faster with; the attribute ``overlap`` says which is in use.
         scaler: the ``GradScaler`` that scales the loss, None if there is none. By default (``"auto"``) the first hook
             call looks for the only one in use, and says so; it asks for the name where there are several, and knows
             nothing of one that is first used later, or of a loss that is multiplied by hand: divide such gradients
@@ -97,11 +99,14 @@ class HookState(GradientAveraging):
         method: str = DEFAULT.name,
         *,
         process_group: dist.ProcessGroup | None = None,
-        overlap: bool = False,
+        overlap: bool | Literal["auto"] = False,
         scaler: Scaler = "auto",
         **params: Any,
     ) -> None:
-        self.method, self.overlap = method, overlap
+        if overlap not in (False, True, "auto"):
+            raise UsageError(f"overlap is {overlap!r}", hint="write overlap=True, False or 'auto'")
+        self.method, self.overlap = method, overlap is True
+        self._choice = OverlapChoice() if overlap == "auto" else None
         self.params: dict[str, Any] = checked_params(method, params | ({"overlap": True} if overlap else {}))
         self.params.pop("overlap", None)
         self.scaler = scaler
@@ -167,13 +172,21 @@ class HookState(GradientAveraging):
         self._adopt(flat, group, methods, parked, known)
         self._named, self._membership = named, membership
         self._flat, self._saved, self._compared = flat, None, False
+        self._overlaps = self.overlap
         self._parts = Parts(flat, cuts, methods, self.method)
 
     def _prepare_step(self, group: Group) -> None:
         """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
         type, are others by now; and compare what the ranks have, once for each layout."""
         assert self._named is not None
-        current = self._methods and self._built_for is group and self._flat.holds(self._named)
+        if self._choice is not None:
+            self.overlap = self._choice.overlap(group, self._named[0][1].device)
+        current = (
+            self._methods
+            and self._built_for is group
+            and self._flat.holds(self._named)
+            and self._overlaps == self.overlap
+        )
         if current and self._compared:
             return
         with same_on_all_ranks(group) as facts:
@@ -236,6 +249,8 @@ class HookState(GradientAveraging):
             self._cleared.step_ended()
         step.answer()
         self._step = None
+        if self._choice is not None:
+            self._choice.step_ended()
 
     def _apply_alone(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
         """One rank exchanges nothing; what several had pending goes into the first gradients that it has."""
@@ -302,13 +317,15 @@ class HookState(GradientAveraging):
         return {
             "method": self.method,
             "overlap": self.overlap,
+            "_choice": self._choice,
             "params": self.params,
             "_loss_scale": LossScale(None if self.scaler is None else "auto"),
             "_saved": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_loss_scale": LossScale("auto"), **state})  # version 0.1.0 pickled none
+        # Version 0.1.0 pickled no scale, and none before 0.2.0 a choice.
+        self.__dict__.update({"_loss_scale": LossScale("auto"), "_choice": None, **state})
         self._loaded = bool(Saved.of(self._saved).parts) if self._saved else False
         self._unbound()
 
