@@ -55,7 +55,9 @@ class OverlapChoice:
 
     def _decide(self, group: Group, device: torch.device) -> bool:
         """By the median step of the slowest rank."""
-        medians = torch.tensor(list(map(median, self._took)), device=group.wire_device(device))
+        medians = torch.tensor(
+            list(map(median, self._took)), dtype=torch.float32, device=group.wire_device(device)
+        )
         dist.all_reduce(medians, dist.ReduceOp.MAX, group=group.process_group)
         without, with_it = medians.tolist()
         chosen = with_it < without * (1 - WORTH)
