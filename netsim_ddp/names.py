@@ -216,6 +216,11 @@ def check_dataset(text: str) -> str:
     return _check("dataset", text, DATASETS, DATASET_CHOICES, "data")
 
 
+def names_a_loss(text: object) -> bool:
+    """Whether ``text``, which may be the share of packets that a link loses, names a loss function instead."""
+    return isinstance(text, str) and text.strip()[:1].isalpha()
+
+
 def check_loss(text: str) -> str:
     """:func:`_check` of a loss."""
     return _check("loss", text, LOSSES, LOSS_CHOICES, "loss")

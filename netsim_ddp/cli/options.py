@@ -51,6 +51,8 @@ ScaleCompute = Annotated[
         "five times as fast. [1]",
     ),
 ]
+Optimizer = Annotated[Text, typer.Option(metavar="NAME", help="sgd, adam, adamw. [sgd]")]
+WeightDecay = Annotated[Text, typer.Option(metavar="X", help="Weight decay; decoupled in AdamW. [0]")]
 Timeout = Annotated[Text, typer.Option(metavar="TIME", help="Longest time without progress of a rank. [60s]")]
 
 
@@ -180,7 +182,16 @@ class ModelOptions:
         typer.Option(
             metavar="NAME",
             help="digits, mnist, fashion-mnist, cifar10, text, synthetic-cifar10, synthetic-imagenet, "
-            "synthetic-text. [fits the model]",
+            "synthetic-text, my_module:data[,KEY=VALUE]: a torch Dataset, or a function that returns one, two "
+            "(training, validation), or two loaders. [fits the model]",
+        ),
+    ] = None
+    loss_function: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="cross-entropy, mse, torch.nn:NAME, my_module:loss[,KEY=VALUE], called as loss(outputs, targets); "
+            "--loss NAME is the same. [cross-entropy]",
         ),
     ] = None
     data_dir: Annotated[
@@ -256,9 +267,11 @@ class StepOptions:
     batch_size: Annotated[
         Text, typer.Option(metavar="N", help="Images, or texts of 64 characters, per worker and step. [32]")
     ] = None
+    optimizer: Optimizer = None
     learning_rate: Annotated[
-        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate of SGD. [0.1]")
+        Text, typer.Option("--learning-rate", "--lr", metavar="X", help="Learning rate. [0.1; Adam 0.001]")
     ] = None
+    weight_decay: WeightDecay = None
     momentum: Annotated[Text, typer.Option(metavar="X", help="Momentum of SGD. [0]")] = None
     compute: Annotated[
         Text,

@@ -37,7 +37,10 @@ def run(
     files: FileOptions,
 ) -> None:
     """Measure a training step: dense beside compressed, on real workers behind a real throttled link."""
-    scenario, cluster = scenario_here(given(link, methods, model, how), files.config)
+    from netsim_ddp.scenario.files import with_loss_function
+
+    flags = with_loss_function(given(link, methods, model, how))
+    scenario, cluster = scenario_here(flags, files.config)
     if show_commands:
         _print_commands(scenario.link_spec(), scenario.link)
         return

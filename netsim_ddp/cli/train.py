@@ -42,6 +42,7 @@ def train(
     from netsim_ddp.errors import UsageError
     from netsim_ddp.link.hosts import cluster_environment
     from netsim_ddp.scenario import TrainScenario, build
+    from netsim_ddp.scenario.files import with_loss_function
     from netsim_ddp.training.checkpoint import RUN_FILE, run_file
 
     if cluster_environment(os.environ) is not None:
@@ -53,7 +54,7 @@ def train(
     if resume is not None:
         values |= {"checkpoint": str(resume), "resume": True}
         config = config or run_file(resume)
-    scenario = build(TrainScenario, values, config)
+    scenario = build(TrainScenario, with_loss_function(values), config)
     from netsim_ddp.training import runner
 
     try:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from netsim_ddp.cli.options import Backend, Device, LinkOptions, Mechanism, Ratio, Seed, Text, Timeout
+from netsim_ddp.cli.options import (
+    Backend,
+    Device,
+    LinkOptions,
+    Mechanism,
+    Optimizer,
+    Ratio,
+    Seed,
+    Text,
+    Timeout,
+    WeightDecay,
+)
 from netsim_ddp.methods import BASELINE, DEFAULT
 
 
@@ -40,7 +51,7 @@ class TrainOptions:
     steps_per_epoch: Annotated[
         Text, typer.Option(metavar="N", help="At most so many steps per epoch; other data is left out. [all]")
     ] = None
-    optimizer: Annotated[Text, typer.Option(metavar="NAME", help="sgd, adam, adamw. [sgd]")] = None
+    optimizer: Optimizer = None
     learning_rate: Annotated[
         Text,
         typer.Option(
@@ -65,9 +76,7 @@ class TrainOptions:
             "momentum=0. [0.9]",
         ),
     ] = None
-    weight_decay: Annotated[Text, typer.Option(metavar="X", help="Weight decay; decoupled in AdamW. [0]")] = (
-        None
-    )
+    weight_decay: WeightDecay = None
     schedule: Annotated[Text, typer.Option(metavar="NAME", help="cosine, step, constant. [cosine]")] = None
     step_epochs: Annotated[
         Text,

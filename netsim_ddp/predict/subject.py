@@ -36,7 +36,9 @@ from netsim_ddp.workloads.workload import Workload, build_workload
 GRADIENT_SETS = 2
 BATCH = 2
 """Of the passes whose gradients are taken: what matters is how they are distributed."""
-BUILDS = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "threads", "recording"}
+BUILDS = {
+    "model", "dataset", "data_dir", "text", "loss_function", "batch_size", "seed", "threads", "recording",
+}  # fmt: skip
 """The settings that decide what a subject is."""
 
 
@@ -164,6 +166,7 @@ def _workload(values: dict[str, Any], batch_size: int) -> Workload:
         device="cpu",
         data_dir=values["data_dir"],
         text=values["text"],
+        loss=values["loss_function"],
         try_training=True,
         refuse=check_types,
     )

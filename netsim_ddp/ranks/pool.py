@@ -108,7 +108,9 @@ class Pool(AbstractContextManager["Pool"]):
         """A fork server that can start ranks in ``link``, of :meth:`link`, for the resolved ``settings``."""
         # A fork server's recorded gradients, and their moments, are kept with it for the repeats that follow.
         emulated = any(getattr(settings, key, None) is not None for key in ("compute_s", "recording"))
-        recorded = (settings.seed, settings.batch_size, settings.device) if emulated else ()
+        recorded = (
+            (settings.seed, settings.batch_size, settings.device, settings.loss_function) if emulated else ()
+        )
         key = (
             id(link.helper) if isinstance(link, TcLink) else "host",
             settings.model,

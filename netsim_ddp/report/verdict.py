@@ -41,11 +41,28 @@ def verdict(result: Result) -> list[str]:
     for cells in parts:
         prefix = f"{group_label(cells)}: " if len(parts) > 1 else ""
         lines += [prefix + sentence for sentence in _group_verdict(cells, found)]
-    lines += _rule(found)
+    lines += _rule(found) + _sent_whole(result)
     measured = [cell for cell in result.cells if cell.summary]
     if measured and max(len(cell.repeats) for cell in measured) == 1:
         lines.append(f"One run each: no error bars. --repeats {stats.REPEATS_FOR_95} gives a 95% interval.")
     return lines + _missing(result, measured)
+
+
+def _sent_whole(result: Result) -> list[str]:
+    """What methods send whole under Adam, and why."""
+    optimizer = str(result.scenario.get("optimizer", "sgd"))
+    below = {
+        label(cell, [cell]): cell.params["dense_below"]
+        for cell in result.cells
+        if cell.params.get("dense_below")
+    }
+    if optimizer == "sgd" or not below:
+        return []
+    size = max(int(str(value)) for value in below.values())
+    return [
+        f"Under {optimizer} {', '.join(below)} sent parameters of fewer than {size:,} entries whole "
+        "(dense_below, docs/training.md); dense_below=0 is plain Top-K."
+    ]
 
 
 def _rule(found: Mapping[int, Claim]) -> list[str]:

@@ -30,6 +30,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from netsim_ddp.methods.spec import MethodSpec
+from netsim_ddp.options import written
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.recorded import RecordedTraining
 from netsim_ddp.units import format_rate
@@ -57,8 +58,11 @@ LIBRARIES = ("cpu", "torch", "numpy", "numba")
 """Of an environment, what the bits of a computation depend on."""
 COMPUTATION = (
     "seed", "steps", "warmup", "batch_size", "learning_rate", "momentum", "compute_s", "ratio", "epochs", "optimizer",
+    "weight_decay", "loss_function",
 )  # fmt: skip
 """Of a scenario, what they depend on beside a cell's own fields."""
+RECIPE: Mapping[str, object] = {"optimizer": "sgd", "weight_decay": 0.0, "loss_function": "cross-entropy"}
+"""Of a scenario, how a step is taken, and what a file says that does not know the setting."""
 
 READY, TCP = "buckets become full", "TCP on the bucket"
 RULES = (READY, TCP)
@@ -153,12 +157,25 @@ def subject(cell: Cell, result: Result) -> dict[str, str]:
         "device": cell.device,
         "backend": cell.backend,
         "substituted": cell.substituted or "",
+        "recipe": ", ".join(recipe(settings_of(cell, result))),
         **rules(cell, result),
         **{
             f"axis {key}": f"{key}={value}"
             for key, value in axes(cell, without=TOLD_AXES | {"threads"}).items()
         },
     }
+
+
+def recipe(settings: Mapping[str, object]) -> list[str]:
+    """Returns in words how a step is taken, as far as that is not by plain SGD and cross entropy: ``["adamw", "loss
+    my_module:loss"]``."""
+    said = {key: settings.get(key, usual) for key, usual in RECIPE.items()}
+    words = {
+        "optimizer": f"{said['optimizer']}",
+        "weight_decay": f"weight decay {written(said['weight_decay'])}",
+        "loss_function": f"loss {said['loss_function']}",
+    }
+    return [words[key] for key, usual in RECIPE.items() if said[key] != usual]
 
 
 def computation(result: Result) -> str | None:
@@ -168,7 +185,7 @@ def computation(result: Result) -> str | None:
     None where the file does not hold all of it: what is unknown cannot be taken for equal. A package that was not used
     stands in the file as null, and is known.
     """
-    known = {key: result.scenario.get(key) for key in COMPUTATION}
+    known = {key: result.scenario.get(key, RECIPE.get(key)) for key in COMPUTATION}
     if known["seed"] is None or not all(key in result.environment for key in LIBRARIES):
         return None
     return repr((known, [result.environment[key] for key in LIBRARIES]))

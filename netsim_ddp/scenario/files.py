@@ -15,11 +15,11 @@ from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.options import SPELLINGS, as_typed, with_profile, without_link
 from netsim_ddp.methods import entry_of
-from netsim_ddp.names import SMALL_SUFFIX, suggest
+from netsim_ddp.names import SMALL_SUFFIX, names_a_loss, suggest
 from netsim_ddp.origin import Origin
-from netsim_ddp.scenario.settings import Settings
+from netsim_ddp.scenario.settings import ADAM_DENSE_BELOW, LEARNING_RATES, Settings
 from netsim_ddp.scenario.steps import RECORDED_KEYS, Scenario
-from netsim_ddp.scenario.train import LEARNING_RATES, LINK_KEYS
+from netsim_ddp.scenario.train import LINK_KEYS
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "model": ("dataset",),
@@ -78,6 +78,19 @@ def without_model(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
         else ()
     )
     return {key: value for key, value in values.items() if key not in gone}
+
+
+def with_loss_function(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``flags`` where ``--loss my_module:loss`` is ``--loss-function``, and ``--loss 0.1%`` the link's, as ever.
+
+    Raises:
+        UsageError: both name a function.
+    """
+    if not names_a_loss(flags.get("loss")):
+        return flags
+    if "loss_function" in flags:
+        raise UsageError("--loss and --loss-function both name a loss", hint="keep --loss-function")
+    return {key: value for key, value in flags.items() if key != "loss"} | {"loss_function": flags["loss"]}
 
 
 def validate(values: Mapping[str, Any], *, source: str | None = None) -> Scenario:
@@ -158,9 +171,12 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         (data.get("compute_s") is not None or data.get("recording") is not None)
         and data.get("overlap") != "off"
     )
-    derived = {"ratio": data.get("ratio"), "overlap": True if was_on else None}
+    derived = {"ratio": ("ratio", data.get("ratio")), "overlap": ("overlap", True if was_on else None)}
+    if "epochs" in data:  # a training's
+        derived["momentum"] = ("momentum", data.get("momentum"))
+    elif data.get("optimizer", "sgd") != "sgd":
+        derived["optimizer"] = ("dense_below", ADAM_DENSE_BELOW)
     if "optimizer" in data:
-        derived["momentum"] = data.get("momentum")
         rate = LEARNING_RATES.get(str(data["optimizer"]))
         if "optimizer" in overrides and data.get("learning_rate") == rate:
             data.pop("learning_rate", None)
@@ -171,11 +187,12 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     methods = data.get("methods")
     for method in methods if isinstance(methods, list) else []:
         params = method.get("params") if isinstance(method, dict) else None
-        for option in derived.keys() & overrides.keys():
+        for flag in derived.keys() & overrides.keys():
+            option, followed = derived[flag]
             if (
                 isinstance(params, dict)
                 and not entry_of(str(method.get("name"))).is_baseline
-                and params.get(option) == derived[option]
+                and params.get(option) == followed
             ):
                 params.pop(option, None)
     if "dataset" in overrides and "model" not in overrides and isinstance(model := data.get("model"), str):

@@ -19,12 +19,25 @@ from netsim_ddp.link.options import EXAMPLES, SPELLINGS, LinkOptions, Spelling, 
 from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import BASELINE, DEFAULT, takes
 from netsim_ddp.methods.spec import MethodSpec, method_of
-from netsim_ddp.names import check_dataset, check_model, default_dataset, fitted, is_recorded, suggest
+from netsim_ddp.names import (
+    check_dataset,
+    check_loss,
+    check_model,
+    default_dataset,
+    fitted,
+    is_recorded,
+    names_a_loss,
+    suggest,
+)
 from netsim_ddp.options import Options
 from netsim_ddp.origin import Origin
 from netsim_ddp.units import parse_ratio
 
 MAX_WORKERS = 64
+LEARNING_RATES: Mapping[str, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+"""Defaults by optimizer."""
+ADAM_DENSE_BELOW = 20_000
+"""Under Adam and AdamW Top-K sends parameters of fewer entries whole: what helped most in reports/accuracy.md."""
 MAX_SECONDS = 1e7  # a third of a year; sockets refuse to wait much longer
 
 
@@ -45,6 +58,7 @@ class Settings(LinkOptions):
         "data_dir": "~/data",
         "text": "book.txt",
         "methods": "[dense, topk]",
+        "loss_function": "my_module:loss",
     }
 
     method_options: ClassVar[Options] = {}
@@ -56,7 +70,11 @@ class Settings(LinkOptions):
     download: bool = False
     text: str | None = None
     batch_size: int = Field(default=32, ge=1, le=65536)
-    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    loss_function: str = "cross-entropy"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=LEARNING_RATES["sgd"], gt=0, allow_inf_nan=False)
+    """Where it is not set, the optimizer's of :data:`LEARNING_RATES`."""
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     workers: int = Field(default=4, ge=1, le=MAX_WORKERS)
     backend: Literal["auto", "gloo", "nccl"] = "auto"
@@ -85,6 +103,12 @@ class Settings(LinkOptions):
             if isinstance(values[key], bool) and (field is None or field.annotation is not bool):
                 with origin.naming(key):  # pydantic would read yes as 1
                     raise UsageError(f"{key} is not a switch", hint=origin.example(key))
+        if names_a_loss(values.get("loss")):
+            with origin.naming("loss"):
+                raise UsageError(
+                    f"loss {values['loss']!r} is a function, and loss is the share of packets that the link loses",
+                    hint=f"write loss_function: {values['loss']}",
+                )
         if "timeline" in values and "trace" in values:
             raise UsageError(
                 "timeline and trace both say how the link changes", hint="leave one of them away"
@@ -107,13 +131,12 @@ class Settings(LinkOptions):
         resolved = {name for spelling in cls.spellings.values() for name in spelling.fields}
         return {*(cls.model_fields.keys() - resolved), *cls.spellings}
 
-    @field_validator("model", "dataset")
+    @field_validator("model", "dataset", "loss_function")
     @classmethod
     def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        check = {"model": check_model, "dataset": check_dataset, "loss_function": check_loss}
         with Origin.of(info).naming(str(info.field_name)):
-            if value is None:
-                return None
-            return check_model(value) if info.field_name == "model" else check_dataset(value)
+            return None if value is None else check[str(info.field_name)](value)
 
     @model_validator(mode="after")
     def _model_takes_the_data(self, info: ValidationInfo) -> Self:
@@ -133,12 +156,17 @@ class Settings(LinkOptions):
         )
         return self
 
-    def training(self) -> dict[str, str]:
-        """What is trained on what, as far as other values decide it: the fields that ``resolved`` fills in."""
+    def training(self) -> dict[str, Any]:
+        """What is trained on what and how, as far as other values decide it: the fields that ``resolved`` fills in."""
         if is_recorded(self.model):
             return {}
         dataset = self.dataset or default_dataset(self.model)
-        return {"dataset": dataset, "model": fitted(self.model, dataset)}
+        rate_is_set = "learning_rate" in self.model_fields_set
+        return {
+            "dataset": dataset,
+            "model": fitted(self.model, dataset),
+            "learning_rate": self.learning_rate if rate_is_set else LEARNING_RATES[self.optimizer],
+        }
 
     @field_validator("ratio", mode="before")
     @classmethod

@@ -20,7 +20,14 @@ from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.ready import load as load_ready
 from netsim_ddp.results.recorded import RecordedTraining, found, summary_of
 from netsim_ddp.results.recording_file import read
-from netsim_ddp.scenario.settings import MAX_SECONDS, Settings, available_cores, no_recording, refuse
+from netsim_ddp.scenario.settings import (
+    ADAM_DENSE_BELOW,
+    MAX_SECONDS,
+    Settings,
+    available_cores,
+    no_recording,
+    refuse,
+)
 
 if TYPE_CHECKING:
     Rival = str
@@ -106,6 +113,12 @@ class Scenario(Settings):
         refuse(
             info,
             (
+                "momentum",
+                self.momentum > 0 and self.optimizer != "sgd",
+                f"momentum is of SGD, and {self.optimizer} has betas of its own",
+                "leave momentum out, or write --optimizer sgd",
+            ),
+            (
                 "ready_from",
                 self.ready_from is not None and self.compute_s is None,
                 "ready times are played under --compute only: else backward passes are real",
@@ -145,18 +158,23 @@ class Scenario(Settings):
         )
 
     def cells(self) -> tuple[MethodSpec, ...]:
-        """One spec per cell: ``ratio`` filled in, and ``dense`` doubled.
+        """One spec per cell: ``ratio`` filled in, ``dense_below`` under Adam, and ``dense`` doubled.
 
         Others overlap as ``overlap`` says; by default where ``compute`` or a recording stands in for an accelerator,
         which the codec does not hold up. Dense without a word on overlap of its own runs both ways, because a
         comparison with only the one that does not overlap its communication with the backward pass flatters every
         other method.
+
+        Under Adam and AdamW small parameters are sent whole (docs/training.md); ``dense_below=0`` is plain Top-K.
         """
         apart = self.compute_s is not None or self.recording is not None
         overlap = self.overlap == "on" or (self.overlap == "auto" and apart)
         cells: list[MethodSpec] = []
         for method in self.methods:
             params = self._with_ratio(method)
+            whole = takes(method.name, "dense_below") and params.get("scope", "parameter") == "parameter"
+            if whole and self.optimizer != "sgd":
+                params.setdefault("dense_below", ADAM_DENSE_BELOW)
             baseline = entry_of(method.name).is_baseline
             if overlap and not baseline and takes(method.name, "overlap"):
                 params.setdefault("overlap", params.get("scope") != "model")

@@ -15,13 +15,11 @@ from netsim_ddp.methods import takes
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
-from netsim_ddp.scenario.settings import Settings, available_cores, no_recording, refuse
+from netsim_ddp.scenario.settings import LEARNING_RATES, Settings, available_cores, no_recording, refuse
 from netsim_ddp.units import parse_ratio
 
 TUNING_OFFSET = 10_000
 """The seed that learning rates are tuned on is this far from the first that is evaluated."""
-LEARNING_RATES: Mapping[str, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-"""Defaults by optimizer."""
 _RATE = above_zero(LEARNING_RATES["sgd"], "the learning rate of this method alone", example="0.05")
 LINK_KEYS = frozenset(LinkOptions.model_fields) - {"link"}
 """Fields that ask for an emulated link when they are set."""
@@ -76,14 +74,10 @@ class TrainScenario(Settings):
 
     batch_size: int = Field(default=16, ge=1, le=65536)
     momentum: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
-    learning_rate: float = Field(default=LEARNING_RATES["sgd"], gt=0, allow_inf_nan=False)
-    """Where it is not set, the optimizer's of :data:`LEARNING_RATES`."""
     repeats: int = Field(default=1, ge=1, le=1000)
     """Seeds: ``seed``, ``seed + 1`` ...; each has its own split of the data, parameters and order."""
     epochs: int = Field(default=10, ge=1, le=10**6)
     steps_per_epoch: int | None = Field(default=None, ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     step_epochs: int | None = Field(default=None, ge=1)
     """``step``: epochs between two cuts by ``gamma``; by default a third of all."""
@@ -176,14 +170,12 @@ class TrainScenario(Settings):
     def resolved(self) -> TrainScenario:
         """This scenario with the defaults that depend on other values, or on this machine, filled in."""
         default_seed = (self.seed + TUNING_OFFSET) % 2**31 if self.tuned_rates else None
-        rate_is_set = "learning_rate" in self.model_fields_set
         every_is_set = self.checkpoint_epochs is not None or self.checkpoint_steps is not None
         return self.model_copy(
             update={
                 **self.training(),
                 "threads": self.threads or max(1, available_cores() // self.workers),
                 "link": self.link if self.on_a_link else "none",
-                "learning_rate": self.learning_rate if rate_is_set else LEARNING_RATES[self.optimizer],
                 "step_epochs": self.step_epochs or max(1, self.epochs // 3),
                 "checkpoint_epochs": self.checkpoint_epochs if every_is_set or not self.checkpoint else 1,
                 "tune_seed": default_seed if self.tune_seed is None else self.tune_seed,

@@ -26,9 +26,13 @@ def code_of(settings: Iterable[Settings]) -> list[CodeRecord]:
     names = [
         name or ""
         for each in settings
-        for name in (each.model, each.dataset, *(one.name for one in each.methods))
+        for name in (each.model, each.dataset, each.loss_function, *(one.name for one in each.methods))
     ]
-    modules = [name.partition(":")[0].partition(".")[0] for name in names if is_own(name)]
+    modules = [
+        name.partition(":")[0].partition(".")[0]
+        for name in names
+        if is_own(name) and not name.startswith("torch.")
+    ]
     return [_netsim(), *(_module(name) for name in dict.fromkeys(modules))]
 
 

@@ -52,6 +52,7 @@ class ModelTask(Task):
             device=device,
             data_dir=settings.data_dir,
             text=settings.text,
+            loss=settings.loss_function,
             try_training=try_training,
             refuse=check_types,
         )

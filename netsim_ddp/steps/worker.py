@@ -34,6 +34,7 @@ from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, as
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.message_cost import message_costs
 from netsim_ddp.steps.model_task import BuiltModel, ModelTask
+from netsim_ddp.steps.optimizers import build_optimizer
 from netsim_ddp.steps.phases import HostClock, StepSample, StepTimer
 from netsim_ddp.steps.programs import BucketedTraining, Emulated, Program, Training
 from netsim_ddp.workloads.emulated import record_gradient_sets
@@ -43,7 +44,18 @@ GRADIENT_SETS = 3
 _MARK = b"recorded"
 """Stands behind the recorded gradients in their file when all of them are there."""
 RECORDED_BATCH = 4
-COMPUTES = {"model", "dataset", "data_dir", "text", "batch_size", "seed", "workers", "threads", "device"}
+COMPUTES = {
+    "model",
+    "dataset",
+    "data_dir",
+    "text",
+    "loss_function",
+    "batch_size",
+    "seed",
+    "workers",
+    "threads",
+    "device",
+}
 """What decides how long forward and backward take."""
 
 
@@ -130,9 +142,8 @@ class StepsTask(ModelTask):
             alone = Group(0, 1)
             dense = partial(build_method, BASELINE.name, group=alone, as_ddp=True)
             methods = [dense(flat.part(*bucket)) for bucket in ddp_buckets(flat)]
-            program = BucketedTraining(
-                workload, flat, alone, methods, self._optimizer(workload, self.scenario.momentum), self.say
-            )
+            optimizer = build_optimizer(self.scenario, workload.model.parameters(), {}, alone=True)
+            program = BucketedTraining(workload, flat, alone, methods, optimizer, self.say)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 return measure(
                     program, workload.parameters_count, self.shared.barrier, self.job.rank, self._at_once
@@ -158,9 +169,6 @@ class StepsTask(ModelTask):
             "busy": self.busy(device),
             "slowdowns": None if times is None else times.slowdowns(),
         }
-
-    def _optimizer(self, workload: Workload, momentum: float) -> torch.optim.SGD:
-        return torch.optim.SGD(workload.model.parameters(), lr=self.scenario.learning_rate, momentum=momentum)
 
     def execution(self, device: torch.device, times: ComputeTimes | None) -> Execution:
         if self.scenario.execution == "replayed":
@@ -265,8 +273,7 @@ class StepsTask(ModelTask):
         ready = scenario.ready_from if gradients else None
         if ready is not None:
             ready.check(flat.names, scenario.model)
-        # A method that corrects momentum applies it before the exchange: twice would be wrong.
-        optimizer = self._optimizer(workload, 0.0 if params.get("momentum") else scenario.momentum)
+        optimizer = build_optimizer(scenario, model.parameters(), params, alone=group.world_size == 1)
         if overlap and self.by_ddp(group) and scenario.execution == "concurrent" and not gradients:
             kind = entry_of(name).ddp_type
             rounded = getattr(torch, kind) if kind else None

@@ -15,11 +15,11 @@ from netsim_ddp.communication.comparison import same_on_all_ranks
 from netsim_ddp.communication.executor import pipeline, stages
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method, Segment, Wire
-from netsim_ddp.communication.sgd import CorrectedSGD
 from netsim_ddp.compression.kernels import all_finite
 from netsim_ddp.compression.statistics import Statistics
 from netsim_ddp.scenario import TrainScenario
 from netsim_ddp.steps.execution import Execution
+from netsim_ddp.steps.optimizers import build_optimizer
 
 
 class Exchange(ABC):
@@ -221,7 +221,7 @@ def build_exchange(
             exchange = Averaged(
                 build_method(method, flat, group, as_ddp=True, **params),
                 group,
-                _optimizer(scenario, params, flat, group),
+                build_optimizer(scenario, flat.parameters, params, alone=group.world_size == 1),
             )
         else:
             adam = CompressedAdam(
@@ -239,15 +239,3 @@ def build_exchange(
             description(method, params, named, optimizer=scenario.optimizer, freeze_after=freeze_after)
         )
     return exchange
-
-
-def _optimizer(
-    scenario: TrainScenario, params: Mapping[str, Any], flat: FlatGradients, group: Group
-) -> torch.optim.Optimizer:
-    rate, decay = scenario.learning_rate, scenario.weight_decay
-    if scenario.optimizer != "sgd":
-        adam = torch.optim.AdamW if scenario.optimizer == "adamw" else torch.optim.Adam
-        return adam(flat.parameters, lr=rate, weight_decay=decay)
-    corrected = float(params.get("momentum") or 0.0)
-    sgd = CorrectedSGD if corrected and group.world_size > 1 else torch.optim.SGD
-    return sgd(flat.parameters, lr=rate, momentum=corrected or scenario.momentum, weight_decay=decay)

@@ -187,7 +187,7 @@ class Trainer:
 
     def _count_batch(self) -> None:
         totals = self.totals
-        correct, counted = self.workload.correct(self._outputs.detach(), self._targets)
+        correct, counted = self.workload.correct(self._outputs, self._targets)
         totals.correct += int(correct)
         totals.counted += counted
         totals.batches += 1

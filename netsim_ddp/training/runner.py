@@ -19,6 +19,7 @@ from netsim_ddp.results.trace import KeepTrace
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.results.training_record import Recipe
 from netsim_ddp.scenario import TrainScenario
+from netsim_ddp.scenario.settings import ADAM_DENSE_BELOW
 from netsim_ddp.steps.experiment import Event, Experiment, Facts, Report, Save
 from netsim_ddp.training.checkpoint import (
     RUN_FILE,
@@ -82,7 +83,7 @@ class Trainings(Experiment[TrainScenario]):
         if rare and scenario.optimizer != "sgd":  # docs/training.md
             self.note(
                 f"{rare[0]} under {scenario.optimizer}: entries that come rarely meet a second moment that hardly "
-                f"knows them; {rare[0]},dense_below=20000 sends small parameters whole"
+                f"knows them; {rare[0]},dense_below={ADAM_DENSE_BELOW} sends small parameters whole"
             )
         self.save()
         tune(self)

@@ -36,6 +36,7 @@ from netsim_ddp.training.states import (
     write_state,
 )
 from netsim_ddp.training.tracker import MetricsTracker
+from netsim_ddp.workloads.own_data import Turns
 from netsim_ddp.workloads.workload import Workload
 
 SKIPPED_BEFORE_TRACE = 2
@@ -88,6 +89,8 @@ class TrainTask(ModelTask):
     def _steps_per_epoch(self, workload: Workload) -> int:
         """Updates; micro-batches that do not fill one at an epoch's end are left out."""
         batches, accumulate = workload.batches_per_epoch, self.scenario.accumulate
+        if isinstance(workload.train_loader, Turns):  # which a rank may have split as it pleased
+            batches = min(self.channel.gather("batches of an epoch", batches))
         steps: int = batches // accumulate
         if steps == 0:
             raise UsageError(

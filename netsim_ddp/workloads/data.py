@@ -14,13 +14,15 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.names import DATASETS, check_dataset
+from netsim_ddp.names import DATASETS, check_dataset, is_own
 from netsim_ddp.workloads.batched import EPOCH_STREAM, LOADER_STREAM, Batch, Batched, generator
 from netsim_ddp.workloads.files import FILES, provide
 from netsim_ddp.workloads.images import Digits, Read, Synthetic, raw_digits, raw_images
+from netsim_ddp.workloads.own_data import Turns, own_data
 from netsim_ddp.workloads.tokens import SyntheticText, Text, raw_tokens
 
-Loader = DataLoader[Batch]
+Loader = DataLoader[Batch] | Turns
+"""Batches of one rank; ``sampler.set_epoch(epoch)`` shuffles anew."""
 START_METHODS = ("fork", "forkserver", "spawn")
 
 
@@ -80,6 +82,7 @@ def get_dataloaders(
     is the accuracy. ``seed`` shuffles, and draws the split where the data set has none of its own (digits, text).
 
     Args:
+        dataset: a name, or ``my_module:data``, as :func:`~netsim_ddp.workloads.own_data.own_data` takes it.
         data_dir: where the files of ``mnist``, ``fashion-mnist`` and ``cifar10`` are, laid out as torchvision does;
             by default ``netsim`` in the user's cache.
         download: fetch them where they are missing, once for all processes of a host.
@@ -91,7 +94,7 @@ def get_dataloaders(
         UsageError: unknown dataset, a batch larger than a rank's shard, numbers out of range, a text that is none.
         EnvironmentFault: files are missing or damaged, or cannot be downloaded.
     """
-    check_dataset(dataset)
+    dataset = check_dataset(dataset)
     for what, value, least in (
         ("batch size", batch_size, 1),
         ("number of ranks", world_size, 1),
@@ -106,11 +109,20 @@ def get_dataloaders(
         raise UsageError(
             f"start method {start_method!r} is not known", hint=f"choose from {', '.join(START_METHODS)}"
         )
-    training, validation = (
-        _split(dataset, train, seed, data_dir=data_dir, download=download, text=text)
-        for train in (True, False)
-    )
-    length, examples = len(training), DATASETS[dataset].examples
+    training: Batched | Turns
+    validation: Batched | Turns
+    if is_own(dataset):
+        training, validation = own_data(
+            dataset, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
+        )
+    else:
+        training, validation = (
+            _split(dataset, train, seed, data_dir=data_dir, download=download, text=text)
+            for train in (True, False)
+        )
+    if isinstance(training, Turns) or isinstance(validation, Turns):
+        return training, validation  # type: ignore[return-value]  # both are
+    length, examples = len(training), DATASETS[dataset].examples if dataset in DATASETS else "examples"
     shard = length // world_size
     if shard == 0:
         raise UsageError(

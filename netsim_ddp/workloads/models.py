@@ -97,7 +97,7 @@ def get_model(
         return _resnet(name, num_classes, channels or 3, seed)
     if name.startswith(TORCHVISION_PREFIX):
         return _torchvision_model(name.removeprefix(TORCHVISION_PREFIX), num_classes, seed)
-    return _user_model(name, num_classes, seed)
+    return user_model(name, num_classes, seed)
 
 
 def preload(model: str) -> None:
@@ -140,7 +140,8 @@ def _torchvision_model(name: str, num_classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _user_model(text: str, num_classes: int | None, seed: int) -> nn.Module:
+def user_model(text: str, num_classes: int | None, seed: int) -> nn.Module:
+    """:func:`get_model` of ``my_module:build``; ``num_classes`` of None is not offered to it."""
     build, options = found("model", text, MODEL_CHOICES)
     if isinstance(build, nn.Module) or not callable(build):
         raise UsageError(

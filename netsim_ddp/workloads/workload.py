@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from netsim_ddp.errors import EnvironmentFault, UsageError
-from netsim_ddp.names import DATASETS, check_dataset, check_model, default_dataset, fitted
+from netsim_ddp.names import DATASETS, check_dataset, check_model, default_dataset, fitted, is_own
 from netsim_ddp.workloads.batched import Batch
 from netsim_ddp.workloads.data import Loader, ShardSampler, get_dataloaders
-from netsim_ddp.workloads.fit import check_fit, check_training
-from netsim_ddp.workloads.models import get_model
+from netsim_ddp.workloads.fit import TRIED_BATCH, Trial, check_fit, check_training
+from netsim_ddp.workloads.losses import Loss, build_loss, cross_entropy
+from netsim_ddp.workloads.own_data import Turns, classes_of, first_of
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Workload:
     """A model and the data of one rank, on one device. Built by :func:`build_workload`.
 
     Images and tokens work alike: whatever the inputs are, outputs are logits whose last dimension is the classes, and
-    targets have the shape of the outputs without it.
+    targets have the shape of the outputs without it. With another loss they are what that takes.
 
     Attributes:
         model: the bare module in training mode; a caller that wants DDP wraps it.
@@ -39,6 +40,8 @@ class Workload:
     unused: list[str] = field(default_factory=list)
     epoch: int = field(default=0, init=False)
     batch: int = field(default=0, init=False)
+    loss: Loss = cross_entropy
+    """Of outputs and targets: scalar."""
     _batches: Iterator[Batch] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -64,9 +67,10 @@ class Workload:
             raise ValueError(
                 f"batch {first_batch} of epoch {epoch} does not exist: an epoch has {self.batches_per_epoch}"
             )
-        assert isinstance(self.train_loader.sampler, ShardSampler)
+        sampler = self.train_loader.sampler
+        assert isinstance(sampler, ShardSampler | Turns)
         self.epoch, self.batch = epoch, first_batch
-        self.train_loader.sampler.set_epoch(epoch, first_batch)
+        sampler.set_epoch(epoch, first_batch)
         self._batches = iter(self.train_loader)
         return self._batches
 
@@ -80,35 +84,40 @@ class Workload:
         self.batch += 1
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy (scalar) of logits ``[..., classes]`` against classes ``[...]``, int64."""
-        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    def correct(self, outputs: Any, targets: Tensor) -> tuple[Tensor, int]:
+        """(how many of the targets have the largest logit, int64 scalar on the device; how many targets).
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """(how many of the targets have the largest logit, int64 scalar on the device; how many targets)."""
+        (0, 0) where outputs are no logits of classes: there is no accuracy.
+        """
+        classes = not targets.is_floating_point() and isinstance(outputs, Tensor)
+        if not classes or outputs.shape[:-1] != targets.shape:
+            return torch.zeros((), dtype=torch.int64), 0
         return (outputs.argmax(dim=-1) == targets).sum(), targets.numel()
 
     @torch.no_grad()
-    def validate(self, model: nn.Module | None = None) -> tuple[float, float]:
+    def validate(self, model: nn.Module | None = None) -> tuple[float, float | None]:
         """(mean loss, accuracy in 0..1) over the whole validation set, the same on every rank.
+
+        Batches count by their targets. There is no accuracy (None) where outputs are no logits of classes.
 
         Evaluates ``model`` (default: this workload's) in evaluation mode and puts its mode back.
         """
         model = self.model if model is None else model
         was_training = model.training
         model.eval()
-        loss, right, count = 0.0, 0, 0
+        loss, right, judged, count = 0.0, 0, 0, 0
         try:
             for inputs, labels in self.validation_loader:
                 targets = labels.to(self.device)
                 outputs = model(inputs.to(self.device))
                 correct, counted = self.correct(outputs, targets)
-                loss += float(self.loss(outputs, targets)) * counted
+                loss += float(self.loss(outputs, targets)) * targets.numel()
                 right += int(correct)
-                count += counted
+                judged += counted
+                count += targets.numel()
         finally:
             model.train(was_training)
-        return loss / count, right / count
+        return loss / count, right / judged if judged else None
 
 
 def build_workload(
@@ -122,6 +131,7 @@ def build_workload(
     device: str | torch.device = "cpu",
     data_dir: str | Path | None = None,
     text: str | Path | None = None,
+    loss: str = "cross-entropy",
     try_training: bool = False,
     refuse: Callable[[Iterable[tuple[str, nn.Parameter]]], None] = lambda _: None,
 ) -> Workload:
@@ -133,6 +143,7 @@ def build_workload(
     instead of in the first step and gives lazy layers their shapes.
 
     Args:
+        loss: a name, or ``my_module:loss`` as :func:`~netsim_ddp.workloads.losses.build_loss` takes it.
         data_dir, text: as in :func:`get_dataloaders`.
         try_training: build a model of the user's once more beforehand, and take forward and backward of two inputs.
         refuse: gets the named parameters before the first input goes through, and raises a UsageError for one that
@@ -143,8 +154,7 @@ def build_workload(
         EnvironmentFault: the device is not available here, or the dataset's files are not.
     """
     dataset = default_dataset(model) if dataset is None else check_dataset(dataset)
-    check_model(model)
-    info, model = DATASETS[dataset], fitted(model, dataset)
+    model = fitted(check_model(model), dataset)
     target = _device(device)
     train_loader, validation_loader = get_dataloaders(
         dataset,
@@ -157,20 +167,27 @@ def build_workload(
         pin_memory=target.type == "cuda",
     )
 
+    loss_function = build_loss(loss, target)
+    if is_own(dataset):
+        data = train_loader if isinstance(train_loader, Turns) else train_loader.dataset
+        classes, sample = classes_of(data), first_of(data, TRIED_BATCH, seed)
+    else:
+        classes, sample = DATASETS[dataset].classes, None
+    trial = Trial(model, dataset, loss, loss_function, seed, classes, sample)
+
     def build() -> nn.Module:
-        channels = info.shape[0] if info.kind == "images" else None
-        module = get_model(model, info.classes, seed, channels=channels)
+        module = trial.build()
         refuse(module.named_parameters())
-        check_fit(module, model, dataset, seed)
+        check_fit(module, trial)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise UsageError(f"model {model!r} has no parameters to train")
         return module
 
     # A model of its own for this attempt: one that counts its calls must not be a step ahead of the other ranks'.
-    known = ":" not in model and batch_size > 1
-    unused = [] if known or not try_training else check_training(build(), model, dataset, batch_size, seed)
+    known = ":" not in f"{model}{dataset}{loss}" and loss == "cross-entropy" and batch_size > 1
+    unused = [] if known or not try_training else check_training(build(), trial, batch_size)
     module = build().to(target).train()
-    return Workload(module, train_loader, validation_loader, target, unused=unused)
+    return Workload(module, train_loader, validation_loader, target, unused=unused, loss=loss_function)
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -11,6 +11,7 @@ from functools import partial
 
 from rich.console import Console
 
+from netsim_ddp.names import is_own
 from netsim_ddp.options import written
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, queue_words, why_bucket
 from netsim_ddp.report.labels import basis, count_of, step_header
@@ -19,7 +20,7 @@ from netsim_ddp.report.tables import columns_without, rows_of, table_of
 from netsim_ddp.report.terminal.printing import print_block, print_line, print_table, shortened
 from netsim_ddp.report.verdict import verdict
 from netsim_ddp.results.claims import claims, fastest
-from netsim_ddp.results.identity import groups
+from netsim_ddp.results.identity import groups, recipe
 from netsim_ddp.results.labels import clean, group_label, label
 from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
@@ -64,6 +65,8 @@ def _header(result: Result) -> str:
     model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
         model += f" {count_of(result.model_parameters)} params"
+    if is_own(str(dataset := scenario.get("dataset"))):
+        model += f" on {dataset}"
     workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
         scenario.get("workers", "?")
     ]
@@ -75,6 +78,7 @@ def _header(result: Result) -> str:
         *([f"ratio {', '.join(ratios)}"] if ratios else []),
         f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}",
         f"seed {scenario.get('seed', '?')}",
+        *recipe(scenario),
     )
     return clean(" | ".join(parts))
 

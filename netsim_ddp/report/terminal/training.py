@@ -14,7 +14,7 @@ from netsim_ddp.report.assumptions import UNSHAPED, why_bucket
 from netsim_ddp.report.labels import DASH, count_of, points, with_half
 from netsim_ddp.report.tables import Column, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
-from netsim_ddp.results.identity import groups
+from netsim_ddp.results.identity import groups, recipe
 from netsim_ddp.results.labels import label
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.summary import ALONE
@@ -79,6 +79,7 @@ def _header(result: Result) -> str:
         f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}",
         f"batch {batch} per worker",
         f"{scenario.get('optimizer')}, {scenario.get('schedule')}",
+        *recipe({**scenario, "optimizer": "sgd"}),
     )
     return " | ".join(parts)
 
