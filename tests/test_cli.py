@@ -31,7 +31,8 @@ FLAGS = {
     "--ratio 1.5": "--ratio '1.5' must be above 0 and at most 1 (for 1.5 percent write 1.5%)",
     "--ratio nan": "--ratio 'nan' must be above 0 and at most 1 (write for example 0.01 or 1%)",
     # A word where a quantity belongs: what the flag is, since something else was meant.
-    "--loss mse": "--loss 'mse' is not a share of packets (it is the share of the link's packets that vanish (a",
+    "--loss mse2": "loss 'mse2' is not known (did you mean 'mse'? choose from cross-entropy, mse, torch.nn:NAME,",
+    "--dataset cifer": "dataset 'cifer' is not known (did you mean 'cifar10'? choose from digits, mnist,",
     "--loss 100x": "--loss '100x' is not a share of packets (write for example 0.1%)",
     "--queue fifo": "--queue 'fifo' is not a duration (it is the longest that a packet waits in the link's queue",
     "--delay bdp": "--delay 'bdp' is not a duration (it is how long a packet travels between two ranks: write for exa",

@@ -230,7 +230,7 @@ SPELLINGS: Mapping[str, Spelling] = {
     "delay": Spelling(("delay_s",), duration, "how long a packet travels between two ranks"),
     "jitter": Spelling(("jitter_s",), duration, "how far a packet's delay is from --delay"),
     "loss": Spelling(
-        ("loss",), _loss, "the share of the link's packets that vanish (a training's loss is its model's)"
+        ("loss",), _loss, "the share of the link's packets that vanish (a training's loss is loss_function)"
     ),
     "queue": Spelling(("queue_s",), duration, "the longest that a packet waits in the link's queue"),
     "timeline": Spelling(("timeline_changes", "timeline_period_s"), timeline),

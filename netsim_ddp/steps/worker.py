@@ -273,7 +273,9 @@ class StepsTask(ModelTask):
         ready = scenario.ready_from if gradients else None
         if ready is not None:
             ready.check(flat.names, scenario.model)
-        optimizer = build_optimizer(scenario, model.parameters(), params, alone=group.world_size == 1)
+        optimizer = build_optimizer(
+            scenario, workload.model.parameters(), params, alone=group.world_size == 1
+        )
         if overlap and self.by_ddp(group) and scenario.execution == "concurrent" and not gradients:
             kind = entry_of(name).ddp_type
             rounded = getattr(torch, kind) if kind else None

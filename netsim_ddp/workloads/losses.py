@@ -94,7 +94,7 @@ def try_loss(loss: Loss, text: str, outputs: Any, targets: Tensor) -> Tensor:
         raise UsageError(
             f"loss {text!r} returned a {_shape(value)} for {shapes}, not one number", hint=CONTRACT
         )
-    if not value.requires_grad:
+    if not value.requires_grad and isinstance(outputs, Tensor) and outputs.requires_grad:
         raise UsageError(
             f"loss {text!r} returned a number that has no gradient",
             hint="compute it of the outputs with torch, without detach, item or no_grad",
