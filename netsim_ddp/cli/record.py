@@ -14,11 +14,11 @@ from netsim_ddp.cli.streams import say
 
 def record(
     program: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="-- PROGRAM [ARG]...", help="What trains: python or torchrun.", show_default=False
         ),
-    ],
+    ] = None,
     *,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the recording is written.")
@@ -31,6 +31,14 @@ def record(
         Text,
         typer.Option(
             metavar="HOW", help="Gradients of three steps: sampled (50 MB at most), full or none. [sampled]"
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="In place of a program: a trace that torch.profiler wrote of a job on NCCL. Sizes and moments alone; "
+            "gradients are synthetic then.",
         ),
     ] = None,
     stop: Annotated[
@@ -53,6 +61,11 @@ def record(
     if how not in ("sampled", "full", "none"):
         raise UsageError(f"--gradients {how!r}", hint="sampled, full or none")
     target = writable(output)
+    if trace is not None:
+        _of_trace(trace, program, target)
+        return
+    if not program:
+        raise UsageError("nothing to record", hint="write netsim record -- python train.py, or --trace FILE")
 
     from netsim_ddp.report.terminal.record import record_lines
     from netsim_ddp.tools.record.command import record_program
@@ -66,3 +79,17 @@ def record(
             raise outcome.problem
         say(f"the program failed (exit code {outcome.exit_code}); {outcome.problem}")
     raise typer.Exit(outcome.exit_code)
+
+
+def _of_trace(trace: Path, program: list[str] | None, target: Path) -> None:
+    from netsim_ddp.errors import UsageError
+    from netsim_ddp.report.terminal.record import record_lines
+    from netsim_ddp.results.recording_file import write
+    from netsim_ddp.workloads.recording.profiler_trace import recording_of
+
+    if program:
+        raise UsageError("a trace and a program cannot both be recorded", hint="leave one of them away")
+    recording = recording_of(trace)
+    write(target, recording, [])
+    for line in record_lines(recording, str(target), target.stat().st_size):
+        say(line)
