@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from netsim_ddp.communication.flat import FlatGradients
+from netsim_ddp.communication.methods.dense import DenseAllReduce
+from netsim_ddp.communication.segments import CodecWork, Group, Wire
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.probe.probe import MESSAGE_SIZES
 from netsim_ddp.results.identity import planned
@@ -16,11 +21,15 @@ from netsim_ddp.results.recording import Pass, Step
 from netsim_ddp.scenario import build_scenario
 from netsim_ddp.scenario.matrix import expand, override, parse
 from netsim_ddp.scenario.steps import Scenario
-from netsim_ddp.steps.recorded_program import schedule_of
+from netsim_ddp.steps.execution import Execution, Play
+from netsim_ddp.steps.phases import HostClock, Phase, StepSample, StepTimer
+from netsim_ddp.steps.recorded_program import RecordedTraining, schedule_of
 from netsim_ddp.sweep.estimate import repeat_seconds
 from netsim_ddp.sweep.plan import Unit, plan
 from netsim_ddp.tools.probe import message_sizes
+from netsim_ddp.workloads.recording.model import RecordedModel, layout
 from tests.commands import answer, complaint
+from tests.one_process import alone
 from tests.planted_recordings import file, recording, step
 
 
@@ -187,3 +196,78 @@ def test_the_sweep_command_takes_it(tmp_path: Path, recorded: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "workers=4/dense" in done.stdout
     assert "No such file" in complaint(["sweep", "it's.yaml", "--recording", "it's none"], tmp_path)
+
+
+class _Told(Execution):
+    """Keeps what a program asks for, and when (seconds since the step began); nothing takes time."""
+
+    def __init__(self) -> None:
+        super().__init__(StepTimer(HostClock()))
+        self.asked: list[tuple[str, float]] = []
+
+    def step(self, play: Play) -> StepSample:
+        play(self)
+        return StepSample([])
+
+    def local(self, phase: Phase, run: Callable[[], None], work: CodecWork | None = None) -> None:
+        del run, work
+        self.asked.append((phase, 0.0))
+
+    def compute(self, run: Callable[[], None]) -> None:
+        del run
+        raise AssertionError("a recording computes nothing")
+
+    def until(self, offset: float) -> None:
+        self.asked.append(("until", offset))
+
+    def waits_for_data(self, seconds: float) -> None:
+        self.asked.append(("data", seconds))
+
+    def takes(self, phase: Phase, seconds: float) -> None:
+        self.asked.append((phase, seconds))
+
+    def start(self, wire: Wire) -> None:
+        del wire
+        self.asked.append(("start", 0.0))
+
+    def finish(self, wire: Wire) -> None:
+        del wire
+        self.asked.append(("finish", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("parts", "as_ddp", "expected"),
+    [
+        (1, False, ["until 34", "start", "finish", "decompress"]),
+        (
+            2,
+            False,
+            ["until 22", "start", "until 34", "start", "finish", "decompress", "finish", "decompress"],
+        ),
+        (2, True, ["until 22", "start", "until 34", "start", "finish", "finish"]),
+    ],
+)
+def test_a_step_is_the_recorded_one(parts: int, as_ddp: bool, expected: list[str]) -> None:
+    of = recording()
+    parameters, ranges = layout(of)
+    flat = FlatGradients(RecordedModel(parameters, torch.device("cpu")).named_parameters())
+    gradients = [[torch.full(each.shape, 6.0) for each in parameters]]
+    told, steps = _Told(), [step(), step(full_s=[0.03, 0.03])]
+    with alone():
+        flats = [flat.part(*each) for each in ranges] if parts == 2 else [flat]
+        methods = [DenseAllReduce(each, Group(0, 3)) for each in flats]
+        program = RecordedTraining(
+            flat,
+            Group(0, 3),
+            methods,
+            gradients,
+            [schedule_of(each, 1.0) for each in steps],
+            lambda: 2,  # the third step that counts plays the first one again
+            lambda _: None,
+            as_ddp=as_ddp,
+            divided=as_ddp,
+        )
+        program.step(told)
+    found = [what + (f" {1e3 * when:.0f}" if when else "") for what, when in told.asked]
+    assert found == ["data 4", *expected, "optimizer 6"]
+    assert float(flat.data[0]) == (2.0 if as_ddp else 6.0)  # DDP divides before it sums

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from netsim_ddp.communication.executor import pipeline, starts_first
+from netsim_ddp.communication.executor import Stage, pipeline, starts_first
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.segments import Group, Method
 from netsim_ddp.results.recording import Step
@@ -52,6 +52,8 @@ class RecordedTraining(Emulated):
         schedules: the recorded steps, which take turns.
         number: which of the measured steps is played, counted from 0.
         as_ddp: exchanges are started as their buckets become full, and waited for after the last, as DDP does.
+        divided: gradients are shares of the average already when a bucket is full: DDP divides as it fills one, which
+            is part of the recorded moment, and only the sum is left to do.
     """
 
     def __init__(
@@ -65,10 +67,19 @@ class RecordedTraining(Emulated):
         say: Say,
         *,
         as_ddp: bool,
+        divided: bool,
     ) -> None:
         super().__init__(flat, group, methods, gradients, (), say)
         self._schedules, self._number = schedules, number
         self._in_order = starts_first if as_ddp else pipeline
+        self._share = group.world_size if divided else 1
+        if divided:
+            self._stages = [[Stage(wire=each.wire) for each in stages] for stages in self._stages]
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self._share > 1:
+            self.flat.data.div_(self._share)
 
     def play(self, execution: Execution) -> None:
         now = self._schedules[self._number() % len(self._schedules)]

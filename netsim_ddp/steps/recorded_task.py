@@ -12,6 +12,7 @@ from netsim_ddp.communication.building import build_method
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
+from netsim_ddp.methods import entry_of
 from netsim_ddp.results.recorded import RecordedTraining as Summary
 from netsim_ddp.scenario import ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes
@@ -84,4 +85,8 @@ class RecordedTask(StepsTask):
             lambda: self.measured,
             self.say,
             as_ddp=overlap and self.by_ddp(group),
+            divided=overlap
+            and entry_of(name).is_baseline
+            and self._recording.source == "ddp"
+            and flat.lendable,
         )

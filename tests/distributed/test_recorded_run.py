@@ -45,7 +45,7 @@ def test_every_method_plays_the_recorded_moments(tmp_path: Path, execution: str)
     file(tmp_path / "train.netsim", recording(ranks=2))
     result, shown = ran(
         tmp_path,
-        *("--recording", "train.netsim", "--workers", "2", "--link", "bucket", "--bandwidth", "1gbps"),
+        *("--recording", "train.netsim", "--workers", "2", "--link", "bucket", "--bandwidth", "200mbps"),
         *("--steps", "4", "--execution", execution, "--scale-compute", "0.5"),
         *of_methods("dense", "topk", "powersgd,rank=2", "topk-allgather,overlap=off"),
     )
@@ -56,10 +56,10 @@ def test_every_method_plays_the_recorded_moments(tmp_path: Path, execution: str)
         assert cell.model.startswith("Net@")
         steps = [step for rank in cell.repeats[0].ranks for step in rank.steps]
         assert len(steps) == 2 * 4
-        # 4 ms of data, half of 30 and of 6. On a machine that is busy ranks wake late; never early.
-        assert all(step.other_s > 0.004 - 1e-4 for step in steps)
-        assert median(step.compute_s for step in steps) == pytest.approx(0.015, rel=0.3)
-        assert median(step.optimizer_s for step in steps) == pytest.approx(0.003, rel=0.5)
+        if execution == "concurrent":  # 4 ms of data, half of 30 and of 6: a rank wakes late, and never early
+            assert min(step.other_s for step in steps) > 0.004 - 1e-4
+            assert min(step.compute_s for step in steps) > 0.015 - 1e-3
+            assert min(step.wall_s for step in steps) > 0.022 - 1e-4
         assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
     again, _ = ran(tmp_path, "--config", "out.json", "--steps", "1", "--method", "dense,overlap=on")
     assert again.scenario["recording"] == result.scenario["recording"]
@@ -73,7 +73,7 @@ def test_it_sends_what_the_model_itself_sends(tmp_path: Path) -> None:
         "topk,overlap=on",
         "topk,overlap=off",
     )
-    link = ["--workers", "2", "--link", "bucket", "--bandwidth", "1gbps", "--steps", "3", *methods]
+    link = ["--workers", "2", "--link", "bucket", "--bandwidth", "200mbps", "--steps", "3", *methods]
     _plant(tmp_path / "cnn.netsim")
     played, _ = ran(tmp_path, "--recording", "cnn.netsim", *link)
     trained, _ = ran(tmp_path, "--model", "simple_cnn", *link)
@@ -114,7 +114,18 @@ def test_sizes_without_names_or_gradients_in_two_types(tmp_path: Path) -> None:
     file(tmp_path / "trace.netsim", of)
     result, shown = ran(
         tmp_path,
-        *("--recording", "trace.netsim", "--workers", "2", "--link", "bucket", "--steps", "2"),
+        *(
+            "--recording",
+            "trace.netsim",
+            "--workers",
+            "2",
+            "--link",
+            "bucket",
+            "--bandwidth",
+            "200mbps",
+            "--steps",
+            "2",
+        ),
         *of_methods("dense", "topk"),
         *("--baseline", "none"),
     )
