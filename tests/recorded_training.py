@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import Recording
-from netsim_ddp.workloads.recording.recorder import Recorder, Settings
+from netsim_ddp.workloads.recording.recorder import Recorder
+from netsim_ddp.workloads.recording.session import Settings
 
 STEPS = 2
 ALL = 3 + 2 * STEPS + 3
@@ -68,8 +70,8 @@ class Kept:
         assert self.recording is None
         self.recording, self.sets = Recording.model_validate(recording.model_dump()), sets
 
-    def tell(self, backward: int, reason: str) -> None:
-        self.reason = f"{backward}: {reason}"
+    def tell(self, backward: int, problem: UsageError) -> None:
+        self.reason = f"{backward}: {problem}"
 
 
 def own_hook(log, bucket):  # type: ignore[no-untyped-def] # torch reads annotations, and not as text

@@ -8,6 +8,7 @@ import torch
 
 from netsim_ddp.workloads.recording.gradients import (
     BLOCK,
+    BUDGET_BYTES,
     indices_of,
     kept_of,
     packed,
@@ -38,8 +39,8 @@ def test_what_is_no_whole_blocks_is_refused(numel: int, kept: int) -> None:
 def test_sets_fit_in_the_budget_and_small_parameters_are_whole() -> None:
     sizes = [100, 5000, 11_000_000, 20_000_000, 0]
     kept = kept_of(sizes, 3)
-    assert 3 * 2 * sum(kept) <= 50_000_000
-    assert sum(kept) > 0.99 * 50_000_000 / 6
+    assert 3 * 2 * sum(kept) <= BUDGET_BYTES
+    assert sum(kept) > 0.99 * BUDGET_BYTES / 6
     assert kept[0] == 100
     assert kept_of([100, 5000], 3) == [100, 5000]
 

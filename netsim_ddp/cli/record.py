@@ -24,9 +24,8 @@ def record(
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the recording is written.")
     ] = Path("recording.netsim"),
     steps: Annotated[
-        int,
-        typer.Option(min=1, max=1000, metavar="N", help="Steps to watch, and as many that are not watched."),
-    ] = 10,
+        Text, typer.Option(metavar="N", help="Steps to watch, and as many that are not watched. [10]")
+    ] = None,
     gradients: Annotated[
         Text,
         typer.Option(
@@ -60,6 +59,8 @@ def record(
     how = gradients or "sampled"
     if how not in ("sampled", "full", "none"):
         raise UsageError(f"--gradients {how!r}", hint="sampled, full or none")
+    if not (number := steps or "10").isdecimal() or not 1 <= int(number) <= 1000:
+        raise UsageError(f"--steps {number}", hint="a whole number, 1 to 1000")
     target = writable(output)
     if trace is not None:
         _of_trace(trace, program, target)
@@ -70,7 +71,7 @@ def record(
     from netsim_ddp.report.terminal.record import record_lines
     from netsim_ddp.tools.record.command import record_program
 
-    outcome = record_program(program, target, steps=steps, gradients=how, stop=stop)
+    outcome = record_program(program, target, steps=int(number), gradients=how, stop=stop)
     if outcome.recording is not None:
         for line in record_lines(outcome.recording, str(output), target.stat().st_size):
             say(line)

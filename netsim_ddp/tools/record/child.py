@@ -18,14 +18,15 @@ from netsim_ddp.tools.record.parts import FOLDER, GRADIENTS, STEPS, FolderSink
 if TYPE_CHECKING:
     import numpy as np
 
-    from netsim_ddp.workloads.recording.recorder import Keep
+    from netsim_ddp.workloads.recording.session import Keep
 
 _active: list[Any] = []
 
 
 def begin() -> None:
     """Record this process, as the environment says."""
-    from netsim_ddp.workloads.recording.recorder import Recorder, Settings
+    from netsim_ddp.workloads.recording.recorder import Recorder
+    from netsim_ddp.workloads.recording.session import Settings
 
     folder = Path(os.environ[FOLDER])
     (folder / f"begun-{os.getpid()}").touch()
@@ -48,9 +49,9 @@ class _FileSink:
         recording.environment = environment()
         write(self._path, recording, sets)
 
-    def tell(self, backward: int, reason: str) -> None:
+    def tell(self, backward: int, problem: UsageError) -> None:
         del backward
-        print(f"netsim: no recording: {reason}", file=sys.stderr, flush=True)
+        print(f"netsim: nothing was recorded: {problem}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -70,7 +71,8 @@ def record(path: str | os.PathLike[str], *, steps: int = 10, gradients: Keep = "
     Raises:
         UsageError: ``path`` cannot be written, ``steps`` or ``gradients`` are none, or a recording goes on already.
     """
-    from netsim_ddp.workloads.recording.recorder import Keep, Recorder, Settings
+    from netsim_ddp.workloads.recording.recorder import Recorder
+    from netsim_ddp.workloads.recording.session import Keep, Settings
 
     target = Path(os.path.realpath(path))
     if steps < 1 or isinstance(steps, bool):

@@ -49,8 +49,8 @@ class FolderSink:
         rank, world = recording.ranks[0].rank, recording.world_size
         write(self._folder / f"{rank}-{world}-{os.getpid()}{_SUFFIX}", recording, sets)
 
-    def tell(self, backward: int, reason: str) -> None:
-        text = json.dumps({"backward": backward, "reason": reason})
+    def tell(self, backward: int, problem: UsageError) -> None:
+        text = json.dumps({"backward": backward, "message": problem.message, "hint": problem.hint})
         (self._folder / f"told-{os.getpid()}").write_text(text, encoding="utf-8")
 
 
@@ -120,7 +120,7 @@ def merged(folder: Path, program: Sequence[str]) -> tuple[Recording, list[np.nda
     return first.model_copy(update={"ranks": ranks, "notes": notes, "program": list(program)}), sets
 
 
-def _why(folder: Path) -> tuple[str, str]:
+def _why(folder: Path) -> tuple[str, str | None]:
     """Why there is no part, and what to do."""
 
     def left(what: str) -> list[str]:
@@ -128,9 +128,8 @@ def _why(folder: Path) -> tuple[str, str]:
 
     told = [json.loads(each) for each in left("told")]
     most = max(told, key=lambda each: int(each["backward"]), default=None)
-    loop = "a recorded program trains a torch.nn.Module with loss.backward() and a torch.optim optimizer"
     if most is not None and most["backward"]:
-        return f"nothing was recorded: {most['reason']}", loop
+        return f"nothing was recorded: {most['message']}", most["hint"]
     if failed := left("failed"):
         return (
             f"nothing was recorded: the recorder could not begin: {failed[0]}",
@@ -139,18 +138,21 @@ def _why(folder: Path) -> tuple[str, str]:
     if without := left("without"):
         return (
             f"nothing was recorded: {without[0]} has no netsim_ddp",
-            f"install it there, as it is in {sys.executable}: {without[0]} -m pip install ...",
+            f"install it there too; here it is in {sys.executable}",
         )
     if most is not None:
-        return f"nothing was recorded: {most['reason']}", loop
+        return f"nothing was recorded: {most['message']}", most["hint"]
     if left("begun"):
         return (
             "nothing was recorded: the processes that imported torch were killed, or left by os._exit",
             "with netsim_ddp.record(FILE): around the loop writes the file as soon as its steps are there",
         )
     if left("python"):
-        return "nothing was recorded: no process of the program imported torch", loop
+        return (
+            "nothing was recorded: no process of the program imported torch",
+            "name the program that trains",
+        )
     return (
-        "nothing was recorded: the program started no Python that could be watched (python -I, -S and -E cannot)",
-        "leave the flag away, or put with netsim_ddp.record(FILE): around the loop",
+        "nothing was recorded: the program started no Python that could be watched; with -I, -S or -E none can",
+        "or write with netsim_ddp.record(FILE): around the loop",
     )

@@ -5,10 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,18 +13,10 @@ from netsim_ddp import __version__
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.recording import Bucket, Gradients, Overhead, Parameter, RankSteps, Recording
 from netsim_ddp.workloads.recording.ddp import hook_name
-from netsim_ddp.workloads.recording.found import Trained, class_of, device_of, type_name
+from netsim_ddp.workloads.recording.found import class_of, device_of, type_name
 from netsim_ddp.workloads.recording.gradients import BLOCK
-from netsim_ddp.workloads.recording.steps import Watch, as_step, lengths
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Gradients of step ``number``, float16 [sum of kept], in the order of the recording's parameters."""
-
-    number: int
-    values: np.ndarray
-    scales: list[float]
+from netsim_ddp.workloads.recording.session import Session
+from netsim_ddp.workloads.recording.steps import as_step, lengths
 
 
 def world_here() -> int:
@@ -36,24 +25,12 @@ def world_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def assembled(
-    trained: Trained,
-    watch: Watch,
-    buckets: Sequence[Sequence[int]],
-    sets: Sequence[Sampled],
-    kept: list[int],
-    *,
-    rank: int,
-    batch: int | None,
-) -> Recording:
-    """One rank's recording; ``begin_s`` of its steps is on the host's clock, since the machine started.
-
-    Args:
-        buckets: of each its parameters, by number.
-        kept: of each parameter, in the recording's order.
-    """
+def assembled(session: Session, *, rank: int) -> Recording:
+    """One rank's recording; ``begin_s`` of its steps is on the host's clock, since the machine started."""
+    trained, watch, buckets, sets = session.trained, session.watch, session.buckets, session.sampling.sets
     named = list(trained.parameters.items())
-    order = [each for bucket in reversed(buckets) for each in bucket]
+    order = session.order
+    kept = [session.sampling.kept[each] for each in order] if session.sampling.kept else []
     whole = kept == [named[each][1].numel() for each in order]
     notes = list(trained.notes)
     if watch.left_out:
@@ -81,7 +58,7 @@ def assembled(
         model=class_of(trained),
         hook=None if trained.ddp is None else hook_name(trained.ddp),
         world_size=world_here(),
-        batch_size=batch,
+        batch_size=session.batch,
         parameters=[
             Parameter(name=named[each][0], shape=list(named[each][1].shape), dtype=type_name(named[each][1]))
             for each in order

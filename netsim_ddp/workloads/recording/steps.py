@@ -23,11 +23,12 @@ SETS = 3
 
 def schedule(steps: int, sets: int) -> list[Kind]:
     """``steps`` steps with the clock on and as many with it off, in turns of on, off, off, on: a training that does
-    two things in turn, or slows down as it goes on, is the same in both. ``sets`` others lie evenly between."""
+    two things in turn, or slows down as it goes on, is the same in both. ``sets`` others are spaced from the second to
+    the last, so that a training that ends early has one."""
     turns: tuple[Kind, ...] = ("on", "off", "off", "on")
     timed = [turns[number % 4] for number in range(2 * steps)]
     for number in reversed(range(sets)):
-        timed.insert(max((2 * number + 1) * len(timed) // (2 * sets), 1), "gradients")
+        timed.insert(1 + number * (2 * steps - 1) // max(sets - 1, 1), "gradients")
     before: list[Kind] = ["warm-up"] * WARM_UP
     return before + timed
 
