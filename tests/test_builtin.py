@@ -27,6 +27,7 @@ NAMES = (
     "ratio",
     "scaling",
     "stragglers",
+    "validation",
     "wan",
 )
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from netsim_ddp import __version__
-from netsim_ddp.errors import NetsimError
+from netsim_ddp.errors import NetsimError, UsageError
+from netsim_ddp.link.spec import SEGMENT_PAYLOAD, SEGMENT_WIRE
 from netsim_ddp.methods import takes
 from netsim_ddp.predict.message_cost import Costs, MessageCost, measured
 from netsim_ddp.predict.runner import predicted
@@ -89,9 +90,23 @@ def _scenario(result: Result, cell: Cell) -> PredictScenario:
         PredictScenario,
         values
         | {"methods": [{"name": cell.method, "params": params}], "baseline": "none", "overlap": "off"}
-        | {"workers": cell.workers, "threads": cell.threads, "ready_from": ready},
+        | {"workers": cell.workers, "threads": cell.threads, "ready_from": ready}
+        | _rate(cell),
         None,
     )
+
+
+def _rate(cell: Cell) -> dict[str, int]:
+    """Of a real network, the line rate at which TCP would deliver what the ranks measured.
+
+    Raises:
+        UsageError: nobody measured it, or there was no network.
+    """
+    if cell.link.mechanism in ("tc", "bucket"):
+        return {}
+    if cell.link.mechanism == "none" or not cell.link.measured_bps:
+        raise UsageError("it ran on a link of which no rate is known", hint="measure it with --bandwidth")
+    return {"bandwidth_bps": round(cell.link.measured_bps * SEGMENT_WIRE / SEGMENT_PAYLOAD)}
 
 
 def _costs(cell: Cell) -> Costs:
