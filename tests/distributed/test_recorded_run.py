@@ -58,7 +58,6 @@ def test_every_method_plays_the_recorded_moments(tmp_path: Path, execution: str)
         assert len(steps) == 2 * 4
         if execution == "concurrent":  # 4 ms of data, half of 30 and of 6: a rank wakes late, and never early
             assert min(step.other_s for step in steps) > 0.004 - 1e-4
-            assert min(step.compute_s for step in steps) > 0.015 - 1e-3
             assert min(step.wall_s for step in steps) > 0.022 - 1e-4
         assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
     again, _ = ran(tmp_path, "--config", "out.json", "--steps", "1", "--method", "dense,overlap=on")
