@@ -34,7 +34,17 @@ DDP = (
     "wrapped",
     "two optimizers",
 )
-PLAIN = ("plain", "accumulated", "evaluated", "scaler", "checkpoint", "inner", "closure")
+PLAIN = (
+    "plain",
+    "accumulated",
+    "evaluated",
+    "scaler",
+    "checkpoint",
+    "inner",
+    "closure",
+    "compiled",
+    "compiled in place",
+)
 
 
 class Net(nn.Module):
@@ -85,6 +95,10 @@ def train(how: str, rank: int, steps: int, log: list[Any]) -> Tensor:
     torch.manual_seed(1)
     net: nn.Module = Net()
     called: Callable[..., Any] = net
+    if how == "compiled":
+        called = torch.compile(net, backend="eager")
+    if how == "compiled in place":
+        net.compile(backend="eager")
     if how in DDP:
         options = {
             "unused": {"find_unused_parameters": True},

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import netsim_ddp
+from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import Recording
+from netsim_ddp.results.recording_file import read_gradients
 from tests.distributed.ranks import on_ranks
-from tests.recorded_training import ALL, DDP, PLAIN, STEPS, Kept, watched
+from tests.recorded_training import ALL, DDP, PLAIN, STEPS, Kept, train, watched
 
 CLOSE_S = 0.001
 """A scheduler's whim on a machine that is shared, for which a test must not fail; moments differ by far less."""
@@ -172,3 +176,32 @@ def own_gradients(rank: int, _: int) -> tuple[Any, Any]:
         return 0, 0
     [scale] = kept.recording.gradients.scales[0]
     return kept.sets[0].astype(np.float64) * scale, own[kept.recording.gradients.steps[0]]
+
+
+def test_a_script_records_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.netsim"
+    with netsim_ddp.record(path, steps=STEPS, gradients="none"):
+        train("accumulated", 0, ALL, [])
+    recording, sets = read_gradients(path)
+    assert not sets
+    assert len(recording.ranks[0].steps) == STEPS
+    assert recording.ranks[0].steps[0].begin_s == 0
+    assert recording.environment["torch"]
+    path.unlink()
+    with netsim_ddp.record(path):
+        pass
+    assert capsys.readouterr().err.startswith("netsim: nothing was recorded: no step was seen")
+    assert not path.exists()
+
+
+def test_a_script_that_asks_for_what_is_not_there(tmp_path: Path) -> None:
+    def refused(message: str, *words: Any, **options: Any) -> None:
+        with pytest.raises(UsageError, match=message), netsim_ddp.record(*words, **options):
+            pass
+
+    refused("steps is 0", tmp_path / "a", steps=0)
+    refused("gradients is 'some'", tmp_path / "a", gradients="some")
+    refused("cannot write", tmp_path)
+    refused("cannot write", tmp_path / "none" / "a")
+    with netsim_ddp.record(tmp_path / "a"):
+        refused("a recording goes on already", tmp_path / "b")

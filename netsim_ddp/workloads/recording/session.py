@@ -28,6 +28,23 @@ class Settings:
     keep: Keep = "sampled"
 
 
+class _Called:
+    """Tells when ``module``, which ``module.compile()`` has compiled, is called: a hook would be compiled with it."""
+
+    def __init__(self, module: Any, told: _Told) -> None:
+        self._module, self._before = module, module._compiled_call_impl
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            told(module, args)
+            return self._before(*args, **kwargs)
+
+        self._own = module._compiled_call_impl = call
+
+    def remove(self) -> None:
+        if self._module._compiled_call_impl is self._own:
+            self._module._compiled_call_impl = self._before
+
+
 class Session:
     """One model's steps. Whoever calls asks :attr:`over` after each forward and each backward that begins."""
 
@@ -84,7 +101,11 @@ class Session:
             if not torch.compiler.is_compiling():  # nothing of this stands in a graph
                 told(module, args)
 
-        self._handles += [module.register_forward_pre_hook(hook) for module in modules]
+        for module in modules:
+            if module._compiled_call_impl is None:
+                self._handles.append(module.register_forward_pre_hook(hook))
+            else:
+                self._handles.append(_Called(module, told))
 
     def _forward(self, module: nn.Module, args: Any) -> None:
         if self.watch.in_backward:  # a checkpoint's forward, again
