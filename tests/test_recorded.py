@@ -20,6 +20,7 @@ from netsim_ddp.results.identity import planned
 from netsim_ddp.results.recording import Pass, Step
 from netsim_ddp.scenario import build_scenario
 from netsim_ddp.scenario.matrix import expand, override, parse
+from netsim_ddp.scenario.settings import ADAM_DENSE_BELOW
 from netsim_ddp.scenario.steps import Scenario
 from netsim_ddp.steps.execution import Execution, Play
 from netsim_ddp.steps.phases import HostClock, Phase, StepSample, StepTimer
@@ -52,6 +53,14 @@ def test_another_recording_of_one_model_is_another_model(tmp_path: Path, recorde
     other = file(tmp_path / "other.netsim", recording(optimizer="Adam"))
     one, two = (build_scenario({"recording": str(path)}) for path in (recorded, other))
     assert one.model != two.model
+
+
+def test_what_adam_trained_is_sent_as_under_adam(tmp_path: Path) -> None:
+    for optimizer, below in (("SGD", None), ("AdamW", ADAM_DENSE_BELOW)):
+        path = file(tmp_path / f"{optimizer}.netsim", recording(optimizer=optimizer))
+        cells = build_scenario({"recording": str(path)}).cells()
+        (topk,) = (cell for cell in cells if cell.name == "topk")
+        assert topk.params.get("dense_below") == below
 
 
 @pytest.mark.parametrize(

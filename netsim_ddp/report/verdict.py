@@ -50,7 +50,9 @@ def verdict(result: Result) -> list[str]:
 
 def _sent_whole(result: Result) -> list[str]:
     """What methods send whole under Adam, and why."""
-    optimizer = str(result.scenario.get("optimizer", "sgd"))
+    recording = result.scenario.get("recording")
+    said = recording if isinstance(recording, dict) else result.scenario
+    optimizer = clean(str(said.get("optimizer", "sgd")))
     below = {
         label(cell, [cell]): cell.params["dense_below"]
         for cell in result.cells

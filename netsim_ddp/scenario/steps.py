@@ -157,6 +157,13 @@ class Scenario(Settings):
             }
         )
 
+    @property
+    def under_adam(self) -> bool:
+        """Whether Adam or AdamW updates the parameters, here or where the recording was made."""
+        if self.recording is not None:
+            return (self.recording.optimizer or "").startswith("Adam")
+        return self.optimizer != "sgd"
+
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell: ``ratio`` filled in, ``dense_below`` under Adam, and ``dense`` doubled.
 
@@ -173,7 +180,7 @@ class Scenario(Settings):
         for method in self.methods:
             params = self._with_ratio(method)
             whole = takes(method.name, "dense_below") and params.get("scope", "parameter") == "parameter"
-            if whole and self.optimizer != "sgd":
+            if whole and self.under_adam:
                 params.setdefault("dense_below", ADAM_DENSE_BELOW)
             baseline = entry_of(method.name).is_baseline
             if overlap and not baseline and takes(method.name, "overlap"):

@@ -12,6 +12,9 @@ from torch import Tensor
 from netsim_ddp.compression import Codec, accumulate_select, segment_table
 from netsim_ddp.compression.shards import add_at
 from netsim_ddp.tools.codec_bench import make_input
+from netsim_ddp.workloads.emulated import record_gradient_sets
+from netsim_ddp.workloads.workload import build_workload
+from tests.test_reconstruction import rebuilt
 
 N = 25_557_032  # ResNet-50's parameters
 RATIOS = [0.1, 0.01, 0.001]
@@ -50,6 +53,34 @@ def test_feedback_and_selection(benchmark, gradient, ratio):
 
     benchmark.pedantic(
         lambda: accumulate_select(gradient, residual, offsets, ks, values, indices),
+        setup=reset,
+        rounds=ROUNDS,
+        warmup_rounds=1,
+    )
+
+
+@pytest.mark.parametrize("gradients", ["whole", "filled-up"])
+@pytest.mark.parametrize("model", ["resnet18-small", "transformer"])
+def test_selection_from_a_recording(benchmark, tmp_path, model, gradients):
+    """Half of resnet18 is kept, and a third of the transformer: selection takes as long as from whole gradients."""
+    torch.set_num_threads(1)
+    sets = record_gradient_sets(build_workload(model=model, batch_size=4), 2)
+    sizes = [each.numel() for each in sets[0]]
+    if gradients == "filled-up":
+        sets = rebuilt(
+            tmp_path / "r.netsim", sets, 2 * 2 * sum(sizes) // (3 if model == "transformer" else 2)
+        )
+    flat = torch.cat([each.reshape(-1) for each in sets[0]])
+    offsets, ks = segment_table(sizes, 0.01)
+    k = int(ks.sum())
+    values, indices = torch.empty(k), torch.empty(k, dtype=torch.int32)
+    start, residual = flat * 0.5, torch.empty_like(flat)
+
+    def reset() -> None:
+        residual.copy_(start)
+
+    benchmark.pedantic(
+        lambda: accumulate_select(flat, residual, offsets, ks, values, indices),
         setup=reset,
         rounds=ROUNDS,
         warmup_rounds=1,
