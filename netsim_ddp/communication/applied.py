@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,10 +26,22 @@ def when_backward_ends(then: Callable[[], None]) -> None:
 
 
 class HookCall:
-    """One call of the hook: DDP's memory, and the future that DDP waits for."""
+    """One call of the hook: DDP's memory, whose gradients lie there, and the future that DDP waits for.
 
-    def __init__(self, bucket: GradBucket) -> None:
-        self.buffer, self.gradients = bucket.buffer(), bucket.gradients()
+    ``checked``: the same memory held the same parameters' gradients in an earlier step.
+    """
+
+    gradients: list[Tensor]
+    parameters: list[Tensor]
+
+    def __init__(self, bucket: GradBucket, known: HookCall | None = None) -> None:
+        self.buffer = bucket.buffer()
+        self.checked = known is not None and known.buffer.data_ptr() == self.buffer.data_ptr() != 0
+        if known is not None and self.checked:
+            # Taking them from the bucket makes a tensor for each. That memory is still DDP's: it has been kept alive.
+            self.gradients, self.parameters = known.gradients, known.parameters
+        else:
+            self.gradients, self.parameters = bucket.gradients(), bucket.parameters()
         self.places: list[int] = []
         self.future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[self.buffer.device] if self.buffer.is_cuda else None
@@ -40,18 +51,19 @@ class HookCall:
         self.future.set_result(self.buffer)
 
 
-@dataclass
 class Given:
-    """An average that is in DDP's bucket, and the parameter that should get it."""
+    """An average that is in DDP's bucket, and the parameter that should get it.
 
-    parameter: Tensor
-    average: Tensor
-    """Float32, of the parameter's shape, without the loss's scale."""
-    bucket: Tensor
-    """The same in DDP's memory, with it."""
+    Args:
+        average: float32 [n], without the loss's scale.
+        bucket: the same in DDP's memory, with it.
+    """
 
-    def __post_init__(self) -> None:
-        self._before = self.parameter.grad
+    __slots__ = ("_before", "_version", "average", "bucket", "parameter")
+
+    def __init__(self, parameter: Tensor, average: Tensor, bucket: Tensor) -> None:
+        self.parameter, self.average, self.bucket = parameter, average, bucket
+        self._before = parameter.grad
         self._version = None if self._before is None else self._before._version
 
     def not_applied(self, scale: float) -> Tensor | None:
@@ -59,11 +71,11 @@ class Given:
         parameter that no rank used in this step as it is."""
         grad = self.parameter.grad
         if grad is None:
-            return self.average
+            return self.average.view_as(self.parameter)
         written = grad is not self._before or grad._version != self._version
         if written or grad.data_ptr() == self.bucket.data_ptr():  # as under gradient_as_bucket_view
             return None
-        return self.average - grad.to(self.average.dtype) / scale
+        return self.average.view_as(grad) - grad.to(self.average.dtype) / scale
 
 
 class ClearedBetweenSteps:

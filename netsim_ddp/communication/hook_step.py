@@ -94,14 +94,14 @@ class HookStep:
         self._wanted = next(self._turns, None)
         self._thread = _Thread(self) if parts.in_thread else None
 
-    def receive(self, call: HookCall, parameters: list[Tensor]) -> None:
-        """The gradients of ``parameters`` are in DDP's bucket.
+    def receive(self, call: HookCall) -> None:
+        """The gradients of the call's parameters are in DDP's bucket.
 
         Raises:
             UsageError: the buckets are another DDP model's than those of the step before.
         """
         parts = self._parts
-        for parameter, gradient in zip(parameters, call.gradients, strict=True):
+        for parameter, gradient in zip(call.parameters, call.gradients, strict=True):
             place = parts.place[id(parameter)]
             if parts.came is not None and place not in parts.came:
                 self._refuse_other_model(place, "now and not in the step before")
@@ -204,7 +204,7 @@ class HookStep:
                 average, parameter = averages[place], parameters[place]
                 if average is not gradient:
                     rescale(average.view_as(gradient), scale, gradient)
-                given.append((place, Given(parameter, average.view_as(parameter), gradient)))
+                given.append((place, Given(parameter, average, gradient)))
         when_backward_ends(lambda: _keep_unapplied(parts, given, scale))
 
     def _refuse_other_model(self, place: int, when: str) -> None:

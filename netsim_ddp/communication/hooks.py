@@ -120,6 +120,8 @@ class HookState(GradientAveraging):
     def _unbound(self) -> None:
         self._start_anew()
         self._named: Named | None = None
+        self._buckets: dict[int, HookCall] = {}
+        """The last call for each of DDP's buckets, by its number."""
         self._step: HookStep | None = None
         """The one that DDP's calls are making up."""
         self._unfrozen: set[str] = set()
@@ -174,6 +176,7 @@ class HookState(GradientAveraging):
         self._flat, self._saved, self._compared = flat, None, False
         self._overlaps = self.overlap
         self._parts = Parts(flat, cuts, methods, self.method)
+        self._buckets = {}
 
     def _prepare_step(self, group: Group) -> None:
         """Before a step: build what could not be built yet, and again where the group, or the parameters' device or
@@ -210,9 +213,9 @@ class HookState(GradientAveraging):
                 "this state was unpickled or deep-copied: call state.bind(model.named_parameters()) first"
             )
         group = self.group
-        call = HookCall(bucket)
+        call = HookCall(bucket, self._buckets.get(bucket.index()))
         if group.world_size == 1:
-            self._apply_alone(bucket, call, group)
+            self._apply_alone(call, group)
             call.answer()
         else:
             with own_modes(bucket.buffer().device):
@@ -223,12 +226,16 @@ class HookState(GradientAveraging):
         if bucket.index() == 0:
             self._end_step()  # whatever an interrupted backward left is void
             self._prepare_step(group)
+            if not call.checked:
+                self._buckets = {}  # DDP has cut them anew
             scale = self._loss_scale.now() if self._parts.keeps_units else 1.0
             self._step = HookStep(self._parts, scale, self._unfrozen, self)
         assert self._step is not None
-        for parameter in bucket.parameters():
-            self._check(parameter, bucket.buffer())
-        self._step.receive(call, bucket.parameters())
+        # A layout that was made anew for this step does not know any bucket.
+        for parameter in () if bucket.index() in self._buckets and call.checked else call.parameters:
+            self._check(parameter, call.buffer)
+        self._buckets[bucket.index()] = call
+        self._step.receive(call)
         if bucket.is_last():
             self._complete(self._step)
 
@@ -252,7 +259,7 @@ class HookState(GradientAveraging):
         if self._choice is not None:
             self._choice.step_ended()
 
-    def _apply_alone(self, bucket: GradBucket, call: HookCall, group: Group) -> None:
+    def _apply_alone(self, call: HookCall, group: Group) -> None:
         """One rank exchanges nothing; what several had pending goes into the first gradients that it has."""
         if (kept := self._kept()) is not None:
             self._waiting = self._checked(kept, group, None).merged(RESIDUALS, folded=True)
@@ -261,7 +268,7 @@ class HookState(GradientAveraging):
             return
         assert self._named is not None
         names = {id(parameter): name for name, parameter in self._named}
-        for parameter, gradient in zip(bucket.parameters(), call.gradients, strict=True):
+        for parameter, gradient in zip(call.parameters, call.gradients, strict=True):
             add_pending(self._waiting, names[id(parameter)], gradient, self._loss_scale.now())
 
     def _check(self, parameter: Tensor, buffer: Tensor) -> None:
