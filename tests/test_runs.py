@@ -265,8 +265,9 @@ def test_an_outbox_writes_what_its_mailboxes_write(
     assert torch.equal(_bits(received), _bits(wanted))
     assert together.counter == one_by_one.counter
     if max(counts) > 1:
+        wrong = torch.cat([part.flip(0) for part in parts])
         with pytest.raises(ValueError, match="ascend"):
-            outbox.write(entries, positions.flip(0), bounds)
+            outbox.write(entries, wrong, bounds)
 
 
 @needs_compiled

@@ -17,7 +17,7 @@ from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.methods.topk import collective_of
 from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import SMALL_ROUND_S, Group
-from netsim_ddp.methods import entry_of
+from netsim_ddp.methods import entry_of, takes
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict.clock import Computed
 from netsim_ddp.predict.rehearsal import Rehearsal, rehearse
@@ -106,7 +106,7 @@ def _chosen(method: MethodSpec, flat: FlatGradients, bucket: tuple[int, int], gr
     """How the method would exchange that part on the group's link."""
     options = {key: value for key, value in method.params.items() if key != "overlap"}
     numel = sum(parameter.numel() for parameter in flat.parameters[slice(*bucket)])
-    return collective_of(numel, group, options) if method.name == "topk" else None
+    return collective_of(numel, group, options) if takes(method.name, "collective") else None
 
 
 def subject_of(scenario: PredictScenario) -> Subject:

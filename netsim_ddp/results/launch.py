@@ -70,8 +70,8 @@ class RecordedBucket(Strict):
 
 class RecordedLaunch(Strict):
     """Where the launched program's own steps went. ``step_s`` is the slowest rank's, in the median;
-    ``without_exchange_s`` is worked out and not measured: what it would be if exchanges took no time. ``file`` holds
-    the recording, whose key is ``key``."""
+    ``without_exchange_s`` is worked out and not measured: what it would be if exchanges took no time. ``file`` is the
+    name of the recording's file, ``key`` the recording's key."""
 
     file: str
     key: str

@@ -126,7 +126,7 @@ class Split(TopKSplitReduce):
         super()._compress()
         self.steps += 1
         if self.group.rank == 1 and self.steps == 3:
-            self._requests[0][{where}] ^= 255
+            self._requests.messages[0][{where}] ^= 255
 '''
 
 

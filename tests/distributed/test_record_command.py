@@ -43,8 +43,10 @@ def test_a_script_without_ddp_and_all_that_surrounds_it(tmp_path: Path) -> None:
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
     lines = done.stderr.splitlines()
     assert lines[0].startswith("netsim: Sequential, 1.13M parameters in 2 buckets (no DDP")
-    assert any("no data, no parameters: all gradients of 3 steps" in line for line in lines)
-    assert lines[-1] == "netsim: next: netsim run --recording a.netsim --bandwidth 1gbps"
+    assert any("holds no data and no parameters" in line and "gradients" in line for line in lines)
+    assert (
+        lines[-1] == "netsim: next: netsim show a.netsim, netsim run --recording a.netsim --bandwidth 1gbps"
+    )
     recording, sets = read_gradients(tmp_path / "a.netsim")
     assert recording.source == "plain"
     assert [len(each) for each in sets] == [recording.numel] * 3
@@ -160,7 +162,7 @@ def test_a_signal_reaches_the_program_and_nothing_is_left(number: signal.Signals
         (["--gradients", "some", "--", "true"], "--gradients 'some' (sampled, full or none)"),
         (["--steps", "0", "--", "true"], "--steps 0 (a whole number, 1 to 1000)"),
         (["--steps", "x", "--", "true"], "--steps x (a whole number, 1 to 1000)"),
-        ([], "missing argument"),
+        ([], "nothing to record (write netsim record -- python train.py"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_before_the_program_starts(

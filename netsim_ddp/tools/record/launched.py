@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import NetsimError
 from netsim_ddp.link.launch import Outcome
 from netsim_ddp.results.launch import Launch, recorded_launch
 from netsim_ddp.results.recording_file import write
@@ -20,7 +20,7 @@ def launch_recorded(
     *,
     steps: int,
     gradients: str,
-) -> tuple[Launch, Outcome, UsageError | None]:
+) -> tuple[Launch, Outcome, NetsimError | None]:
     """Launch ``program`` by ``run``, which takes what its ranks' environment has more, and write the recording of all
     ranks to ``target``, however the program ended.
 
@@ -35,6 +35,6 @@ def launch_recorded(
         try:
             recording, sets = merged(Path(folder), program)
             write(target, recording, sets)
-        except UsageError as problem:
+        except NetsimError as problem:
             return launch, outcome, problem
-    return launch.model_copy(update={"recorded": recorded_launch(recording, str(target))}), outcome, None
+    return launch.model_copy(update={"recorded": recorded_launch(recording, target.name)}), outcome, None
