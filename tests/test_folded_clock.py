@@ -37,11 +37,12 @@ def test_one_rank_for_all_is_the_clock_of_all(ranks: int, delay_s: float) -> Non
         now = expected + 0.1
 
 
-def test_exchanges_that_overlap_share_the_line() -> None:
-    spec = LinkSpec(workers=4, rate_bps=10**8)
-    whole, one = LinkClock(spec), FoldedClock(spec)
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1])
+def test_exchanges_that_overlap_share_the_line(delay_s: float) -> None:
+    spec = LinkSpec(workers=4, rate_bps=10**8, delay_s=delay_s)
+    whole, one = LinkClock(spec, tcp=TCP), FoldedClock(spec, tcp=TCP)
     operation = Operation("allreduce", 4 << 20, itemsize=4)
-    for start in (1.0, 1.05, 1.06):
+    for start in (1.0, 1.05, 1.06, 9.0, 9.01):
         expected = whole.complete(operation, [start] * 4).deadline
         assert one.complete(operation, start) == pytest.approx(expected, rel=0.01)
 

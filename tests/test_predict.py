@@ -89,6 +89,7 @@ def test_the_command_writes_a_result_that_reports_read(tmp_path: Path) -> None:
     }
     shown = answer(["report", "p.json"], tmp_path)
     assert shown.returncode == 0, shown.stderr
+    assert "p.json holds predictions" in complaint(["predict", "--validate", "p.json"], tmp_path)
 
 
 def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_every_method_can_be_rehearsed_among_any_number_of_ranks(name: str, para
         starts = [event.wire for event in found.events if isinstance(event, Start)]
         assert fulls == [0, 1]
         assert sorted(event.wire for event in found.events if isinstance(event, Finish)) == sorted(starts)
-        assert all(len(event.took_s) == 5 for event in found.events if isinstance(event, Work))
+        assert all(len(event.took_s) >= 5 for event in found.events if isinstance(event, Work))
         assert starts
 
 

@@ -130,6 +130,8 @@ def _recording(record: Path | None, steps: str | None, gradients: str | None) ->
         if flag := "--record-steps" if steps else "--record-gradients" if gradients else "":
             raise UsageError(f"{flag} is of a recording, and none is made", hint="add --record FILE")
         return None, 0, ""
+    if str(record).startswith("-"):  # --record -- python train.py
+        raise UsageError("--record needs a file", hint="write --record r.netsim -- python train.py")
     if steps is not None and not (steps.isascii() and steps.isdigit() and 1 <= int(steps) <= 1000):
         raise UsageError(f"--record-steps {steps!r}", hint="a number from 1 to 1000")
     if gradients not in (None, "sampled", "full", "none"):

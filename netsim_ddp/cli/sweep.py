@@ -154,6 +154,8 @@ def carry_out(name: str, matrix: Matrix, command: Command, runs: list[Run], json
     from netsim_ddp.sweep.runner import Sweep
 
     path, explicit = _path(name, json, dry_run=False)
+    if not explicit:
+        path = new_file()  # nothing goes on from it, and the one before stays
     selected = frozenset(cell.id for run in runs for cell in run.cells)
     going = Sweep(name, matrix, runs, selected=selected, kept={}, known={})
     files = SavedFiles(path, path if explicit else None)

@@ -25,7 +25,9 @@ from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import CodecWork, Group, Wire, segments_of
 from netsim_ddp.link.bucket.schedule import Sent
 
-WARMUP, STEPS = 2, 5
+WARMUP, STEPS, MORE, BUDGET_S = 2, 5, 15, 0.5
+"""A step is rehearsed that often, and more often while that takes no time: another program's turn on the processor is
+then in few of them."""
 Substituted = Callable[[CodecWork], float]
 
 
@@ -142,7 +144,10 @@ def rehearse(
     parts = [stages(segments_of(method, name)) if group.world_size > 1 else [] for method in methods]
     steps: list[list[Event]] = []
     sets = itertools.cycle(gradients)
-    for number in range(WARMUP + STEPS):
+    began = time.perf_counter()
+    for number in range(WARMUP + MORE):
+        if number >= WARMUP + STEPS and time.perf_counter() - began > BUDGET_S:
+            break
         for view, gradient in zip(flat.views, next(sets), strict=True):
             view.copy_(gradient)
         notes = _Notes(substituted)

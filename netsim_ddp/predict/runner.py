@@ -17,7 +17,7 @@ from netsim_ddp.methods import entry_of
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.clock import PredictedLink
-from netsim_ddp.predict.rehearsal import STEPS, Rehearsal
+from netsim_ddp.predict.rehearsal import STEPS, Rehearsal, Work
 from netsim_ddp.predict.subject import Subject, ready_times, subject_of
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
@@ -122,7 +122,8 @@ def _repeat(
     rehearsal = subject.rehearse(scenario, method, number)
     computed = subject.computed(scenario, subject.buckets(bool(method.params.get("overlap"))))
     link = PredictedLink(scenario.link_spec(), costs)
-    count = max(STEPS, len(computed))
+    took = max((len(each.took_s) for each in rehearsal.events if isinstance(each, Work)), default=STEPS)
+    count = max(took, len(computed))
 
     def play(step: int) -> StepRecord:
         return step_records([link.play(rehearsal, computed[step % len(computed)], step)])[0]

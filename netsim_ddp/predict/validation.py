@@ -35,9 +35,17 @@ _OF_A_RUN = {
 
 
 def validate(results: Mapping[str, Result], *, command: Sequence[str], report: Report) -> Validation:
-    """Predict every measured cell of ``results``, by the names of their files."""
+    """Predict every measured cell of ``results``, by the names of their files.
+
+    Raises:
+        UsageError: a file holds predictions.
+    """
     rows: list[ValidatedCell] = []
     for source, result in results.items():
+        if any(cell.execution == "predicted" for cell in result.cells):
+            raise UsageError(
+                f"{source} holds predictions, which measure nothing", hint="name a file of netsim run --json"
+            )
         cells = summarise(result.cells)
         for cell in cells:
             if cell.summary is None or cell.workers == 1:

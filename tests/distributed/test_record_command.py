@@ -171,6 +171,12 @@ def test_what_cannot_be_recorded_is_refused_before_the_program_starts(
     assert message in complaint(["record", *words], tmp_path)
 
 
+def test_a_launch_whose_recording_has_no_name_starts_nothing(tmp_path: Path) -> None:
+    words = ["launch", "-n", "2", "--record", "--", "touch", "started"]
+    assert "write --record r.netsim" in complaint(words, tmp_path)
+    assert not (tmp_path / "started").exists()
+
+
 def _free_port() -> int:
     import socket
 

@@ -36,6 +36,8 @@ class FoldedClock:
         self._receives: list[Span] = []
         self._senders: dict[int, list[float]] = {}
         """What TCP keeps of the connection to each other rank."""
+        self._quiet: dict[int, list[float]] = {}
+        """What it kept when the connection last had nothing to send."""
 
     def complete(self, op: Operation, start: float) -> float:
         """When ``op``, which all ranks call at ``start``, is done (seconds of the caller's clock).
@@ -69,16 +71,28 @@ class FoldedClock:
                     done = max(done, arrived)
                 received.append(got)
         for peer, sender in senders.items():
-            self._senders[peer] = sender.state(start)
+            state = sender.state(start)
+            if state[Sender.LAST] >= self._kept(peer)[Sender.LAST]:
+                self._senders[peer] = state
         self._sends = [(begin + start, end + start) for begin, end in sends]
         self._receives = [(begin + start, end + start) for begin, end in receives]
         return start + done
 
+    def _kept(self, peer: int) -> list[float]:
+        return self._senders.get(peer, [0.0] * Sender.FLOATS)
+
     def _sender(self, peer: int, start: float) -> Sender:
+        """TCP of the connection to ``peer``. Exchanges that are under way together take turns on it, and each finds the
+        window that was there before both, as :class:`~netsim_ddp.link.bucket.clock.LinkClock` has it."""
         assert self._tcp is not None
+        state = self._kept(peer)
+        if state[Sender.LAST] <= start:
+            self._quiet[peer] = state
+        else:
+            state = self._quiet.get(peer, [0.0] * Sender.FLOATS)
         return Sender(
             self._tcp,
-            self._senders.get(peer, [0.0] * Sender.FLOATS),
+            state,
             start,
             back_s=self.spec.delay_s,
             trip_s=2 * self.spec.delay_s,

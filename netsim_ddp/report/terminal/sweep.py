@@ -20,7 +20,7 @@ from netsim_ddp.report.terminal.training import render_training
 from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.verdict import reason
 from netsim_ddp.results.claims import claims, fastest
-from netsim_ddp.results.identity import axes, groups
+from netsim_ddp.results.identity import axes, groups, link_description
 from netsim_ddp.results.labels import clean, label
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
@@ -105,6 +105,8 @@ def _links(result: Result) -> list[str]:
             text += f"; {drops} drops, {retransmits} retransmits"
         elif mechanism == "bucket":
             text += "; bytes are charged, not measured"
+        elif mechanism == "model":
+            text += f": {', '.join(dict.fromkeys(link_description(cell) for cell in cells))}"
         found.append(text)
     return found
 
