@@ -137,8 +137,10 @@ def test_what_ranks_send_takes_its_time_and_is_counted(tmp_path: Path) -> None:
     launch = Launch.model_validate_json((tmp_path / "out.json").read_text())
     receiver, sender = launch.ranks
     wire = 2_000_000 * 1514 / 1448
-    assert sender.tx_bytes == pytest.approx(wire, rel=0.01)
-    assert receiver.rx_bytes == pytest.approx(wire, rel=0.01)
+    # On a busy host a large packet crosses twice now and then (20 to 37 segments more, seen in five of nine runs beside
+    # other tests), without TCP's knowledge.
+    assert wire * 0.999 < sender.tx_bytes < wire * 1.05
+    assert wire * 0.999 < receiver.rx_bytes < wire * 1.05
     assert receiver.tx_bytes < 0.1 * wire
     assert receiver.wall_s > 0.95 * wire * 8 / 50e6
     assert launch.link.requested_bps == 50_000_000
