@@ -134,7 +134,8 @@ def test_a_signal_reaches_the_program_and_nothing_is_left(number: signal.Signals
     (tmp_path / "waits.py").write_text(
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', sys.argv[1]])\n"
-        "try:\n    print('ready', flush=True)\n    time.sleep(99)\nexcept KeyboardInterrupt:\n    print('interrupted', flush=True)\n    sys.exit(3)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(99)\n"
+        "except KeyboardInterrupt:\n    print('interrupted', flush=True)\n    sys.exit(3)\n"
     )
     words = ["-m", "netsim_ddp", "record", "--", sys.executable, "waits.py", str(tmp_path)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
