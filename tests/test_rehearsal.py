@@ -17,7 +17,7 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, entry_of
 from netsim_ddp.predict.clock import Computed, PredictedLink
 from netsim_ddp.predict.message_cost import MessageCost
-from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, beyond, rehearse
+from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, rehearse
 from netsim_ddp.steps.phases import step_records
 
 SIZES = [(200, 300), (300,), (64, 200), (7,)]
@@ -74,29 +74,13 @@ def test_it_sends_what_the_registry_says(name: str, ranks: int) -> None:
     assert found.wire_bytes == pytest.approx(expected, rel=0.12)
 
 
-@pytest.mark.kernels
-def test_the_average_of_ranks_that_all_do_alike_is_what_one_of_them_sends() -> None:
-    for name in ("dense", "topk-allgather"):
-        flat = _flat()
-        ratio = {} if name == "dense" else {"ratio": 1.0}
-        found = rehearse(name, ratio, flat, [(0, len(SIZES))], _gradients()[:1], Group(0, 4))
-        assert found.world_size == 4
-        if name == "dense":
-            for view, gradient in zip(flat.views, _gradients()[0], strict=True):
-                torch.testing.assert_close(view, gradient)
-
-
-@pytest.mark.parametrize(
-    ("name", "params"), [("dense", {}), ("topk", {"collective": "split"}), ("powersgd", {})]
-)
-def test_beyond_what_was_rehearsed_sizes_are_those_that_a_rehearsal_has(
-    name: str, params: dict[str, Any]
-) -> None:
-    small, large, there = (_rehearsed(name, ranks, **params) for ranks in (4, 8, 24))
-    found = beyond(small, large, 24)
-    assert found.beyond == 8
-    assert found.world_size == 24
-    assert found.wire_bytes == pytest.approx(there.wire_bytes, rel=0.1)
+@pytest.mark.parametrize("name", ["dense", "fp16"])
+def test_the_average_of_ranks_that_all_do_alike_is_what_one_of_them_sends(name: str) -> None:
+    flat = _flat()
+    rehearse(name, {}, flat, [(0, len(SIZES))], _gradients()[:1], Group(0, 4))
+    near = {} if name == "dense" else {"rtol": 1e-2, "atol": 1e-3}
+    for view, gradient in zip(flat.views, _gradients()[0], strict=True):
+        torch.testing.assert_close(view, gradient, **near)
 
 
 def test_an_exchange_of_ones_own_says_what_it_lacks() -> None:

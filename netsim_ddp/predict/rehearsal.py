@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -72,7 +71,6 @@ class Rehearsal:
         payload_bytes: what a rank hands over in a step.
         wire_bytes: what it sends, at the interface.
         collective: how sparse entries travel, where the method could have chosen otherwise.
-        beyond: the largest number of ranks that was rehearsed, where this is computed from smaller ones.
     """
 
     world_size: int
@@ -81,7 +79,6 @@ class Rehearsal:
     wire_bytes: int
     residual_bytes: int
     collective: str | None = None
-    beyond: int | None = None
 
 
 class _Notes:
@@ -173,62 +170,3 @@ def _merged(events: Sequence[Event]) -> Event:
     if not isinstance(last, Work):
         return last
     return replace(last, took_s=tuple(s for each in events if isinstance(each, Work) for s in each.took_s))
-
-
-def beyond(small: Rehearsal, large: Rehearsal, world_size: int) -> Rehearsal:
-    """What a step of ``world_size`` ranks would be, from those of two smaller numbers of ranks.
-
-    A local piece takes ``a + b P`` (a piece reads P messages, or one gradient), the sizes of messages are ``a + b / P``
-    (an owner's share, or everything), the bytes of a step follow from those.
-    """
-    events: list[Event] = []
-    for one, two in zip(small.events, large.events, strict=True):
-        if isinstance(one, Work) and isinstance(two, Work):
-            at = [median(one.took_s), median(two.took_s)]
-            took = _line(small.world_size, large.world_size, at, world_size)
-            factor = max(took, 0.0) / at[1] if at[1] else 0.0
-            events.append(replace(two, took_s=tuple(s * factor for s in two.took_s)))
-        elif isinstance(one, Start) and isinstance(two, Start):
-            events.append(replace(two, sent=_sent(small, large, one.sent, two.sent, world_size)))
-        else:
-            events.append(two)
-    sent = [event.sent for event in events if isinstance(event, Start)]
-    messages = [size for each in sent for size in _messages(each, world_size)]
-    return replace(
-        large,
-        world_size=world_size,
-        events=tuple(events),
-        payload_bytes=round(sum(sum(each.sizes) for each in sent)),
-        wire_bytes=wire_bytes(messages),
-        beyond=large.world_size,
-    )
-
-
-def _line(one: float, two: float, at: Sequence[float], where: float) -> float:
-    """The straight line through ``(one, at[0])`` and ``(two, at[1])``, at ``where``."""
-    return at[1] + (at[1] - at[0]) / (two - one) * (where - two)
-
-
-def _sent(small: Rehearsal, large: Rehearsal, one: Sent, two: Sent, world_size: int) -> Sent:
-    if one.kind != "alltoall":
-        return replace(two, sizes=_grown(one.sizes, two.sizes, small, large, world_size))
-    typical = [sum(each.sizes) / (len(each.sizes) - 1) for each in (one, two)]
-    size = _line(1 / small.world_size, 1 / large.world_size, typical, 1 / world_size)
-    return replace(two, sizes=(0, *[max(1, round(size))] * (world_size - 1)))
-
-
-def _grown(
-    one: Sequence[int], two: Sequence[int], small: Rehearsal, large: Rehearsal, world_size: int
-) -> tuple[int, ...]:
-    """The tensor of an all-reduce; of ``messages``, as many as grow with the ranks."""
-    if len(one) == len(two):
-        return tuple(two)
-    count = round(_line(small.world_size, large.world_size, [len(one), len(two)], world_size))
-    return (two[-1],) * count
-
-
-def _messages(sent: Sent, ranks: int) -> Sequence[int]:
-    """The messages that one rank sends for ``sent``."""
-    if sent.kind == "allreduce":
-        return [-(-sent.sizes[0] // ranks)] * (2 * (ranks - 1))
-    return [size for size in sent.sizes if size]

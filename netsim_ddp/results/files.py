@@ -9,7 +9,10 @@ import datetime
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
@@ -36,7 +39,14 @@ def save(result: Strict, path: Path) -> None:
 
 
 def write_whole(text: str, path: Path) -> None:
-    """Write ``text`` atomically: a reader sees the old file or the new one, never a half.
+    """Write ``text`` atomically; see :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes ``path`` at the end: a reader sees the old file or the new one, never a half.
 
     Raises:
         UsageError: the folder is missing or cannot be written.
@@ -45,8 +55,8 @@ def write_whole(text: str, path: Path) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             mask = os.umask(0o077)

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from netsim_ddp import reading
-from netsim_ddp.errors import UsageError, cannot_write
+from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import one_line
 from netsim_ddp.results.fields import validated
+from netsim_ddp.results.files import replacing
 from netsim_ddp.results.recording import SCHEMA_VERSION, Recording
 
 if TYPE_CHECKING:
@@ -55,23 +55,11 @@ def write(path: Path, recording: Recording, sets: Sequence[np.ndarray]) -> None:
     """
     import numpy as np
 
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_JSON, recording.model_dump_json())
-                for number, values in enumerate(sets):
-                    with archive.open(_member(number), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, values, allow_pickle=False)
-            mask = os.umask(0o077)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_JSON, recording.model_dump_json())
+        for number, values in enumerate(sets):
+            with archive.open(_member(number), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def read(path: Path) -> Recording:

@@ -190,9 +190,7 @@ def schedule(op: Operation, members: int) -> tuple[Phase, ...]:
     """
     if op.kind not in _SCHEDULES:
         raise ValueError(f"the bucket has no schedule for {op.kind}")
-    if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
-        return ()
-    return tuple(_SCHEDULES[op.kind](members, op, range(members)))
+    return _sent_by(range(members), op, members)
 
 
 FOLDABLE = ("allreduce", "allgather", "alltoall")
@@ -208,9 +206,13 @@ def folded(op: Operation, members: int) -> tuple[Phase, ...]:
     """
     if op.kind not in FOLDABLE:
         raise ValueError(f"the ranks of {op.kind} do not all do alike")
+    return _sent_by((0,), op, members)
+
+
+def _sent_by(senders: Iterable[int], op: Operation, members: int) -> tuple[Phase, ...]:
     if members == 1 or (op.nbytes == 0 and op.kind in _EMPTY_IS_FREE):
         return ()
-    return tuple(_SCHEDULES[op.kind](members, op, (0,)))
+    return tuple(_SCHEDULES[op.kind](members, op, senders))
 
 
 @lru_cache(maxsize=1024)
