@@ -182,26 +182,30 @@ class _Table:
                 if found is None and absent < 0:
                     absent = rank
                 questions.append(("", "") if found is None else (found[:_WORD], found[_WORD:]))
-        finally:
+            told = f"{_ABSENT} {absent}" if absent > 0 else answer([text for _, text in questions])
+            for rank, (word, _) in enumerate(questions):
+                if word:
+                    self._store.set(f"to/{rank}", word + told, deadline)
+        finally:  # after the answers: who finds neither would say that rank 0 did not come
             self._store.delete("of/0", deadline)
-        told = f"{_ABSENT} {absent}" if absent > 0 else answer([text for _, text in questions])
-        for rank, (word, _) in enumerate(questions):
-            if word:
-                self._store.set(f"to/{rank}", word + told, deadline)
         return self._heard(told)
 
     def _ask(self, mine: str, deadline: float) -> str:
         word, latest = secrets.token_hex(_WORD // 2), deadline + self._timeout_s
         self._store.set(f"of/{self._rank}", word + mine, deadline)
+        gone = False
         try:
             while True:
                 found = self._take(f"to/{self._rank}", deadline)
                 if found is not None and found.startswith(word):
                     return self._heard(found.removeprefix(word))
                 if found is None:
-                    if time.monotonic() > latest or not self._store.has("of/0", deadline):
+                    if gone:
                         break
-                    deadline = latest  # rank 0 came, and waits for another rank until its own deadline
+                    gone = time.monotonic() > latest or not self._store.has("of/0", deadline)
+                    if not gone:
+                        deadline = latest  # rank 0 came, and waits for another rank until its own deadline
+                    # Where it is gone, its answer may have come between the two looks: one more.
         finally:
             self._store.delete(f"of/{self._rank}", deadline)  # nothing, once rank 0 has read it
         return self._heard(f"{_ABSENT} 0")

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp import CompressedAdam, DistributedBackend, HookState, method_hook
-from netsim_ddp.communication import building
+from netsim_ddp.communication import building, comparison
 from netsim_ddp.communication.comparison import RanksDisagree
+from netsim_ddp.communication.segments import Group
 from netsim_ddp.errors import RankTimeout
 from tests.distributed.ranks import on_ranks
 
@@ -205,11 +206,59 @@ def test_a_rank_that_does_not_come_is_named_at_the_deadline(tmp_path: Any) -> No
         assert 2.5 < seconds < 30
 
 
+class Store:
+    """A store in which ``arrival`` is laid down while somebody looks for ``late``, and is missed by that look."""
+
+    timeout_s = 0.05
+
+    def __init__(self, late: str = "", arrival: Callable[[dict[str, str]], None] | None = None) -> None:
+        self.kept: dict[str, str] = {}
+        self.log: list[str] = []
+        self._late, self._arrival = late, arrival
+
+    def set(self, key: str, value: str, _until: float) -> None:
+        self.log.append(f"set {key}")
+        self.kept[key] = value
+
+    def has(self, key: str, _until: float) -> bool:
+        found = key in self.kept
+        if key == self._late and self._arrival is not None:
+            self._arrival(self.kept)
+        return found
+
+    def get(self, key: str, _until: float) -> str:
+        return self.kept[key]
+
+    def delete(self, key: str, _until: float) -> None:
+        self.log.append(f"delete {key}")
+        self.kept.pop(key, None)
+
+
+def verdict(rank: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(comparison, "GroupStore", lambda _: store)
+    return comparison._Table(Group(rank, 2, None)).verdict("digest")
+
+
+def test_an_answer_that_comes_between_two_looks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 looks for an answer, then whether rank 0 is there at all: both were missed by who looked at the moment
+    at which rank 0 answered and left."""
+
+    def answered(kept: dict[str, str]) -> None:
+        kept["to/1"] = kept["of/1"][:16] + "same"
+
+    assert verdict(1, Store("of/0", answered), monkeypatch) == "same"
+
+
+def test_rank_0_leaves_after_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    store.kept["of/1"] = "0123456789abcdef" + "digest"
+    assert verdict(0, store, monkeypatch) == "same"
+    assert store.log.index("set to/1") < store.log.index("delete of/0")
+
+
 def nothing_per_step(rank: int, workers: int) -> list[int]:
     """How often the ranks compare."""
     del workers
-    from netsim_ddp.communication import comparison
-
     counted, original = [0], comparison._Table
 
     class Counting(original):  # type: ignore[misc, valid-type]
