@@ -108,6 +108,13 @@ def decode_text(content: bytes, *, source: str, wanted: str = "text", hint: str 
     Raises:
         UsageError: not text; the message says what it is instead, where that can be told.
     """
+    if (
+        content.startswith(b"PK\x03\x04") and content[30:44] == b"recording.json"
+    ):  # the name of its first file
+        raise UsageError(
+            f"{source} is a recording, not {wanted}",
+            hint=f"netsim show {source} shows it, netsim run --recording {source} plays it",
+        )
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
             raise UsageError(f"{source} is not {wanted}: it is {kind}", hint=hint)

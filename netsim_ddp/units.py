@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from netsim_ddp.errors import UsageError
 
@@ -110,6 +111,13 @@ def parse_ratio(text: str | float, *, what: str = "ratio") -> float:
             hint = f"for {value:g} percent write {value:g}%"
         raise UsageError(f"{what} {raw!r} must be above 0 and at most 1", hint=hint)
     return value
+
+
+def counted(number: int | Sequence[object], what: str, many: str = "") -> str:
+    """``1 step``, ``2 steps``, and of several counts ``1, 2 ranks``; ``many`` is the plural where it takes more than an
+    s."""
+    numbers = [number] if isinstance(number, int) else list(number)
+    return f"{', '.join(map(str, numbers))} {what if numbers == [1] else many or what + 's'}"
 
 
 def format_rate(bits_per_second: float) -> str:

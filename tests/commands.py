@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +41,18 @@ def command(
     given = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": DEADLINE_S}
     start = how or [sys.executable, "-m", "netsim_ddp"]
     return subprocess.run([*start, *words], check=False, **{**given, **options})
+
+
+_SAME = {"-n": "--workers", "--nproc-per-node": "--workers", "--runs": "--repeats"}
+
+
+def instead(usual: Sequence[str], *words: str) -> list[str]:
+    """``usual``, perhaps a command and flags with a value each, without the flags of ``words``; then ``words``."""
+    flags = {_SAME.get(word, word) for word in words}
+    begin = 0 if usual[0].startswith("-") else 1
+    pairs = [usual[at : at + 2] for at in range(begin, len(usual), 2)]
+    kept = [word for pair in pairs if _SAME.get(pair[0], pair[0]) not in flags for word in pair]
+    return [*usual[:begin], *kept, *words]
 
 
 def measuring(words: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import netsim_ddp
-from tests.commands import ROOT, answer, command, complaint, measuring
+from tests.commands import ROOT, answer, command, complaint, instead, measuring
 
 INSTALLED = Path(sys.executable).parent / "netsim"
 SHORT = ["--link", "none", "--workers", "2", "--steps", "2", "--warmup", "0", "--repeats", "1"]
@@ -177,7 +177,7 @@ def _unshare_without_a_map() -> None:
 def test_a_link_that_cannot_be_made_is_the_environments_fault(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     try:
-        words = ["run", *SHORT, "--link", "tc"]
+        words = ["run", *instead(SHORT, "--link", "tc")]
         done = command(words, tmp_path, preexec_fn=_unshare_without_a_map)
     except subprocess.SubprocessError:
         pytest.skip("this machine makes no user namespaces, from which a refusal could be had")
@@ -284,7 +284,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     """One short run, in the spellings of other tools, with its result on stdout."""
     folder = tmp_path_factory.mktemp("measured")
     familiar = ["--nproc-per-node", "2", "--runs", "1", "--ratio", "2%", "--lr", "0.05"]
-    words = ["run", *SHORT, *familiar, *ONE, "--method", "topk", "--json", "-"]
+    words = ["run", *instead(SHORT, *familiar), *ONE, "--method", "topk", "--json", "-"]
     return folder, measuring(words, folder)
 
 

@@ -76,7 +76,7 @@ def test_a_trace_gives_sizes_and_moments(tmp_path: Path) -> None:
     assert first.done_s == pytest.approx([0.055, 0.09])
     assert (first.computed_s, first.exposed_s, first.after_s) == pytest.approx((0.07, 0.02, 0.01))
     assert second.begin_s == pytest.approx(0.1)
-    assert any("1 of 3 steps were left out" in note for note in recording.notes)
+    assert any("left out: 1 of 3 steps" in note for note in recording.notes)
 
 
 def test_a_packed_trace_is_read_too(tmp_path: Path) -> None:

@@ -205,5 +205,5 @@ def test_of_very_many_buckets_and_ranks_the_first_are_drawn() -> None:
     plots = timelines(of, seen_steps(of))
     assert len(plots) == 4
     assert len(plots[0].lanes) == 41
-    assert "The last 460 buckets are not drawn." in plots[0].notes
+    assert "Not drawn: the last 460 buckets." in plots[0].notes
     assert "488 more buckets" in plots[0].text

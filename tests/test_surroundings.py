@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import FORKED, ROOT, answer, complaint
+from tests.commands import FORKED, ROOT, answer, complaint, instead
 from tests.distributed.test_run import tc_or_skip
 from tests.forking import ADDRESS, address
 
@@ -234,7 +234,7 @@ def full(tmp_path: Path) -> Any:
 @pytest.mark.privileged
 def test_a_full_disk_does_not_lose_the_table(full: Path) -> None:
     (full / "fill").write_bytes(b"x" * 8192)
-    done = netsim([*RUN, "--repeats", "2"], full)
+    done = netsim(instead(RUN, "--repeats", "2"), full)
     said = done.stderr.decode()
     assert done.returncode == 0, said
     assert b"topk" in done.stdout
@@ -343,7 +343,7 @@ def test_launch_with_few_descriptors(tmp_path: Path) -> None:
 
 
 def test_too_few_descriptors_are_named(tmp_path: Path) -> None:
-    done = shell(f"ulimit -n 64; $NETSIM {' '.join(RUN)} -n 8", tmp_path)
+    done = shell(f"ulimit -n 64; $NETSIM {' '.join(instead(RUN, '-n', '8'))}", tmp_path)
     assert done.returncode == 4, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "64 files open" in last
@@ -351,7 +351,7 @@ def test_too_few_descriptors_are_named(tmp_path: Path) -> None:
 
 
 def test_a_low_soft_limit_is_raised(tmp_path: Path) -> None:
-    done = shell(f"ulimit -Sn 64; $NETSIM {' '.join(RUN)} -n 8", tmp_path)
+    done = shell(f"ulimit -Sn 64; $NETSIM {' '.join(instead(RUN, '-n', '8'))}", tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -156,7 +156,7 @@ def test_two_settings_get_two_tables() -> None:
             make_link("none", measured_bps=23.1e9),
             "link not shaped: the host's own loopback, 23100 Mbit/s measured",
         ),
-        (make_link(congestion="cubic", drops=3), "3 drops, 1 retransmits, cubic"),
+        (make_link(congestion="cubic", drops=3), "3 drops, 1 retransmit, cubic"),
         (make_link(requested_bps=16_750_000, measured_bps=16e6), "asked 16.8, got 16 Mbit/s"),
         (make_link(measured_bps=None, ceiling_bps=None), "asked 1000 Mbit/s, 0 drops"),
         (make_link(host_limited=True), "HOST-LIMITED"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import (
+    counted,
     format_bytes,
     format_duration,
     format_rate,
@@ -178,3 +179,9 @@ def test_formats() -> None:
 @given(st.integers(min_value=1, max_value=10**13))
 def test_a_printed_rate_reads_back(bits: int) -> None:
     assert parse_rate(format_rate(bits)) == pytest.approx(bits, rel=1e-3)
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    assert (counted([1], "rank"), counted([1, 2], "rank")) == ("1 rank", "1, 2 ranks")
+    assert (counted(1, "batch", "batches"), counted(3, "batch", "batches")) == ("1 batch", "3 batches")

@@ -21,6 +21,7 @@ from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
 from netsim_ddp.cli.expand import command
 from netsim_ddp.cli.launch import launch
+from netsim_ddp.cli.mistakes import check_words, describe
 from netsim_ddp.cli.predict import predict
 from netsim_ddp.cli.probe import probe
 from netsim_ddp.cli.record import record
@@ -106,6 +107,7 @@ def main() -> NoReturn:
     log.begin()
     signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
+    check_words(command)
     code = _call(_check_folder) or _call(lambda: command(prog_name="netsim", standalone_mode=False))
     # What was printed leaves this process here, and not when the interpreter ends, which could say nothing.
     sys.exit(_call(sys.stdout.flush) or code)
@@ -146,7 +148,7 @@ def _call(command: Any) -> int:
     except Exception as error:
         if not isinstance(error, _UsageMistake):
             raise
-        say(_describe(error))
+        say(describe(error))
         return UsageError.exit_code
     return code if isinstance(code, int) else 0
 
@@ -157,13 +159,3 @@ def _show_last(error: NetsimError) -> None:
         say("the last things it did (-vv shows all of them):")
         for line in lines:
             streams.write_error(f"  {line}")
-
-
-def _describe(error: Any) -> str:
-    """typer's complaint in the form of our own: what is wrong, and in brackets what to type."""
-    context = getattr(error, "ctx", None)
-    see = f"{context.command_path if context else 'netsim'} --help lists what it takes"
-    if near := getattr(error, "possibilities", None):
-        see = f"did you mean {' or '.join(sorted(near))}? {see}"
-    text = str(getattr(error, "message", "") or error.format_message()).rstrip(".")
-    return f"{text[:1].lower()}{text[1:]} ({see})"

@@ -10,14 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from netsim_ddp.cli.expand import given
+from netsim_ddp.cli.mistakes import LISTS
 from netsim_ddp.cli.options import LinkOptions, Recording, ScaleCompute, Seed, StepMethods, Text
 from netsim_ddp.cli.output import progress, writable
 from netsim_ddp.cli.streams import open_console, write_document
 from netsim_ddp.cli.sweep import carry_out
 from netsim_ddp.errors import UsageError
-
-LISTED = ("workers", "bandwidth", "delay")
-"""Flags that take several values, separated by commas."""
 
 
 @dataclass
@@ -141,7 +139,7 @@ def _matrix(values: dict[str, Any]) -> Any:
     from netsim_ddp.scenario.matrix import Matrix
 
     axes = {}
-    for key in LISTED:
+    for key in LISTS["predict"]:
         written = str(values.get(key, ""))
         parts = tuple(part.strip() for part in written.split(",") if part.strip())
         if len(parts) > 1:

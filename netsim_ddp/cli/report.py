@@ -13,6 +13,7 @@ from netsim_ddp.cli.output import check_targets, write_to
 from netsim_ddp.cli.saving import SAVED
 from netsim_ddp.cli.streams import open_console, say
 from netsim_ddp.errors import UsageError
+from netsim_ddp.units import counted
 
 if TYPE_CHECKING:
     from netsim_ddp.report.collection import Collection
@@ -113,7 +114,7 @@ def report(
         from netsim_ddp.report.export.figures import write
 
         written = write(collection, figures, formats)
-        say(f"wrote {len(written)} figure{'' if len(written) == 1 else 's'} to {figures}")
+        say(f"wrote {counted(len(written), 'figure')} to {figures}")
     if not wanted and figures is None:
         show_results(collection)
 
@@ -133,9 +134,9 @@ def _is_recording(name: str) -> bool:
 def _report_recording(names: list[str], wanted: dict[str, str]) -> None:
     from netsim_ddp.cli.show import measured_recording, show_recording
 
-    path = Path(names[0])
+    path = Path(next(name for name in names if _is_recording(name)))
     if len(names) > 1:
-        raise UsageError("a recording is reported alone", hint=f"netsim report {names[0]} and no other file")
+        raise UsageError("a recording is reported alone", hint=f"netsim report {path} and no other file")
     if other := next((flag for flag in wanted if flag not in ("--html", "--trace")), None):
         raise UsageError(
             f"{other} is of results, and {path} is a recording", hint="--html PATH or --trace PATH"

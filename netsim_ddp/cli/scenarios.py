@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from netsim_ddp.cli.expand import command
+from netsim_ddp.units import counted
 
 scenarios = typer.Typer(
     help="List what there is to choose from.", invoke_without_command=True, rich_markup_mode=None
@@ -35,7 +36,7 @@ def list_() -> None:
         _, matrix, _, runs = read_plan(str(path))
         ids = frozenset(cell.id for run in runs for cell in run.cells)
         expected_s = Sweep(name, matrix, runs, selected=ids, kept={}, known={}).expected_s
-        about = f"{matrix.question} {len(ids)} cells, about {rough(expected_s)}."
+        about = f"{matrix.question} {counted(len(ids), 'cell')}, about {rough(expected_s)}."
         for i, line in enumerate(textwrap.wrap(about, max(40, width - 18), break_on_hyphens=False)):
             typer.echo(f"{name if i == 0 else '':<17} {line}")
     typer.echo(

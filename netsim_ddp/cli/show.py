@@ -32,6 +32,11 @@ def show(
     from netsim_ddp.reading import one_line
     from netsim_ddp.results.files import decode, parse, read_bytes
 
+    if file.suffix in (".yaml", ".yml"):
+        raise UsageError(
+            f"{one_line(str(file))} is no file that netsim wrote",
+            hint=f"a scenario is run by netsim run --config {one_line(str(file))}",
+        )
     data = decode(read_bytes(file), source=str(file))
     kind = data.get("kind") if isinstance(data, dict) else None
     if isinstance(data, dict) and "machine_info" in data and kind is None:

@@ -16,6 +16,7 @@ from netsim_ddp.cli.options import Text
 from netsim_ddp.cli.output import writable
 from netsim_ddp.cli.saving import SAVED, SavedFiles, new_file, point_last
 from netsim_ddp.cli.streams import open_console, say, write_document
+from netsim_ddp.units import counted
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Cell, Result
@@ -140,7 +141,7 @@ def sweep(
     files.finish()
     if going.failed:
         raise RankError(
-            f"{len(going.failed)} of {len(selected)} cells failed"
+            f"{len(going.failed)} of {counted(len(selected), 'cell')} failed"
             + (f"; {going.stopped}" if going.stopped else ""),
             hint="the same command tries them again",
         )
@@ -164,7 +165,7 @@ def carry_out(name: str, matrix: Matrix, command: Command, runs: list[Run], json
     files.tell(None if json == "-" else open_console(), "netsim sweep")
     files.finish()
     if going.failed:
-        raise RankError(f"{len(going.failed)} of {len(selected)} cells failed")
+        raise RankError(f"{len(going.failed)} of {counted(len(selected), 'cell')} failed")
 
 
 def _selected(runs: list[Run], expression: str | None) -> frozenset[str]:
@@ -178,7 +179,7 @@ def _selected(runs: list[Run], expression: str | None) -> frozenset[str]:
     found = frozenset(name for name in ids if matches(name))
     if not found:
         raise UsageError(
-            f"-k {expression!r} matches none of {len(ids)} cells", hint="--dry-run lists their ids"
+            f"-k {expression!r} matches none of {counted(len(ids), 'cell')}", hint="--dry-run lists their ids"
         )
     return found
 
@@ -207,22 +208,18 @@ def _tell_plan(
 
     cells = sum(len(run.cells) for run in going.runs)
     some = f"{selected} of " if selected != cells else ""
-    text = f"{some}{_count(cells, 'cell')} in {_count(len(going.runs), 'place')}"
-    text += f", {_count(len(going.units), 'repeat')} to run"
+    text = f"{some}{counted(cells, 'cell')} in {counted(len(going.runs), 'place')}"
+    text += f", {counted(len(going.units), 'repeat')} to run"
     if going.units:
         basis = "what its repeats took before" if from_before else "bytes / line rate, compute and start-up"
         text += f": about {rough(going.expected_s)}, from {basis}"
     say(text)
     if kept:
-        had = _count(sum(len(cell.repeats) for cell in kept.values()), "repeat")
+        had = counted(sum(len(cell.repeats) for cell in kept.values()), "repeat")
         print(
-            f"netsim: kept {had} of {_count(len(kept), 'cell')} from {path}; --fresh starts over",
+            f"netsim: kept {had} of {counted(len(kept), 'cell')} from {path}; --fresh starts over",
             file=sys.stderr,
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _tell_cells(going: Sweep, selected: frozenset[str]) -> None:

@@ -22,6 +22,7 @@ from typing import Literal, Self
 
 from netsim_ddp.errors import EnvironmentFault, LinkLost
 from netsim_ddp.link.spec import LinkSpec
+from netsim_ddp.units import counted
 
 OWN_DESCRIPTORS, DESCRIPTORS_PER_RANK = 40, 6
 """Of a command, its fork server or a rank: what it needs for itself, and for each rank beside it: a connection of the
@@ -182,7 +183,7 @@ def enough_descriptors(workers: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise EnvironmentFault(
-            f"this process may have {hard} files open (ulimit -Hn), and {workers} workers need {needed}",
+            f"this process may have {hard} files open (ulimit -Hn), and {counted(workers, 'worker')} need {needed}",
             hint=f"have the limit raised to {needed}, with ulimit -n, LimitNOFILE= or docker run --ulimit nofile="
             f"{needed}; or use fewer --workers",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from netsim_ddp.errors import UsageError
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import counted, format_bytes, format_duration, format_rate
 
 SEGMENT_PAYLOAD = 1448  # MTU of 1500 - IPv4 header - TCP header with timestamps
 SEGMENT_WIRE = 1514  # MTU + Ethernet header: what a qdisc counts per full segment
@@ -208,7 +208,7 @@ class LinkSpec:
         if self.timeline and self.varies:
             again = f", again after {format_duration(self.period_s)}" if self.period_s else ""
             count = sum(now.at_s > 0 for now in self.timeline)
-            yield f"{count} change{'s' * (count != 1)} by {format_duration(self.timeline[-1].at_s)}{again}"
+            yield f"{counted(count, 'change')} by {format_duration(self.timeline[-1].at_s)}{again}"
         if self.peak_bps is not None:
             yield f"{format_rate(self.peak_bps)} for {format_bytes(self.credit_bytes or 0)} of credit"
 

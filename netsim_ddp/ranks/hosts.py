@@ -31,7 +31,7 @@ from netsim_ddp.link.messages import Lines, send
 from netsim_ddp.ranks.jobs import NO_METHOD, Job, from_json, settings_from_json, settings_to_json, to_json
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.scenario import Scenario, Settings, available_cores
-from netsim_ddp.units import format_duration
+from netsim_ddp.units import counted, format_duration
 
 RENDEZVOUS_TIMEOUT_S = 300.0  # other hosts may start later, and import torch first
 RETRY_S = 0.2
@@ -184,13 +184,13 @@ def on_hosts(scenario: Scenario, place: ClusterEnvironment) -> Scenario:
     """
     if scenario.link not in ("auto", "host"):
         raise UsageError(
-            f"--link {scenario.link}: {place.world_size} ranks were started on hosts of their own, whose network is "
-            "taken as it is",
+            f"--link {scenario.link}: {counted(place.world_size, 'rank')} started on hosts of their own, whose network "
+            "is taken as it is",
             hint="leave --link away, or run netsim by itself",
         )
     if scenario.workers != place.world_size:
         raise UsageError(
-            f"--workers {scenario.workers}: {place.world_size} ranks were started",
+            f"--workers {scenario.workers}: {counted(place.world_size, 'rank')} started here",
             hint="leave --workers away",
         )
     if scenario.execution == "replayed":

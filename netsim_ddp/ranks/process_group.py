@@ -22,6 +22,7 @@ from netsim_ddp.link.hosts import cluster_environment
 from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.rank import Task
+from netsim_ddp.units import counted
 
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
@@ -114,7 +115,7 @@ def _choose_backend(job: Job, device: torch.device) -> str:
         if not own_gpu:
             count = torch.cuda.device_count() if device.type == "cuda" else 0
             raise EnvironmentFault(
-                f"--backend nccl needs a GPU per worker: {workers} workers, {count} GPUs",
+                f"--backend nccl needs a GPU per worker: {counted(workers, 'worker')}, {counted(count, 'GPU')}",
                 hint="use --backend gloo",
             )
         if job.mechanism == "bucket":

@@ -79,7 +79,7 @@ def played(cells: Sequence[Cell]) -> str:
     if not records:
         return ""
     ranks = sorted({record.at_once for record in records})
-    text = f"{' or '.join(map(str, ranks))} rank{'' if ranks == [1] else 's'} at a time"
+    text = f"{' or '.join(map(str, ranks))} rank{'s' * (ranks != [1])} at a time"
     compute = [value for record in records for value in record.compute_slowdown]
     memory = [value for record in records for value in record.memory_slowdown]
     if compute and memory:

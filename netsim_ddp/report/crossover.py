@@ -17,7 +17,7 @@ from netsim_ddp.results.identity import curve_setting, line
 from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.summary import RIVALS
-from netsim_ddp.units import format_rate
+from netsim_ddp.units import counted, format_rate
 
 _UNIT = re.compile(r" \S?bit/s$")
 _CODEC_FACTORS = (0.25, 0.5, 2.0, 4.0)
@@ -46,7 +46,7 @@ def render_break_evens(cells: Sequence[Cell], console: Console) -> None:
         if len(plots) > 1:
             models = {other.cell.model for other in found.values()}
             model = f"{cell.model}, " if len(models) > 1 else ""
-            print_line(console, f"{model}{cell.workers} workers, {curve_label(cell)}")
+            print_line(console, f"{model}{counted(cell.workers, 'worker')}, {curve_label(cell)}")
         same = [other for other in cells if other.workers == cell.workers and other.model == cell.model]
         names = {key: label(found[key].cell, same) for key in keys}
         rows = [(names[key], [ends.get(key) for ends in by_rival.values()]) for key in keys]

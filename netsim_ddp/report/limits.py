@@ -11,7 +11,7 @@ from netsim_ddp.report.labels import DASH
 from netsim_ddp.results.labels import label
 from netsim_ddp.results.limits import exchange, short_of_line
 from netsim_ddp.results.record import Bound, Cell
-from netsim_ddp.units import format_duration, format_rate
+from netsim_ddp.units import counted, format_duration, format_rate
 
 MARK = " (host-limited)"
 
@@ -77,6 +77,4 @@ def late_words(cells: Sequence[Cell]) -> str:
     count, seconds = sum(rank.host_late_count for rank in ranks), sum(rank.host_late_s for rank in ranks)
     if not count:
         return ""
-    return (
-        f"{count} operation{'s' * (count != 1)} later than their deadline, {format_duration(seconds)} in all"
-    )
+    return f"{counted(count, 'operation')} later than their deadline, {format_duration(seconds)} in all"

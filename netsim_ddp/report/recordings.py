@@ -18,7 +18,7 @@ from netsim_ddp.results.recorded_steps import (
     without_exchange_s,
 )
 from netsim_ddp.results.recording import Overhead, Recording
-from netsim_ddp.units import format_bytes, format_duration
+from netsim_ddp.units import counted, format_bytes, format_duration
 
 HOW = {
     "ddp": "under DDP",
@@ -38,11 +38,10 @@ def header(recording: Recording) -> str:
     """``Net, 12.3M parameters in 5 buckets (under DDP, hook f) | 2 ranks on cpu | SGD | batch 32``."""
     devices = ", ".join(dict.fromkeys(each.device for each in recording.ranks))
     hook = f", hook {recording.hook}" if recording.hook else ""
-    count, world = len(recording.buckets), recording.world_size
     parts = [
-        f"{recording.model}, {count_of(recording.numel)} parameters in {count} bucket{'' if count == 1 else 's'} "
+        f"{recording.model}, {count_of(recording.numel)} parameters in {counted(len(recording.buckets), 'bucket')} "
         f"({HOW[recording.source]}{hook})",
-        f"{world} rank{'' if world == 1 else 's'} on {devices}",
+        f"{counted(recording.world_size, 'rank')} on {devices}",
         *([recording.optimizer] if recording.optimizer else []),
         *([f"batch {recording.batch_size}"] if recording.batch_size else []),
     ]
@@ -107,7 +106,7 @@ def split_line(seen: Sequence[Sequence[SeenStep]]) -> str:
     first = [each.parts for each in seen[0]]
     parts = [(name, median(each[name] for each in first)) for name in PARTS]
     passes = median(len(each.step.passes) for each in seen[0])
-    of = f"medians of {len(first)} step{'' if len(first) == 1 else 's'}, rank {seen[0][0].rank}"
+    of = f"medians of {counted(len(first), 'step')}, rank {seen[0][0].rank}"
     of += f", {passes:g} passes each" if passes > 1 else ""
     said = ", ".join(
         f"{PART_NAMES.get(name, name)} {format_duration(value)}" for name, value in parts if value
@@ -138,7 +137,7 @@ def split_tables(seen: Sequence[Sequence[SeenStep]]) -> list[Table]:
     named = [("step", lengths), *((name, [[of[name] for of in rank] for rank in parts]) for name in PARTS)]
     shown = [(name, ranks) for name, ranks in named if name == "step" or any(max(rank) > 0 for rank in ranks)]
     count, passes = len(seen[0]), sorted({len(each.step.passes) for rank in seen for each in rank})
-    title = f"{count} step{'' if count == 1 else 's'}"
+    title = counted(count, "step")
     if passes != [1]:
         title += f" of {' to '.join(map(str, dict.fromkeys((passes[0], passes[-1]))))} passes"
     several = [str(rank[0].rank) for rank in seen[:_MOST_RANKS]] if len(seen) > 1 else []
@@ -196,10 +195,9 @@ def bucket_table(rows: Sequence[BucketTimes], without: Sequence[str] = ()) -> Ta
 
 def more_buckets(rows: Sequence[BucketTimes]) -> list[str]:
     """What stands below a table of the first :data:`MOST_BUCKETS` of ``rows``; nothing where these are all."""
-    rest = rows[MOST_BUCKETS:]
-    return (
-        [f"{len(rest)} more buckets of {format_bytes(sum(row.bucket.bytes for row in rest))}"] if rest else []
-    )
+    if not (rest := rows[MOST_BUCKETS:]):
+        return []
+    return [f"{counted(len(rest), 'more bucket')} of {format_bytes(sum(row.bucket.bytes for row in rest))}"]
 
 
 def _cut(text: str) -> str:

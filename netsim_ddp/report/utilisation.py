@@ -15,6 +15,7 @@ from netsim_ddp.results.identity import curve_setting
 from netsim_ddp.results.labels import curve_label, label
 from netsim_ddp.results.record import Cell
 from netsim_ddp.results.utilisation import LEVELS, Needed, Utilisation, utilisations
+from netsim_ddp.units import counted
 
 NOTE = (
     "Utilisation is compute / step. <: the lowest rate measured is enough. ~: beyond the rates measured, the model's"
@@ -39,7 +40,7 @@ def _table_of(methods: Sequence[Utilisation], cells: Sequence[Cell]) -> Table:
         for one in methods
     ]
     return Table(
-        title=f"bandwidth for a utilisation, {first.workers} workers, {curve_label(first)}",
+        title=f"bandwidth for a utilisation, {counted(first.workers, 'worker')}, {curve_label(first)}",
         headers=(f"needs, {unit}, for", *(f"{level:.0%}" for level in LEVELS)),
         rows=rows,
     )

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.fields import Strict, Tool, validated
+from netsim_ddp.units import counted
 
 KIND: Literal["netsim-codec-times"] = "netsim-codec-times"
 # Bounded as in a result file: what nobody can have measured must not overflow where it is read.
@@ -115,7 +116,7 @@ class Substitute(Strict):
     @property
     def name(self) -> str:
         """``cuda, from h100.json``."""
-        threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
+        threads = f", {counted(self.threads, 'thread')}" if self.device == "cpu" else ""
         return f"{self.device}{threads}, from {self.source}"
 
     def select_seconds(self, numel: int, k: int) -> float:

@@ -94,7 +94,9 @@ def decode(content: bytes, *, source: str) -> object:
     Raises:
         UsageError: it is not JSON.
     """
-    return reading.parse_json(reading.decode_text(content, source=source, wanted="JSON"), source=source)
+    hint = "name a file that netsim has written"
+    text = reading.decode_text(content, source=source, wanted="JSON", hint=hint)
+    return reading.parse_json(text, source=source, hint=hint)
 
 
 def parse_json(content: bytes, *, source: str) -> Result:
@@ -125,7 +127,10 @@ def parse(data: object, *, source: str) -> Result:
     known = data if isinstance(data, dict) else {}
     version = known.get("schema_version")
     if version is None:
-        raise UsageError(f"{source} is not a netsim result file: it has no schema_version")
+        raise UsageError(
+            f"{source} is not a netsim result file: it has no schema_version",
+            hint="name a file that netsim run, train, sweep or predict has written with --json, or last",
+        )
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise UsageError(
             f"{source} has schema version {one_line(str(version), 40)}; this netsim reads up to {SCHEMA_VERSION}",
@@ -133,5 +138,8 @@ def parse(data: object, *, source: str) -> Result:
         )
     kind = known.get("kind", "steps")
     if kind not in ("steps", "training"):
-        raise UsageError(f"{source} is not a netsim result file: it holds a {one_line(str(kind), 40)}")
+        raise UsageError(
+            f"{source} is not a netsim result file: it holds a {one_line(str(kind), 40)}",
+            hint=f"netsim show {source} shows what netsim wrote",
+        )
     return validated(Result, data, source=source)

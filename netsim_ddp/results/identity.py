@@ -33,7 +33,7 @@ from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.options import written
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.results.recorded import RecordedTraining
-from netsim_ddp.units import format_rate
+from netsim_ddp.units import counted, format_rate
 
 METHOD_FIELDS = frozenset({"methods", "ratio", "overlap"})
 """Settings of a scenario that say which methods are run."""
@@ -149,11 +149,11 @@ def subject(cell: Cell, result: Result) -> dict[str, str]:
         "kind": result.kind,
         "model": str(cell.model or scenario.get("model", "")),
         "dataset": str(cell.dataset or scenario.get("dataset") or ""),
-        "workers": f"{cell.workers} workers",
+        "workers": counted(cell.workers, "worker"),
         "link": link_description(cell),
         "mechanism": cell.link.mechanism,
         "execution": cell.execution,
-        "threads": f"{cell.threads} thread{'s' * (cell.threads != 1)}",
+        "threads": counted(cell.threads, "thread"),
         "device": cell.device,
         "backend": cell.backend,
         "substituted": cell.substituted or "",

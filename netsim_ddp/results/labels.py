@@ -19,6 +19,7 @@ from netsim_ddp.results.identity import (
     link_without_rate,
 )
 from netsim_ddp.results.record import Cell
+from netsim_ddp.units import counted
 
 
 def clean(text: str) -> str:
@@ -87,7 +88,7 @@ def _telling(cells: Sequence[Cell]) -> list[str]:
 
 def workers_label(*counts: int) -> str:
     """Returns ``2, 4 workers``."""
-    return f"{', '.join(map(str, counts))} worker{'' if counts == (1,) else 's'}"
+    return counted(counts, "worker")
 
 
 def link_label(cell: Cell) -> str:

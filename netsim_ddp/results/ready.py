@@ -19,6 +19,7 @@ from netsim_ddp import reading
 from netsim_ddp.errors import UsageError
 from netsim_ddp.reading import one_line
 from netsim_ddp.results.fields import validated
+from netsim_ddp.units import counted
 
 KIND: Literal["netsim-ready-times"] = "netsim-ready-times"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -88,7 +89,7 @@ class ReadyTimes(BaseModel):
         if lacking is None and extra is None:
             return
         of = f"the ready times{f' of {self.source}' if self.source else ''}"
-        where = f"{of} have {len(self.parameters)} parameters, model {model!r} has {len(names)}: "
+        where = f"{of} have {counted(len(self.parameters), 'parameter')}, model {model!r} has {len(names)}: "
         what = (
             f"{one_line(lacking, 60)} is not among them"
             if lacking is not None

@@ -13,7 +13,7 @@ from netsim_ddp.reading import one_line
 from netsim_ddp.results.fields import Positive
 from netsim_ddp.results.recording import Name, Recording
 from netsim_ddp.results.recording_file import read
-from netsim_ddp.units import format_duration
+from netsim_ddp.units import counted, format_duration
 
 _Count = Annotated[int, Field(ge=0, le=10**18)]
 
@@ -52,10 +52,10 @@ class RecordedTraining(BaseModel):
     @property
     def described(self) -> str:
         """``in train.netsim: ddp, 2 ranks on cpu, 10 steps of 312 ms``."""
-        ranks = f"{self.world_size} rank{'' if self.world_size == 1 else 's'}"
+        ranks = counted(self.world_size, "rank")
         return one_line(
-            f"in {Path(self.path).name}: {self.source}, {ranks} on {self.device}, {self.steps} "
-            f"step{'' if self.steps == 1 else 's'} of {format_duration(self.step_s)}"
+            f"in {Path(self.path).name}: {self.source}, {ranks} on {self.device}, "
+            f"{counted(self.steps, 'step')} of {format_duration(self.step_s)}"
         )
 
     @property

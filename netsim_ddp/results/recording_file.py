@@ -25,6 +25,7 @@ _JSON = "recording.json"
 MAX_JSON_BYTES = 64 << 20
 MAX_BYTES = 8 << 30
 _HINT = "name a file of netsim record"
+_JSON_INSTEAD = "is JSON, not a recording"
 
 
 def _member(number: int) -> str:
@@ -126,7 +127,8 @@ class _Open:
             raise UsageError(f"cannot read {self._shown}: {problem}", hint=_HINT) from None
 
     def _refused(self, what: str) -> UsageError:
-        return UsageError(f"{self._shown} {what}", hint=_HINT)
+        hint = f"a result is measured again by --config {self._shown}" if what == _JSON_INSTEAD else _HINT
+        return UsageError(f"{self._shown} {what}", hint=hint)
 
     def _instead(self, begin: bytes) -> str:
         if not begin:
@@ -136,7 +138,7 @@ class _Open:
         if begin[:1] == b"\x80" and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
             return "is a pickle, which can run any code and is not opened"
         if begin.lstrip()[:1] in (b"{", b"["):
-            return "is JSON, not a recording"
+            return _JSON_INSTEAD
         return "is not a recording"
 
     def _content(self, name: str, limit: int) -> bytes:

@@ -30,6 +30,7 @@ from netsim_ddp.results.rank_test import (
     spread_of,
 )
 from netsim_ddp.results.stats import Estimate, mean_interval, ratio_interval, t_quantile
+from netsim_ddp.units import counted
 
 Verdict = Literal["faster", "slower", "better", "worse", "no change", "inconclusive"]
 
@@ -135,7 +136,8 @@ class Times:
             shown = detectable(count, other, spread, level) if min(count, other) >= FEWEST else None
             repeats = repeats_to_detect(change, spread, level, least=FEWEST)
         if not enough and not significant:
-            why = f"{count} against {other} repeats; a claim needs {needed} against {needed} ({comparisons(family)})"
+            why = f"{count} against {counted(other, 'repeat')}; a claim needs {needed} against {needed} "
+            why += f"({comparisons(family)})"
         elif significant and self._exceeds_floor(ratio.value):
             why = "processes of one side differ by as much as the two sides"
         elif significant:
@@ -185,7 +187,7 @@ class Scores:
             return Judgement("no change", difference, p, adjusted, family, needed, enough)
         repeats = None
         if enough:
-            why = f"{seeds} seeds on both sides leave ±{difference.half_width:.2g}"
+            why = f"{counted(seeds, 'seed')} on both sides leave ±{difference.half_width:.2g}"
             repeats = _seeds_for(difference, max(self.floor, abs(difference.value)), least=needed)
         else:
             found = "one seed on both sides shows no noise" if seeds == 1 else f"{seeds} seeds on both sides"
@@ -233,7 +235,7 @@ def fastest_of(samples: Sequence[Sequence[float]], family: int, *, alpha: float 
 
 
 def comparisons(family: int) -> str:
-    return f"{family} comparison{'s' * (family != 1)}"
+    return counted(family, "comparison")
 
 
 def of_family(family: int, alpha: float = ALPHA) -> str:

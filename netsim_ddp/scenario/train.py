@@ -16,7 +16,7 @@ from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.options import Options, above_zero, whole
 from netsim_ddp.origin import Origin
 from netsim_ddp.scenario.settings import LEARNING_RATES, Settings, available_cores, no_recording, refuse
-from netsim_ddp.units import parse_ratio
+from netsim_ddp.units import counted, parse_ratio
 
 TUNING_OFFSET = 10_000
 """The seed that learning rates are tuned on is this far from the first that is evaluated."""
@@ -132,7 +132,7 @@ class TrainScenario(Settings):
             (
                 "warmup_epochs",
                 0 < self.epochs <= self.warmup_epochs,
-                f"warmup_epochs {self.warmup_epochs} leaves nothing of {self.epochs} epochs",
+                f"warmup_epochs {self.warmup_epochs} leaves nothing of {counted(self.epochs, 'epoch')}",
                 f"write for example --warmup-epochs {self.epochs // 10}",
             ),
         )

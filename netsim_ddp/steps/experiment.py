@@ -31,6 +31,7 @@ from netsim_ddp.scenario import Settings, available_cores
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
 
@@ -65,7 +66,7 @@ def measured(result: Result) -> bool:
 def busy_machine() -> str | None:
     """What to say of a machine that other programs use; None where there is nothing to say."""
     load, cores = os.getloadavg()[0], available_cores()
-    return f"{BUSY}: load {load:.1f} on {cores} cores" if load > max(1.0, 0.5 * cores) else None
+    return f"{BUSY}: load {load:.1f} on {counted(cores, 'core')}" if load > max(1.0, 0.5 * cores) else None
 
 
 class Experiment(ABC, Generic[S]):
@@ -187,7 +188,7 @@ class Experiment(ABC, Generic[S]):
         threads, cores = self.scenario.threads, available_cores()
         if workers * threads > cores:
             self.warn(
-                f"{workers} workers x {threads} thread share {cores} cores: "
+                f"{counted(workers, 'worker')} x {counted(threads, 'thread')} share {counted(cores, 'core')}: "
                 f"{self.slower} longer here than on machines of their own"
             )
         if self._pool is None and (busy := busy_machine()) is not None:
@@ -256,7 +257,7 @@ class Experiment(ABC, Generic[S]):
         total, done, budget_s = repeats * len(order), 0, self.scenario.time_budget_s
         for number in range(repeats):
             if number and budget_s is not None and time.monotonic() - self._started > budget_s:
-                self.warn(f"time budget spent after {number} of {repeats} {self.unit}s")
+                self.warn(f"time budget spent after {number} of {counted(repeats, self.unit)}")
                 return
             for index in order if number % 2 == 0 else reversed(order):
                 cell = self.result.cells[index]

@@ -12,6 +12,7 @@ from netsim_ddp.results.identity import outdated, rules, same_machine
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.sweep.plan import Run, trains
+from netsim_ddp.units import counted
 
 
 def read_earlier(path: Path, *, unless: bool = False) -> Result | None:
@@ -62,8 +63,7 @@ def measured_again(path: Path, earlier: Result, runs: Sequence[Run]) -> str:
         dict.fromkeys(f"{about} {rule}" for cell in old for about, rule in rules(cell, earlier).items())
     )
     return (
-        f"{len(old)} cell{'s' * (len(old) != 1)} of {path} must be measured again: "
-        f"in those of netsim before 0.2, {why}"
+        f"{counted(len(old), 'cell')} of {path} must be measured again: in those of netsim before 0.2, {why}"
     )
 
 

@@ -21,6 +21,7 @@ from netsim_ddp.errors import EnvironmentFault
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.results.codec import CodecRow
 from netsim_ddp.tools.memory import release_freed, resident_bytes
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.emulated import record_gradient_sets
 from netsim_ddp.workloads.workload import build_workload
 
@@ -72,7 +73,7 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Iterator[CodecRow]:
                         torch.set_num_threads(threads)
                         here = gradient.to(device)
                         for ratio in plan.ratios:
-                            say(f"{device}, {threads} thread, {name}, {numel} x {ratio:g}")
+                            say(f"{device}, {counted(threads, 'thread')}, {name}, {numel} x {ratio:g}")
                             yield _Bench(here, ratio, replace(plan, inputs=(name,), threads=(threads,))).row()
     finally:
         torch.set_num_threads(before)

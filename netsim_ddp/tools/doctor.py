@@ -36,7 +36,7 @@ from netsim_ddp.methods import DEFAULT
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.memory import available_bytes
 from netsim_ddp.switches import KERNELS, compiled_kernels
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import counted, format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
     from netsim_ddp.results.record import Cell
@@ -89,7 +89,7 @@ def cores() -> Finding:
     from netsim_ddp.scenario import available_cores
 
     count, load, memory = available_cores(), os.getloadavg()[0], available_bytes()
-    found = f"{count} core{'s' * (count != 1)}, load {load:.2f}"
+    found = f"{counted(count, 'core')}, load {load:.2f}"
     if memory is not None:
         found += f", {format_bytes(memory)} of memory free"
     advice = {

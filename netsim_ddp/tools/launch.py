@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import BinaryIO, Literal
 
 from netsim_ddp import __version__
-from netsim_ddp.errors import LinkLost, LinkUnavailable, UsageError
+from netsim_ddp.errors import LinkLost, LinkUnavailable
 from netsim_ddp.link.launch import Outcome, launch
 from netsim_ddp.link.probe.probe import prove
 from netsim_ddp.link.tc.link import TcLink
@@ -20,6 +19,8 @@ from netsim_ddp.scenario import Scenario, available_cores
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.experiment import Event, Report
 from netsim_ddp.steps.link_record import link_record
+from netsim_ddp.tools.programs import check_program
+from netsim_ddp.units import counted
 
 Status = Literal["complete", "failed", "interrupted", "timeout"]
 
@@ -46,13 +47,12 @@ def launch_program(
         LinkUnavailable: tc cannot make the link here.
         LinkOffTarget: it made one that is not what was asked for.
     """
-    if shutil.which(program[0]) is None:
-        raise UsageError(f"cannot run {program[0]!r}: no such program", hint="write its path, or check PATH")
+    check_program(program[0])
     spec = scenario.link_spec()
     report(
         Event(
             "note",
-            f"{spec.workers} ranks, each in a network of its own behind {spec.describe()}: "
+            f"{counted(spec.workers, 'rank')}, each in a network of its own behind {spec.describe()}: "
             "no route to the internet, so data and models must be on this machine",
         )
     )

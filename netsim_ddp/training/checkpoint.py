@@ -31,6 +31,7 @@ from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.results.fields import Strict
 from netsim_ddp.results.files import to_json, write_whole
 from netsim_ddp.results.training_record import EpochRecord
+from netsim_ddp.units import counted
 
 KEPT = 2
 RUN_FILE = "run.json"
@@ -215,7 +216,7 @@ def check_same(
     refusals = [
         (
             (manifest.epoch, manifest.step) > (epochs, 0),
-            f"the checkpoint of {which} has {manifest.epoch} of {epochs} epochs behind it",
+            f"the checkpoint of {which} has {manifest.epoch} of {counted(epochs, 'epoch')} behind it",
             f"write --epochs {manifest.epoch + (manifest.step > 0)} or more",
         ),
         (
@@ -225,12 +226,13 @@ def check_same(
         ),
         (
             manifest.world_size != workers and rule == "none",
-            f"the checkpoint is of {manifest.world_size} workers, not {workers}: residuals belong to their ranks",
+            f"the checkpoint is of {counted(manifest.world_size, 'worker')}, not {workers}: residuals belong to "
+            "their ranks",
             f"use --workers {manifest.world_size}, or --resume-residuals sum (keeps what is pending) or drop",
         ),
         (
             manifest.world_size != workers and manifest.epoch == epochs,
-            f"{which} has ended with {manifest.world_size} workers: its curve is not one of {workers}",
+            f"{which} has ended with {counted(manifest.world_size, 'worker')}: its curve is not one of {workers}",
             f"use --workers {manifest.world_size}, or more --epochs",
         ),
     ]

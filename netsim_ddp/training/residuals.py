@@ -19,6 +19,7 @@ from torch import Tensor
 
 from netsim_ddp.compression.shards import saved_sums
 from netsim_ddp.errors import UsageError
+from netsim_ddp.units import counted
 
 _KNOWN = {"rank", "world_size", "selection", "error_buffer", "velocity", "sums", "shares", "q", "rounding"}
 _SAID = {"method", "options", "parked"}
@@ -114,7 +115,7 @@ def converted(states: Sequence[Mapping[str, Any]], rule: str, rank: int, world_s
     if unknown := set(first) - _KNOWN - _SAID:
         raise UsageError(
             f"the method's state ({', '.join(sorted(unknown))}) belongs to the ranks it was saved on",
-            hint=f"go on with {len(states)} workers",
+            hint=f"go on with {counted(len(states), 'worker')}",
         )
     state = {
         key: value for key, value in first.items() if key not in ("sums", "shares", "rounding", "parked")

@@ -36,6 +36,7 @@ from netsim_ddp.training.states import (
     write_state,
 )
 from netsim_ddp.training.tracker import MetricsTracker
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.own_data import Turns
 from netsim_ddp.workloads.workload import Workload
 
@@ -94,7 +95,8 @@ class TrainTask(ModelTask):
         steps: int = batches // accumulate
         if steps == 0:
             raise UsageError(
-                f"an epoch has {batches} batches per rank, fewer than one step accumulates: {accumulate}",
+                f"an epoch has {counted(batches, 'batch', 'batches')} per rank, fewer than one step "
+                f"accumulates: {accumulate}",
                 hint=f"write --accumulate {batches} at most, or a smaller --batch-size",
             )
         wanted = self.scenario.steps_per_epoch

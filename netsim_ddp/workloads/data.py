@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import DATASETS, check_dataset, is_own
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.batched import EPOCH_STREAM, LOADER_STREAM, Batch, Batched, generator
 from netsim_ddp.workloads.files import FILES, provide
 from netsim_ddp.workloads.images import Digits, Read, Synthetic, raw_digits, raw_images
@@ -126,12 +127,14 @@ def get_dataloaders(
     shard = length // world_size
     if shard == 0:
         raise UsageError(
-            f"{dataset} has too few {examples} for {world_size} ranks", hint=f"use at most {length} ranks"
+            f"{dataset} has too few {examples} for {world_size} ranks",
+            hint=f"use at most {counted(length, 'rank')}",
         )
     if batch_size > shard:
         over = f" over {world_size} ranks" if world_size > 1 else ""
         raise UsageError(
-            f"batch size {batch_size} is larger than a rank's share of {dataset}: {shard} {examples}{over}",
+            f"batch size {batch_size} is larger than a rank's share of {dataset}: "
+            f"{counted(shard, examples.removesuffix('s'))}{over}",
             hint=f"use a batch size of at most {shard}",
         )
     common: dict[str, Any] = {

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from netsim_ddp.errors import NetsimError, UsageError, describe
 from netsim_ddp.names import DATASET_CHOICES
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.batched import EPOCH_STREAM, SPLIT_STREAM, Batch, Batched, generator
 from netsim_ddp.workloads.models import seeded
 from netsim_ddp.workloads.own import accepts, called, found
@@ -81,7 +82,8 @@ class Turns:
         self._length = batches // world_size
         if self._length < 1:
             raise UsageError(
-                f"dataset {name!r}: a loader has {batches} batches for {world_size} ranks",
+                f"dataset {name!r}: a loader has {counted(batches, 'batch', 'batches')} for "
+                f"{counted(world_size, 'rank')}",
                 hint="smaller batches, or fewer --workers",
             )
         self.epoch = self.first_batch = 0
@@ -104,7 +106,8 @@ class Turns:
             batch = next(mine, None)
             if batch is None:
                 raise UsageError(
-                    f"dataset {self._name!r}: a loader ended before it had given its {end * self._world_size} batches",
+                    f"dataset {self._name!r}: a loader ended before it had given its "
+                    f"{counted(end * self._world_size, 'batch', 'batches')}",
                     hint="have its len() be the number of batches, and iter() start anew each time",
                 )
             yield as_batch(self._name, batch)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.names import DATASETS
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.batched import (
     NOISE_STREAM,
     SPLIT_STREAM,
@@ -42,7 +43,7 @@ class Text(Batched):
         blocks = len(self.tokens) // BLOCK
         if blocks < 2:
             raise UsageError(
-                f"{text or 'the text'} holds {len(self.tokens)} bytes: too little to train on",
+                f"{text or 'the text'} holds {counted(len(self.tokens), 'byte')}: too little to train on",
                 hint=f"name a text of at least {2 * BLOCK} bytes",
             )
         held_out = max(1, round(_VALIDATION_SHARE * blocks))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.results.files import load
-from tests.commands import ROOT, measuring
+from tests.commands import ROOT, instead, measuring
 
 MODULE = """
 import torch
@@ -211,7 +211,7 @@ NET = ["--model", "mine:Net"]
             [*BUILD, "--dataset", "mine:short", "--loss", "mse"],
             "a loader ended before it had given its 8 batches",
         ),
-        ([*BUILD, "--dataset", "mine:loaders,size=64"], "a loader has 1 batches for 2 ranks"),
+        ([*BUILD, "--dataset", "mine:loaders,size=64"], "a loader has 1 batch for 2 ranks"),
         ([*BUILD, "--dataset", "mine:data,m=3"], "has no option 'm' (it takes n=64)"),
         ([*BUILD, "--dataset", "mine:ready,n=3"], "dataset 'mine:ready,n=3' is made already"),
         ([*BUILD, "--dataset", "bad:data"], "importing 'bad' failed: RuntimeError: no luck"),
@@ -232,7 +232,7 @@ NET = ["--model", "mine:Net"]
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
-    done = netsim(tmp_path, *RUN, *words, "--steps", "8")
+    done = netsim(tmp_path, *instead(RUN, "--steps", "8"), *words)
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("netsim: ")

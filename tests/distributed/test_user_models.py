@@ -21,7 +21,7 @@ from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Cell, Result
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
-from tests.commands import measuring
+from tests.commands import instead, measuring
 from tests.fixtures.user_models import MODELS
 from tests.forking import forking
 
@@ -231,7 +231,7 @@ def test_dense_sends_the_parameters_types_as_ddp_does(model: str, workers: int, 
     """A dense row that sends float32 of a bfloat16 model would double what every method gains on it."""
     names = methods(["dense", "fp16"])
     for execution in ("concurrent", "replayed"):
-        words = [*RUN, "-n", str(workers), "--execution", execution, *names]
+        words = [*instead(RUN, "-n", str(workers)), "--execution", execution, *names]
         cells = {cell.id: cell for cell in measured(tmp_path, model, *words).cells}
         sent = {name: cell.repeats[0].ranks[0].payload_bytes for name, cell in cells.items()}
         own, ddp, half = sent.values()  # dense runs both ways
@@ -275,9 +275,7 @@ def servers_of(parent: int) -> list[int]:
 def test_what_a_model_starts_ends_with_the_run(killed: bool, tmp_path: Path) -> None:
     before, steps = sleepers(), "100000" if killed else "2"
     words = [
-        *RUN,
-        "--steps",
-        steps,
+        *instead(RUN, "--steps", steps),
         "--model",
         "user_models:leaves_a_process",
         *methods(["dense"]),

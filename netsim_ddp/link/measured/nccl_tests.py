@@ -21,6 +21,7 @@ from typing import Any
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.measured.measurement import Goodput, Measurement
 from netsim_ddp.reading import one_line, positive
+from netsim_ddp.units import counted
 
 FACTORS: Mapping[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
@@ -345,7 +346,7 @@ def _measured(test: Test, source: str) -> Measurement:
     sizes = len({sample.size for sample in test.samples})
     return Measurement(
         rate,
-        f"nccl-tests, {sizes} size{'s' * (sizes != 1)}, {ranks or 'unknown'} ranks, "
+        f"nccl-tests, {counted(sizes, 'size')}, {ranks or 'unknown'} ranks, "
         f"{test.operation or 'unknown collective'}",
         delay_s=_delay(test, factor, rate.bps, ranks),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from netsim_ddp.report.charts.shapes import Lane, Stretch, Timeline
 from netsim_ddp.results.recorded_steps import PART_NAMES, PARTS, SeenStep, Span, middle_step
 from netsim_ddp.results.recording import Recording
-from netsim_ddp.units import format_bytes
+from netsim_ddp.units import counted, format_bytes
 
 _MOST_RANKS, _MOST_BUCKETS, _TOLD_BUCKETS = 4, 40, 12
 
@@ -31,7 +31,7 @@ def _timeline(recording: Recording, seen: SeenStep, number: int, count: int) -> 
         "A diamond: the bucket's last gradient is there. The step is the one of median length on the first rank."
     ]
     if (more := len(recording.buckets) - _MOST_BUCKETS) > 0:
-        notes.append(f"The last {more} buckets are not drawn.")
+        notes.append(f"Not drawn: the last {counted(more, 'bucket')}.")
     return Timeline(
         key=f"step-rank-{seen.rank}",
         title=f"Rank {seen.rank}, step {number + 1} of {count}: {step.end_s * 1e3:.4g} ms",
@@ -67,5 +67,5 @@ def _words(seen: SeenStep, number: int) -> str:
             f"bucket {bucket} {'never full' if full is None else f'full at {full * 1e3:.4g} ms'}{through}"
         )
     more = len(seen.step.full_s) - _TOLD_BUCKETS
-    rest = [f"{more} more buckets"] if more > 0 else []
+    rest = [counted(more, "more bucket")] if more > 0 else []
     return f"Recorded step {number} on rank {seen.rank}: {', '.join(parts)}. {'; '.join(buckets + rest)}."

@@ -14,6 +14,7 @@ from netsim_ddp.report.collection import Collection, Entry
 from netsim_ddp.results.labels import axis_labels, clean, full_label, link_label, model_label
 from netsim_ddp.results.record import Cell, Summary
 from netsim_ddp.results.stats import half_width
+from netsim_ddp.units import counted
 
 # Bencher's limit for a name.
 _LONGEST = 1024
@@ -24,7 +25,8 @@ def github_benchmark(collection: Collection) -> str:
     rows: list[dict[str, Any]] = []
     for name, entry, summary in _measured(collection):
         said = ", ".join(assumptions([entry.cell], entry.source.result))
-        extra = f"{len(entry.cell.repeats)} repeats, {entry.cell.threads} threads, {said}, {entry.cell.id}"
+        repeats, threads = counted(len(entry.cell.repeats), "repeat"), counted(entry.cell.threads, "thread")
+        extra = f"{repeats}, {threads}, {said}, {entry.cell.id}"
         step: dict[str, Any] = {"name": f"{name}: step", "unit": "ms", "value": summary.step_s.median * 1e3}
         if half := half_width(summary.step_s):
             step["range"] = f"± {half * 1e3:.3g}"
@@ -53,7 +55,7 @@ def benchmark_name(cell: Cell) -> str:
     """``simple_cnn, 4 workers, 1 Gbit/s, tc, replayed: topk,ratio=0.01``."""
     parts = [
         model_label(cell),
-        f"{cell.workers} workers",
+        counted(cell.workers, "worker"),
         link_label(cell),
         cell.link.mechanism,
         cell.execution,

@@ -12,6 +12,7 @@ from netsim_ddp.report.collection import Collection
 from netsim_ddp.report.labels import count_of
 from netsim_ddp.report.markup import Child, Markup, tag
 from netsim_ddp.report.tables import Table, block_table, measured_blocks
+from netsim_ddp.units import counted
 
 # Nothing may be fetched, run or sent, whatever a hostile file got into the text.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -99,7 +100,7 @@ def _header(collection: Collection) -> Markup:
         parts = [source.name, result.created_utc]
         if result.model_parameters:
             parts.append(f"{count_of(result.model_parameters)} parameters")
-        parts.append(f"{len(result.cells)} cell{'' if len(result.cells) == 1 else 's'}")
+        parts.append(counted(len(result.cells), "cell"))
         if result.status != "complete":
             parts.append(f"status: {result.status}")
         lines.append(tag("p", " | ".join(parts), class_="dim" if result.status == "complete" else "warn"))

@@ -15,6 +15,7 @@ from netsim_ddp.report.collection import Block, Collection
 from netsim_ddp.report.labels import basis
 from netsim_ddp.report.tables import Table, block_table, measured_blocks
 from netsim_ddp.results.labels import clean
+from netsim_ddp.units import counted
 
 # GitHub counts bytes; some are kept back for what else writes into the same summary.
 LIMIT_BYTES = 900_000
@@ -93,7 +94,7 @@ def _details(collection: Collection) -> list[str]:
     if found := facts.warnings(collection):
         parts.append(
             _folded(
-                f"{len(found)} warning{'' if len(found) == 1 else 's'}",
+                f"{counted(len(found), 'warning')}",
                 "".join(f"- {text(warning)}\n" for warning in found),
             )
         )

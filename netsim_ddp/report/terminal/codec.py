@@ -13,6 +13,7 @@ from netsim_ddp.report.labels import DASH, count_of
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.codec import CodecRow, CodecTimes
+from netsim_ddp.units import counted
 
 _HEADERS = (
     "N", "ratio", "floor", "select", "floors", "encode", "decode", "copies", "topk", "argpart", "memory",
@@ -29,7 +30,7 @@ def render_codec_times(times: CodecTimes, console: Console) -> None:
     for (device, threads, name), rows in groupby(
         times.rows, key=lambda row: (row.device, row.threads, row.input)
     ):
-        print_line(console, f"{device}, {threads} thread{'' if threads == 1 else 's'}, {name}", "bold")
+        print_line(console, f"{device}, {counted(threads, 'thread')}, {name}", "bold")
         print_table(console, [Table(_HEADERS, [_texts(row) for row in rows], left=())], gap=1)
     console.print(
         Text(

@@ -15,7 +15,7 @@ from netsim_ddp.report.terminal.printing import print_block, print_line
 from netsim_ddp.results.comparison import Comparison, FigureRow, Pair, ScoreRow, TimeRow, plain
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.verdicts import of_family
-from netsim_ddp.units import format_duration
+from netsim_ddp.units import counted, format_duration
 
 _STYLES = {"slower": "red", "worse": "red", "faster": "green", "better": "green", "inconclusive": "yellow"}
 _ORDER = ("slower", "worse", "inconclusive", "faster", "better", "no change")
@@ -68,7 +68,7 @@ def headline(comparison: Comparison) -> str:
     verdicts += [row.verdict for pair in comparison.pairs for row in pair.scores]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in _ORDER if verdict in verdicts]
     count = len(comparison.pairs)
-    found = f"{count} cell{'s' * (count != 1)} compared"
+    found = f"{counted(count, 'cell')} compared"
     if not counts:
         return found
     return f"{found}: {', '.join(counts)} ({of_family(len(verdicts), comparison.alpha)})"
@@ -99,7 +99,7 @@ def figures_line(comparison: Comparison) -> str:
         return ""
     changed = sum(row.changed for row in rows)
     kinds = ", ".join(dict.fromkeys(clean(row.figure).partition(",")[0] for row in rows))
-    total = f"{len(rows)} figure{'s' * (len(rows) != 1)} that must not vary ({kinds}; bytes are per step, of all ranks)"
+    total = f"{counted(len(rows), 'figure')} that must not vary ({kinds}; bytes are per step, of all ranks)"
     return f"{total}: {changed} changed." if changed else f"{total}: none changed."
 
 
@@ -181,7 +181,7 @@ def _score(row: ScoreRow) -> str:
     unit = " points" if row.figure == "accuracy" else ""
     shown = f"{row.base:.4g} -> {row.new:.4g}"
     interval = f" ({row.low:+.2f} to {row.high:+.2f})" if row.low is not None and row.high is not None else ""
-    seeds = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
+    seeds = counted(row.seeds, "seed")
     text = f"{row.figure} {shown}, {row.difference:+.2f}{unit}{interval} over {seeds}: {row.verdict}"
     if row.why:
         text += f" ({row.why}" + (f"; about {row.repeats} seeds would decide)" if row.repeats else ")")

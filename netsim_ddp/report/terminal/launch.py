@@ -9,7 +9,7 @@ from netsim_ddp.report.recordings import ms, no_exchange, unseen
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.launch import Launch, LaunchRank, RecordedLaunch
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import counted, format_bytes, format_duration, format_rate
 
 _MOST_BUCKETS = 8
 
@@ -30,12 +30,12 @@ def render_launch(launch: Launch, console: Console) -> None:
         for rank in launch.ranks
     ]
     print_table(console, [Table(headers, rows, left=(1,))], header_style="dim")
-    text = f"{format_duration(launch.wall_s)} on {launch.workers} links of {launch.link.shape}"
+    text = f"{format_duration(launch.wall_s)} on {counted(launch.workers, 'link')} of {launch.link.shape}"
     if launch.link.delay_by is not None:
         text += f" by {launch.link.how}"
     if launch.link.measured_bps is not None:
         text += f" (probed: {format_rate(launch.link.measured_bps)} goodput)"
-    text += f", {launch.link.drops} drops, {launch.link.retransmits} retransmits"
+    text += f", {counted(launch.link.drops, 'drop')}, {counted(launch.link.retransmits, 'retransmit')}"
     console.print(Text(text), soft_wrap=True)
     if launch.recorded is not None:
         _render_recorded(launch.recorded, console)
@@ -49,7 +49,7 @@ def _render_recorded(recorded: RecordedLaunch, console: Console) -> None:
         (str(rank.rank), *(ms(getattr(rank, f"{name}_s")) for name in headers[1:])) for rank in recorded.ranks
     ]
     print_table(console, [Table(headers, rows)], header_style="dim")
-    said = [f"ms, medians of {recorded.steps} recorded step{'' if recorded.steps == 1 else 's'}"]
+    said = [f"ms, medians of {counted(recorded.steps, 'recorded step')}"]
     if exchanged:
         said[0] += "; wait: for the slowest rank; exchange: what backward did not hide of it"
         said += [*_by_bucket(recorded), no_exchange(recorded.without_exchange_s, recorded.step_s)]

@@ -11,7 +11,7 @@ from rich.console import Console
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.probe import Bulk, Collective, Probe, slowest
-from netsim_ddp.units import format_bytes, format_rate
+from netsim_ddp.units import counted, format_bytes, format_rate
 
 
 def render_probe(probe: Probe, console: Console) -> None:
@@ -35,7 +35,7 @@ def _header(probe: Probe) -> str:
     link = probe.link
     asked = f"asked {link.shape}" if link.shape else "no rate asked"
     congestion = f", {link.congestion}" if link.congestion else ""
-    return f"link {link.how}: {asked}, {probe.workers} workers{congestion}"
+    return f"link {link.how}: {asked}, {counted(probe.workers, 'worker')}{congestion}"
 
 
 def _figures(probe: Probe, *, spread: bool) -> Table:

@@ -25,7 +25,7 @@ from netsim_ddp.results.labels import clean, group_label, label
 from netsim_ddp.results.limits import short_of_line
 from netsim_ddp.results.record import Cell, LinkRecord, Result
 from netsim_ddp.results.summary import is_dense
-from netsim_ddp.units import format_rate
+from netsim_ddp.units import counted, format_rate
 
 # Dropped in this order until the table fits. "wait", "opt" and "decmp" are merged into a neighbour, not lost.
 DROPS = (
@@ -67,16 +67,15 @@ def _header(result: Result) -> str:
         model += f" {count_of(result.model_parameters)} params"
     if is_own(str(dataset := scenario.get("dataset"))):
         model += f" on {dataset}"
-    workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
-        scenario.get("workers", "?")
-    ]
+    workers: Sequence[object] = sorted({cell.workers for cell in result.cells})
+    workers = workers or [scenario.get("workers", "?")]
     ratios = dict.fromkeys(written(cell.params["ratio"]) for cell in result.cells if "ratio" in cell.params)
     steps, repeats = scenario.get("steps", "?"), scenario.get("repeats", "?")
     parts = (
         model,
-        f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}",
+        counted(workers, "worker"),
         *([f"ratio {', '.join(ratios)}"] if ratios else []),
-        f"{steps} step{'' if steps == 1 else 's'} x {repeats} run{'' if repeats == 1 else 's'}",
+        f"{counted([steps], 'step')} x {counted([repeats], 'run')}",
         f"seed {scenario.get('seed', '?')}",
         *recipe(scenario),
     )
@@ -100,8 +99,8 @@ def _link_line(links: Sequence[LinkRecord], why_bucket: str, late: str = "") -> 
     if first.mechanism == "bucket":
         return f"{text}; bytes are charged, not measured{f'; {late}' if late else ''}{limited}"
     drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
-    counted = (f"{drops} drops", f"{retransmits} retransmits", *queue_words(first))
-    return f"{text}, {', '.join(counted)}{limited}"
+    told = (counted(drops, "drop"), counted(retransmits, "retransmit"), *queue_words(first))
+    return f"{text}, {', '.join(told)}{limited}"
 
 
 def _unequal(link: LinkRecord) -> str:
@@ -123,12 +122,15 @@ def _mbit(rate: float | None) -> str:
 def _execution_line(result: Result, cells: Sequence[Cell]) -> str:
     """How the steps were executed, and what was emulated or substituted in them."""
     cores = result.environment.get("cores", result.environment.get("cpu_count"))
-    ranks = f"{cells[0].workers} rank{'' if cells[0].workers == 1 else 's'}"
+    ranks = counted(cells[0].workers, "rank")
     execution, *others = assumptions(cells, result, without=("link",))
-    parts = [f"{execution.upper()}: {ranks}" + (f" on {cores} cores" if cores else ""), *others]
+    parts = [
+        f"{execution.upper()}: {ranks}" + (f" on {cores} core{'s' * (cores != 1)}" if cores else ""),
+        *others,
+    ]
     if any(not cell.substituted for cell in cells if not is_dense(cell)):
         threads = sorted({cell.threads for cell in cells})
-        count = f"{', '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+        count = counted(threads, "thread")
         parts.append(f"codec on {cells[0].device.upper()}, {count}")
     if how := played(cells):
         parts.append(f"local work measured {how}")

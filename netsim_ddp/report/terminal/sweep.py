@@ -21,9 +21,10 @@ from netsim_ddp.report.utilisation import NOTE, render_needs
 from netsim_ddp.report.verdict import reason
 from netsim_ddp.results.claims import claims, fastest
 from netsim_ddp.results.identity import axes, groups, link_description
-from netsim_ddp.results.labels import clean, label
+from netsim_ddp.results.labels import clean, label, workers_label
 from netsim_ddp.results.record import Cell, Result, Summary
 from netsim_ddp.results.verdicts import FLOOR, of_family, repeats_needed
+from netsim_ddp.units import counted
 
 DROPS = ("runs", "compute", "codec", "eff", "comm", "overlapped", "sent", "speedup")
 """Dropped in this order until the table fits."""
@@ -66,20 +67,19 @@ def _header(result: Result) -> list[str]:
     cells = result.cells
     parts = [
         _one_or(sorted({str(cell.model) for cell in cells}), "models"),
-        _one_or(sorted({cell.workers for cell in cells}), "workers", always=True),
+        workers_label(*sorted({cell.workers for cell in cells})),
     ]
     for key in ("steps", "repeats", "seed"):
         if isinstance(value := result.scenario.get(key), int):
-            many = key if value != 1 else key.removesuffix("s")
-            parts.append(f"seed {value}" if key == "seed" else f"{value} {many}")
+            parts.append(f"seed {value}" if key == "seed" else counted(value, key.removesuffix("s")))
     execution, *others = assumptions(cells, result, without=("link",)) or [""]
     lines = (parts, [execution.upper(), *others])
     return [clean(" | ".join(part for part in line if part)) for line in lines if any(line)]
 
 
-def _one_or(values: Sequence[object], what: str, *, always: bool = False) -> str:
+def _one_or(values: Sequence[object], what: str) -> str:
     shown = ", ".join(str(value) for value in values)
-    return f"{shown} {what}" if always or len(values) > 1 else shown
+    return f"{shown} {what}" if len(values) > 1 else shown
 
 
 def _links(result: Result) -> list[str]:
@@ -102,7 +102,7 @@ def _links(result: Result) -> list[str]:
             text += f": measured at {span} of what the rates leave after headers"
         if mechanism == "tc":
             drops, retransmits = sum(link.drops for link in links), sum(link.retransmits for link in links)
-            text += f"; {drops} drops, {retransmits} retransmits"
+            text += f"; {counted(drops, 'drop')}, {counted(retransmits, 'retransmit')}"
         elif mechanism == "bucket":
             text += "; bytes are charged, not measured"
         elif mechanism == "model":
@@ -190,12 +190,12 @@ def _missing(result: Result) -> list[str]:
     planned = sweep.get("cells") if isinstance(sweep, dict) else None
     planned = planned if isinstance(planned, dict) else {}
     if count := len(set(planned) - {cell.id for cell in result.cells}):
-        lines.append(f"Not run: {count} of {len(planned)} cells.")
+        lines.append(f"Not run: {count} of {counted(len(planned), 'cell')}.")
     asked = result.scenario.get("repeats")
     short = [cell for cell in result.cells if isinstance(asked, int) and 0 < len(cell.repeats) < asked]
     if short:
-        lines.append(f"Not finished: {len(short)} cells have fewer than {asked} runs.")
+        lines.append(f"Not finished: {counted(len(short), 'cell')} with fewer than {asked} runs.")
     lines += [f"warning: {clean(text)}" for text in result.warnings[:MOST_WARNINGS]]
     if (more := len(result.warnings) - MOST_WARNINGS) > 0:
-        lines.append(f"{more} more warnings are in the file.")
+        lines.append(f"{counted(more, 'more warning')} in the file.")
     return lines

@@ -21,7 +21,7 @@ from netsim_ddp.results.summary import ALONE
 from netsim_ddp.results.training import WITHIN_POINTS
 from netsim_ddp.results.training_record import MeanInterval, TrainingSummary
 from netsim_ddp.results.verdicts import FLOOR, of_family
-from netsim_ddp.units import format_bytes, format_duration, format_rate
+from netsim_ddp.units import counted, format_bytes, format_duration, format_rate
 
 # Dropped in this order until the table fits; time is what a shaped link is for, and means little on the loopback.
 DROPS = ("residual", "rate", "total", "loss", "sent")
@@ -65,9 +65,8 @@ def _header(result: Result) -> str:
     model = str(scenario.get("model", "model unknown"))
     if result.model_parameters:
         model += f" {count_of(result.model_parameters)} params on {scenario.get('dataset')}"
-    workers: list[object] = [*sorted({cell.workers for cell in result.cells})] or [
-        scenario.get("workers", "?")
-    ]
+    workers: Sequence[object] = sorted({cell.workers for cell in result.cells})
+    workers = workers or [scenario.get("workers", "?")]
     epochs, seeds = scenario.get("epochs", "?"), scenario.get("repeats", "?")
     batches = {written(cell.axes.get("batch_size", scenario.get("batch_size", "?"))) for cell in result.cells}
     batch = ", ".join(sorted(batches)) or "?"
@@ -75,8 +74,8 @@ def _header(result: Result) -> str:
         batch = f"{batch} x {accumulate}"
     parts = (
         model,
-        f"{', '.join(map(str, workers))} worker{'' if workers == [1] else 's'}",
-        f"{epochs} epoch{'' if epochs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}",
+        counted(workers, "worker"),
+        f"{counted([epochs], 'epoch')} x {counted([seeds], 'seed')}",
         f"batch {batch} per worker",
         f"{scenario.get('optimizer')}, {scenario.get('schedule')}",
         *recipe({**scenario, "optimizer": "sgd"}),
@@ -95,7 +94,7 @@ def _link_line(cells: Sequence[Cell], why: str) -> str:
         text += f", got {format_rate(min(measured))}"
     if link.mechanism == "tc":
         drops = sum(cell.link.drops for cell in cells)
-        text += f", {drops} drops, {sum(cell.link.retransmits for cell in cells)} retransmits"
+        text += f", {counted(drops, 'drop')}, {counted(sum(cell.link.retransmits for cell in cells), 'retransmit')}"
     return f"{text}; bytes are {cells[0].recipe.tx_are if cells[0].recipe else 'predicted'}"
 
 
@@ -212,7 +211,7 @@ def _verdict(row: _Row) -> str:
     if summary.loss_difference_percent is not None:
         parts.append(f"validation loss {_share(summary.loss_difference_percent)}")
     count = len(summary.seeds)
-    facts = f"{', '.join(parts)} over {count} seed{'s' * (count != 1)}"
+    facts = f"{', '.join(parts)} over {counted(count, 'seed')}"
     needs = f"{facts}; a claim needs {summary.seeds_needed} seeds"
     return f"{row.label}: {needs if too_few(summary) else f'{_claim(summary)} ({facts})'}; {_time_sentence(row)}."
 

@@ -11,7 +11,7 @@ from netsim_ddp.report.tables import Column, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.labels import clean
 from netsim_ddp.results.validation import ValidatedCell, Validation, typical
-from netsim_ddp.units import format_duration, format_rate
+from netsim_ddp.units import counted, format_duration, format_rate
 
 _DROPS = ("how", "model", "delay", "workers")
 MANY = 20
@@ -41,12 +41,16 @@ def verdict(validation: Validation) -> str:
     """How far predictions are from what was measured, in a sentence."""
     found = typical(validation.cells)
     limited = sum(cell.host_limited for cell in validation.cells)
-    left = f"; {limited} more are host-limited and do not count" if limited else ""
+    left = (
+        f"; {limited} more {'is' if limited == 1 else 'are'} host-limited and not counted" if limited else ""
+    )
     if found is None:
         return f"no cell can be held against its prediction{left}"
     count = sum(cell.counts for cell in validation.cells)
     if count < MANY:
-        return f"{count} cells: the median error is {found[0]:.1%}, the largest {found[1]:.1%}{left}"
+        return (
+            f"{counted(count, 'cell')}: the median error is {found[0]:.1%}, the largest {found[1]:.1%}{left}"
+        )
     return f"{count} cells: the median error is {found[0]:.1%}, 95% of them are within {found[1]:.1%}{left}"
 
 

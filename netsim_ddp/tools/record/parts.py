@@ -18,6 +18,7 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import Recording
 from netsim_ddp.results.recording_file import read, read_gradients, write
 from netsim_ddp.steps.environment import environment
+from netsim_ddp.units import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,9 +108,11 @@ def merged(folder: Path, program: Sequence[str]) -> tuple[Recording, list[np.nda
         ranks, common = ranks[:1], {step.number for step in ranks[0].steps}
         notes.append("other ranks recorded other steps: their moments are left out")
     if len(ranks) < first.world_size:
-        notes.append(f"of {first.world_size} ranks {len(ranks)} were seen")
+        notes.append(f"seen: {len(ranks)} of {first.world_size} ranks")
     if (others := len(list(folder.glob(f"*{_SUFFIX}"))) - len(parts)) > 0:
-        notes.append(f"{others} other processes of the program trained too: they are left out")
+        notes.append(
+            f"left out: {counted(others, 'other process', 'other processes')} of the program that trained too"
+        )
     begin = min(step.begin_s for each in ranks for step in each.steps if step.number in common)
     for each in ranks:
         each.steps = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import die_with_parent
+from netsim_ddp.tools.programs import check_program
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_TERMINAL = 0x80  # SI_KERNEL: a key was pressed, and the program has got the signal itself
@@ -32,12 +32,7 @@ def run_program(program: Sequence[str], env: Mapping[str, str], done: Callable[[
     Raises:
         UsageError: it cannot be started.
     """
-    if shutil.which(program[0]) is None:
-        script = program[0].endswith(".py") and Path(program[0]).exists()
-        raise UsageError(
-            f"cannot run {program[0]!r}: no such program",
-            hint=f"-- python {program[0]}" if script else "write its path, or check PATH",
-        )
+    check_program(program[0])
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # so that what it leaves behind is found
     stopped = signalled = False
     with _blocked() as before:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from netsim_ddp import __version__
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.recording import Bucket, Gradients, Overhead, Parameter, RankSteps, Recording
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.recording.ddp import hook_name
 from netsim_ddp.workloads.recording.found import class_of, device_of, type_name
 from netsim_ddp.workloads.recording.gradients import BLOCK
@@ -35,7 +36,8 @@ def assembled(session: Session, *, rank: int) -> Recording:
     notes = list(trained.notes)
     if watch.left_out:
         notes.append(
-            f"{watch.left_out} steps were left out: gradients were not finite, or the model was evaluated in them"
+            f"left out: {counted(watch.left_out, 'step')} with gradients that were not finite, or an "
+            "evaluation of the model"
         )
     timed = [step for step in watch.closed if step.kind == "on"]
     if all(forward is backward for step in timed for forward, backward, _ in step.passes):

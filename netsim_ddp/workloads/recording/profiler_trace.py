@@ -22,6 +22,7 @@ from netsim_ddp.reading import one_line
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
 from netsim_ddp.results.recording import Bucket, Gradients, Pass, RankSteps, Recording, Step
+from netsim_ddp.units import counted
 
 MAX_BYTES = 1 << 30
 HINT = (
@@ -76,7 +77,7 @@ def recording_of(path: Path) -> Recording:
         )
     if len(kept) < len(spans):
         notes.append(
-            f"{len(spans) - len(kept)} of {len(spans)} steps were left out: they exchange something else"
+            f"left out: {len(spans) - len(kept)} of {counted(len(spans), 'step')}, which exchange something else"
         )
     return Recording(
         tool=Tool(version=__version__),

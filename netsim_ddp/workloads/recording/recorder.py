@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from netsim_ddp.errors import UsageError, describe
 from netsim_ddp.results.recording import Recording
+from netsim_ddp.units import counted
 from netsim_ddp.workloads.recording import patches
 from netsim_ddp.workloads.recording.assembly import assembled
 from netsim_ddp.workloads.recording.ddp import watch_hooks
@@ -154,7 +155,8 @@ class Recorder:
         watch.clock.settle()
         if not any(step.kind == "on" for step in watch.closed):
             raise UsageError(
-                f"the program ended after {watch.open.number} steps, and the first {WARM_UP} are not recorded",
+                f"the program ended after {counted(watch.open.number, 'step')}, and the first {WARM_UP} "
+                "are not recorded",
                 hint="let it train for longer",
             )
         self._end()
