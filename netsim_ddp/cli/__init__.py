@@ -16,6 +16,7 @@ import typer
 
 from netsim_ddp import __version__, log
 from netsim_ddp.cli import bench, streams
+from netsim_ddp.cli.advise import advise
 from netsim_ddp.cli.check import check
 from netsim_ddp.cli.compare import compare
 from netsim_ddp.cli.doctor import doctor
@@ -59,6 +60,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, dict[str, bool]], ...] = (
     (train, "Train a model, compressed beside dense.", {}),
     (sweep, "Run a grid of configurations: where is it faster?", {}),
     (predict, "Compute steps of many workers, on links not here.", {}),
+    (advise, "Recommend a method for your training and link.", {}),
     (probe, "Measure a link before trusting it.", {}),
     (launch, "Run any program on the link, a network per rank.", {"allow_interspersed_args": False}),
     (record, "Record your own training, to run it on any link.", {"allow_interspersed_args": False}),

@@ -89,11 +89,13 @@ def measured_recording(path: Path) -> tuple[Recording, list[float | None]]:
 
 def _renderers() -> dict[str, tuple[Any, Callable[[Any, Console], None]]]:
     """By a file's kind its record, and what prints it."""
+    from netsim_ddp.report.terminal.advice import render_advice
     from netsim_ddp.report.terminal.codec import render_codec_times
     from netsim_ddp.report.terminal.compare import render_comparison
     from netsim_ddp.report.terminal.launch import render_launch
     from netsim_ddp.report.terminal.probe import render_probe
     from netsim_ddp.report.terminal.validation import render_validation
+    from netsim_ddp.results.advice import Advice
     from netsim_ddp.results.codec import KIND as CODEC
     from netsim_ddp.results.codec import CodecTimes
     from netsim_ddp.results.comparison import Comparison
@@ -107,4 +109,5 @@ def _renderers() -> dict[str, tuple[Any, Callable[[Any, Console], None]]]:
         CODEC: (CodecTimes, render_codec_times),
         "comparison": (Comparison, render_comparison),
         "validation": (Validation, render_validation),
+        "advice": (Advice, render_advice),
     }

@@ -23,4 +23,5 @@ DENSE = MethodEntry(
     citations=(RING,),
     is_baseline=True,
     ddp_backends=("gloo", "nccl"),
+    advised=({},),
 )

@@ -47,6 +47,7 @@ class MethodEntry:
         state_key: a key of the method's state that no other family of methods has. Methods with the same key go on from
             each other's state.
         same_torch: whether all ranks get the same bits only where they run the same version of torch.
+        advised: the settings that ``netsim advise`` considers where nobody names a method, without ``overlap``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class MethodEntry:
     ddp_type: str | None = None
     state_key: str = ""
     same_torch: bool = False
+    advised: tuple[Params, ...] = ()
 
     @property
     def uses_codec(self) -> bool:

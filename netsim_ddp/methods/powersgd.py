@@ -41,4 +41,5 @@ POWERSGD = PowerSGDEntry(
     citations=(_VOGELS,),
     state_key="q",
     same_torch=True,
+    advised=({"rank": 2}, {"rank": 4}),
 )

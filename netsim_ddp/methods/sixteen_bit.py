@@ -26,6 +26,7 @@ FP16 = MethodEntry(
     rival_on="gloo",
     ddp_backends=("gloo", "nccl"),
     ddp_type="float16",
+    advised=({},),
 )
 BF16 = MethodEntry(
     "bf16",

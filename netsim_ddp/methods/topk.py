@@ -76,6 +76,7 @@ TOPK = SparseEntry(
     citations=(_STICH,),
     is_default=True,
     state_key="selection",
+    advised=({"ratio": 0.01}, {"ratio": 0.01, "values": "fp16"}, {"ratio": 0.1, "values": "fp16"}),
 )
 TOPK_ALLGATHER = SparseEntry(
     "topk-allgather",

@@ -118,6 +118,11 @@ def subject_of(scenario: PredictScenario) -> Subject:
     return _built(scenario.model_copy(update={"methods": ()}).model_dump_json(include=BUILDS))
 
 
+def forget() -> None:
+    """Let go of the last subject, and of the memory that its gradients take."""
+    _built.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _built(settings: str) -> Subject:
     values: dict[str, Any] = json.loads(settings)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
+from netsim_ddp.results.advice import Advice
 from netsim_ddp.results.codec import CodecTimes
 from netsim_ddp.results.comparison import Comparison
 from netsim_ddp.results.launch import Launch
@@ -22,6 +23,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "comparison": Comparison,
     "recording": Recording,
     "validation": Validation,
+    "advice": Advice,
 }
 """By the name that ``netsim schema --kind`` takes."""
 

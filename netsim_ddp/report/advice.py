@@ -1,0 +1,144 @@
+"""Advice in words: what every output of it says, and the table of its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netsim_ddp.methods import entry_of
+from netsim_ddp.report.labels import DASH, milliseconds, times
+from netsim_ddp.report.tables import Column, Table, table_of
+from netsim_ddp.results.advice import SAME, Advice, Candidate
+from netsim_ddp.results.labels import clean
+from netsim_ddp.units import format_bytes
+
+RUNNERS_UP = 3
+_TORCH_HOOKS = {"float16": "fp16_compress_hook", "bfloat16": "bf16_compress_hook"}
+
+
+def headline(advice: Advice) -> str:
+    """The recommendation in a sentence."""
+    best = clean(advice.recommended)
+    if advice.verdict == "not the network":
+        share = advice.best.communicate_s / advice.best.step_s if advice.best.step_s > 0 else 0.0
+        return (
+            f"Your network is not the bottleneck: use {best}. It spends {share:.0%} of its step on the wire, and no "
+            f"method here is more than {SAME:.0%} faster."
+        )
+    if advice.verdict == "16 bits":
+        return (
+            f"Use 16-bit gradients: {best} (on NCCL, bf16 sends the same bytes). No method here is more than "
+            f"{SAME:.0%} faster."
+        )
+    return f"Use {best}: {_how_much(advice)}."
+
+
+def _how_much(advice: Advice) -> str:
+    found = advice.speedup
+    text = f"{times(found.value)} as fast as {clean(advice.rival)}, which is what you would otherwise run"
+    return text if found.claimed else f"about {text}"
+
+
+def facts(advice: Advice) -> list[tuple[str, str]]:
+    """What is expected of the recommended method, and how sure that is."""
+    best, rival = advice.best, next(each for each in advice.candidates if each.id == advice.rival)
+    shown = [("step", f"{milliseconds(advice.step_s)} ms, {_basis(advice, best)}")]
+    if best is not rival:
+        shown.append((f"against {clean(rival.id)}", f"{_speedup(advice)}; that takes {_step(rival)} ms"))
+    shown.append(("bytes", f"{format_bytes(round(best.bytes_per_step))} per rank and step"))
+    if best.residual_bytes:
+        shown.append(("memory", f"{format_bytes(best.residual_bytes)} per rank for the residual"))
+    shown.append(("accuracy", accuracy(best, long=True)))
+    return shown
+
+
+def _speedup(advice: Advice) -> str:
+    found = advice.speedup
+    if found.low is None or found.high is None:
+        return times(found.value)
+    text = f"{times(found.value)} ({times(found.low)} to {times(found.high)}"
+    if found.repeats == 0:
+        return f"{text}, from how far predictions were off here)"
+    level = f", {found.level:.0%} interval" if found.level else ""
+    return f"{text}{level})" + ("" if found.claimed else ", no claim by this tool's rule")
+
+
+def _basis(advice: Advice, one: Candidate) -> str:
+    if one.counts:
+        count = len(one.measured_s)
+        return (
+            f"measured here in {count} repeat{'s' * (count != 1)} (predicted: {one.predicted_s * 1e3:.4g} ms)"
+        )
+    why = "; what was measured is host-limited" if one.measured is not None else ""
+    if advice.prediction_errors is None:
+        return f"predicted{why}"
+    low, high = advice.prediction_errors
+    return f"predicted{why}; of what was measured here predictions were {low:+.0%} to {high:+.0%} off"
+
+
+def _step(one: Candidate) -> str:
+    if one.measured is not None and one.counts:
+        return f"{milliseconds(one.measured)}"
+    return f"{one.predicted_s * 1e3:.4g}"
+
+
+def accuracy(one: Candidate, *, long: bool = False) -> str:
+    """What is known of a method's accuracy."""
+    if one.accuracy is None:
+        if entry_of(one.method).is_baseline:
+            return "dense" if not long else "that of dense training, which this is"
+        return "not measured" if not long else "not measured for this model"
+    found = one.accuracy.difference_points
+    interval = "" if found.ci_low is None else f" ({found.ci_low:+.2g} to {found.ci_high:+.2g})"
+    words = {
+        "within": ", within the budget",
+        "beyond": ", beyond the budget",
+        "not resolved": ", not resolved",
+    }
+    budget = words.get(one.budget or "", "")
+    text = f"{found.mean:+.2g} pt{interval}"
+    if not long:
+        return text + budget
+    where = "" if one.accuracy.same_model else ", of another model"
+    seeds = one.accuracy.seeds
+    return f"{text} against dense, {seeds} seed{'s' * (seeds != 1)}{where}{budget}"
+
+
+def table(advice: Advice, *, dropped: frozenset[str] = frozenset()) -> Table:
+    """A row for each method: the recommended one, then the others."""
+    rival = next(each for each in advice.candidates if each.id == advice.rival)
+    columns: list[Column[Candidate]] = [
+        Column("method", "method", lambda one: clean(one.id), "left"),
+        Column("step", "step\nms", _step),
+        Column("basis", "basis", lambda one: "measured" if one.counts else "predicted", "left"),
+        Column("predicted", "predicted\nms", lambda one: f"{one.predicted_s * 1e3:.4g}"),
+        Column("against", f"x {clean(rival.method)}", lambda one: _factor(rival, one)),
+        Column("sent", "sent/step", lambda one: format_bytes(round(one.bytes_per_step))),
+        Column("accuracy", "accuracy", accuracy, "left"),
+    ]
+    return table_of([each for each in columns if each.name not in dropped], advice.candidates)
+
+
+def _factor(rival: Candidate, one: Candidate) -> str:
+    if one.step_s <= 0:
+        return DASH
+    return times(rival.step_s / one.step_s)
+
+
+def snippet(method: str, params: Mapping[str, Any], *, overlap: bool) -> str:
+    """Lines for a user's own DistributedDataParallel training, with the model in ``ddp``."""
+    entry = entry_of(method)
+    if entry.is_baseline and str(params.get("values", "fp32")) == "fp32":
+        return "# DistributedDataParallel as it is: no hook."
+    if hook := _TORCH_HOOKS.get(entry.ddp_type or ""):
+        return (
+            "from torch.distributed.algorithms.ddp_comm_hooks import default_hooks\n"
+            f"ddp.register_comm_hook(None, default_hooks.{hook})"
+        )
+    given = "".join(f", {key}={value!r}" for key, value in sorted(params.items()))
+    also = ", overlap=True" if overlap else ""
+    return (
+        "from netsim_ddp import HookState, method_hook\n"
+        f"state = HookState(ddp, {method!r}{given}{also})\n"
+        "ddp.register_comm_hook(state, method_hook)"
+    )

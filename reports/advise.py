@@ -1,0 +1,202 @@
+"""Is what ``netsim advise`` recommends the fastest? Five recorded trainings on three links, every candidate measured.
+
+python reports/advise.py               (about an hour; writes advise.json and advise.md beside this file)
+python reports/advise.py --again       (measures anew what an earlier call has measured)
+python reports/advise.py --quick       (one training, one link, no file: whether everything runs)
+
+Each training is recorded here by ``netsim record``, advice is asked for, and then every candidate whose predicted step
+is at most 1.5 times the fastest one's is measured by ``netsim run``, in other processes than those of the advice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from netsim_ddp.steps.environment import environment
+
+HERE = Path(__file__).parent
+FILE, PAGE = HERE / "advise.json", HERE / "advise.md"
+TRAINING = HERE.parent / "tests" / "fixtures" / "own_training.py"
+MODELS = ("mlp", "simple_cnn", "transformer", "resnet18-small", "resnet18")
+LINKS = (("50mbps", "0ms"), ("1gbps", "0ms"), ("200mbps", "20ms"))
+WORKERS = 4
+CLOSE = 1.5
+"""Candidates predicted to take so many times the fastest one's step are not measured."""
+BAR = 0.03
+Row = dict[str, Any]
+
+
+def netsim(*words: str) -> None:
+    """Run a command of netsim; what it says goes to stderr.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    subprocess.run([sys.executable, "-m", "netsim_ddp", *words], check=True, stdout=sys.stderr)
+
+
+def record(model: str, path: Path) -> None:
+    steps = "12" if model == "resnet18" else "30"
+    netsim(
+        "record",
+        "-o",
+        str(path),
+        "--steps",
+        "8",
+        "--",
+        sys.executable,
+        str(TRAINING),
+        "--model",
+        model,
+        "--steps",
+        steps,
+    )
+
+
+def asked(recording: Path, link: tuple[str, str], time: str, repeats: int, folder: Path) -> Row:
+    """One row: what was recommended, and what every candidate really takes."""
+    here = (
+        "--recording",
+        str(recording),
+        "--workers",
+        str(WORKERS),
+        "--bandwidth",
+        link[0],
+        "--delay",
+        link[1],
+    )
+    advice_file, run_file = folder / "advice.json", folder / "run.json"
+    netsim("advise", *here, "--time", time, "--json", str(advice_file))
+    advice = json.loads(advice_file.read_text())
+    fastest = min(each["predicted_s"] for each in advice["candidates"])
+    close = [each for each in advice["candidates"] if each["predicted_s"] <= CLOSE * fastest]
+    ids = dict.fromkeys([advice["recommended"], *(each["id"] for each in close)])
+    methods = [word for each in ids for word in ("--method", each)]
+    netsim(
+        "run",
+        *here,
+        "--baseline",
+        "none",
+        "--repeats",
+        str(repeats),
+        "--steps",
+        "5",
+        *methods,
+        "--json",
+        str(run_file),
+    )
+    cells = json.loads(run_file.read_text())["cells"]
+    measured = {
+        name: cell["summary"]["step_s"]["median"]
+        for name, cell in zip(ids, cells, strict=True)
+        if cell["summary"]
+    }
+    best = min(measured, key=measured.__getitem__)
+    return {
+        "link": " + ".join(each for each in link if each != "0ms"),
+        "recommended": advice["recommended"],
+        "verdict": advice["verdict"],
+        "expected_s": advice["step_s"],
+        "measured_s": measured,
+        "best": best,
+        "behind": measured[advice["recommended"]] / measured[best] - 1,
+        "load": os.getloadavg()[0],
+    }
+
+
+def said_so(row: Row) -> bool:
+    """Whether the interval of the advice holds the best method's step."""
+    best = row["measured_s"][row["best"]]
+    return bool(row["expected_s"]["ci_low"] <= best <= row["expected_s"]["ci_high"])
+
+
+def page(document: dict[str, Any]) -> str:
+    rows = document["rows"]
+    good = sum(row["behind"] <= BAR for row in rows)
+    lines = [
+        "# Does netsim advise recommend the fastest method?\n",
+        f"In {good} of {len(rows)} cases the recommended method's step is within {BAR:.0%} of the fastest candidate's. "
+        f"{WORKERS} workers, replayed; {document['repeats']} repeats of each candidate whose predicted step is within "
+        f"{CLOSE:g} times the fastest; advice with `--time {document['time']}`.\n",
+        "| training | link | recommended | its step, ms | expected, ms | fastest | its step, ms | behind "
+        "| interval holds it |",
+        "|---|---|---|---:|---:|---|---:|---:|---|",
+    ]
+    for row in rows:
+        mine, best, expected = (
+            row["measured_s"][row["recommended"]],
+            row["measured_s"][row["best"]],
+            row["expected_s"],
+        )
+        interval = f"{expected['ci_low'] * 1e3:.4g} to {expected['ci_high'] * 1e3:.4g}"
+        lines.append(
+            f"| {row['model']} | {row['link']} | `{row['recommended']}` | {mine * 1e3:.4g} "
+            f"| {expected['median'] * 1e3:.4g} ({interval}) | `{row['best']}` | {best * 1e3:.4g} "
+            f"| {row['behind']:.1%} | {'yes' if said_so(row) else 'no'} |"
+        )
+    machine = document["environment"]
+    loads = [row["load"] for row in rows]
+    lines += [
+        "",
+        textwrap.fill(
+            f"Made by `python reports/advise.py` on {machine.get('cpu')}, {machine.get('cores')} cores, netsim "
+            f"{machine.get('netsim', '')}; load {min(loads):.1f} to {max(loads):.1f} while it ran.",
+            120,
+        ),
+        "",
+        "What it does not show: other machines, GPUs, more workers than a host carries, and accuracy.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--time", default="60s", help="of each advice")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    models, links = (MODELS[:1], LINKS[:1]) if options.quick else (MODELS, LINKS)
+    rows: list[Row] = []
+    if FILE.exists() and not options.again and not options.quick:
+        rows = json.loads(FILE.read_text())["rows"]
+    document: dict[str, Any] = {
+        "command": "python reports/advise.py",
+        "time": options.time,
+        "repeats": options.repeats,
+        "environment": environment(),
+        "rows": rows,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            recording = Path(folder) / f"{model}.netsim"
+            for link in links:
+                name = " + ".join(each for each in link if each != "0ms")
+                if any(row["model"] == model and row["link"] == name for row in rows):
+                    continue
+                if not recording.exists():
+                    record(model, recording)
+                row = asked(recording, link, options.time, options.repeats, Path(folder))
+                rows.append({"model": model, **row})
+                print(
+                    f"{model} {name}: {row['recommended']}, {row['behind']:.1%} behind {row['best']}",
+                    flush=True,
+                )
+                if not options.quick:
+                    FILE.write_text(json.dumps(document, indent=1) + "\n")
+                    PAGE.write_text(page(document))
+
+
+if __name__ == "__main__":
+    main()
