@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from netsim_ddp.communication.parameters import UnusableParameter, check_gradient, narrowed, trained
+from netsim_ddp.compression.kernels import zeros
 
 
 class FlatGradients:
@@ -48,7 +49,7 @@ class FlatGradients:
             [[0], np.cumsum([parameter.numel() for parameter in self.parameters])]
         ).astype(np.int64)
         size, device = int(self.offsets[-1]), devices.pop()
-        self.data = torch.zeros(size, dtype=torch.float32, device=device) if data is None else data
+        self.data = zeros(size, device) if data is None else data
         self.views = self.views_of(self.data)
         self._attachable = {self.data.data_ptr(): self.views}
         self.lent: list[torch.Tensor] | None = None

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from netsim_ddp.compression.kernels import all_finite, require
+from netsim_ddp.compression.kernels import all_finite, require, zeros
 
 
 def return_rounding_error(residual: Tensor, indices: Tensor, sent: Tensor, received: Tensor) -> None:
@@ -154,7 +154,7 @@ class ErrorFeedbackBuffer:
             if name in self._buffers:
                 self._check_shape(name, shape)
         size = sum(shape.numel() for shape in layout.values())
-        new = _Layout(dict(layout), torch.zeros(size, dtype=dtype, device=target))
+        new = _Layout(dict(layout), zeros(size, target, dtype))
         self._flats = {names: old for names, old in self._flats.items() if not set(names) & set(key)}
         for name, view in new.views.items():
             if name in self._buffers:
@@ -189,7 +189,7 @@ class ErrorFeedbackBuffer:
         if layout is None:
             raise ValueError("these residuals have been laid out anew: get their vector from flat()")
         if layout.spare is None:
-            layout.spare = _Layout(layout.shapes, torch.zeros_like(flat))
+            layout.spare = _Layout(layout.shapes, zeros(flat.numel(), flat.device, flat.dtype))
         return layout.spare
 
     @contextmanager

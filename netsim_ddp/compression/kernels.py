@@ -84,12 +84,12 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def zeros(numel: int, device: torch.device) -> Tensor:
-    """float32 [numel]. On the CPU they are numpy's, which asks Linux for large pages: a pass over many of them looks up
-    fewer addresses."""
-    if device.type == "cpu":
+def zeros(numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[numel] of ``dtype``. float32 on the CPU is numpy's, which asks Linux for large pages: a pass over many of them
+    looks up fewer addresses."""
+    if device.type == "cpu" and dtype == torch.float32:
         return torch.from_numpy(np.zeros(numel, np.float32))
-    return torch.zeros(numel, dtype=torch.float32, device=device)
+    return torch.zeros(numel, dtype=dtype, device=device)
 
 
 def largest(tensor: Tensor) -> float:
