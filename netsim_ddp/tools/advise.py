@@ -364,7 +364,7 @@ def _commands(
             f"{shlex.quote(_without_overlap(best))} --json accuracy.json"
         )
     methods = dict.fromkeys((rival.id, best.id))
-    here = {key: value for key, value in flags.items() if key not in ("ready_from", "batch_size")}
+    here = {key: value for key, value in flags.items() if key not in ("ready_from", "batch_size", "repeats")}
     found.append(
         f"netsim run{_written(here)} --baseline none"
         + "".join(f" --method {shlex.quote(each)}" for each in methods)
