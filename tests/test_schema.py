@@ -84,6 +84,6 @@ def test_the_command_prints_one_document(tmp_path: Path) -> None:
     assert printed["$id"] == "urn:netsim:result:4"
     assert "sweep" in printed["$defs"]["Cell"]["properties"]["axes"]["description"]
     assert complaint(["schema", "--kind", "results"], tmp_path) == (
-        "--kind 'results' is not known here (did you mean 'result'? known: codec, comparison, launch, probe, "
+        "--kind 'results' is not known here (did you mean 'result'? known: advice, codec, comparison, launch, probe, "
         "recording, result, validation)"
     )

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
+
+from netsim_ddp.cli import app
 from netsim_ddp.report.reference import methods_page
 
 HERE = Path(__file__).parent
-COMMANDS = (
-    "run", "train", "sweep", "probe", "launch", "record", "check", "compare", "regress", "show", "report", "doctor",
-    "schema", "scenarios list", "scenarios show", "scenarios methods", "scenarios links", "bench compress",
-)  # fmt: skip
 WIDTH = 100
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[str]:
+    """Every command below ``group``, in the order of its help."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from commands(each, f"{prefix}{name} ")
+        else:
+            yield prefix + name
 
 
 def help_of(command: str) -> str:
@@ -30,7 +40,10 @@ def commands_page() -> str:
     parts = [
         "# Commands and their flags\n\nWhat `netsim COMMAND --help` prints, collected by `make reference`.\n"
     ]
-    parts += [f"## netsim {command}\n\n```\n{help_of(command).strip()}\n```\n" for command in COMMANDS]
+    parts += [
+        f"## netsim {command}\n\n```\n{help_of(command).strip()}\n```\n"
+        for command in commands(get_command(app))
+    ]
     return "\n".join(parts)
 
 

@@ -29,6 +29,9 @@ class AdviseOptions(PredictOptions):
     workers: Annotated[
         Text, typer.Option("--workers", "-n", metavar="N", help="Workers, up to 65536. [4]")
     ] = None
+    repeats: Annotated[
+        Text, typer.Option(metavar="N", help="How often each of them is measured, at most. [7]")
+    ] = None
     optimizer: Optimizer = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netsim_ddp.methods import entry_of
+from netsim_ddp.methods import BASELINE, entry_of
 from netsim_ddp.report.labels import DASH, milliseconds, times
 from netsim_ddp.report.tables import Column, Table, table_of
 from netsim_ddp.results.advice import SAME, Advice, Candidate
@@ -86,7 +86,7 @@ def accuracy(one: Candidate, *, long: bool = False) -> str:
     """What is known of a method's accuracy."""
     if one.accuracy is None:
         if entry_of(one.method).is_baseline:
-            return "dense" if not long else "that of dense training, which this is"
+            return BASELINE.name if not long else f"that of {BASELINE.name} training, which this is"
         return "not measured" if not long else "not measured for this model"
     found = one.accuracy.difference_points
     interval = "" if found.ci_low is None else f" ({found.ci_low:+.2g} to {found.ci_high:+.2g})"
@@ -110,13 +110,19 @@ def table(advice: Advice, *, dropped: frozenset[str] = frozenset()) -> Table:
     columns: list[Column[Candidate]] = [
         Column("method", "method", lambda one: clean(one.id), "left"),
         Column("step", "step\nms", _step),
-        Column("basis", "basis", lambda one: "measured" if one.counts else "predicted", "left"),
+        Column("basis", "basis", _origin, "left"),
         Column("predicted", "predicted\nms", lambda one: f"{one.predicted_s * 1e3:.4g}"),
         Column("against", f"x {clean(rival.method)}", lambda one: _factor(rival, one)),
         Column("sent", "sent/step", lambda one: format_bytes(round(one.bytes_per_step))),
         Column("accuracy", "accuracy", accuracy, "left"),
     ]
     return table_of([each for each in columns if each.name not in dropped], advice.candidates)
+
+
+def _origin(one: Candidate) -> str:
+    if one.counts:
+        return "measured"
+    return "predicted" if one.measured is None else "predicted, host-limited"
 
 
 def _factor(rival: Candidate, one: Candidate) -> str:

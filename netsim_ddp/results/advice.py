@@ -118,14 +118,14 @@ class Advice(Strict):
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The recommended candidate, then the others by their steps; those beyond the accuracy budget come last.
 
-    What was measured and stands is held against each other; a candidate that was predicted only is recommended only
-    where no measurement stands.
+    Those that were tried here are held against each other, each by its measured step, or by the predicted one where
+    this host and not the link set its pace. One that was only predicted is recommended where none was tried.
 
     Args:
         candidates: at least one of them not beyond the budget.
     """
     allowed = [each for each in candidates if each.budget != "beyond"]
-    compared = [each for each in allowed if each.counts] or allowed
+    compared = [each for each in allowed if each.measured is not None] or allowed
     fastest = min(each.step_s for each in compared)
     best = max(
         (each for each in compared if each.step_s <= (1 + SAME) * fastest),

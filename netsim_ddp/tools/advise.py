@@ -98,6 +98,7 @@ def advise(
     """
     began = time.monotonic()
     given = {**flags, "baseline": "none"}
+    repeats = given.pop("repeats", REPEATS)
     scenario = build(PredictScenario, {**given, "methods": considered(methods)})
     report(Event("note", f"predicting {len(scenario.resolved().methods)} methods"))
     predicted = predictions.predict(scenario, command=command, report=report, save=save)
@@ -115,7 +116,7 @@ def advise(
     finalists = _finalists(candidates)
     more = {"ready_from": next(iter(predicted.ready.values()))} if predicted.ready else {}
     measured, why = _measured(
-        {**given, **more, "methods": [spec for spec in specs if spec.id in finalists]},
+        {**given, **more, "repeats": repeats, "methods": [spec for spec in specs if spec.id in finalists]},
         time_s - (time.monotonic() - began),
         command,
         report,
@@ -184,8 +185,8 @@ def _measured(
 ) -> tuple[dict[str, Cell], str]:
     """The measured cells by their methods' ids, and why there are none, or not all."""
     if left_s < SHORTEST_S:
-        return {}, "there was no time left to measure: --time 10min gives more"
-    how = {"repeats": REPEATS, "steps": STEPS, "warmup": WARMUP, "time_budget_s": left_s}
+        return {}, "--time left none to measure in"
+    how = {"steps": STEPS, "warmup": WARMUP, "time_budget_s": left_s}
     last: list[Result] = []
 
     def keep(result: Result) -> None:
