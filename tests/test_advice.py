@@ -11,8 +11,8 @@ from rich.console import Console
 
 from netsim_ddp.cli.advise import parse_points
 from netsim_ddp.errors import UsageError
+from netsim_ddp.methods.snippet import snippet
 from netsim_ddp.methods.spec import parse_method
-from netsim_ddp.report.advice import snippet
 from netsim_ddp.report.terminal.advice import render_advice
 from netsim_ddp.results.advice import (
     AccuracyOf,

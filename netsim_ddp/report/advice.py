@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from netsim_ddp.methods import BASELINE, entry_of
 from netsim_ddp.report.labels import DASH, milliseconds, times
 from netsim_ddp.report.tables import Column, Table, table_of
@@ -13,7 +10,6 @@ from netsim_ddp.results.labels import clean
 from netsim_ddp.units import format_bytes
 
 RUNNERS_UP = 3
-_TORCH_HOOKS = {"float16": "fp16_compress_hook", "bfloat16": "bf16_compress_hook"}
 
 
 def headline(advice: Advice) -> str:
@@ -129,22 +125,3 @@ def _factor(rival: Candidate, one: Candidate) -> str:
     if one.step_s <= 0:
         return DASH
     return times(rival.step_s / one.step_s)
-
-
-def snippet(method: str, params: Mapping[str, Any], *, overlap: bool) -> str:
-    """Lines for a user's own DistributedDataParallel training, with the model in ``ddp``."""
-    entry = entry_of(method)
-    if entry.is_baseline and str(params.get("values", "fp32")) == "fp32":
-        return "# DistributedDataParallel as it is: no hook."
-    if hook := _TORCH_HOOKS.get(entry.ddp_type or ""):
-        return (
-            "from torch.distributed.algorithms.ddp_comm_hooks import default_hooks\n"
-            f"ddp.register_comm_hook(None, default_hooks.{hook})"
-        )
-    given = "".join(f", {key}={value!r}" for key, value in sorted(params.items()))
-    also = ", overlap=True" if overlap else ""
-    return (
-        "from netsim_ddp import HookState, method_hook\n"
-        f"state = HookState(ddp, {method!r}{given}{also})\n"
-        "ddp.register_comm_hook(state, method_hook)"
-    )

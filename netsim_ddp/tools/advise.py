@@ -11,10 +11,10 @@ from typing import Any
 from netsim_ddp import __version__
 from netsim_ddp.errors import NetsimError, UsageError
 from netsim_ddp.methods import BASELINE, METHODS, SIXTEEN_BIT, entry_of, takes
+from netsim_ddp.methods.snippet import snippet
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict import runner as predictions
 from netsim_ddp.predict import subject
-from netsim_ddp.report.advice import snippet
 from netsim_ddp.results.advice import (
     AccuracyOf,
     Advice,
