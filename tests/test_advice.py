@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_the_command_measures_and_says_so(tmp_path: Path) -> None:
     assert any("accuracy was not measured" in each for each in advice.missing)
     text = page.read_text()
     assert "What is not known" in text
-    assert "register_comm_hook" in text
+    assert re.search(r"method_hook\nstate = HookState.*\nddp.register_comm_hook", text)
     place = tmp_path / "advice.json"
     place.write_text(out)
     shown = answer(["show", str(place)], tmp_path).stdout

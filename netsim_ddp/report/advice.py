@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from netsim_ddp.methods import BASELINE, entry_of
-from netsim_ddp.report.labels import DASH, milliseconds, times
+from netsim_ddp.report.labels import DASH, milliseconds, times, two_digits
 from netsim_ddp.report.tables import Column, Table, table_of
-from netsim_ddp.results.advice import SAME, Advice, Candidate
+from netsim_ddp.results.advice import SAME, Advice, Candidate, Speedup
 from netsim_ddp.results.labels import clean
 from netsim_ddp.units import format_bytes
 
@@ -31,7 +31,7 @@ def headline(advice: Advice) -> str:
 
 def _how_much(advice: Advice) -> str:
     found = advice.speedup
-    text = f"{times(found.value)} as fast as {clean(advice.rival)}, which is what you would otherwise run"
+    text = f"{_value(found)} as fast as {clean(advice.rival)}, which is what you would otherwise run"
     return text if found.claimed else f"about {text}"
 
 
@@ -48,11 +48,16 @@ def facts(advice: Advice) -> list[tuple[str, str]]:
     return shown
 
 
+def _value(found: Speedup) -> str:
+    """Of what was predicted two digits: more it does not know."""
+    return times(found.value) if found.repeats else f"{two_digits(found.value)}x"
+
+
 def _speedup(advice: Advice) -> str:
     found = advice.speedup
     if found.low is None or found.high is None:
-        return times(found.value)
-    text = f"{times(found.value)} ({times(found.low)} to {times(found.high)}"
+        return _value(found)
+    text = f"{_value(found)} ({times(found.low)} to {times(found.high)}"
     if found.repeats == 0:
         return f"{text}, from how far predictions were off here)"
     level = f", {found.level:.0%} interval" if found.level else ""
@@ -106,7 +111,7 @@ def table(advice: Advice, *, dropped: frozenset[str] = frozenset()) -> Table:
     columns: list[Column[Candidate]] = [
         Column("method", "method", lambda one: clean(one.id), "left"),
         Column("step", "step\nms", _step),
-        Column("basis", "basis", _origin, "left"),
+        Column("measured", "measured\nms", _measured),
         Column("predicted", "predicted\nms", lambda one: f"{one.predicted_s * 1e3:.4g}"),
         Column("against", f"x {clean(rival.method)}", lambda one: _factor(rival, one)),
         Column("sent", "sent/step", lambda one: format_bytes(round(one.bytes_per_step))),
@@ -115,10 +120,19 @@ def table(advice: Advice, *, dropped: frozenset[str] = frozenset()) -> Table:
     return table_of([each for each in columns if each.name not in dropped], advice.candidates)
 
 
-def _origin(one: Candidate) -> str:
-    if one.counts:
-        return "measured"
-    return "predicted" if one.measured is None else "predicted, host-limited"
+def _measured(one: Candidate) -> str:
+    if one.measured is None:
+        return DASH
+    return milliseconds(one.measured) if one.counts else f"({milliseconds(one.measured)})"
+
+
+def note(advice: Advice) -> str:
+    """What brackets in the table say; empty where there are none."""
+    if all(one.counts for one in advice.candidates if one.measured is not None):
+        return ""
+    return (
+        "In brackets: host-limited; this host and not the link set that pace, so the predicted step stands."
+    )
 
 
 def _factor(rival: Candidate, one: Candidate) -> str:

@@ -7,13 +7,13 @@ from functools import partial
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.advice import facts, headline, table
+from netsim_ddp.report.advice import facts, headline, note, table
 from netsim_ddp.report.labels import encodable
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.advice import Advice
 from netsim_ddp.results.labels import clean
 
-_DROPS = ("predicted", "sent", "accuracy", "basis")
+_DROPS = ("sent", "accuracy", "predicted", "measured")
 
 
 def render_advice(advice: Advice, console: Console) -> None:
@@ -33,6 +33,8 @@ def render_advice(advice: Advice, console: Console) -> None:
         (table(advice, dropped=frozenset(_DROPS[:count])) for count in range(len(_DROPS) + 1)),
         bold=[True],
     )
+    if said := note(advice):
+        line(said)
     if advice.missing:
         line("")
         line("What is not known:")
