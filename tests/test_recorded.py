@@ -84,6 +84,18 @@ def test_what_says_the_same_or_has_no_use_is_refused(
     assert what in complaint(["run", "--recording", recorded.name, *words], tmp_path)
 
 
+def test_a_recording_of_one_step_is_played_with_a_warning(tmp_path: Path) -> None:
+    ranks = recording().ranks
+    one = [rank.model_copy(update={"steps": rank.steps[:1]}) for rank in ranks]
+    file(tmp_path / "one.netsim", recording().model_copy(update={"ranks": one}))
+    done = answer(["predict", "--recording", "one.netsim", "-n", "2", "--method", "dense"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: one.netsim holds one step, which is played again and again" in done.stderr
+    file(tmp_path / "one.netsim")
+    done = answer(["predict", "--recording", "one.netsim", "-n", "2", "--method", "dense"], tmp_path)
+    assert "one step" not in done.stderr
+
+
 def test_what_only_a_recording_has_is_refused_without_one(tmp_path: Path) -> None:
     assert "--recording" in complaint(["run", "--scale-compute", "0.5"], tmp_path)
     assert "--recording" in complaint(["run", "--model", "Net@0123456789ab"], tmp_path)

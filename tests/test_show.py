@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from netsim_ddp.report.charts.recorded import timelines
+from netsim_ddp.report.recordings import watching
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import save, to_json
 from netsim_ddp.results.launch import Launch, LaunchRank, recorded_launch
@@ -37,8 +38,8 @@ def test_a_recording_is_shown_in_the_width_that_is_there(tmp_path: Path, columns
     for said in (
         "Net, 5.4k parameters in 2 buckets (under DDP, hook mine) | 2 ranks on cpu | SGD | batch 8",
         "train.py",
-        "wait for slowest rank",
-        "If exchanges took no time, a step would take 48 ms instead of 68 ms: worked out",
+        "exposed communication",
+        "Without exposed communication a step would take 48 ms instead of 68 ms: worked out",
         "holds no data and no parameters, but all gradients of steps 0, 1, from which something of the data can",
         "The largest 1% of the gradients' entries hold",
         "Watching cost +2.0% of a step: 51 ms (50.5..51.5 ms) watched, 50 ms (50..50 ms) not, 3 and 3 steps",
@@ -47,14 +48,32 @@ def test_a_recording_is_shown_in_the_width_that_is_there(tmp_path: Path, columns
         assert said in one, text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert rows["0"][1:3] == ["1", "last.weight"] if columns == 160 else rows["0"][1:3] == ["1", "0.0084"]
-    assert re.search(r"wait for slowest rank +4 +0\.\.8 +8 +0\n", text)
+    assert re.search(r"wait +4 +0\.\.8 +8 +0\n", text)
+
+
+@pytest.mark.parametrize(
+    ("on_s", "said"),
+    [
+        ([0.049, 0.05, 0.051], "What watching costs is not measurable (below 4.1% of a step): 50 ms"),
+        ([0.045, 0.046, 0.047], "What watching costs is not measurable (watched steps were shorter): 46 ms"),
+        ([0.0515], "What watching costs is not measurable from so few steps: 51.5 ms"),
+        (
+            [0.06, 0.061, 0.062],
+            "Watching cost +22.0% of a step: 61 ms (60..62 ms) watched, 50 ms (49..51 ms) not,",
+        ),
+    ],
+)
+def test_what_watching_costs_is_claimed_only_where_it_shows(on_s: list[float], said: str) -> None:
+    text = watching(Overhead(on_s=on_s, off_s=[0.05, 0.049, 0.051]))
+    assert said in text
+    assert "-" not in text, "no negative cost"
 
 
 def test_one_rank_of_several_is_told_to_be_one(tmp_path: Path) -> None:
     of = apart()
     file(tmp_path / "r.netsim", of.model_copy(update={"ranks": of.ranks[:1]}))
     text = " ".join(shown(["show", "r.netsim"], tmp_path).split())
-    assert "1 of 2 ranks was seen: the exposed exchange of this rank may be a wait for others." in text
+    assert "1 of 2 ranks was seen: the exposed communication of this rank may be a wait for others." in text
     assert "ranks apart" not in text
 
 
@@ -125,8 +144,8 @@ def test_a_recorded_launch_is_shown_with_where_its_steps_went(tmp_path: Path) ->
         ("1", "68", "4", "10", "28", "0", "20", "1", "5"),
     } <= rows
     one = " ".join(text.split())
-    assert "Exposed were the exchanges of 2 of 2 buckets: 1 for 10 ms, 0 for 8 ms." in one
-    assert "If exchanges took no time, a step would take 48 ms instead of 68 ms" in one
+    assert "Exposed communication of 2 of 2 buckets: 10 ms of bucket 1, 8 ms of bucket 0." in one
+    assert "Without exposed communication a step would take 48 ms instead of 68 ms" in one
 
 
 def test_a_launch_of_before_recordings_is_still_shown(tmp_path: Path) -> None:
@@ -167,10 +186,7 @@ def test_a_report_of_a_recording(tmp_path: Path) -> None:
     page = (tmp_path / "a.html").read_text()
     assert page.count('<svg class="plot"') == 2
     assert "<b>Net" not in page
-    assert (
-        "Recorded step 1 on rank 0: data 4 ms, forward 10 ms, backward 20 ms, wait for slowest rank 8 ms"
-        in page
-    )
+    assert "Recorded step 1 on rank 0: data 4 ms, forward 10 ms, backward 20 ms, wait 8 ms" in page
     events = json.loads((tmp_path / "a.json").read_text())["traceEvents"]
     long = [event for event in events if event["ph"] == "X"]
     of_first = [event for event in long if event["pid"] == 0 and event["args"]["step"] == 0]

@@ -62,7 +62,7 @@ def launch(
     its address: with --one-per-node, torchrun --rdzv_backend c10d --rdzv_endpoint $MASTER_ADDR:29500 works as on hosts
     of their own. Output lines carry their rank; what each rank sent goes to stderr at the end. Exits with the first
     failing rank's code, after ending the others. With --record the summary says of the program's own steps what was
-    compute, wait for the slowest rank and exposed communication, and by which bucket.
+    compute, wait for the slowest rank and exposed communication, and of which buckets.
     """
     from netsim_ddp.scenario import build_scenario
     from netsim_ddp.units import parse_duration

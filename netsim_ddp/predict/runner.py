@@ -72,6 +72,8 @@ def predict(
         command=shlex.join(command),
         model_parameters=subject.numel,
     )
+    if scenario.recording is not None and (warning := scenario.recording.warning) is not None:
+        report(Event("warning", warning))
     _have_ready_times(scenario, subject, report)
     if subject.ready is not None:
         result.ready = {subject.ready.key: subject.ready}

@@ -18,6 +18,7 @@ from netsim_ddp.results.recorded_steps import (
     without_exchange_s,
 )
 from netsim_ddp.results.recording import Overhead, Recording
+from netsim_ddp.results.stats import ratio_interval
 from netsim_ddp.units import counted, format_bytes, format_duration
 
 HOW = {
@@ -32,6 +33,8 @@ NARROWER = ("first", "done range", "type", "full range", "apart")
 MOST_BUCKETS = 60
 """Rows of a table; of more a line tells."""
 _MOST_RANKS = 16
+_LEAST_LEVEL = 0.89
+"""Of an interval of what watching costs: three steps of each kind give 0.9."""
 
 
 def header(recording: Recording) -> str:
@@ -60,12 +63,12 @@ def sentences(recording: Recording, seen: Sequence[Sequence[SeenStep]]) -> list[
     if recording.world_size == 1 or recording.source == "plain":
         return []
     missing = [unseen(len(seen), recording.world_size)] if len(seen) < recording.world_size else []
-    return [no_exchange(without_exchange_s(seen), longest_step_s(seen)), *missing]
+    return [no_exposed(without_exchange_s(seen), longest_step_s(seen)), *missing]
 
 
-def no_exchange(without_s: float, step_s: float) -> str:
+def no_exposed(without_s: float, step_s: float) -> str:
     return (
-        f"If exchanges took no time, a step would take {format_duration(without_s)} instead of "
+        f"Without exposed communication a step would take {format_duration(without_s)} instead of "
         f"{format_duration(step_s)}: worked out from these moments, not measured."
     )
 
@@ -73,7 +76,9 @@ def no_exchange(without_s: float, step_s: float) -> str:
 def unseen(seen: int, world: int) -> str:
     """Of ``world`` ranks only ``seen`` were seen."""
     was, these = ("was", "this rank") if seen == 1 else ("were", "these ranks")
-    return f"{seen} of {world} ranks {was} seen: the exposed exchange of {these} may be a wait for others."
+    return (
+        f"{seen} of {world} ranks {was} seen: the exposed communication of {these} may be a wait for others."
+    )
 
 
 def held(recording: Recording, file_bytes: int) -> str:
@@ -123,10 +128,21 @@ def watching(overhead: Overhead | None) -> str:
         found = spread(times)
         return " ".join((format_duration(found.median), f"({_range(found)} ms)"))
 
-    return (
-        f"Watching cost {share:+.1%} of a step: {shown(overhead.on_s)} watched, {shown(overhead.off_s)} not, "
-        f"{len(overhead.on_s)} and {len(overhead.off_s)} steps in turns."
+    steps = (
+        f"{shown(overhead.on_s)} watched, {shown(overhead.off_s)} not, {len(overhead.on_s)} and "
+        f"{counted(len(overhead.off_s), 'step')} in turns"
     )
+    if min(*overhead.on_s, *overhead.off_s) <= 0:  # no ratio, and so no interval
+        return f"What watching costs is not measurable: {steps}."
+    found = ratio_interval(overhead.off_s, overhead.on_s)
+    if found.level < _LEAST_LEVEL:
+        return f"What watching costs is not measurable from so few steps: {steps}."
+    if found.low > 1:
+        return f"Watching cost {share:+.1%} of a step: {steps}."
+    most = (
+        f"below {100 * (found.high - 1):.2g}% of a step" if found.high > 1 else "watched steps were shorter"
+    )
+    return f"What watching costs is not measurable ({most}): {steps}."
 
 
 def split_tables(seen: Sequence[Sequence[SeenStep]]) -> list[Table]:

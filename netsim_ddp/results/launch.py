@@ -44,7 +44,7 @@ class LaunchRank(Strict):
 
 class RecordedRank(Strict):
     """Where one rank's recorded steps went: medians, of the parts that :mod:`netsim_ddp.results.recorded_steps` has.
-    ``wait_s`` is part of ``exchange_s`` where not all ranks were seen."""
+    ``exchange_s`` is the exposed communication; ``wait_s`` is part of it where not all ranks were seen."""
 
     rank: Count
     step_s: Positive

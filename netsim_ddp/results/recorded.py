@@ -65,6 +65,16 @@ class RecordedTraining(BaseModel):
             return "SYNTHETIC (normal): the recording has none"
         return "filled up from recorded samples" if self.gradients == "sampled" else ""
 
+    @property
+    def warning(self) -> str | None:
+        """What to say before it is played: of one step nobody knows how far others differ."""
+        if self.steps > 1:
+            return None
+        return (
+            f"{Path(self.path).name} holds one step, which is played again and again: how far steps differ is not in "
+            "these figures; netsim record watches 10 where the program makes 26 steps or more"
+        )
+
     def open(self) -> Recording:
         """The recording itself.
 

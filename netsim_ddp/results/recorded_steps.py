@@ -15,12 +15,8 @@ from netsim_ddp.results.recording import Bucket, Recording, Step
 PARTS = ("data", "forward", "backward", "wait", "exchange", "other", "optimizer")
 """Of a step. ``data`` is before and between the passes, ``wait`` and ``exchange`` together from this rank's last
 gradient to backward's end, ``other`` from there to the last optimizer's begin."""
-PART_NAMES: Mapping[str, str] = {
-    "wait": "wait for slowest rank",
-    "exchange": "exposed exchange",
-    "other": "clipping, other",
-}
-"""What tables and charts call parts whose own name says too little."""
+PART_NAMES: Mapping[str, str] = {"exchange": "exposed communication"}
+"""What every table, chart and sentence calls a part of a step whose name differs; docs/glossary.md has them all."""
 
 
 class Span(NamedTuple):

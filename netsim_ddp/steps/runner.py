@@ -87,6 +87,8 @@ class Steps(Experiment[Scenario]):
             spec, how = self.scenario.link_spec(), self.scenario.link
             self.link, probed = pool.link(spec, how, self.note, self.warn)
         self.result.cells = [self._cell(method, probed) for method in self.scenario.methods]
+        if self.scenario.recording is not None and (warning := self.scenario.recording.warning) is not None:
+            self.warn(warning)
         if self.hosts is not None and workers > 1:
             self.warn(
                 f"up to {workers} ranks share a host and its interface: the bytes it counts are divided evenly "

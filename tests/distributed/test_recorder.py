@@ -195,6 +195,24 @@ def test_a_script_records_itself(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("steps", "missing"),
+    [
+        (ALL, None),
+        (ALL - 1, "1 of 3 sets of gradients"),
+        (ALL - 2, "1 of 2 watched steps, 1 of 3 sets of gradients"),
+        (
+            5,
+            "1 of 2 watched steps, 2 of 2 unwatched ones (for what watching costs), 2 of 3 sets of gradients",
+        ),
+    ],
+)
+def test_what_a_short_program_leaves_out_is_named(steps: int, missing: str | None) -> None:
+    recording = watched("plain", 0, steps)[1].recording
+    assert recording is not None
+    assert recording.notes == ([f"the program ended early; missing: {missing}"] if missing else [])
+
+
 def test_a_script_that_asks_for_what_is_not_there(tmp_path: Path) -> None:
     def refused(message: str, *words: Any, **options: Any) -> None:
         with pytest.raises(UsageError, match=message), netsim_ddp.record(*words, **options):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from netsim_ddp.report.recordings import ms, no_exchange, unseen
+from netsim_ddp.report.recordings import ms, no_exposed, unseen
 from netsim_ddp.report.tables import Table
 from netsim_ddp.report.terminal.printing import print_line, print_table
 from netsim_ddp.results.launch import Launch, LaunchRank, RecordedLaunch
+from netsim_ddp.results.recorded_steps import PART_NAMES, PARTS
 from netsim_ddp.units import counted, format_bytes, format_duration, format_rate
 
 _MOST_BUCKETS = 8
@@ -44,15 +45,14 @@ def render_launch(launch: Launch, console: Console) -> None:
 def _render_recorded(recorded: RecordedLaunch, console: Console) -> None:
     print_line(console, "")
     exchanged = recorded.world_size > 1 and recorded.source != "plain"
-    headers = ("rank", "step", "data", "forward", "backward", "wait", "exchange", "other", "optimizer")
-    rows = [
-        (str(rank.rank), *(ms(getattr(rank, f"{name}_s")) for name in headers[1:])) for rank in recorded.ranks
-    ]
+    names = ("step", *PARTS)
+    headers = ("rank", *(PART_NAMES.get(name, name).replace(" ", "\n") for name in names))
+    rows = [(str(rank.rank), *(ms(getattr(rank, f"{name}_s")) for name in names)) for rank in recorded.ranks]
     print_table(console, [Table(headers, rows)], header_style="dim")
     said = [f"ms, medians of {counted(recorded.steps, 'recorded step')}"]
     if exchanged:
-        said[0] += "; wait: for the slowest rank; exchange: what backward did not hide of it"
-        said += [*_by_bucket(recorded), no_exchange(recorded.without_exchange_s, recorded.step_s)]
+        said[0] += "; wait: for the slowest rank"
+        said += [*_by_bucket(recorded), no_exposed(recorded.without_exchange_s, recorded.step_s)]
         if len(recorded.ranks) < recorded.world_size:
             said.append(unseen(len(recorded.ranks), recorded.world_size))
     for sentence in said:
@@ -65,15 +65,16 @@ def _by_bucket(recorded: RecordedLaunch) -> list[str]:
     ]
     if not known:
         return [
-            "Whose exchange was exposed is not known: DDP says when its own are through from torch 2.14 on."
+            "Of which buckets the exposed communication was is not known: DDP says when its own exchanges are through "
+            "from torch 2.14 on."
         ]
     exposed = sorted(((value, number) for number, value in known if value > 0), reverse=True)
-    shown = ", ".join(f"{number} for {ms(value)} ms" for value, number in exposed[:_MOST_BUCKETS])
+    shown = ", ".join(f"{ms(value)} ms of bucket {number}" for value, number in exposed[:_MOST_BUCKETS])
     more = f" and {len(exposed) - _MOST_BUCKETS} more" if len(exposed) > _MOST_BUCKETS else ""
     return [
-        f"Exposed were the exchanges of {len(exposed)} of {len(recorded.buckets)} buckets: {shown}{more}."
+        f"Exposed communication of {len(exposed)} of {counted(len(recorded.buckets), 'bucket')}: {shown}{more}."
         if exposed
-        else "No bucket's exchange was exposed."
+        else "No bucket had exposed communication."
     ]
 
 

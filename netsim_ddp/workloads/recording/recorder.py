@@ -149,7 +149,7 @@ class Recorder:
         session = self._session
         if session is None:
             raise UsageError(self._nothing(), hint=_LOOP)
-        early, watch = not session.over, session.watch
+        watch = session.watch
         watch.finish()
         time.sleep(_CALLBACKS_S)
         watch.clock.settle()
@@ -163,8 +163,8 @@ class Recorder:
         recording = assembled(session, rank=rank_here())
         names = [type(each).__name__ for each in self._optimizers.values()]
         recording.optimizer = " and ".join(dict.fromkeys(names))
-        if early:
-            recording.notes.append(f"the program ended before {self._settings.steps} steps were recorded")
+        if session.missing:
+            recording.notes.append(f"the program ended early; missing: {session.missing}")
         self._sink.deliver(recording, [each.values for each in session.sampling.sets])
 
     def _nothing(self) -> str:

@@ -14,7 +14,7 @@ from netsim_ddp.workloads.recording.ddp import Exchanges, hook_is_watched
 from netsim_ddp.workloads.recording.found import Trained, buckets_of, device_of
 from netsim_ddp.workloads.recording.gradients import kept_of
 from netsim_ddp.workloads.recording.sets import Sampling
-from netsim_ddp.workloads.recording.steps import SETS, WARM_UP, Open, Watch, schedule
+from netsim_ddp.workloads.recording.steps import SETS, WARM_UP, Kind, Open, Watch, schedule
 
 Keep = Literal["sampled", "full", "none"]
 _Told = Callable[..., Any]
@@ -56,6 +56,7 @@ class Session:
         self.parameters = list(trained.parameters.values())
         # Ranks take the same steps: one that keeps no gradients has as many steps that are not timed.
         plan = schedule(settings.steps, 0 if settings.keep == "none" else SETS)[1:]
+        self._plan = tuple(plan)
         self.watch = Watch(clock_for(device_of(trained)), plan, self._judge)
         sizes = [each.numel() for each in self.parameters]
         kept = sizes if settings.keep == "full" else kept_of(sizes, SETS)
@@ -72,6 +73,18 @@ class Session:
     @property
     def over(self) -> bool:
         return self.watch.over
+
+    @property
+    def missing(self) -> str:
+        """``2 of 10 watched steps, 1 of 3 sets of gradients``: what the program was too short for."""
+        asked, left = self._plan, self.watch.plan
+        named: dict[Kind, str] = {
+            "on": "watched steps",
+            "off": "unwatched ones (for what watching costs)",
+            "gradients": "sets of gradients",
+        }
+        parts = [(left.count(kind), asked.count(kind), name) for kind, name in named.items()]
+        return ", ".join(f"{gone} of {count} {name}" for gone, count, name in parts if gone)
 
     @property
     def order(self) -> list[int]:
