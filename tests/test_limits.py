@@ -205,7 +205,7 @@ def test_a_step_that_saved_credit_made_too_short_says_by_how_much() -> None:
     assert found.early_s == pytest.approx(0.001)
     lines = credit_sentences(summarise([cell]))
     assert len(lines) == 1
-    assert "topk by 1 ms (2.0%) of the step" in lines[0]
+    assert "Steps are too short: of topk by 1 ms (2.0%). After a pause the link lets through more" in lines[0]
     assert not credit_sentences(summarise([held(9.95, 10.0, step_ms=50.0)])), "0.05 ms are within 0.1 ms"
     assert not credit_sentences(summarise([held(98.0, 100.0)])), "2% are within 3%"
 

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from netsim_ddp.errors import UsageError
+from netsim_ddp.results.files import save
 from netsim_ddp.scenario import TrainScenario, build
+from netsim_ddp.training.checkpoint import RUN_FILE
+from netsim_ddp.training.runner import as_begun
+from tests.results_factory import make, make_cell
 
 
 def scenario(**values: Any) -> TrainScenario:
@@ -33,6 +37,31 @@ def test_momentum_is_corrected_where_a_method_can_and_left_to_the_optimizer_wher
     found = scenario(methods=methods, momentum="0.9").cells()
     assert [cell.params.get("momentum") for cell in found] == [None, 0.9, None, 0.0, None]
     assert all(cell.params.get("momentum") is None for cell in scenario(momentum="0").cells())
+
+
+def test_under_adam_small_parameters_are_sent_whole_unless_a_method_says_otherwise(tmp_path: Path) -> None:
+    methods = ["dense", "topk", "topk,dense_below=0", "topk,freeze_after=10", "topk,scope=model", "powersgd"]
+    for optimizer, below in (("adamw", 20_000), ("adam", 20_000), ("sgd", None)):
+        given = methods if below else [name for name in methods if "freeze_after" not in name]
+        found = {
+            cell.id: cell.params.get("dense_below")
+            for cell in scenario(methods=given, optimizer=optimizer).cells()
+        }
+        assert list(found.values())[:3] == [None, below, 0], optimizer
+        assert not any(list(found.values())[3:]), optimizer
+    first = scenario(methods=["topk"], optimizer="adamw").resolved()
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"schema_version": 2, "scenario": first.model_dump(mode="json")}))
+    assert "dense_below" not in build(TrainScenario, {"optimizer": "sgd"}, path).cells()[0].params
+
+
+def test_what_began_as_plain_topk_under_adam_goes_on_so(tmp_path: Path) -> None:
+    begun = make([make_cell("topk", [100], id="topk,ratio=0.01", params={"ratio": 0.01})])
+    going_on = scenario(methods=["topk"], optimizer="adamw", checkpoint=str(tmp_path), resume=True).resolved()
+    save(begun, tmp_path / RUN_FILE)
+    assert [method.id for method in as_begun(going_on).methods] == ["topk,ratio=0.01"]
+    save(begun.model_copy(update={"cells": []}), tmp_path / RUN_FILE)
+    assert as_begun(going_on) == going_on
 
 
 def test_the_trainers_options_do_not_reach_the_exchange() -> None:

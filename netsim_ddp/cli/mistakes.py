@@ -82,7 +82,7 @@ def file_hint(command: str | None, name: str) -> str | None:
 
     path = Path(name)
     if path.suffix == ".netsim" or is_recording(path):
-        if command in ("run", "predict", "probe"):
+        if command in ("run", "predict", "probe", "advise"):
             return f"write netsim {command} --recording {name}"
         return f"netsim show {name} shows it, netsim run --recording {name} plays it"
     if not path.is_file() or path.suffix not in (".json", ".yaml", ".yml"):

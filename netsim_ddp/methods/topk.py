@@ -36,6 +36,16 @@ _CORRECTED_AND_CODED: Options = {
     "indices": one_of("packed", "int32", "int64", meaning="how positions are written on the wire"),
 }
 
+_COLLECTIVES = {
+    "split": ("split-reduce", "fewer bytes"),
+    "allgather": ("all-gather", "fewer rounds for no more bytes"),
+}
+
+
+def collective_words(collective: str) -> tuple[str, str]:
+    """What the collective that ``auto`` chose is called, and why it was chosen: ``("split-reduce", "fewer bytes")``."""
+    return _COLLECTIVES.get(collective, ("split-reduce and all-gather", "by each bucket's size"))
+
 
 class TopKEntry(MethodEntry):
     """A Top-K method."""

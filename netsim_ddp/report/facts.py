@@ -9,6 +9,7 @@ from netsim_ddp.options import written
 from netsim_ddp.report import outcomes
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, queue_words, why_bucket
 from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
+from netsim_ddp.report.choices import choices
 from netsim_ddp.report.collection import Block, Collection, Source
 from netsim_ddp.report.labels import DASH
 from netsim_ddp.report.limits import late_words
@@ -69,6 +70,7 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
         for block in mine
         for line in outcomes.sentences(block)
     ]
+    found += choices(source.result)
     for cell in source.result.cells:
         if cell.error or not any(repeat.epochs for repeat in cell.repeats):
             found.append(f"Missing: {clean(cell.id)}: {reason(cell) or 'not run'}.")

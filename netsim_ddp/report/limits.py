@@ -59,15 +59,15 @@ def limit_sentences(cells: Sequence[Cell]) -> list[str]:
 def credit_sentences(cells: Sequence[Cell]) -> list[str]:
     """Whose steps are too short since an idle link's saved credit carried part of their messages, and by how much."""
     parts = [
-        f"{label(cell, cells)} by {format_duration(found.early_s)} ({found.early_s / found.step_s:.1%})"
+        f"of {label(cell, cells)} by {format_duration(found.early_s)} ({found.early_s / found.step_s:.1%})"
         for cell in cells
         if cell.summary and (found := exchange(cell)) is not None and found.early_s
     ]
     if not parts:
         return []
     return [
-        "Too short, since what the idle link had saved up carried the beginning of messages beyond the line's rate: "
-        f"{', '.join(parts)} of the step."
+        f"Steps are too short: {', '.join(parts)}. After a pause the link lets through more than its rate for a moment "
+        "(its credit), and that carried the beginning of their messages."
     ]
 
 

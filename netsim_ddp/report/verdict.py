@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from netsim_ddp.report.choices import choices
 from netsim_ddp.report.labels import milliseconds, rounded, times
 from netsim_ddp.report.limits import bounded, credit_sentences, limit_sentences
 from netsim_ddp.results import stats
@@ -41,30 +42,11 @@ def verdict(result: Result) -> list[str]:
     for cells in parts:
         prefix = f"{group_label(cells)}: " if len(parts) > 1 else ""
         lines += [prefix + sentence for sentence in _group_verdict(cells, found)]
-    lines += _rule(found) + _sent_whole(result)
+    lines += _rule(found) + choices(result)
     measured = [cell for cell in result.cells if cell.summary]
     if measured and max(len(cell.repeats) for cell in measured) == 1:
         lines.append(f"One run each: no error bars. --repeats {stats.REPEATS_FOR_95} gives a 95% interval.")
     return lines + _missing(result, measured)
-
-
-def _sent_whole(result: Result) -> list[str]:
-    """What methods send whole under Adam, and why."""
-    recording = result.scenario.get("recording")
-    said = recording if isinstance(recording, dict) else result.scenario
-    optimizer = clean(str(said.get("optimizer", "sgd")))
-    below = {
-        label(cell, [cell]): cell.params["dense_below"]
-        for cell in result.cells
-        if cell.params.get("dense_below")
-    }
-    if optimizer == "sgd" or not below:
-        return []
-    size = max(int(str(value)) for value in below.values())
-    return [
-        f"Under {optimizer} {', '.join(below)} sent parameters of fewer than {size:,} entries whole "
-        "(dense_below, docs/training.md); dense_below=0 is plain Top-K."
-    ]
 
 
 def _rule(found: Mapping[int, Claim]) -> list[str]:

@@ -174,7 +174,7 @@ def _derive_again(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     derived = {"ratio": ("ratio", data.get("ratio")), "overlap": ("overlap", True if was_on else None)}
     if "epochs" in data:  # a training's
         derived["momentum"] = ("momentum", data.get("momentum"))
-    elif data.get("optimizer", "sgd") != "sgd":
+    if data.get("optimizer", "sgd") != "sgd":
         derived["optimizer"] = ("dense_below", ADAM_DENSE_BELOW)
     if "optimizer" in data:
         rate = LEARNING_RATES.get(str(data["optimizer"]))

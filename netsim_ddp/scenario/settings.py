@@ -213,6 +213,20 @@ class Settings(LinkOptions):
         """One spec per cell, with what they leave open filled in."""
         return tuple(MethodSpec(name=method.name, params=self._with_ratio(method)) for method in self.methods)
 
+    @property
+    def under_adam(self) -> bool:
+        """Whether Adam or AdamW updates the parameters."""
+        return self.optimizer != "sgd"
+
+    def _with_whole(self, method: MethodSpec, params: dict[str, Any]) -> dict[str, Any]:
+        """``params`` with small parameters sent whole where Adam takes the average (docs/training.md), unless the
+        method says another ``dense_below``. Under ``freeze_after`` the momentum is what is compressed, and what selects
+        over another scope has no such option."""
+        apart = params.get("scope", "parameter") != "parameter" or "freeze_after" in params
+        if self.under_adam and takes(method.name, "dense_below") and not apart:
+            params.setdefault("dense_below", ADAM_DENSE_BELOW)
+        return params
+
     def _with_ratio(self, method: MethodSpec) -> dict[str, Any]:
         return {**({"ratio": self.ratio} if takes(method.name, "ratio") else {}), **method.params}
 

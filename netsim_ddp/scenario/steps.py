@@ -21,7 +21,6 @@ from netsim_ddp.results.ready import load as load_ready
 from netsim_ddp.results.recorded import RecordedTraining, found, summary_of
 from netsim_ddp.results.recording_file import read
 from netsim_ddp.scenario.settings import (
-    ADAM_DENSE_BELOW,
     MAX_SECONDS,
     Settings,
     available_cores,
@@ -162,7 +161,7 @@ class Scenario(Settings):
         """Whether Adam or AdamW updates the parameters, here or where the recording was made."""
         if self.recording is not None:
             return (self.recording.optimizer or "").startswith("Adam")
-        return self.optimizer != "sgd"
+        return super().under_adam
 
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell: ``ratio`` filled in, ``dense_below`` under Adam, and ``dense`` doubled.
@@ -178,10 +177,7 @@ class Scenario(Settings):
         overlap = self.overlap == "on" or (self.overlap == "auto" and apart)
         cells: list[MethodSpec] = []
         for method in self.methods:
-            params = self._with_ratio(method)
-            whole = takes(method.name, "dense_below") and params.get("scope", "parameter") == "parameter"
-            if whole and self.under_adam:
-                params.setdefault("dense_below", ADAM_DENSE_BELOW)
+            params = self._with_whole(method, self._with_ratio(method))
             baseline = entry_of(method.name).is_baseline
             if overlap and not baseline and takes(method.name, "overlap"):
                 params.setdefault("overlap", params.get("scope") != "model")

@@ -185,10 +185,11 @@ class TrainScenario(Settings):
 
     def cells(self) -> tuple[MethodSpec, ...]:
         """One spec per cell. Where SGD has momentum, a sparse method with feedback corrects it (Lin et al. 2018),
-        unless it says ``momentum=0`` and leaves it to the optimizer."""
+        unless it says ``momentum=0`` and leaves it to the optimizer. Under Adam and AdamW small parameters are sent
+        whole, as in ``netsim run``."""
+        found = ((each, self._with_momentum(each, self._with_ratio(each))) for each in self.methods)
         return tuple(
-            MethodSpec(name=method.name, params=self._with_momentum(method, self._with_ratio(method)))
-            for method in self.methods
+            MethodSpec(name=each.name, params=self._with_whole(each, params)) for each, params in found
         )
 
     def _with_momentum(self, method: MethodSpec, params: dict[str, Any]) -> dict[str, Any]:

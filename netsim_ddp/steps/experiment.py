@@ -21,6 +21,7 @@ from netsim_ddp.link.base import Link
 from netsim_ddp.link.probe.probe import ProbeReport
 from netsim_ddp.methods import takes
 from netsim_ddp.methods.spec import MethodSpec
+from netsim_ddp.methods.topk import collective_words
 from netsim_ddp.ranks.launcher import Launcher
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
@@ -222,10 +223,8 @@ class Experiment(ABC, Generic[S]):
         if collective is None or not chosen:
             return
         cell.params["collective"] = collective
-        why = {"split": "fewer bytes", "allgather": "fewer rounds for no more bytes"}.get(
-            collective, "by each bucket's size"
-        )
-        self.note(f"{cell.id}: {collective}, {why} at {cell.workers} workers")
+        name, why = collective_words(collective)
+        self.note(f"{cell.id}: {name}, {why} at {counted(cell.workers, 'worker')}")
 
     def traced_steps(self, number: int) -> int:
         """Returns the number of steps of repeat ``number`` that go into the trace."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from netsim_ddp.errors import NetsimError, RankError, UsageError
-from netsim_ddp.methods import takes
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.files import load, save
@@ -19,7 +18,6 @@ from netsim_ddp.results.trace import KeepTrace
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.results.training_record import Recipe
 from netsim_ddp.scenario import TrainScenario
-from netsim_ddp.scenario.settings import ADAM_DENSE_BELOW
 from netsim_ddp.steps.experiment import Event, Experiment, Facts, Report, Save
 from netsim_ddp.training.checkpoint import (
     RUN_FILE,
@@ -54,7 +52,7 @@ def train(
             curves of the training that failed with it.
     """
     return Trainings(
-        scenario.resolved(), command=command, report=report, save=save, trace=trace, pool=pool
+        as_begun(scenario.resolved()), command=command, report=report, save=save, trace=trace, pool=pool
     ).run()
 
 
@@ -79,12 +77,6 @@ class Trainings(Experiment[TrainScenario]):
             for cell in self.result.cells:
                 self._take_over(cell, self._before)
         self.warn_of_contention(scenario.workers)
-        rare = [method.name for method in scenario.methods if _needs_dense_below(method)]
-        if rare and scenario.optimizer != "sgd":  # docs/training.md
-            self.note(
-                f"{rare[0]} under {scenario.optimizer}: entries that come rarely meet a second moment that hardly "
-                f"knows them; {rare[0]},dense_below={ADAM_DENSE_BELOW} sends small parameters whole"
-            )
         self.save()
         tune(self)
 
@@ -240,6 +232,15 @@ class Trainings(Experiment[TrainScenario]):
             cell.link.measured_bps = probed
 
 
-def _needs_dense_below(method: MethodSpec) -> bool:
-    """Whether ``method`` is known to learn badly under Adam because it sends entries of small parameters rarely."""
-    return takes(method.name, "dense_below") and not {"dense_below", "freeze_after"} & method.params.keys()
+def as_begun(scenario: TrainScenario) -> TrainScenario:
+    """``scenario`` with the methods of the run that it goes on from: before 0.2 none sent small parameters whole under
+    Adam of itself, and what began so goes on so."""
+    if not (scenario.resume and scenario.under_adam and scenario.checkpoint is not None):
+        return scenario
+    begun = {cell.id for cell in load(run_file(Path(scenario.checkpoint))).cells}
+    methods = []
+    for method in scenario.methods:
+        params = {key: value for key, value in method.params.items() if key != "dense_below"}
+        plain = MethodSpec(name=method.name, params=params)
+        methods.append(plain if method.id not in begun and plain.id in begun else method)
+    return scenario.model_copy(update={"methods": tuple(methods)})

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from netsim_ddp.options import written
 from netsim_ddp.report.assumptions import UNSHAPED, why_bucket
+from netsim_ddp.report.choices import choices
 from netsim_ddp.report.labels import DASH, count_of, points, with_half
 from netsim_ddp.report.tables import Column, table_of
 from netsim_ddp.report.terminal.printing import print_line, print_table, shortened
@@ -53,6 +54,8 @@ def render_training(result: Result, console: Console, *, warnings: bool = True) 
             line("")
             for sentence in sentences(cells):
                 line(sentence)
+    for sentence in choices(result):
+        line(sentence)
     for cell in result.cells:
         if cell.error is not None:
             line(f"{cell.id}: {cell.error}", "yellow")
