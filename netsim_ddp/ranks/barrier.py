@@ -13,6 +13,8 @@ from netsim_ddp.link.semaphores import shared
 
 # Sleeping ranks wake one after another; a common start this far ahead finds all of them awake.
 LEAD_S = 0.004
+LEAD_PER_RANK_S = 0.25e-3
+"""Of more ranks than sixteen each takes so much longer."""
 
 
 class HostBarrier:
@@ -31,6 +33,7 @@ class HostBarrier:
         self._barrier = shared(lambda: context.Barrier(workers))
         self._calls = [shared(lambda: context.Semaphore(0)) for _ in range(workers)]
         self._timeout_s = timeout_s
+        self._lead_s = max(LEAD_S, LEAD_PER_RANK_S * workers)
 
     def wait(self) -> None:
         """Wait until every rank has called it.
@@ -44,7 +47,7 @@ class HostBarrier:
         """Wait for all ranks, and agree on a moment a little ahead (CLOCK_MONOTONIC seconds) at which all go on."""
         self.wait()
         if rank == 0:
-            struct.pack_into("d", self._memory, 0, time.monotonic() + LEAD_S)
+            struct.pack_into("d", self._memory, 0, time.monotonic() + self._lead_s)
         self.wait()
         return float(struct.unpack_from("d", self._memory)[0])
 

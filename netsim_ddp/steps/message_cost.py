@@ -14,11 +14,13 @@ from netsim_ddp.ranks.channel import RankChannel
 from netsim_ddp.steps.link_model import LinkModel
 
 ROUNDS, FEWEST, WARM_UP = 20, 3, 3
-BUDGET_S = 0.5  # per kind of exchange: with a long delay fewer rounds must do
+BUDGET_S = (
+    0.5  # per kind of exchange: with a long delay, or with many ranks on this host, fewer rounds must do
+)
 TINY = 64  # bytes that a rank sends each other one
-WORKED = (
-    16 << 20
-)  # bytes written before each round: a step's messages find caches full of something else, too
+WORKED, TOGETHER = 16 << 20, 128 << 20
+"""Bytes that each rank, and all of them, write before each round: a step's messages find caches full of something else,
+too."""
 
 
 def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[str, float]:
@@ -37,8 +39,11 @@ def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[st
     reduction = all_reduce(torch.zeros(ranks * TINY // 4), group)
     for wire, count in ((reduction, 2 * (ranks - 1)), (exchange, ranks - 1)):
         ideal = model.alone(wire.sent(), ranks)
-        rounds = max(FEWEST, min(ROUNDS, int(BUDGET_S / max(ideal, 1e-6))))
-        told = channel.gather("cost", _spans(channel, wire, rounds + WARM_UP)[WARM_UP:])
+        first = channel.gather("cost", _spans(channel, wire, WARM_UP, ranks))[0]
+        # A round with all that is written before it.
+        a_round = (first[-1][0] - first[0][0]) / (WARM_UP - 1)
+        rounds = max(FEWEST, min(ROUNDS, int(BUDGET_S / max(ideal, a_round, 1e-6))))
+        told = channel.gather("cost", _spans(channel, wire, rounds, ranks))
         took = [
             max(end for _, end in row) - max(begin for begin, _ in row) for row in zip(*told, strict=True)
         ]
@@ -46,9 +51,9 @@ def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[st
     return found
 
 
-def _spans(channel: RankChannel, wire: Wire, rounds: int) -> list[tuple[float, float]]:
+def _spans(channel: RankChannel, wire: Wire, rounds: int, ranks: int) -> list[tuple[float, float]]:
     """When each of ``rounds`` exchanges began and ended on this rank."""
-    work = torch.zeros(WORKED // 4)
+    work = torch.zeros(min(WORKED, TOGETHER // ranks) // 4, dtype=torch.float32, device="cpu")
     channel.gather("costs")
     spans = []
     for _ in range(rounds):

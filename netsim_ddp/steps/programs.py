@@ -261,7 +261,8 @@ class Emulated(Program):
             execution.until(self._full[bucket])
 
     def reduced(self) -> Tensor:
-        return torch.cat([method.average for method in self.methods])
+        averages = [method.average for method in self.methods]
+        return averages[0] if len(averages) == 1 else torch.cat(averages)
 
 
 def parameters_of(model: nn.Module) -> Tensor:

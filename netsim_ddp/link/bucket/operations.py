@@ -53,8 +53,12 @@ class OperationTable:
         self._slot_cells = self._SLOT + workers * (4 + workers)
         self._directory = LinkClock.cells(workers)
         self._rings = self._directory + groups
-        self._pairs = self._rings + groups * slots * self._slot_cells
-        cells = self._pairs + workers * workers * _MESSAGES_PER_PAIR * self._PAIR
+        self._in_flight = self._rings + groups * slots * self._slot_cells
+        self._pairs = self._in_flight + workers * workers
+        # The first messages of all pairs lie together, then the second ones: of memory that is seldom used up, what is
+        # never written to takes none.
+        self._row = workers * workers * self._PAIR
+        cells = self._pairs + _MESSAGES_PER_PAIR * self._row
         raw = memoryview(mmap.mmap(-1, 8 * cells))
         self.ints, self.floats = raw.cast("q"), raw.cast("d")
         self.clock = cast("MutableSequence[float]", self.floats[: self._directory])
@@ -97,9 +101,12 @@ class OperationTable:
 
     def pair(self, src: int, dst: int) -> range:
         """Returns the first cells of the messages from ``src`` to ``dst``."""
-        size = _MESSAGES_PER_PAIR * self._PAIR
-        first = self._pairs + (src * self.workers + dst) * size
-        return range(first, first + size, self._PAIR)
+        first = self._pairs + (src * self.workers + dst) * self._PAIR
+        return range(first, first + _MESSAGES_PER_PAIR * self._row, self._row)
+
+    def in_flight(self, src: int, dst: int) -> int:
+        """Returns the cell that counts the messages from ``src`` to ``dst`` which are in one of :meth:`pair`'s."""
+        return self._in_flight + src * self.workers + dst
 
 
 class GroupMember:
@@ -205,18 +212,29 @@ class GroupMember:
         src, dst = (self.members[end] for end in ends)
         mine, other = (2, 3) if sending else (3, 2)
         key = (self.group << 32 | tag & 0xFFFFFFFF) + 1
+        counted = self.table.in_flight(src, dst)
         with self.table.locked():
             cells = self.table.pair(src, dst)
-            matching = [c for c in cells if ints[c] == key and not floats[c + mine]]
-            cell = min(matching, key=lambda c: floats[c + other], default=-1)
-            if not matching:
-                cell = next((c for c in cells if ints[c] == 0), -1)
-                if cell < 0:
+            cell, free, others = -1, -1, ints[counted]
+            for each in cells:
+                if ints[each] == 0:
+                    free = each if free < 0 else free
+                else:
+                    others -= 1
+                    earlier = cell < 0 or floats[each + other] < floats[cell + other]
+                    if ints[each] == key and not floats[each + mine] and earlier:
+                        cell = each
+                if free >= 0 and not others:
+                    break
+            if cell < 0:
+                if free < 0:
                     raise UsageError(
                         f"more than {len(cells)} messages in flight from rank {src} to rank {dst}",
                         hint="wait for the Work of every isend and irecv",
                     )
+                cell = free
                 ints[cell] = key
+                ints[counted] += 1
             floats[cell + mine] = now
             if sending:
                 ints[cell + 1] = nbytes
@@ -233,6 +251,7 @@ class GroupMember:
                     self.charge(tx[mine - 2], rx[mine - 2])
                     ints[cell + 6] += 1
                     if ints[cell + 6] == 2:
+                        ints[counted] -= 1
                         for i in range(self.table._PAIR):
                             ints[cell + i] = 0
             return found or None

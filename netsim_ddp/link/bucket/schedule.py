@@ -181,16 +181,27 @@ _EMPTY_IS_FREE = frozenset({"allreduce", "reduce_scatter", "reduce", "allgather"
 KINDS = tuple(_SCHEDULES)
 
 
-@lru_cache(maxsize=64)
+KEPT_MEMBERS = 16
+"""A collective of more ranks has too many messages to be kept: they grow as the square, and every rank would keep them.
+Making them again takes a small part of what walking through them does."""
+
+
 def schedule(op: Operation, members: int) -> tuple[Phase, ...]:
     """What Gloo sends for ``op`` among ``members`` ranks, phase by phase.
 
     Raises:
         ValueError: an operation that has no schedule here.
     """
+    return (_kept if members <= KEPT_MEMBERS else _made)(op, members)
+
+
+def _made(op: Operation, members: int) -> tuple[Phase, ...]:
     if op.kind not in _SCHEDULES:
         raise ValueError(f"the bucket has no schedule for {op.kind}")
     return _sent_by(range(members), op, members)
+
+
+_kept = lru_cache(maxsize=64)(_made)
 
 
 FOLDABLE = ("allreduce", "allgather", "alltoall")
