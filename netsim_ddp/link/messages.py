@@ -22,10 +22,15 @@ def send(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] 
     Raises:
         OSError: the other side is gone, or takes nothing for as long as the socket's timeout allows.
     """
-    data = memoryview(json.dumps(message).encode() + b"\n")
+    data = memoryview(encoded(message))
     if fds:
         data = data[socket.send_fds(connection, [data], list(fds)) :]
     connection.sendall(data)
+
+
+def encoded(message: dict[str, Any]) -> bytes:
+    """``message`` as :func:`send` sends it: for whoever sends the same to many."""
+    return json.dumps(message).encode() + b"\n"
 
 
 class Lines:

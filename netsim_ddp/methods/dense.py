@@ -20,6 +20,7 @@ DENSE = MethodEntry(
     formula="2(P-1)/P x 4N",
     scheme="ring",
     payload="fixed",
+    vectors=0.0,
     citations=(RING,),
     is_baseline=True,
     ddp_backends=("gloo", "nccl"),

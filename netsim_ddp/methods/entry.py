@@ -36,6 +36,7 @@ class MethodEntry:
         scheme: how a rank's bytes grow with the number of ranks: as in a ring all-reduce or an all-gather.
         payload: ``fixed`` by the parameters' shapes, or by them where positions are not packed, or varying.
         value_bytes: of each entry of the gradient, where all are sent.
+        vectors: what it keeps beside the gradient while it runs, in buffers as long as the gradient.
         fixed_rounds: how many messages follow each other in a step, where the number of ranks does not matter.
         citations: whom to cite for the method itself; :mod:`netsim_ddp.methods.citations` adds those of its options.
         is_baseline: every other method is held against it.
@@ -60,6 +61,7 @@ class MethodEntry:
     scheme: Growth | None = None
     payload: Literal["fixed", "fixed unpacked", "varying"] = "varying"
     value_bytes: int = 4
+    vectors: float = 3.0
     fixed_rounds: int | None = None
     citations: tuple[Citation, ...] = ()
     is_baseline: bool = False

@@ -17,7 +17,7 @@ from typing import Any
 
 from netsim_ddp.errors import EnvironmentFault, NetsimError, RankError, RankTimeout, UsageError
 from netsim_ddp.link.base import Exit, Link, Process, module_command
-from netsim_ddp.link.messages import Lines, send
+from netsim_ddp.link.messages import Lines, encoded, send
 from netsim_ddp.ranks.channel import COMPUTING
 from netsim_ddp.ranks.jobs import Job, settings_to_json, to_json
 from netsim_ddp.results.ready import ReadyTimes
@@ -100,6 +100,8 @@ class Launcher:
         self.ready: ReadyTimes | None = None
         """When a backward pass of the model has its gradients ready, once its ranks have been asked: kept for the runs
         that follow, as their recorded gradients are."""
+        self.parameters: int | None = None
+        """Of the model, once a rank has been asked; 0 where they are not in this machine's memory but a GPU's."""
         self.starts = 0
         """Repeats started so far; news of how a rank ended carries its repeat's number."""
 
@@ -241,7 +243,7 @@ class _EventLoop:
         self._waiting: dict[str, dict[int, Any]] = {}
         self._failures: list[_Failure] = []
         self._fail_at = float("inf")
-        self._last = time.monotonic()
+        self._last = self._began = time.monotonic()
         self._selector = selectors.DefaultSelector()
         for server in launcher.servers():
             self._selector.register(server.connection, selectors.EVENT_READ, server)
@@ -328,14 +330,21 @@ class _EventLoop:
             return
         del self._waiting[point]
         values = [received[number] for number in range(len(self._ranks))]
+        _log.debug("all ranks are at %r after %.2f s", point, time.monotonic() - self._began)
         if point == "built":
+            _log.info(
+                "%d ranks are ready, %.1f s after they were forked",
+                len(values),
+                time.monotonic() - self._began,
+            )
             # A step on a slow link may take longer than a hang is given.
             self._patience_s = self._timeout_s + 10 * max(fact["ideal_s"] for fact in values)
         self._gathered(point, values)
+        answer = encoded({"values": values})  # once: all ranks get what all have said
         for each in self._ranks:
             each.finished = point == "done"
             with suppress(BrokenPipeError, ConnectionResetError):  # it died since; the server will say how
-                send(each.lines.connection, {"values": values})
+                each.lines.connection.sendall(answer)
 
 
 def _environment(threads: int) -> dict[str, str]:

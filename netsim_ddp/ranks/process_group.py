@@ -161,6 +161,36 @@ def ring_goodput(channel: RankChannel, group: Group, job: Job, device: torch.dev
     return best
 
 
+def pair_goodput(
+    channel: RankChannel, group: Group, job: Job, device: torch.device, together_bps: float
+) -> float | None:
+    """Goodput in bit/s of the slowest pair alone, where :func:`ring_goodput` found less than the line on some rank: is
+    the link not what was asked for, or does this host not carry all of them at once? None where nobody needs to know.
+
+    Args:
+        together_bps: what :func:`ring_goodput` has returned here.
+    """
+    spec = job.spec.at_start
+    rate, pair = float(spec.slowest_bps), spec.slowest_pair
+    if min(channel.gather("together", together_bps)) > PROBE_GOOD * rate:
+        return None
+    size = _probe_size(rate, max(PROBE_S, PROBE_JITTERS * spec.jitter_s))
+    data = torch.zeros(size, dtype=torch.uint8, device=group.wire_device(device))
+    best = 0.0
+    for _ in range(PROBE_TRIES):
+        channel.gather("probing")
+        start = time.monotonic()
+        if group.rank in pair:
+            on_its_way = 2 * spec.delay_s + _windows_s(job, group, size)
+            dist.send(data, pair[1]) if group.rank == pair[0] else dist.recv(data, pair[0])
+            best = max(best, size * 8 / max(1e-9, time.monotonic() - start - on_its_way))
+        told = channel.gather("probed", best)
+        best = told[pair[1]]
+        if best > PROBE_GOOD * rate:
+            break
+    return best
+
+
 def _windows_s(job: Job, group: Group, size: int) -> float:
     """How much longer than the line alone TCP's window makes this rank's messages of ``size`` bytes to its successor
     and from its predecessor, on a bucket link that has one."""

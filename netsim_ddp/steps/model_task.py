@@ -14,7 +14,7 @@ from netsim_ddp.communication.parameters import check_types
 from netsim_ddp.communication.segments import Group
 from netsim_ddp.communication.shaped import group as shaped
 from netsim_ddp.ranks.memory import peak_bytes
-from netsim_ddp.ranks.process_group import device_name, join, ring_goodput
+from netsim_ddp.ranks.process_group import device_name, join, pair_goodput, ring_goodput
 from netsim_ddp.ranks.rank import Task
 from netsim_ddp.steps.first_model import share_first_model
 from netsim_ddp.steps.phases import StepSample
@@ -84,6 +84,12 @@ class ModelTask(Task):
             return None
         return ring_goodput(self.channel, group, self.job, device)
 
+    def probe_alone(self, group: Group, device: torch.device, together_bps: float | None) -> float | None:
+        """Bit/s of one pair alone on a bucket link, where :meth:`probe` found that all at once get less."""
+        if together_bps is None or self.job.mechanism != "bucket":
+            return None
+        return pair_goodput(self.channel, group, self.job, device, together_bps)
+
     def begin(self, group: Group) -> None:
         """Start the time of a bucket link, on rank 0: what was sent before does not count."""
         if self.job.rank == 0 and self.job.mechanism == "bucket" and group.world_size > 1:
@@ -109,7 +115,7 @@ class ModelTask(Task):
                 "rank": self.job.rank,
                 "samples": [dataclasses.asdict(sample) for sample in samples],
                 "peak_memory_bytes": peak_bytes(),
-                "sha256": hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest(),
+                "sha256": hashlib.sha256(values.cpu().contiguous().numpy().data).hexdigest(),
                 **own,
             }
         )

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from netsim_ddp.errors import RankError, UsageError
+from netsim_ddp.errors import RankError
 from netsim_ddp.link.base import Counters
-from netsim_ddp.link.probe.probe import ProbeReport, check
+from netsim_ddp.link.probe.probe import ProbeReport, check, warn_of_host
 from netsim_ddp.link.tc.link import TcLink
 from netsim_ddp.methods import entry_of
 from netsim_ddp.methods.spec import MethodSpec
+from netsim_ddp.names import MODELS
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.memory import available_bytes
@@ -22,12 +23,13 @@ from netsim_ddp.results.summary import notes, summarise
 from netsim_ddp.results.trace import KeepTrace
 from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.experiment import Experiment, Facts, Report, Save
+from netsim_ddp.steps.host_memory import LARGEST_BUILT_IN, check_memory, worker_bytes
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.repeat_record import repeat_record
-from netsim_ddp.units import format_bytes
 
 TASK = "netsim_ddp.steps.worker:StepsTask"
 RECORDED_TASK = "netsim_ddp.steps.recorded_task:RecordedTask"
+COUNT_TASK = "netsim_ddp.steps.worker:CountTask"
 READY_TASK = "netsim_ddp.steps.ready_task:ReadyTask"
 FULL = "buckets become full as in a real backward pass"
 
@@ -64,18 +66,13 @@ class Steps(Experiment[Scenario]):
 
     def check(self) -> None:
         """Refuse a recording that is another one by now, or whose model does not fit in this machine's memory: all sets
-        of its gradients once, and every rank's own."""
+        of its gradients once, and what every rank holds."""
         if (recording := self.scenario.recording) is None:
             return
-        sets = len(recording.open().gradients.steps)
-        needed = 4 * recording.parameters * (sets + (1 if self.hosts is not None else self.scenario.workers))
-        free = available_bytes()
-        if free is not None and needed > free:
-            raise UsageError(
-                f"{recording.label} has {recording.parameters:,} parameters, whose gradients take "
-                f"{format_bytes(needed)} here, and {format_bytes(free)} are free",
-                hint="write fewer --workers, or take a machine with more memory",
-            )
+        sets, free = len(recording.open().gradients.steps), available_bytes()
+        here = self.scenario if self.hosts is None else self.scenario.model_copy(update={"workers": 1})
+        if free is not None:
+            check_memory(recording.parameters, here, free, shared=4 * recording.parameters * sets)
 
     def start(self, pool: Pool) -> None:
         probed, workers = None, self.scenario.workers
@@ -98,6 +95,7 @@ class Steps(Experiment[Scenario]):
         self.warn_of_contention(workers if self.scenario.execution == "concurrent" else 0)
         if self.hosts is None:
             self.launcher = pool.launcher(self.link, self.scenario, self.note)
+            self._check_memory()
         ready = self._ready_times()
         if ready is not None:
             self.scenario = self.scenario.model_copy(update={"ready_from": ready})
@@ -105,6 +103,23 @@ class Steps(Experiment[Scenario]):
                 if cell.overlap:
                     cell.ready = [ready.key]
                     self.result.ready = {ready.key: ready}
+
+    def _check_memory(self) -> None:
+        """Refuse workers that do not fit in this machine's memory, before any of them starts.
+
+        Raises:
+            UsageError: they do not, or the model cannot be built.
+        """
+        scenario, free = self.scenario, available_bytes()
+        if free is None or scenario.recording is not None:
+            return
+        if scenario.model in MODELS and worker_bytes(LARGEST_BUILT_IN, scenario) * scenario.workers <= free:
+            return
+        if self.launcher.parameters is None:
+            jobs = jobs_for(self.link, scenario, COUNT_TASK, {})[:1]
+            (found,) = self.launcher.run(jobs, lambda *_: None)
+            self.launcher.parameters = found["parameters"] if found["device"] == "cpu" else 0
+        check_memory(self.launcher.parameters, scenario, free)
 
     def _cell(self, method: MethodSpec, probed: ProbeReport | None) -> Cell:
         times, params = self.scenario.codec_from, dict(method.params)
@@ -189,9 +204,11 @@ class Steps(Experiment[Scenario]):
     def _take_facts(self, cell: Cell, facts: Facts) -> None:
         """Keep what the ranks know; a bucket link is probed within their own group, before each repeat's first step."""
         if (probed := self.take_facts(cell, facts)) is not None:
-            cell.link.measured_bps = cell.link.together_bps = probed
+            alone = probed if facts[0]["alone_bps"] is None else facts[0]["alone_bps"]
+            cell.link.measured_bps, cell.link.together_bps = alone, probed
             if self.link.mechanism == "bucket":
-                check(self.link, ProbeReport(probed, probed))
+                check(self.link, report := ProbeReport(alone, probed))
+                warn_of_host(self.link, report, self.warn)
 
     def summarise(self, cells: Sequence[Cell]) -> list[Cell]:
         return summarise(cells)

@@ -31,6 +31,7 @@ from netsim_ddp.scenario import Scenario, ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes, measure, once
 from netsim_ddp.steps.ddp_program import OverlappedTraining
 from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, asleep, step_timer
+from netsim_ddp.steps.host_memory import GRADIENT_SETS
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.message_cost import message_costs
 from netsim_ddp.steps.model_task import BuiltModel, ModelTask
@@ -40,7 +41,6 @@ from netsim_ddp.steps.programs import BucketedTraining, Emulated, Program, Train
 from netsim_ddp.workloads.emulated import record_gradient_sets
 from netsim_ddp.workloads.workload import Workload
 
-GRADIENT_SETS = 3
 _MARK = b"recorded"
 """Stands behind the recorded gradients in their file when all of them are there."""
 RECORDED_BATCH = 4
@@ -87,6 +87,7 @@ class StepsTask(ModelTask):
             "collective": program.collective,
             "citation": next((method.citation for method in program.methods), ""),
             "probed_bps": probed,
+            "alone_bps": self.probe_alone(group, device, probed),
             "message_s": costs,
             "replay": self._replay(device, times),
         }
@@ -120,13 +121,15 @@ class StepsTask(ModelTask):
         return self._trained
 
     def _workload(self, device: torch.device) -> Workload:
-        """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
-        real, batch = self.scenario.compute_s is None, self.scenario.batch_size
         return self.build(
-            device,
-            batch_size=batch if real else min(batch, RECORDED_BATCH),
-            try_training=self.job.rank == 0 and self.job.repeat == 0,
+            device, batch_size=self.batch_size, try_training=self.job.rank == 0 and self.job.repeat == 0
         )
+
+    @property
+    def batch_size(self) -> int:
+        """An emulated accelerator's gradients come from a small batch: what matters is how they are distributed."""
+        batch = self.scenario.batch_size
+        return batch if self.scenario.compute_s is None else min(batch, RECORDED_BATCH)
 
     def compute_times(self, device: torch.device) -> ComputeTimes | None:
         """Returns the times of forward and backward, measured once for all methods of this repeat; None where nothing
@@ -305,6 +308,16 @@ class StepsTask(ModelTask):
     def by_ddp(self, group: Group) -> bool:
         """Whether DDP itself exchanges as this method does."""
         return ("nccl" if group.backend == "nccl" else "gloo") in entry_of(self.job.method.name).ddp_backends
+
+
+class CountTask(StepsTask):
+    """Count the parameters of the model, on one rank alone, before any other starts."""
+
+    def run(self) -> None:
+        device = choose_device(self.scenario.device, self.job.rank)
+        model = self.build(device, batch_size=self.batch_size, try_training=False)
+        self.channel.result({"parameters": model.parameters_count, "device": device.type})
+        self.channel.gather("done")
 
 
 def selected(steps: Iterable[Statistics]) -> dict[str, Any] | None:

@@ -141,13 +141,18 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
         except LinkOffTarget:
             if next(tries) == SHORT_TRIES:
                 raise
+    warn_of_host(link, measured, warn)
+    return measured
+
+
+def warn_of_host(link: Link, measured: ProbeReport, warn: Callable[[str], None]) -> None:
+    """Say that this host cannot carry all ranks at once, where that is so."""
     ceiling = link.spec.at_start.ceiling_bps
     if measured.host_limited(ceiling):
         warn(
             f"all ranks sending at once get {format_rate(measured.together_bps)} of "
             f"{format_rate(ceiling)}: this host may be the limit, not the link"
         )
-    return measured
 
 
 def measure(link: Link, tell: Callable[[str], None], sizes: Sequence[int] = MESSAGE_SIZES) -> Measured:
