@@ -223,3 +223,19 @@ def test_of_very_many_buckets_and_ranks_the_first_are_drawn() -> None:
     assert len(plots[0].lanes) == 41
     assert "Not drawn: the last 460 buckets." in plots[0].notes
     assert "488 more buckets" in plots[0].text
+
+
+def test_the_page_of_a_result_has_a_step_of_its_recording_where_it_is_at_hand(tmp_path: Path) -> None:
+    file(tmp_path / "r.netsim", apart())
+    words = ["predict", "--recording", "r.netsim", "--method", "dense", "-n", "2", "--json", "p.json"]
+    assert answer(words, tmp_path).returncode == 0
+    done = answer(["report", "p.json", "--html", "a.html"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "a.html").read_text()
+    assert "A step as it was recorded" in page
+    assert "Net: Rank 1, step 2 of 3: 68 ms" in page
+    (tmp_path / "r.netsim").unlink()
+    done = answer(["report", "p.json", "--html", "a.html"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "r.netsim is not here" in done.stderr
+    assert "A step as it was recorded" not in (tmp_path / "a.html").read_text()

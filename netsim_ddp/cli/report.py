@@ -105,7 +105,7 @@ def report(
             "--trace is of a recording, and a result file holds no moments",
             hint="netsim run --trace-steps PATH",
         )
-    collection = _collect(results or ["last"])
+    collection = _collect(results or ["last"], recordings="--html" in wanted)
     for flag, target in wanted.items():
         module, name = _EXPORTERS[flag]
         exporter = importlib.import_module(f"netsim_ddp.report.export.{module}")
@@ -156,8 +156,10 @@ def _report_recording(names: list[str], wanted: dict[str, str]) -> None:
             _write(target, recording_trace(recording))
 
 
-def _collect(names: list[str]) -> Collection:
+def _collect(names: list[str], *, recordings: bool) -> Collection:
+    """What the files hold; with the ``recordings`` that were played, where they are at hand."""
     from netsim_ddp.report.collection import Collection, Source
+    from netsim_ddp.report.recordings import at_hand
     from netsim_ddp.results.files import load
 
     sources = []
@@ -172,7 +174,11 @@ def _collect(names: list[str]) -> Collection:
                 )
         # A link to the newest run is told by the run's own name.
         shown = path.resolve() if path == LAST else path
-        sources.append(Source(shown.name, load(path)))
+        result = load(path)
+        here, missing = at_hand(result, str(shown)) if recordings else ([], [])
+        sources.append(Source(shown.name, result, tuple(here)))
+        for each in missing:
+            say(f"{each} is not here, or is another recording by now: the page has no chart of its steps")
     return Collection(sources)
 
 

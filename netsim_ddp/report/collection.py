@@ -7,7 +7,7 @@ execution and whatever else the file's matrix varies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from netsim_ddp.report.assumptions import assumed, assumptions
 from netsim_ddp.results.identity import COMPUTE_AXES, groups
 from netsim_ddp.results.labels import Labels, axis_labels, clean, link_label, model_label, workers_label
 from netsim_ddp.results.record import Cell, Result
+from netsim_ddp.results.recording import Recording
 from netsim_ddp.results.summary import is_dense, summarise
 from netsim_ddp.results.training import summarise_training
 
@@ -31,10 +32,11 @@ def grouped(items: Iterable[ItemType], key: Callable[[ItemType], object]) -> lis
 
 @dataclass(frozen=True)
 class Source:
-    """A result and the name that it goes by: its file's."""
+    """A result and the name that it goes by: its file's; and of the recordings that it played those that are there."""
 
     name: str
     result: Result
+    recordings: tuple[Recording, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Collection:
     """The given files, in their order. Cells of version 1 get their scenario's model, unsummarised ones a summary."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = [Source(source.name, _completed(source.result)) for source in sources]
+        self.sources = [replace(source, result=_completed(source.result)) for source in sources]
 
     @cached_property
     def blocks(self) -> list[Block]:

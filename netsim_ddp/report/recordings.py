@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
+from netsim_ddp.errors import UsageError
 from netsim_ddp.report.labels import DASH, count_of
 from netsim_ddp.report.tables import Column, Table, table_of
+from netsim_ddp.results.identity import recording_of
+from netsim_ddp.results.record import Result
+from netsim_ddp.results.recorded import found
 from netsim_ddp.results.recorded_steps import (
     PART_NAMES,
     PARTS,
@@ -35,6 +40,19 @@ MOST_BUCKETS = 60
 _MOST_RANKS = 16
 _LEAST_LEVEL = 0.89
 """Of an interval of what watching costs: three steps of each kind give 0.9."""
+
+
+def at_hand(result: Result, file: str) -> tuple[list[Recording], list[str]]:
+    """The recordings that ``result``, of ``file``, played, as far as they lie beside it or in the current directory;
+    and of the others the names of their files."""
+    played = [recorded for cell in result.cells if (recorded := recording_of(cell, result)) is not None]
+    here, missing = [], []
+    for recorded in {each.key: each for each in played}.values():
+        try:
+            here.append(recorded.model_copy(update={"path": str(found(recorded.path, file))}).open())
+        except UsageError:
+            missing.append(Path(recorded.path).name)
+    return here, missing
 
 
 def header(recording: Recording) -> str:

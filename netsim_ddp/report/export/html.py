@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from netsim_ddp.report import facts, outcomes
 from netsim_ddp.report.charts import Bars, Chart, Differences, Plot, Timeline, all_plots
+from netsim_ddp.report.charts.recorded import timelines
 from netsim_ddp.report.charts.style import DARK, LIGHT, Looks
 from netsim_ddp.report.charts.svg import CSS, draw, hatches
 from netsim_ddp.report.collection import Collection
 from netsim_ddp.report.labels import count_of
 from netsim_ddp.report.markup import Child, Markup, tag
 from netsim_ddp.report.tables import Table, block_table, measured_blocks
+from netsim_ddp.results.recorded_steps import seen_steps
 from netsim_ddp.units import counted
 
 # Nothing may be fetched, run or sent, whatever a hostile file got into the text.
@@ -60,6 +63,7 @@ def page(collection: Collection) -> str:
         ),
         figures("Curves", [plot for plot in plots if isinstance(plot, Chart)], looks),
         figures("Where a step's time goes", [plot for plot in plots if isinstance(plot, Bars)], looks),
+        _recorded(collection),
         _numbers(collection),
         _links(collection),
         _warnings(collection),
@@ -160,6 +164,17 @@ def _figure(plot: Plot, looks: Looks) -> Markup:
     numbers = boxed(Table(("method", plot.x_label, plot.y_label, "low", "high"), rows, plot.title))
     folded = tag("details", tag("summary", "Numbers"), numbers)
     return tag("figure", caption, draw(plot, looks), notes, folded)
+
+
+def _recorded(collection: Collection) -> Markup:
+    """One step of each recording that was played, over time."""
+    recordings = {each.key: each for source in collection.sources for each in source.recordings}
+    plots = [
+        replace(plot, key=f"{key}-{plot.key}", title=f"{recording.model}: {plot.title}")
+        for key, recording in recordings.items()
+        for plot in timelines(recording, seen_steps(recording))
+    ]
+    return figures("A step as it was recorded", plots, Looks([]))
 
 
 def _numbers(collection: Collection) -> Markup:
