@@ -80,6 +80,8 @@ def sentences(source: Source, blocks: Sequence[Block]) -> list[str]:
 def measured(source: Source) -> str:
     """How the file's cells were measured, and what is assumed of them; empty where it has none."""
     found = assumptions(source.result.cells, source.result)
+    if found[:1] == ["predicted"]:
+        return f"{', '.join(['Predicted', *found[1:]])}."
     return f"Measured {', '.join(found)}." if found else ""
 
 

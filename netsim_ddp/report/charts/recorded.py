@@ -36,10 +36,14 @@ def _timeline(recording: Recording, seen: SeenStep, number: int, count: int) -> 
         key=f"step-rank-{seen.rank}",
         title=f"Rank {seen.rank}, step {number + 1} of {count}: {step.end_s * 1e3:.4g} ms",
         lanes=tuple(lanes),
-        parts=tuple((part, PART_NAMES.get(part, part)) for part in PARTS if part in used),
+        parts=tuple((part, _LEGEND.get(part, part)) for part in PARTS if part in used),
         text=_words(seen, number),
         notes=tuple(notes),
     )
+
+
+_LEGEND = {"exchange": f"exchange (of the step: {PART_NAMES['exchange']})"}
+"""One colour is a bucket's exchange, and what of all exchanges the step had to wait for."""
 
 
 def _stretch(span: Span, words: str) -> Stretch:
