@@ -11,12 +11,14 @@ import pytest
 from netsim_ddp.errors import UsageError
 from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.runner import predict
+from netsim_ddp.predict.validation import _rate
 from netsim_ddp.results.record import Interval, Result
 from netsim_ddp.results.validation import ValidatedCell, Validation, typical
 from netsim_ddp.scenario.files import validate_as
 from netsim_ddp.scenario.predict import PredictScenario
 from tests.commands import answer, command, complaint, measuring
 from tests.planted_recordings import file
+from tests.results_factory import make_cell
 
 
 def _predicted(**values: Any) -> Result:
@@ -146,3 +148,16 @@ def test_a_recorded_training_is_predicted_with_its_own_moments_and_types(tmp_pat
     (cell,) = predict(half, command=["netsim"], report=lambda _: None, save=lambda _: None).cells
     assert cell.summary is not None
     assert cell.summary.compute_s == pytest.approx(0.015, rel=0.01)
+
+
+def test_a_link_on_tc_is_predicted_at_what_tcp_got_of_it_when_all_sent_at_once() -> None:
+    link = make_cell("dense", [10.0]).link.model_copy(
+        update={"mechanism": "tc", "together_bps": 90e6, "ceiling_bps": 95.6e6, "measured_bps": 95e6}
+    )
+    cell = make_cell("dense", [10.0]).model_copy(update={"link": link})
+    assert _rate(cell, {"bandwidth_bps": 10**8})["bandwidth_bps"] == pytest.approx(1e8 * 90 / 95.6, abs=1)
+    assert _rate(cell, {"bandwidth_bps": 10**8, "slow_ranks": [1]}) == {}
+    unknown = cell.model_copy(update={"link": link.model_copy(update={"together_bps": None})})
+    assert _rate(unknown, {"bandwidth_bps": 10**8}) == {}
+    more = cell.model_copy(update={"link": link.model_copy(update={"together_bps": 99e6})})
+    assert _rate(more, {"bandwidth_bps": 10**8}) == {"bandwidth_bps": 10**8}

@@ -1,7 +1,8 @@
 """Predicts what result files have measured, and holds the two against each other.
 
-What a message costs the host is taken from the file, where the ranks measured it before their first step; nothing else
-of the file is used but its settings: a cell's own step is not known to its prediction.
+What the host does to exchanges is taken from the file, where the ranks measured it before their first step: what a
+message costs, and the share of the line that TCP gets when all send at once. Nothing else of the file is used but its
+settings: a cell's own step is not known to its prediction.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from netsim_ddp import __version__
 from netsim_ddp.errors import NetsimError, UsageError
@@ -99,22 +101,31 @@ def _scenario(result: Result, cell: Cell) -> PredictScenario:
         values
         | {"methods": [{"name": cell.method, "params": params}], "baseline": "none", "overlap": "off"}
         | {"workers": cell.workers, "threads": cell.threads, "ready_from": ready}
-        | _rate(cell),
+        | _rate(cell, settings),
         None,
     )
 
 
-def _rate(cell: Cell) -> dict[str, int]:
-    """Of a real network, the line rate at which TCP would deliver what the ranks measured.
+def _rate(cell: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rates at which the cell's link is predicted: on tc what was asked for, less the share that TCP did not get
+    when all ranks sent at once, before their first step; of a real network the line rate at which TCP would deliver
+    what the ranks measured.
 
     Raises:
         UsageError: nobody measured it, or there was no network.
     """
-    if cell.link.mechanism in ("tc", "bucket"):
+    link = cell.link
+    if link.mechanism == "bucket":
         return {}
-    if cell.link.mechanism == "none" or not cell.link.measured_bps:
+    if link.mechanism == "tc":
+        if not link.together_bps or not link.ceiling_bps or settings.get("slow_ranks"):
+            return {}
+        share = min(1.0, link.together_bps / link.ceiling_bps)
+        keys = ("bandwidth_bps", "bandwidth_down_bps")
+        return {key: round(settings[key] * share) for key in keys if settings.get(key)}
+    if link.mechanism == "none" or not link.measured_bps:
         raise UsageError("it ran on a link of which no rate is known", hint="measure it with --bandwidth")
-    return {"bandwidth_bps": round(cell.link.measured_bps * SEGMENT_WIRE / SEGMENT_PAYLOAD)}
+    return {"bandwidth_bps": round(link.measured_bps * SEGMENT_WIRE / SEGMENT_PAYLOAD)}
 
 
 def _costs(cell: Cell) -> Costs:
