@@ -12,6 +12,8 @@ from netsim_ddp.errors import UsageError
 from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.runner import predict
 from netsim_ddp.predict.validation import _rate
+from netsim_ddp.report.choices import choices
+from netsim_ddp.results.prediction_errors import errors_of
 from netsim_ddp.results.record import Interval, Result
 from netsim_ddp.results.validation import ValidatedCell, Validation, typical
 from netsim_ddp.scenario.files import validate_as
@@ -161,3 +163,66 @@ def test_a_link_on_tc_is_predicted_at_what_tcp_got_of_it_when_all_sent_at_once()
     assert _rate(unknown, {"bandwidth_bps": 10**8}) == {}
     more = cell.model_copy(update={"link": link.model_copy(update={"together_bps": 99e6})})
     assert _rate(more, {"bandwidth_bps": 10**8}) == {"bandwidth_bps": 10**8}
+
+
+def _validation(*cells: ValidatedCell) -> Validation:
+    return Validation(
+        tool={"version": "0"},
+        created_utc="",
+        environment={},
+        command="netsim",
+        cells=list(cells),  # type: ignore[arg-type]
+    )
+
+
+def test_an_error_stands_beside_each_figure_and_what_lies_beyond_the_validation_is_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "validation.json"
+    cells = [_cell(1.0, 1 + each / 100).model_copy(update={"workers": 2 + each % 3}) for each in range(-4, 6)]
+    path.write_text(_validation(*cells).model_dump_json())
+    words = [
+        "predict",
+        "--model",
+        "simple_cnn",
+        "--compute",
+        "20ms",
+        "--workers",
+        "4,32",
+        "--bandwidth",
+        "1gbps",
+    ]
+    words += ["--method", "topk,overlap=off", "--baseline", "none"]
+    done = measuring([*words, "--errors", str(path), "--json", "-"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = Result.model_validate(json.loads(done.stdout))
+    for cell in result.cells:
+        assert cell.summary is not None
+        assert cell.prediction_error is not None
+        step = cell.summary.step_s
+        assert (step.ci_low, step.ci_high) == pytest.approx((step.median / 1.05, step.median / 0.96))
+    said = " ".join(choices(result))
+    assert "± holds 90%" in said
+    assert "32 workers (validated: " in said
+    assert "4 workers (validated: " not in said
+
+
+def test_without_a_validation_predictions_say_that_their_error_is_not_known() -> None:
+    assert any("is not known" in line for line in choices(_predicted(methods=["topk"])))
+
+
+def test_a_file_that_is_no_validation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("{}")
+    words = ["predict", "--compute", "20ms", "--errors", str(path)]
+    assert "holds no validation" in complaint(words, tmp_path)
+
+
+def test_few_cells_of_a_method_leave_the_errors_of_all() -> None:
+    many = [_cell(1.0, 1.1) for _ in range(6)]
+    other = _cell(1.0, 2.0).model_copy(update={"method": "powersgd"})
+    found = errors_of(_validation(*many, other), "v.json")
+    assert found.of("powersgd").high == pytest.approx(1.0)
+    assert found.of(many[0].method).high == pytest.approx(0.1)
+    with pytest.raises(UsageError, match="no cell"):
+        errors_of(_validation(_cell(1.0, None)), "v.json")

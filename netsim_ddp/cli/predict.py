@@ -64,6 +64,13 @@ class PredictOptions:
             help="When gradients are ready: a result file of netsim run --compute. [measured here]",
         ),
     ] = None
+    errors: Annotated[
+        Text,
+        typer.Option(
+            metavar="FILE",
+            help="How far predictions were off, to stand beside each figure; --validate with --json writes it. [none]",
+        ),
+    ] = None
     seed: Seed = None
     repeats: Annotated[
         Text, typer.Option(metavar="N", help="How often the local work is measured anew. [1]")

@@ -22,6 +22,7 @@ from netsim_ddp.predict.subject import Subject, ready_times, subject_of
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
+from netsim_ddp.results.predicted_record import PredictionError
 from netsim_ddp.results.record import (
     Cell,
     LinkRecord,
@@ -171,7 +172,22 @@ def _cell(
         ready=[subject.ready.key] if overlap and subject.ready is not None else [],
         substituted=times.name if times is not None and entry_of(method.name).uses_codec else None,
         link=_link_record(spec),
+        prediction_error=_error(scenario, method.name, spec),
         repeats=[record for _, record in repeats],
+    )
+
+
+def _error(scenario: PredictScenario, method: str, spec: LinkSpec) -> PredictionError | None:
+    """How far the prediction may be off, where a validation says so."""
+    if (errors := scenario.errors) is None:
+        return None
+    found = errors.of(method)
+    return PredictionError(
+        source=errors.source,
+        cells=found.cells,
+        low=found.low,
+        high=found.high,
+        beyond=errors.beyond(scenario.workers, spec.rate_bps, spec.delay_s),
     )
 
 

@@ -59,7 +59,7 @@ def _speedup(advice: Advice) -> str:
         return _value(found)
     text = f"{_value(found)} ({times(found.low)} to {times(found.high)}"
     if found.repeats == 0:
-        return f"{text}, from how far predictions were off here)"
+        return f"{text}, from how far predictions were off)"
     level = f", {found.level:.0%} interval" if found.level else ""
     return f"{text}{level})" + ("" if found.claimed else ", no claim by this tool's rule")
 
@@ -74,7 +74,7 @@ def _basis(advice: Advice, one: Candidate) -> str:
     if advice.prediction_errors is None:
         return f"predicted{why}"
     low, high = advice.prediction_errors
-    return f"predicted{why}; of what was measured here predictions were {low:+.0%} to {high:+.0%} off"
+    return f"predicted{why}; such predictions were {low:+.0%} to {high:+.0%} off"
 
 
 def _step(one: Candidate) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from netsim_ddp.methods import takes
 from netsim_ddp.methods.topk import collective_words
+from netsim_ddp.report.predictions import uncertainty
 from netsim_ddp.results.identity import asked_params, settings_of
 from netsim_ddp.results.labels import clean, label, link_label, workers_label
 from netsim_ddp.results.record import Cell, Result
@@ -15,9 +16,10 @@ _MOST_PLACES = 4
 
 
 def choices(result: Result) -> list[str]:
-    """What was sent whole under Adam, and how Top-K's entries travelled: whole sentences, each a line of its own."""
+    """What was sent whole under Adam, how Top-K's entries travelled, and of predictions how sure they are: whole
+    sentences, each a line of its own."""
     measured = [cell for cell in result.cells if cell.repeats]
-    return _sent_whole(measured, result) + _collectives(measured)
+    return _sent_whole(measured, result) + _collectives(measured) + uncertainty(measured)
 
 
 def _sent_whole(cells: Sequence[Cell], result: Result) -> list[str]:

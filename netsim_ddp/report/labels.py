@@ -70,6 +70,9 @@ def milliseconds(value: Interval) -> str:
 def basis(cells: Sequence[Cell]) -> str:
     """What the times of ``cells`` are, and what their ± is worth: ``ms per step, slowest rank, median of 3 runs ± range
     (a 75% interval)``."""
+    if all(cell.execution == "predicted" for cell in cells):
+        known = any(cell.prediction_error is not None for cell in cells)
+        return f"ms per step, predicted{' ± how far such predictions were off' if known else ''}"
     runs = sorted({len(cell.repeats) for cell in cells if cell.repeats}) or [0]
     count = (
         f"{runs[0]} run"
@@ -87,6 +90,8 @@ def basis(cells: Sequence[Cell]) -> str:
 
 def step_header(cells: Sequence[Cell]) -> str:
     """``step±95%`` where the interval is one."""
+    if any(cell.prediction_error is not None for cell in cells):
+        return "step±"
     runs = [len(cell.repeats) for cell in cells if cell.repeats] or [1]
     return "step" if max(runs) == 1 else "step±95%" if min(runs) >= stats.REPEATS_FOR_95 else "step±"
 

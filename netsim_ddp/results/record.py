@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from netsim_ddp.results.fields import Count, Finite, Positive, Rate, Seconds, Strict, Tool
+from netsim_ddp.results.predicted_record import PredictionError
 from netsim_ddp.results.ready import ReadyTimes
 from netsim_ddp.results.training_record import EpochRecord, Recipe, TrainingSummary
 
@@ -270,6 +271,8 @@ class Cell(Strict):
     recipe: Recipe | None = None
     training: TrainingSummary | None = None
     error: str | None = None
+    prediction_error: PredictionError | None = None
+    """Of a predicted cell, how far it may be off; None where no validation says so."""
     citation: str | None = None
     """Of a user's own method, what it gives as its ``citation``: BibTeX or text."""
 

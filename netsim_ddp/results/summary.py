@@ -16,7 +16,16 @@ from netsim_ddp.methods import BASELINE, SIXTEEN_BIT, entry_of
 from netsim_ddp.results import stats
 from netsim_ddp.results.identity import setting
 from netsim_ddp.results.limits import bound, is_limited
-from netsim_ddp.results.record import Bound, Cell, Phases, RankRecord, RepeatRecord, StepRecord, Summary
+from netsim_ddp.results.record import (
+    Bound,
+    Cell,
+    Interval,
+    Phases,
+    RankRecord,
+    RepeatRecord,
+    StepRecord,
+    Summary,
+)
 
 _T = TypeVar("_T")
 PHASES = tuple(Phases.model_fields)
@@ -138,6 +147,9 @@ def _measure(cell: Cell) -> Summary | None:
     if not repeats:
         return None
     step = stats.interval(repeat_medians(cell))
+    if cell.prediction_error is not None:
+        low, high = cell.prediction_error.interval(step.median)
+        step = Interval(median=step.median, ci_low=low, ci_high=high)
     median_steps = _median_steps([steps for _, steps in repeats])
     found: dict[str, Any] = {
         name: fmean(getattr(record, name) for record in median_steps) for name in (*PHASES, "hidden_s")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from netsim_ddp.origin import Origin
+from netsim_ddp.results.prediction_errors import PredictionErrors
+from netsim_ddp.results.prediction_errors import load as load_errors
 from netsim_ddp.scenario.settings import available_cores, refuse
 from netsim_ddp.scenario.steps import Scenario
 
@@ -21,6 +25,16 @@ class PredictScenario(Scenario):
     device: Literal["cpu"] = "cpu"
     backend: Literal["gloo"] = "gloo"
     repeats: int = Field(default=1, ge=1, le=1000)
+    errors: PredictionErrors | None = None
+    """How far predictions were off: a file of ``netsim predict --validate --json``, or what was read of it."""
+
+    @field_validator("errors", mode="before")
+    @classmethod
+    def _errors_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        with Origin.of(info).naming("errors"):
+            return load_errors(Path(value))
 
     @model_validator(mode="after")
     def _can_be_predicted(self, info: ValidationInfo) -> Self:

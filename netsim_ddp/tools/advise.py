@@ -99,7 +99,8 @@ def advise(
     began = time.monotonic()
     given = {**flags, "baseline": "none"}
     repeats = given.pop("repeats", REPEATS)
-    scenario = build(PredictScenario, {**given, "methods": considered(methods)})
+    known = {key: given.pop(key) for key in ("errors",) if key in given}
+    scenario = build(PredictScenario, {**given, **known, "methods": considered(methods)})
     report(Event("note", f"predicting {len(scenario.resolved().methods)} methods"))
     predicted = predictions.predict(scenario, command=command, report=report, save=save)
     subject.forget()
@@ -238,6 +239,9 @@ def _advice(
     best, entry = candidates[0], entry_of(candidates[0].method)
     rival = next(each for each in candidates if each.id == RIVAL.id)
     errors = prediction_errors(candidates)
+    if errors is None and scenario.errors is not None:
+        of_method = scenario.errors.of(best.method)
+        errors = of_method.low, of_method.high
     return Advice(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
@@ -365,7 +369,11 @@ def _commands(
             f"{shlex.quote(_without_overlap(best))} --json accuracy.json"
         )
     methods = dict.fromkeys((rival.id, best.id))
-    here = {key: value for key, value in flags.items() if key not in ("ready_from", "batch_size", "repeats")}
+    here = {
+        key: value
+        for key, value in flags.items()
+        if key not in ("ready_from", "batch_size", "repeats", "errors")
+    }
     found.append(
         f"netsim run{_written(here)} --baseline none"
         + "".join(f" --method {shlex.quote(each)}" for each in methods)
