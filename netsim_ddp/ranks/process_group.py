@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -24,6 +26,7 @@ from netsim_ddp.ranks.jobs import Job, Shared
 from netsim_ddp.ranks.rank import Task
 from netsim_ddp.units import counted
 
+RESOLVER = "RES_OPTIONS"  # of resolv.conf(5); a thread reads it when it looks up its first name
 UNSHAPED_BPS = 10e9  # about what a host's loopback carries
 PROBE_S, PROBE_TRIES, PROBE_GOOD = 0.1, 8, 0.93
 PROBE_SHORT, PROBE_LONGER = 4, 4  # so many tries, then longer ones: a rank that wakes late is less of them
@@ -51,10 +54,11 @@ def join(
         os.environ |= socket_environment(job.endpoint)
     timeout = timedelta(seconds=min(4 * job.settings.timeout_s + spare_s, 1e6))
     store = None
-    if job.rank == 0:
-        store = TCPStore(job.endpoint.address, 0, job.world_size, True, timeout, wait_for_workers=False)
-    host, port = channel.gather("store", [job.endpoint.address, store.port] if store else None)[0]
-    store = store or TCPStore(host, port, job.world_size, False, timeout)
+    with _short_lookups() if job.mechanism != "host" else nullcontext():
+        if job.rank == 0:
+            store = TCPStore(job.endpoint.address, 0, job.world_size, True, timeout, wait_for_workers=False)
+        host, port = channel.gather("store", [job.endpoint.address, store.port] if store else None)[0]
+        store = store or TCPStore(host, port, job.world_size, False, timeout)
     if job.mechanism == "bucket":
         assert shared.operations is not None
         shaped.register(job.spec, shared.operations)
@@ -66,6 +70,22 @@ def join(
     return Group(
         job.rank, job.world_size, link_bps=rate, round_s=SMALL_ROUND_S + 2 * job.spec.delay_s
     ), backend
+
+
+@contextmanager
+def _short_lookups() -> Iterator[None]:
+    """Have names looked up once, for a second at most, unless the user says otherwise.
+
+    c10d asks for the name of each address that it connects, only to log it. Of the questions of many ranks at once a
+    resolver may leave one unanswered, and all ranks then wait for as long as the C library does: five seconds or ten.
+    """
+    given = os.environ.get(RESOLVER)
+    os.environ.setdefault(RESOLVER, "timeout:1 attempts:1")
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(RESOLVER, None)
 
 
 class RendezvousTask(Task):

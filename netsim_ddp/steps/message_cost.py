@@ -38,7 +38,8 @@ def message_costs(channel: RankChannel, group: Group, spec: LinkSpec) -> dict[st
     found = {}
     reduction = all_reduce(torch.zeros(ranks * TINY // 4), group)
     for wire, count in ((reduction, 2 * (ranks - 1)), (exchange, ranks - 1)):
-        ideal = model.alone(wire.sent(), ranks)
+        # Computed once: it takes as long as the square of the ranks, which share this host's processors.
+        ideal = channel.gather("ideal", model.alone(wire.sent(), ranks) if group.rank == 0 else None)[0]
         first = channel.gather("cost", _spans(channel, wire, WARM_UP, ranks))[0]
         # A round with all that is written before it.
         a_round = (first[-1][0] - first[0][0]) / (WARM_UP - 1)

@@ -244,6 +244,10 @@ class GroupMember:
                 ).deadlines
 
         def deadline() -> float | None:
+            if not floats[
+                cell + mine + 2
+            ]:  # asked again and again: whoever computes it needs the table meanwhile
+                return None
             with self.table.locked():
                 found = floats[cell + mine + 2]
                 if found:
