@@ -13,6 +13,7 @@ from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.runner import predict
 from netsim_ddp.predict.validation import _rate
 from netsim_ddp.report.choices import choices
+from netsim_ddp.report.costs import epoch_table
 from netsim_ddp.results.prediction_errors import errors_of
 from netsim_ddp.results.record import Interval, Result
 from netsim_ddp.results.validation import ValidatedCell, Validation, typical
@@ -226,3 +227,26 @@ def test_few_cells_of_a_method_leave_the_errors_of_all() -> None:
     assert found.of(many[0].method).high == pytest.approx(0.1)
     with pytest.raises(UsageError, match="no cell"):
         errors_of(_validation(_cell(1.0, None)), "v.json")
+
+
+def test_what_an_epoch_takes_and_costs() -> None:
+    result = _predicted(
+        methods=["dense,overlap=off"],
+        baseline="none",
+        batch_size=8,
+        examples_per_epoch=1000,
+        price_per_hour=3.6,
+    )
+    table = epoch_table(result)
+    assert table is not None
+    (row,) = table.rows
+    (cell,) = result.cells
+    assert cell.summary is not None
+    assert row[2] == "32"  # 1000 examples, 4 workers with 8 each in a step
+    assert float(row[4]) == pytest.approx(4 * 32 * cell.summary.step_s.median * 3.6 / 3600, rel=0.01)
+    assert epoch_table(_predicted(methods=["topk"])) is None
+
+
+def test_a_price_needs_the_examples_of_an_epoch() -> None:
+    with pytest.raises(UsageError, match="how many examples"):
+        _predicted(price_per_hour=2.0)

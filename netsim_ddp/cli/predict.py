@@ -77,11 +77,26 @@ class PredictOptions:
     ] = None
 
 
+@dataclass
+class EpochOptions:
+    """What an epoch takes and costs."""
+
+    price_per_hour: Annotated[
+        Text,
+        typer.Option(metavar="X", help="Of one worker, in any currency: what an epoch costs. [none]"),
+    ] = None
+    examples_per_epoch: Annotated[
+        Text,
+        typer.Option(metavar="N", help="How many examples the workers share: what an epoch takes. [none]"),
+    ] = None
+
+
 def predict(
     *,
     link: LinkOptions,
     methods: StepMethods,
     what: PredictOptions,
+    epoch: EpochOptions,
     json: Annotated[
         Text,
         typer.Option(
@@ -106,9 +121,9 @@ def predict(
     from netsim_ddp.predict import message_cost
 
     if validate:
-        _validate(validate, given(link, methods, what), json)
+        _validate(validate, given(link, methods, what, epoch), json)
         return
-    name, matrix = "predict", _matrix(given(link, methods, what))
+    name, matrix = "predict", _matrix(given(link, methods, what, epoch))
     from netsim_ddp.sweep.source import plan_of
 
     command, runs = plan_of(matrix)

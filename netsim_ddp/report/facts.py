@@ -11,6 +11,7 @@ from netsim_ddp.report.assumptions import UNSHAPED, assumptions, played, queue_w
 from netsim_ddp.report.charts.shapes import Chart, Plot, panels_of
 from netsim_ddp.report.choices import choices
 from netsim_ddp.report.collection import Block, Collection, Source
+from netsim_ddp.report.costs import epoch_table
 from netsim_ddp.report.labels import DASH
 from netsim_ddp.report.limits import late_words
 from netsim_ddp.report.tables import Table
@@ -28,7 +29,8 @@ def answers(collection: Collection, plots: Sequence[Plot]) -> list[Table]:
     """Up to which bandwidth each method pays, then which one it needs to keep the processors busy."""
     files = [[entry.cell for entry in panel] for panel in panels_of(collection, without="bandwidth")]
     needed = [one for cells in files for one in needs(cells)]
-    return pays(plots) + [replace(one, title=f"{one.title}. {NOTE}") for one in needed]
+    epochs = [table for source in collection.sources if (table := epoch_table(source.result))]
+    return pays(plots) + epochs + [replace(one, title=f"{one.title}. {NOTE}") for one in needed]
 
 
 def pays(plots: Sequence[Plot]) -> list[Table]:

@@ -28,6 +28,10 @@ class PredictScenario(Scenario):
     errors: PredictionErrors | None = None
     """How far predictions were off: a file of ``netsim predict --validate --json``, or what was read of it."""
 
+    price_per_hour: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
+    """Of one worker, in any currency."""
+    examples_per_epoch: int | None = Field(default=None, ge=1, le=10**12)
+
     @field_validator("errors", mode="before")
     @classmethod
     def _errors_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
@@ -47,6 +51,20 @@ class PredictScenario(Scenario):
                 "what a step computes must be known to predict it",
                 "write --recording FILE (netsim record makes one), or --compute 50ms: forward, backward and "
                 "optimizer of one worker's batch",
+            ),
+            (
+                "price_per_hour",
+                self.price_per_hour is not None and self.examples_per_epoch is None,
+                "what an epoch costs depends on how many examples it has",
+                "write --examples-per-epoch 1281167",
+            ),
+            (
+                "examples_per_epoch",
+                self.examples_per_epoch is not None
+                and self.recording is not None
+                and self.recording.batch_size is None,
+                "how many steps an epoch has is not known: the recording does not say what its batches are",
+                "record it with a DataLoader",
             ),
             (
                 "bandwidth",

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from netsim_ddp.report.assumptions import UNSHAPED, assumptions, why_bucket
 from netsim_ddp.report.choices import choices
+from netsim_ddp.report.costs import epoch_table
 from netsim_ddp.report.crossover import render_break_evens
 from netsim_ddp.report.labels import DASH, basis, milliseconds, rounded, step_header
 from netsim_ddp.report.limits import named
@@ -60,6 +61,10 @@ def render_sweep(result: Result, console: Console) -> None:
         render_break_evens(measured, console)
         if render_needs(measured, console):
             line(NOTE, "dim")
+        if (epoch := epoch_table(result)) is not None:
+            line("")
+            line(epoch.title, "dim")
+            print_table(console, [epoch])
         print_block(console, choices(result))
     print_block(console, _missing(result))
 
