@@ -16,6 +16,7 @@ from netsim_ddp.report.charts.steps import speedups
 from netsim_ddp.report.charts.style import DARK, LIGHT, Looks, Theme
 from netsim_ddp.report.charts.training import differences, training_curves
 from netsim_ddp.report.charts.wire import bytes_over_workers
+from netsim_ddp.report.charts.workers import steps_over_workers, utilisation_over_workers
 from netsim_ddp.report.collection import Collection, Source
 from netsim_ddp.report.export import figures
 from netsim_ddp.report.facts import pays
@@ -245,3 +246,19 @@ def test_pdf_and_png_take_any_label(tmp_path: Path) -> None:
     written = figures.write(collection(make_result(cells)), tmp_path, ["pdf", "png"])
     heads: Sequence[bytes] = [path.read_bytes()[:4] for path in written]
     assert heads == [b"%PDF", b"\x89PNG"]
+
+
+def test_steps_and_utilisation_are_drawn_over_workers() -> None:
+    cells = [
+        make_cell(name, [ms * 0.99, ms, ms * 1.01], workers=ranks)
+        for ranks, dense, topk in ((2, 100, 50), (4, 150, 60), (8, 180, 70))
+        for name, ms in (("dense", dense), ("topk", topk))
+    ]
+    (chart,) = steps_over_workers(collection(make_result(summarise(cells))))
+    assert {one.label: [(point.x, round(point.y)) for point in one.points] for one in chart.series} == {
+        "dense": [(2, 100), (4, 150), (8, 180)], "topk": [(2, 50), (4, 60), (8, 70)],
+    }  # fmt: skip
+    assert all(point.low < point.y < point.high for one in chart.series for point in one.points)
+    (shares,) = utilisation_over_workers(collection(make_result(summarise(cells))))
+    assert all(0 < point.y <= 100 for one in shares.series for point in one.points)
+    assert steps_over_workers(collection(make_result(summarise(cells[:2])))) == []

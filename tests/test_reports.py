@@ -240,7 +240,7 @@ def test_the_page_says_what_the_data_says(swept: Collection) -> None:
         "netsim sweep synthetic.yaml", "none: synthetic",
     ):  # fmt: skip
         assert words in text
-    assert len(re.findall(r'<svg class="plot"', page)) == 2 * (2 + 1) + 4 + 1
+    assert len(re.findall(r'<svg class="plot"', page)) == 2 * (2 + 1) + 2 * 2 + 4 + 1
     assert len(re.findall(r'role="img" aria-label="[^"]{20,}"', page)) == page.count("<svg class"), (
         "each in words"
     )

@@ -13,6 +13,7 @@ from netsim_ddp.report.charts.shapes import Bars, Chart, Differences, Plot, Time
 from netsim_ddp.report.charts.steps import phase_bars, speedups, utilisation_curves
 from netsim_ddp.report.charts.training import differences, training_curves
 from netsim_ddp.report.charts.wire import bytes_over_workers
+from netsim_ddp.report.charts.workers import steps_over_workers, utilisation_over_workers
 from netsim_ddp.report.collection import Collection
 
 __all__ = ["Bars", "Chart", "Differences", "Plot", "Timeline", "all_plots"]
@@ -23,6 +24,8 @@ def all_plots(collection: Collection) -> list[Plot]:
     plots: list[Plot] = [
         *speedups(collection),
         *utilisation_curves(collection),
+        *steps_over_workers(collection),
+        *utilisation_over_workers(collection),
         *differences(collection),
         *training_curves(collection),
     ]
