@@ -72,6 +72,13 @@ def test_each_place_has_its_collective() -> None:
     assert "no more bytes) at 8 workers and " in said
 
 
+def test_plain_topk_is_told_from_what_sends_small_parameters_whole() -> None:
+    result = measured()
+    plain = make_cell("topk", [100], id="topk,dense_below=0,ratio=0.01", params={"dense_below": 0})
+    said = choices(result.model_copy(update={"cells": [*result.cells, plain]}))
+    assert said[0].startswith("Under adamw topk,dense_below=20000 sent parameters")
+
+
 def test_what_was_asked_for_is_not_told_again() -> None:
     result = measured()
     result.cells[-1].id = "topk,collective=split,dense_below=20000,ratio=0.01"

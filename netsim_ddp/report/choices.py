@@ -24,13 +24,16 @@ def choices(result: Result) -> list[str]:
 
 def _sent_whole(cells: Sequence[Cell], result: Result) -> list[str]:
     found: dict[str, dict[str, int]] = {}
+    plain = {label(cell, [cell]) for cell in cells if not cell.params.get("dense_below")}
     for cell in cells:
         settings = settings_of(cell, result)
         recording = settings.get("recording")
         said = recording if isinstance(recording, dict) else settings
         optimizer, below = clean(str(said.get("optimizer") or "sgd")), cell.params.get("dense_below")
         if optimizer.lower() != "sgd" and below:
-            found.setdefault(optimizer, {})[label(cell, [cell])] = int(str(below))
+            name = label(cell, [cell])
+            name += f",dense_below={below}" if name in plain else ""
+            found.setdefault(optimizer, {})[name] = int(str(below))
     return [
         f"Under {optimizer} {', '.join(methods)} sent parameters of fewer than {max(methods.values()):,} entries whole "
         "(dense_below, docs/training.md); dense_below=0 is plain Top-K."
