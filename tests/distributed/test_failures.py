@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netsim_ddp.results.files import load
-from tests.commands import ROOT, measuring
+from tests.commands import ROOT, instead, measuring
 
 MODEL = '''
 import os, time
@@ -64,10 +64,9 @@ def run(
         "none",
     ]
     begin = time.monotonic()
+    command = instead(command, *words)
     command += [word for method in methods for word in ("--method", method)]
-    done = measuring(
-        [*command, *words], folder, env={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    )
+    done = measuring(command, folder, env={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])})
     return done, time.monotonic() - begin
 
 
