@@ -7,8 +7,13 @@ import signal
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import forking
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("netsim", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("netsim")
 
 KERNELS = ("netsim_ddp.compression", "netsim_ddp.communication", "tests.distributed.ranks")
 """A test module that imports something of these runs the kernels, but for what it marks ``no_kernels``; others are

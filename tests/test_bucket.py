@@ -169,7 +169,7 @@ def test_a_later_operation_uses_the_gaps_that_delay_leaves():
     assert first < clock.complete(op, [0.0] * 4).deadline < first + 2 * seconds(op, near)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 3)), max_size=20))
 def test_a_side_does_one_thing_at_a_time(requests):
     busy: list[tuple[float, float]] = []
@@ -220,7 +220,7 @@ kinds = st.sampled_from([kind for kind in KINDS if kind != "send"])
 sizes = st.integers(0, 3_000_000).map(lambda n: 4 * n)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(links(), kinds, sizes, st.integers(0, 4))
 def test_no_rank_is_done_before_its_bytes_have_passed(spec, kind, nbytes, root):
     p = spec.workers
@@ -232,7 +232,7 @@ def test_no_rank_is_done_before_its_bytes_have_passed(spec, kind, nbytes, root):
     assert sum(result.tx_bytes) == sum(result.rx_bytes) >= sum(totals(op, p)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(links(), kinds, sizes)
 def test_more_bytes_never_finish_earlier(spec, kind, nbytes):
     p = spec.workers
@@ -241,7 +241,7 @@ def test_more_bytes_never_finish_earlier(spec, kind, nbytes):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(links(), st.lists(st.tuples(kinds, sizes, st.floats(0, 2)), min_size=1, max_size=6))
 def test_the_memory_of_an_idle_link_equals_the_walk_and_two_clocks_agree(spec, calls):
     p = spec.workers

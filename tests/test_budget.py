@@ -60,7 +60,7 @@ def test_options_that_exclude_each_other_are_refused():
                 SelectionOptions(scope=scope, **option)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 400), min_size=1, max_size=6),
     ratio=st.sampled_from([0.001, 0.01, 0.3, 1.0]),

@@ -65,7 +65,7 @@ def numbers_for(positions: torch.Tensor, seed: int, spread: float = 3.0) -> torc
 
 @formats
 @given(positions=index_sets(), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_round_trip(values, indices, positions, seed):
     codec = Codec(values, indices)
     numbers, k = numbers_for(positions, seed), positions.numel()
@@ -97,7 +97,7 @@ def test_empty_single_and_full(values, indices, k):
 
 @needs_compiled
 @given(positions=index_sets())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_torch_twin_writes_and_reads_the_same_bytes(positions):
     if not positions.numel():
         return
@@ -133,7 +133,7 @@ def test_packed_indices_are_near_their_entropy(ratio):
 
 
 @given(positions=index_sets(end=5000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_packed_indices_take_no_more_than_their_capacity(positions):
     k = positions.numel()
     for more in (0, 1, 100):  # capacity is for up to k entries
@@ -295,7 +295,7 @@ def test_wrong_lengths_are_found(values, indices):
 @both
 @formats
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_damage_raises_or_stays_inside_the_tensor(values, indices, implementation, data):
     with pytest.MonkeyPatch.context() as patch:
         if implementation == "twin":
@@ -375,7 +375,7 @@ def test_an_unknown_format_names_the_known_ones():
 
 @formats
 @given(positions=index_sets(end=4096), damage=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_mailbox_has_room_for_any_entries_and_finds_damage(values, indices, positions, damage):
     k = positions.numel()
     mailbox = Mailbox(Codec(values, indices), k, 4096, torch.device("cpu"))

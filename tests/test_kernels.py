@@ -79,7 +79,7 @@ def problems(draw):
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     n=st.integers(1, 60),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_dtype_is_exact_with_ties_denormals_and_both_zeros(data, dtype, n):
     k = data.draw(st.integers(1, n))
     tiny, largest = torch.finfo(dtype).smallest_normal / 8, torch.finfo(dtype).max
@@ -108,7 +108,7 @@ def test_the_twin_never_waits_for_the_device():
 
 @needs_compiled
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_both_implementations_are_exact_and_conserve_the_sum(problem):
     grad, old, offsets, ks, index = problem
     total = old + grad
@@ -140,7 +140,7 @@ def test_both_implementations_are_exact_and_conserve_the_sum(problem):
 
 
 @given(problems())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_select_changes_nothing(problem):
     flat, _, offsets, ks, index = problem
     before, (values, indices) = flat.clone(), outputs(ks, index=index)

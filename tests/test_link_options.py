@@ -179,7 +179,7 @@ def test_a_bad_timeline_is_one_line(tmp_path: Path, text: str, said: str) -> Non
     assert said in complaint({"timeline": written(tmp_path, text)})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=300))
 def test_a_trace_carries_the_packets_that_it_lists(
     tmp_path_factory: pytest.TempPathFactory, times: list[int]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from netsim_ddp.communication.methods.powersgd import orthonormalise
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     count=st.integers(0, 3),
     rank=st.integers(1, 5),
@@ -29,7 +29,7 @@ def test_rows_become_orthonormal_and_span_what_they_did(
     assert torch.allclose(back, given_rows, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rank=st.integers(2, 5), length=st.integers(5, 30), seed=st.integers(0, 2**31))
 def test_a_dependent_row_becomes_zero_and_the_others_stay_orthonormal(
     rank: int, length: int, seed: int

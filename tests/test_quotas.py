@@ -27,7 +27,7 @@ def counts_of(sizes: list[int], ratio: float, whole_below: int = 0) -> np.ndarra
     ratio=st.sampled_from([0.001, 0.01, 0.3, 1.0]),
     whole_below=st.sampled_from([0, 100]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(sizes=RESNET_LIKE, owners=8, ratio=0.01, whole_below=0)
 @example(sizes=[7], owners=64, ratio=0.01, whole_below=0)
 @example(sizes=[0, 0], owners=3, ratio=0.01, whole_below=0)
@@ -71,7 +71,7 @@ def test_a_few_owners_share_what_is_too_small_for_all() -> None:
     ratio=st.sampled_from([0.01, 0.2]),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_entry_comes_back_from_its_owner(
     compiled: bool, sizes: list[int], owners: int, ratio: float, data: st.DataObject
 ) -> None:

@@ -45,7 +45,7 @@ def by_permutation(base: Sequence[float], new: Sequence[float]) -> float:
     return as_far / len(deals)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SMALL, SMALL)
 def test_p_is_the_share_of_all_deals_ties_and_all(base: list[int], new: list[int]) -> None:
     found = mann_whitney(base, new)
@@ -116,7 +116,7 @@ def by_signs(differences: Sequence[float]) -> float:
     return as_far / len(deals)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
 def test_p_of_pairs_is_the_share_of_all_signs_ties_and_all(differences: list[int]) -> None:
     base = [10.0 * i for i in range(len(differences))]

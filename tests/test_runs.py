@@ -211,7 +211,7 @@ def test_every_float16_is_widened_exactly() -> None:
 @pytest.mark.parametrize("values", VALUE_FORMATS)
 @pytest.mark.parametrize("indices", INDEX_FORMATS)
 @given(counts=st.lists(st.integers(0, 5000), min_size=1, max_size=4), damage=st.integers(0, 2**30))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_inbox_reads_what_its_mailboxes_read_and_names_the_sender_of_damage(
     values: str, indices: str, counts: list[int], damage: int
 ) -> None:
@@ -244,7 +244,7 @@ def test_an_inbox_reads_what_its_mailboxes_read_and_names_the_sender_of_damage(
 @pytest.mark.parametrize("values", VALUE_FORMATS)
 @pytest.mark.parametrize("indices", INDEX_FORMATS)
 @given(counts=st.lists(st.integers(0, 5000), min_size=1, max_size=4), seed=st.integers(0, 2**30))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_an_outbox_writes_what_its_mailboxes_write(
     values: str, indices: str, counts: list[int], seed: int
 ) -> None:

@@ -68,7 +68,7 @@ def test_every_segment_sends_as_many_as_its_selector_promises(selector, name, ra
             assert low <= count <= high
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     selector=st.sampled_from(sorted(SELECTORS)),
     sizes=st.lists(st.integers(0, 300) | st.sampled_from([16384, 20000]), min_size=1, max_size=4),

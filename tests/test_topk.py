@@ -58,7 +58,7 @@ def test_a_ratio_may_be_text():
     st.floats(0.001, 1),
     st.sampled_from(DTYPES),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_selects_the_largest_magnitudes_ties_to_the_lower_index(numbers, ratio, dtype):
     given_ = torch.tensor(numbers, dtype=dtype)
     values, indices, _ = TopKCompressor(ratio).compress(given_)
