@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from netsim_ddp.errors import LinkOffTarget
+from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.results.files import load
+from netsim_ddp.results.limits import is_limited
+from netsim_ddp.results.record import Cell
 from netsim_ddp.scenario import Scenario, build
 from netsim_ddp.steps import runner
 from netsim_ddp.steps.host_memory import worker_bytes
@@ -82,3 +86,29 @@ def test_what_all_ranks_send_to_all_grows_with_their_number() -> None:
 
     assert each(64, "topk-allgather") > each(8, "topk-allgather") + 56 * 10**6 * 5
     assert each(64, "topk") < 1.1 * each(8, "topk")
+
+
+class HostOfTwo(runner.Steps):
+    """Where the ranks' own probe found what it says."""
+
+    def take(self, together_mbps: float, alone_mbps: float | None) -> Cell:
+        with HostLink(self.scenario.link_spec(), "bucket") as self.link:
+            cell = self._cell(self.scenario.methods[0], None)
+            fact = {"backend": "netsim", "device": "cpu", "parameters": 1, "unused": [], "differed": False}
+            alone_bps = None if alone_mbps is None else alone_mbps * 1e6
+            self._take_facts(cell, [{**fact, "probed_bps": together_mbps * 1e6, "alone_bps": alone_bps}])
+        return cell
+
+
+def probed() -> HostOfTwo:
+    scenario = build(Scenario, {"bandwidth": "100mbps", "workers": 2, "methods": ["topk"]}).resolved()
+    return HostOfTwo(scenario, command=[], report=lambda _: None, save=lambda _: None)
+
+
+def test_a_bucket_that_one_pair_fills_and_all_at_once_do_not_is_limited_by_the_host() -> None:
+    steps = probed()
+    assert is_limited(steps.take(70, 95))
+    assert any("all ranks sending at once get 70 Mbit/s" in said for said in steps.result.warnings)
+    assert not is_limited(probed().take(95, None))
+    with pytest.raises(LinkOffTarget):
+        probed().take(70, 80)
