@@ -8,6 +8,7 @@ with all its ranks when the other side is gone.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -125,6 +126,8 @@ def _fork(
         send(control, {"kind": "refused", "start": start, **cause})
         return
     own |= descendants()
+    # A rank's collector would write to every object that it inherits, and so make a copy of a hundred megabytes.
+    gc.freeze()
     server = os.getpid()
     for number, job in enumerate(jobs):
         pid = os.fork()

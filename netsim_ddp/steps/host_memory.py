@@ -15,6 +15,8 @@ GRADIENT_SETS = 3
 """So many gradients of each worker are recorded where a clock stands in for an accelerator."""
 PROCESS_BYTES = 90 * 10**6
 """What a worker holds beside vectors of the gradient's length (reports/growth.md)."""
+KEPT = 1.2
+"""What the C library holds for such vectors, with what was freed, of what they take."""
 MESSAGES = 3
 """What the entries of a sparse method take, sent, received and decoded, of the bytes that it sends."""
 LARGEST_BUILT_IN = 26_000_000
@@ -34,7 +36,7 @@ def worker_bytes(parameters: int, scenario: Scenario) -> float:
     elif scenario.recording is None:
         vectors += float(scenario.momentum > 0) if scenario.optimizer == "sgd" else 2.0
     kept = max(_method_bytes(method, parameters, scenario.workers) for method in scenario.methods)
-    return PROCESS_BYTES + 4 * vectors * parameters + kept
+    return PROCESS_BYTES + KEPT * (4 * vectors * parameters + kept)
 
 
 def _method_bytes(method: MethodSpec, parameters: int, workers: int) -> float:
