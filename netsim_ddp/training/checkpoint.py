@@ -216,7 +216,7 @@ def check_same(
     refusals = [
         (
             (manifest.epoch, manifest.step) > (epochs, 0),
-            f"the checkpoint of {which} has {manifest.epoch} of {counted(epochs, 'epoch')} behind it",
+            f"the checkpoint of {which} has {counted(manifest.epoch, 'epoch')} behind it, and --epochs is {epochs}",
             f"write --epochs {manifest.epoch + (manifest.step > 0)} or more",
         ),
         (

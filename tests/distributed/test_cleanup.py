@@ -82,9 +82,9 @@ def link(request: pytest.FixtureRequest) -> str:
 
 
 class Running:
-    """A command in the middle of its measured steps."""
+    """A command in the middle of its measured steps; a busy machine delivers its ``bandwidth`` too."""
 
-    def __init__(self, folder: Path, link: str, *more: str) -> None:
+    def __init__(self, folder: Path, link: str, *more: str, bandwidth: str = "200mbps") -> None:
         self.mark = uuid.uuid4().hex
         self.interfaces = interfaces()
         words = [
@@ -99,7 +99,7 @@ class Running:
             "--baseline",
             "none",
             "--bandwidth",
-            "200mbps",  # which a busy machine delivers too
+            bandwidth,
             "--link",
             link,
             *more,

@@ -135,8 +135,8 @@ class TestPackets:
 
     @pytest.mark.parametrize("victim", ["command", "link.tc.forwarder"])
     def test_whoever_is_killed_leaves_nothing(self, tmp_path: Path, victim: str) -> None:
-        words = ("--bandwidth", "100mbps", "--delay", "2ms", "--delay-by", "tun")
-        running = Running(tmp_path, "tc", *words)
+        words = ("--delay", "2ms", "--delay-by", "tun")
+        running = Running(tmp_path, "tc", *words, bandwidth="100mbps")
         try:
             if victim == "command":
                 running.process.kill()

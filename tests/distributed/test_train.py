@@ -264,7 +264,7 @@ def test_what_must_not_change_is_refused(
     with pytest.raises(UsageError, match="2 workers, not 3") as caught:
         run(pool, checkpoint=str(folder), resume=True, **{**EVERY, "workers": 3})
     assert "--resume-residuals sum" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="has 2 of 1 epochs behind it") as caught:
+    with pytest.raises(UsageError, match="has 2 epochs behind it, and --epochs is 1") as caught:
         run(pool, checkpoint=str(folder), resume=True, **{**EVERY, "epochs": 1})
     assert "--epochs 2 or more" in str(caught.value.hint)
     with pytest.raises(UsageError, match="has ended with 2 workers: its curve is not one of 3"):

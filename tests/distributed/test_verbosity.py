@@ -75,7 +75,7 @@ def test_v_says_what_is_started_and_vv_every_command(tmp_path: Path) -> None:
             pass
     except LinkUnavailable as error:
         pytest.skip(f"tc links cannot be made here: {error.message}")
-    short = ["--link", "tc", "--model", "toys:build", "--repeats", "1"]
+    short = ["--link", "tc", "--model", "toys:build"]
     some = netsim(tmp_path, *short, "-v").stderr
     assert "the probe found" in some
     assert "qdisc" not in some
