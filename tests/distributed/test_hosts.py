@@ -67,7 +67,7 @@ def test_two_hosts_of_two_ranks_run_the_same_cells(tmp_path: Path) -> None:
         assert cell.link.requested_bps is None
         # Two ranks of a host share its 200 Mbit/s; of the ring's two hops between hosts each has one to itself.
         assert cell.link.measured_bps is not None
-        assert 0 < cell.link.measured_bps < 201e6  # less where other programs have the cores
+        assert 20e6 < cell.link.measured_bps < 201e6  # a tenth of the link, beside other programs too
         assert [rank.rank for rank in cell.repeats[0].ranks] == [0, 1, 2, 3]
         assert len({rank.parameters_sha256 for rank in cell.repeats[0].ranks}) == 1
     # A ring's every second hop crosses hosts: each host sends 2(P-1)/P of the gradient, half of it per rank.
