@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.bucket.clock import LinkClock
-from netsim_ddp.link.spec import Change, LinkSpec, RankRate, goodput
-from netsim_ddp.link.tc.plan import Shapes, plan, script
+from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec, RankRate, goodput
+from netsim_ddp.link.tc.plan import ROOMS, Shapes, plan, script, shape_for
 from netsim_ddp.scenario import build_scenario
 
 RATES = st.integers(10**6, 10**10)
@@ -63,6 +63,19 @@ def test_what_a_rank_sends_is_shaped_at_its_own_end_and_what_it_receives_at_the_
         (None, "v1"): "5000000bit",
         (1, "eth0"): "1000000bit",
     }
+
+
+@pytest.mark.parametrize("rate", [10**6, 10**7, 5 * 10**7, 10**8, 2 * 10**8, 10**9, 10**10])
+@pytest.mark.parametrize("workers", [2, 8])
+def test_room_for_a_late_host_widens_the_bucket_and_no_packet(rate: int, workers: int) -> None:
+    shapes = [shape_for(rate, workers, room) for room in ROOMS]
+    assert {(shape.rate_bps, shape.limit, shape.gso) for shape in shapes} == {
+        (rate, shapes[0].limit, shapes[0].gso)
+    }
+    bursts = [shape.burst for shape in shapes]
+    assert bursts == sorted(bursts)
+    assert (bursts[-1] - SEGMENT_WIRE) * 8 / rate > 1e-3
+    assert (bursts[-1] - bursts[0]) * 8 / rate < 2e-3  # a message after idle is early by no more
 
 
 def test_a_link_says_what_is_not_equal() -> None:

@@ -158,6 +158,13 @@ class Link(ABC):
         """Why the link is gone, where it is: its ranks' deaths are no fault of theirs."""
         return None
 
+    def give_room(self) -> bool:
+        """Lose less of the rate where this host wakes up late, at the price of messages that are earlier after idle.
+
+        Returns whether there was more to give.
+        """
+        return False
+
     def bare(self) -> AbstractContextManager[object]:
         """Within it no packet is delayed or lost on purpose, so that TCP fills the line at once."""
         return nullcontext()

@@ -11,7 +11,7 @@ from netsim_ddp import __version__
 from netsim_ddp.errors import UsageError
 from netsim_ddp.link.base import Counters, Link
 from netsim_ddp.link.mechanisms import choose
-from netsim_ddp.link.probe.probe import MESSAGE_SIZES, measure
+from netsim_ddp.link.probe.probe import MESSAGE_SIZES, make_room, measure
 from netsim_ddp.ranks.hosts import Hub
 from netsim_ddp.ranks.jobs import jobs_for
 from netsim_ddp.ranks.launcher import Launcher
@@ -62,6 +62,9 @@ def probe_link(
             _take(found, hosts, hosts.link, scenario, collectives)
         return _judged(found, scenario)
     with choose(spec, scenario.link, note) as link:
+        if link.mechanism == "tc":
+            note("probing the link")
+            make_room(link, lambda text: report(Event("warning", text)))  # as before every run
         found = _empty(scenario, link, command)
         sockets = link.mechanism != "bucket"
         before = link.counters()

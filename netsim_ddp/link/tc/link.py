@@ -37,7 +37,7 @@ from netsim_ddp.link.tc import tun
 from netsim_ddp.link.tc.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.tc.driver import Driver
 from netsim_ddp.link.tc.helper import HOSTS
-from netsim_ddp.link.tc.plan import Shapes, address, change, needs_delay_by, netem, plan
+from netsim_ddp.link.tc.plan import ROOMS, Shapes, address, change, needs_delay_by, netem, plan
 from netsim_ddp.link.tc.tun import ForwarderClient
 from netsim_ddp.units import format_bytes
 
@@ -69,7 +69,7 @@ class TcLink(Link):
         self._numbers: dict[int | None, int | None] = {None: None}
         """By rank (None: the bridge), what the helper calls its namespace."""
         self.shapes, self.congestion = Shapes.of(spec), spec.congestion or "cubic"
-        self.credit_bytes = 0
+        self.credit_bytes, self.room = 0, ROOMS[0]
         self.delay_by: Literal["netem", "tun"] | None = None
         self._forwarder: ForwarderClient | None = None
         self._channel: Channel | None = None
@@ -117,7 +117,7 @@ class TcLink(Link):
             return
         if self._driver is not None:
             self._driver.stop()
-        namespaces = [None, *range(self.spec.workers)]
+        namespaces = self._namespaces
         for rank in namespaces:
             if rank not in self._pipes:  # a tc in the namespace carries out each line as it is written
                 reading, self._pipes[rank] = os.pipe()
@@ -128,9 +128,28 @@ class TcLink(Link):
                 finally:
                     os.close(reading)
         self._driver = Driver(
-            list(self.spec.stretches()), self.spec.period_s, lambda now: change(now, namespaces), self._write
+            list(self.spec.stretches()),
+            self.spec.period_s,
+            lambda now: change(now, namespaces, self.room),
+            self._write,
         )
         self._driver.begin()
+
+    @property
+    def _namespaces(self) -> list[int | None]:
+        return [None, *range(self.spec.workers)]
+
+    def give_room(self) -> bool:
+        if self.room == ROOMS[-1]:
+            return False
+        self.room = ROOMS[ROOMS.index(self.room) + 1]
+        self.shapes = Shapes.of(self.spec, self.room)
+        for rank, text in change(self.spec.first, self._namespaces, self.room).items():
+            _, problem = self.run_tool(rank, "tc", "-batch", "-", text=text)
+            if problem is not None:
+                raise _refusal("tc", problem)
+        self._check_configuration()
+        return True
 
     def _write(self, rank: int | None, text: str) -> None:
         _log_commands("tc", text, rank)

@@ -18,6 +18,12 @@ WAKE_UP_S, BUSY_WAKE_UP_S = 65e-6, 75e-6
 CREDIT_S, BUSY_PACKET_S = 0.16e-3, 0.25e-3
 LONGEST_PAIR_S = 0.2e-3  # a pair of segments that lasts longer is cut
 HOST_BPS, PACKETS_PER_S = 4 * 10**9, 42_000  # of all ranks' links, on two cores
+ROOMS = (
+    1,
+    2,
+    4,
+    16,
+)  # times the wake-ups below: of a quiet host, then of hosts that others keep from waking up
 LARGEST_PACKET = 65536  # bytes; TCP makes none that is larger
 LONGEST_QUEUE = 2**32 - 1  # bytes; tc takes no more
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it
@@ -35,7 +41,7 @@ class Shape:
     """Of a bucket with credit, which ``burst`` then is: the rate and the burst while there is some."""
 
 
-def shape_for(rate_bps: int, workers: int) -> Shape:
+def shape_for(rate_bps: int, workers: int, room: int = 1) -> Shape:
     """Burst, segment size and queue of one of ``workers`` links, chosen together. The reasons, each measured:
 
     - Tokens that a bucket saves while the link is idle carry the beginning of the next message for free, so a
@@ -44,6 +50,8 @@ def shape_for(rate_bps: int, workers: int) -> Shape:
       from 120 Mbit/s on two segments, is the least: 1.2 ms at 10 Mbit/s.
     - The kernel refills late when it wakes up late. A bucket that is full by then has lost what would have come
       in, so it must hold a packet *and* the tokens of :data:`WAKE_UP_S`, or bulk falls short by up to 10%.
+    - ``room``, one of :data:`ROOMS`, is for a host that wakes up later than that: it multiplies the tokens for waking
+      up, and changes no packet. A message is earlier by them, less what such a host makes it late.
     - A packet is what TCP hands down, up to ``gso_max_size`` and two segments at least. Above the burst the
       bucket cuts it into segments itself; just below it there is no room for the refill. So slow links stay below
       two segments and cut, which faster ones cannot afford: four at 200 Mbit/s then carry 80%.
@@ -57,15 +65,16 @@ def shape_for(rate_bps: int, workers: int) -> Shape:
     limit = min(max(2_000_000, round(bytes_per_second * 0.2)), LONGEST_QUEUE)
     wake_up, credit, pair = bytes_per_second * WAKE_UP_S, bytes_per_second * CREDIT_S, 2 * SEGMENT_WIRE
     if pair > bytes_per_second * LONGEST_PAIR_S:
-        return Shape(
-            rate_bps, round(min(max(SEGMENT_WIRE + wake_up, credit), pair - ROUNDING)), limit, SEGMENT_WIRE
-        )
+        cut = SEGMENT_WIRE + wake_up * room
+        if room > 1 and cut > pair - ROUNDING:  # a pair passes whole, as there is room for it and the refill
+            return Shape(rate_bps, round(pair + wake_up * room), limit, SEGMENT_WIRE)
+        return Shape(rate_bps, round(min(max(cut, credit), pair - ROUNDING)), limit, SEGMENT_WIRE)
     if rate_bps * workers > HOST_BPS:
         packet, wake_up = bytes_per_second * BUSY_PACKET_S, bytes_per_second * BUSY_WAKE_UP_S
     else:
         packet = max(credit - wake_up, bytes_per_second * min(BUSY_PACKET_S, workers / PACKETS_PER_S))
     packet = min(max(packet, pair), LARGEST_PACKET)
-    return Shape(rate_bps, round(packet + wake_up), limit, round(packet))
+    return Shape(rate_bps, round(packet + wake_up * room), limit, round(packet))
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,12 @@ class Shapes:
     down: tuple[Shape, ...]
 
     @classmethod
-    def of(cls, spec: LinkSpec) -> Shapes:
-        """Of ``spec`` until its first change."""
+    def of(cls, spec: LinkSpec, room: int = 1) -> Shapes:
+        """Of ``spec`` until its first change. ``room`` is :func:`shape_for`'s."""
         spec = spec.first
 
         def shape(rate_bps: int) -> Shape:
-            found = shape_for(max(rate_bps, spec.peak_bps or 0), spec.workers)
+            found = shape_for(max(rate_bps, spec.peak_bps or 0), spec.workers, room)
             if spec.peak_bps is not None:
                 found = replace(found, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=found)
             # Packets are lost and delayed whole: one of many segments would lose or delay them all at once.
@@ -199,12 +208,13 @@ def _tbf(shape: Shape) -> list[str]:
     return words.split()
 
 
-def change(now: LinkSpec, namespaces: Sequence[int | None]) -> dict[int | None, str]:
-    """The ``tc`` batch of each namespace that changes a link to ``now``, one of its stretches.
+def change(now: LinkSpec, namespaces: Sequence[int | None], room: int = 1) -> dict[int | None, str]:
+    """The ``tc`` batch of each namespace that changes a link to ``now``, one of its stretches, with :func:`shape_for`'s
+    ``room``.
 
     A change also fills the buckets, so that even the only stretch of a link with credit is worth playing.
     """
-    shapes = Shapes.of(now)
+    shapes = Shapes.of(now, room)
     batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
     for rank in range(now.workers):
         batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
