@@ -65,7 +65,7 @@ def test_a_link_whose_timeline_starts_at_once_starts_with_its_first_rate(begins:
 def test_a_host_that_wakes_up_late_gets_wider_buckets_before_a_link_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("netsim_ddp.link.tc.plan.WAKE_UP_S", 5e-6)  # every host is late for that
+    monkeypatch.setattr("netsim_ddp.link.tc.plan.WAKE_UP_S", 12e-6)  # every host is late for that
     warnings: list[str] = []
     with TcLink(LinkSpec(2, 50 * MBIT)) as link:
         narrow = link.credit_bytes
