@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.errors import UsageError
@@ -45,6 +48,9 @@ PLAIN = (
     "compiled",
     "compiled in place",
 )
+
+
+FSDP2 = ("fsdp2", "fsdp2 no_sync", "fsdp2 mixed")
 
 
 class Net(nn.Module):
@@ -113,6 +119,16 @@ def train(how: str, rank: int, steps: int, log: list[Any]) -> Tensor:
             model.register_comm_hook(log, own_hook)
         if how == "builtin":
             model._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+    if how in FSDP2:
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if how == "fsdp2 mixed" else None)
+        fully_shard(net.first, mp_policy=policy)
+        net.other.requires_grad_(False)
+        fully_shard(net, mp_policy=policy)
+    if how == "fsdp1":
+        called = net = FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+    if how == "dtensor":
+        mesh = init_device_mesh("cpu", (1,))
+        parallelize_module(net, mesh, {"first": ColwiseParallel()})
     trained = [each for each in net.parameters() if each.requires_grad]
     groups = [trained[:1], trained[1:]] if how == "two optimizers" else [trained]
     optimizers = [torch.optim.SGD(group, lr=0.1, momentum=0.9) for group in groups]
@@ -127,9 +143,11 @@ def train(how: str, rank: int, steps: int, log: list[Any]) -> Tensor:
             net(torch.randn(8, 32, generator=draw))
             net.train()
         inputs = torch.randn(8, 32, generator=draw)
-        passes = 3 if how in ("no_sync", "accumulated") else 1
+        passes = 3 if how in ("no_sync", "accumulated", "fsdp2 no_sync") else 1
         for number in range(passes):
             quiet = model.no_sync() if how == "no_sync" and number < 2 else contextlib.nullcontext()
+            if how == "fsdp2 no_sync":
+                called.set_requires_gradient_sync(number == 2)
             with quiet:
                 log.append(("forward", time.perf_counter()))
                 other = how == "unused" and step % 2 == 1
@@ -160,7 +178,8 @@ def train(how: str, rank: int, steps: int, log: list[Any]) -> Tensor:
         log.append(("end", time.perf_counter()))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=how != "view")
-    return torch.cat([each.detach().reshape(-1) for each in net.parameters()])
+    whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in net.parameters()]
+    return torch.cat([each.detach().reshape(-1) for each in whole])
 
 
 def watched(how: str, rank: int, steps: int = ALL + 3, keep: Any = "sampled") -> tuple[bool, Kept, list[Any]]:

@@ -14,8 +14,11 @@ import netsim_ddp
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import Recording
 from netsim_ddp.results.recording_file import read_gradients
+from netsim_ddp.workloads.recording.ddp import Exchanges
+from netsim_ddp.workloads.recording.exchanges import has_hooks
+from netsim_ddp.workloads.recording.fsdp2 import ReduceScatters
 from tests.distributed.ranks import on_ranks
-from tests.recorded_training import ALL, DDP, PLAIN, STEPS, Kept, train, watched
+from tests.recorded_training import ALL, DDP, FSDP2, PLAIN, STEPS, Kept, train, watched
 
 CLOSE_S = 0.003
 """A scheduler's whim on a machine that is shared, for which a test must not fail; moments differ by far less."""
@@ -86,6 +89,85 @@ def test_ddp_ends_with_the_same_bits(name: str, two: list[dict[str, Any]]) -> No
         whole = [recording.numel] * 3
         assert sets == (whole if rank == 0 else [])
         assert recording.gradients.kind == ("full" if rank == 0 else "none")
+
+
+@pytest.mark.skipif(not has_hooks(), reason="FSDP2 is recorded from torch 2.14 on")
+@pytest.mark.parametrize("workers", [2, 3])
+def test_fsdp2_ends_with_the_same_bits_and_shows_its_reduce_scatters(workers: int) -> None:
+    for rank, results in enumerate(on_ranks(under_ddp, workers, FSDP2)):
+        for name in FSDP2:
+            same, recording, sets, reason, log = results[name]
+            assert same, name
+            assert recording is not None, reason
+            agrees(recording, log)
+            assert (recording.source, recording.world_size, recording.model) == ("fsdp2", workers, "Net")
+            assert recording.ranks[0].rank == rank
+            assert [bucket.parameters for bucket in recording.buckets] == [
+                ["last.weight", "last.bias"],
+                ["first.weight", "first.bias"],
+            ]
+            assert [bucket.numel for bucket in recording.buckets] == [257 * 4, 33 * 256]
+            assert {bucket.dtype for bucket in recording.buckets} == {
+                "bfloat16" if name == "fsdp2 mixed" else "float32"
+            }
+            assert (recording.gradients.kind, sets) == ("synthetic", [])
+            assert any("gathering parameters" in note for note in recording.notes)
+            for step in recording.ranks[0].steps:
+                assert len(step.passes) == (3 if name == "fsdp2 no_sync" else 1)
+                begun, ended = step.passes[-1].backward_s, step.passes[-1].end_s
+                for full, done in zip(step.full_s, step.done_s, strict=True):
+                    assert full is not None
+                    assert done is not None
+                    assert begun <= full <= done <= ended
+                assert step.full_s == sorted(step.full_s)
+
+
+def with_faults(rank: int, _: int) -> list[tuple[bool, bool, str]]:
+    found = []
+    for name, watcher in (("ddp", Exchanges), ("fsdp2", ReduceScatters)):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(watcher, "_begins", lambda *_: 1 / 0)
+            same, kept, _ = watched(name, rank)
+        found.append((same, kept.recording is None, kept.reason))
+    return found
+
+
+@pytest.mark.skipif(not has_hooks(), reason="process groups have hooks from torch 2.14 on")
+def test_a_fault_in_a_process_groups_hook_ends_the_recording_and_not_the_training() -> None:
+    for results in on_ranks(with_faults, 2):
+        for same, nothing, reason in results:
+            assert same
+            assert nothing
+            assert "the recorder failed: " in reason
+            assert "division by zero" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "fsdp1",
+            "FullyShardedDataParallel (FSDP1), which is not recorded (shard it with torch.distributed.fsdp.",
+        ),
+        ("dtensor", "first.weight is sharded (a DTensor), and not by FSDP2"),
+    ],
+)
+def test_what_is_sharded_otherwise_is_refused_by_name(name: str, said: str) -> None:
+    [results] = on_ranks(under_ddp, 1, (name,))
+    same, recording, _, reason, _ = results[name]
+    assert same
+    assert recording is None
+    assert said in reason
+
+
+@pytest.mark.skipif(not has_hooks(), reason="FSDP2 is recorded from torch 2.14 on")
+def test_one_rank_of_fsdp2_has_nothing_to_record() -> None:
+    [results] = on_ranks(under_ddp, 1, ("fsdp2",))
+    same, recording, _, reason, _ = results["fsdp2"]
+    assert same
+    assert recording is None
+    assert "reduced no gradients" in reason
+    assert "two ranks" in reason
 
 
 @pytest.mark.parametrize("name", ["ddp", "hook", "view"])

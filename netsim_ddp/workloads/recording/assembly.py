@@ -13,6 +13,7 @@ from netsim_ddp import __version__
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.recording import Bucket, Gradients, Overhead, Parameter, RankSteps, Recording
 from netsim_ddp.units import counted
+from netsim_ddp.workloads.recording import fsdp2
 from netsim_ddp.workloads.recording.ddp import hook_name
 from netsim_ddp.workloads.recording.found import class_of, device_of, type_name
 from netsim_ddp.workloads.recording.gradients import BLOCK
@@ -50,11 +51,13 @@ def assembled(session: Session, *, rank: int) -> Recording:
         notes.append(
             "a step has several passes: if each exchanges (no no_sync), the last one's exchange is here"
         )
+    if session.sharded is not None:
+        notes += fsdp2.notes(session.sharded.gathered_bytes)
     device = device_of(trained)
     return Recording(
         tool=Tool(version=__version__),
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        source="plain" if trained.ddp is None else "ddp",
+        source="ddp" if trained.ddp is not None else "fsdp2" if trained.sharding else "plain",
         program=list(sys.argv),
         environment={},
         model=class_of(trained),
@@ -62,16 +65,18 @@ def assembled(session: Session, *, rank: int) -> Recording:
         world_size=world_here(),
         batch_size=session.batch,
         parameters=[
-            Parameter(name=named[each][0], shape=list(named[each][1].shape), dtype=type_name(named[each][1]))
+            Parameter(
+                name=named[each][0], shape=list(named[each][1].shape), dtype=type_name(named[each][1].dtype)
+            )
             for each in order
         ],
         buckets=[
             Bucket(
                 parameters=[named[each][0] for each in bucket],
-                numel=sum(named[each][1].numel() for each in bucket),
-                dtype=type_name(named[bucket[0]][1]),
+                numel=numel,
+                dtype=type_name(dtype),
             )
-            for bucket in buckets
+            for bucket, (numel, dtype) in zip(buckets, session.sizes, strict=True)
         ],
         ranks=[
             RankSteps(
@@ -81,7 +86,7 @@ def assembled(session: Session, *, rank: int) -> Recording:
             )
         ],
         gradients=Gradients(
-            kind="none" if not sets else "full" if whole else "sampled",
+            kind="synthetic" if session.sharded else "none" if not sets else "full" if whole else "sampled",
             steps=[each.number for each in sets],
             block=BLOCK,
             kept=kept if sets else [],

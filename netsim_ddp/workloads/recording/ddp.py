@@ -11,10 +11,9 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.workloads.recording.steps import Open, Watch
+from netsim_ddp.workloads.recording.exchanges import HOOK_ID, Guard, has_hooks, note_end
+from netsim_ddp.workloads.recording.steps import Watch
 
-_HOOK_ID = 0x6E657473
-"""Process groups know their hooks by a number: this one is nobody else's."""
 _names: weakref.WeakKeyDictionary[DistributedDataParallel, str] = weakref.WeakKeyDictionary()
 _watched: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
@@ -56,7 +55,7 @@ def watch_hooks(current: Callable[[], Watch | None]) -> Callable[[], None]:
             step, number = watch.open, bucket.index()
             step.full[number] = watch.clock.mark()
             future = hook(state, bucket)
-            _note_end(future, watch, step, number)
+            note_end(future, watch, step, number)
             return future
 
         register(self, state, watched)
@@ -80,25 +79,21 @@ def watch_hooks(current: Callable[[], Watch | None]) -> Callable[[], None]:
     return restore
 
 
-def _note_end(future: Any, watch: Watch, step: Open, number: int) -> None:
-    def note(_: Any) -> None:
-        step.done[number] = watch.clock.mark()
-
-    future.add_done_callback(note)
-
-
 class Exchanges:
     """The all-reduces of a DDP without a Python hook, seen at its process group (torch 2.14 and later)."""
 
-    def __init__(self, ddp: DistributedDataParallel, watch: Watch, sizes: list[int]) -> None:
-        """Args: sizes: of each bucket its number of elements."""
+    def __init__(self, ddp: DistributedDataParallel, watch: Watch, sizes: list[int], guard: Guard) -> None:
+        """Args:
+        sizes: of each bucket its number of elements.
+        guard: wraps what torch is given to call, so that a fault in it ends no training.
+        """
         self._watch, self._sizes = watch, sizes
         self._next = 0
         self._going: dict[int, int] = {}
         self._group = ddp.process_group
-        if hasattr(self._group, "register_pre_hook"):
-            self._group.register_pre_hook(_HOOK_ID, self._begins)
-            self._group.register_post_hook(_HOOK_ID, self._has_begun)
+        if has_hooks():
+            self._group.register_pre_hook(HOOK_ID, guard(self._begins))
+            self._group.register_post_hook(HOOK_ID, guard(self._has_begun))
 
     def rewind(self) -> None:
         """A backward pass begins: the next bucket is the first."""
@@ -106,9 +101,9 @@ class Exchanges:
         self._going.clear()
 
     def close(self) -> None:
-        if hasattr(self._group, "register_pre_hook"):
-            self._group.unregister_pre_hook(_HOOK_ID)
-            self._group.unregister_post_hook(_HOOK_ID)
+        if has_hooks():
+            self._group.unregister_pre_hook(HOOK_ID)
+            self._group.unregister_post_hook(HOOK_ID)
 
     def _begins(self, call: Any) -> None:
         if not (self._watch.timing and self._watch.in_backward and self._next < len(self._sizes)):
@@ -122,4 +117,4 @@ class Exchanges:
     def _has_begun(self, call: Any) -> None:
         number = self._going.pop(call.op_id, None)
         if number is not None and call.work is not None:
-            _note_end(call.work.get_future(), self._watch, self._watch.open, number)
+            note_end(call.work.get_future(), self._watch, self._watch.open, number)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import _DEFAULT_FIRST_BUCKET_BYTES, _compute_bucket_assignment_by_size
+from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import BYTES_OF
+from netsim_ddp.units import counted
+from netsim_ddp.workloads.recording.fsdp2 import groups_of, is_fsdp2, is_sharded
 
 BUCKET_BYTES = 25 << 20
 """Of DDP's buckets after the first, unless it is told otherwise."""
@@ -22,25 +26,27 @@ BUCKET_BYTES = 25 << 20
 @dataclass
 class Trained:
     """``roots``: the outermost modules, of which a forward pass is seen; ``parameters`` by name, in the model's order.
-    ``ddp`` is None in a script without it."""
+    ``ddp`` is None in a script without it. ``sharding``: the process groups of FSDP2, none without it."""
 
     roots: list[nn.Module]
     module: nn.Module
     ddp: DistributedDataParallel | None
     parameters: dict[str, nn.Parameter]
     notes: list[str]
+    sharding: list[ProcessGroup] = field(default_factory=list)
 
 
-def type_name(of: Tensor) -> Any:
+def type_name(of: torch.dtype) -> Any:
     """As torch has it, without ``torch.``: of a model that was found, one that a recording knows."""
-    return str(of.dtype).removeprefix("torch.")
+    return str(of).removeprefix("torch.")
 
 
 def find(optimized: Iterable[Tensor]) -> Trained | None:
     """Whose parameters these are; None where no module holds any.
 
     Raises:
-        UsageError: a model that is sharded, or has parameters of a type that is not recorded.
+        UsageError: a model that is sharded by something else than FSDP2, or has parameters of a type that is not
+            recorded.
     """
     wanted = {id(each) for each in optimized}
     # By the type: some objects do things when they are asked for their class.
@@ -60,18 +66,29 @@ def find(optimized: Iterable[Tensor]) -> Trained | None:
         module, named = ddp.module, _named([ddp.module], {id(each) for each in ddp._module_parameters})
     else:
         module, named = roots[0], _named(roots, wanted)
+    if any(isinstance(each, FullyShardedDataParallel) for each in holding):
+        raise UsageError(
+            "the model is sharded by FullyShardedDataParallel (FSDP1), which is not recorded",
+            hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2), or record it under DDP",
+        )
+    sharding = groups_of(each for root in roots for each in root.modules())
+    if sharding:
+        plain = [name for name, parameter in named.items() if not is_sharded(parameter)]
+        if plain:
+            notes.append(f"{counted(len(plain), 'parameter')} outside FSDP2: not recorded")
+        named = {name: parameter for name, parameter in named.items() if is_sharded(parameter)}
     for name, parameter in named.items():
-        if hasattr(parameter, "placements"):
+        if is_sharded(parameter) and not sharding:
             raise UsageError(
-                f"{name} is sharded (a DTensor, as of FSDP2), which is not recorded",
-                hint="record the training under DDP, or unwrapped on one device",
+                f"{name} is sharded (a DTensor), and not by FSDP2, which is not recorded",
+                hint="record the training under DDP or FSDP2, or unwrapped on one device",
             )
-        if type_name(parameter) not in BYTES_OF:
+        if type_name(parameter.dtype) not in BYTES_OF:
             raise UsageError(
-                f"{name} is {type_name(parameter)}: recorded are {', '.join(BYTES_OF)}",
+                f"{name} is {type_name(parameter.dtype)}: recorded are {', '.join(BYTES_OF)}",
                 hint="exclude it from training, or record a model without it",
             )
-    return Trained(roots, module, ddp, named, notes) if named else None
+    return Trained(roots, module, ddp, named, notes, sharding) if named else None
 
 
 def _parameters(of: nn.Module) -> Iterable[nn.Parameter]:
@@ -100,7 +117,12 @@ def class_of(trained: Trained) -> str:
     module: Any = trained.module
     while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
         module = inner
-    return type(module).__name__
+    kind = type(module)
+    if is_fsdp2(
+        module
+    ):  # fully_shard gives a module a class of its own, made from this mark and the module's
+        kind = kind.__bases__[-1]
+    return kind.__name__
 
 
 def buckets_of(trained: Trained, came: Sequence[int]) -> list[list[int]]:
@@ -123,6 +145,14 @@ def buckets_of(trained: Trained, came: Sequence[int]) -> list[list[int]]:
         buckets = [bucket.parameters() for bucket in ddp.reducer._get_zeros_like_grad_buckets()]
     places = [sorted(number[id(each)] for each in bucket if id(each) in number) for bucket in buckets]
     return [bucket for bucket in places if bucket]
+
+
+def sizes_of(trained: Trained, buckets: Sequence[Sequence[int]]) -> list[tuple[int, torch.dtype]]:
+    """Of each bucket, how many elements it has and their type."""
+    parameters = list(trained.parameters.values())
+    return [
+        (sum(parameters[each].numel() for each in bucket), parameters[bucket[0]].dtype) for bucket in buckets
+    ]
 
 
 def device_of(trained: Trained) -> torch.device:

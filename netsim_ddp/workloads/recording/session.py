@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from netsim_ddp.workloads.recording.clocks import clock_for
 from netsim_ddp.workloads.recording.ddp import Exchanges, hook_is_watched
-from netsim_ddp.workloads.recording.found import Trained, buckets_of, device_of
+from netsim_ddp.workloads.recording.exchanges import Guard
+from netsim_ddp.workloads.recording.found import Trained, buckets_of, device_of, sizes_of
+from netsim_ddp.workloads.recording.fsdp2 import Reduced, ReduceScatters
 from netsim_ddp.workloads.recording.gradients import kept_of
 from netsim_ddp.workloads.recording.sets import Sampling
 from netsim_ddp.workloads.recording.steps import SETS, WARM_UP, Kind, Open, Watch, schedule
@@ -48,23 +50,26 @@ class _Called:
 class Session:
     """One model's steps. Whoever calls asks :attr:`over` after each forward and each backward that begins."""
 
-    def __init__(
-        self, trained: Trained, settings: Settings, rank: int, guard: Callable[[_Told], _Told]
-    ) -> None:
+    def __init__(self, trained: Trained, settings: Settings, rank: int, guard: Guard) -> None:
         """Args: guard: wraps what torch is given to call, so that a fault in it ends no training."""
         self.trained, self._guard = trained, guard
         self.parameters = list(trained.parameters.values())
         # Ranks take the same steps: one that keeps no gradients has as many steps that are not timed.
-        plan = schedule(settings.steps, 0 if settings.keep == "none" else SETS)[1:]
+        # Of a sharded gradient, no rank's hook sees its own whole.
+        keep = "none" if trained.sharding else settings.keep
+        plan = schedule(settings.steps, 0 if keep == "none" else SETS)[1:]
         self._plan = tuple(plan)
         self.watch = Watch(clock_for(device_of(trained)), plan, self._judge)
+        self.sharded = ReduceScatters(trained.sharding, self.watch, guard) if trained.sharding else None
         sizes = [each.numel() for each in self.parameters]
-        kept = sizes if settings.keep == "full" else kept_of(sizes, SETS)
-        self.sampling = Sampling(self.parameters, [] if rank or settings.keep == "none" else kept)
+        kept = sizes if keep == "full" else kept_of(sizes, SETS)
+        self.sampling = Sampling(self.parameters, [] if rank or keep == "none" else kept)
         self.buckets: list[list[int]] = []
+        """Of each its parameters, by number and in the model's order; none where only sizes are known."""
+        self.sizes: list[tuple[int, torch.dtype]] = []
         self.batch: int | None = None
         self._handles: list[Any] = []
-        self._exchanges: Exchanges | None = None
+        self._exchanges: Exchanges | ReduceScatters | None = self.sharded
         self._last: frozenset[int] | None = None  # None: every parameter's moment is noted
         self._in_training_mode = False
         self._hook_forward(trained.roots)
@@ -116,7 +121,8 @@ class Session:
 
         for module in modules:
             if module._compiled_call_impl is None:
-                self._handles.append(module.register_forward_pre_hook(hook))
+                # Before others: FSDP2 gathers parameters in one.
+                self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
             else:
                 self._handles.append(_Called(module, told))
 
@@ -140,7 +146,7 @@ class Session:
         # DDP copies a gradient into its bucket after torch's own hook has run, and the bucket is full after that.
         ddp = self.trained.ddp
         after_ddp = ddp is not None and (not ddp._comm_hooks or hook_is_watched(ddp))
-        note = self._guard(self._gradient)
+        note = self._guard(self._gradient if self.sharded is None else self.sharded.gradient)
         parameter: Any
         for number, parameter in enumerate(self.parameters):
             if after_ddp:
@@ -170,7 +176,11 @@ class Session:
         return True
 
     def _find_buckets(self, came: list[int]) -> None:
+        if self.sharded is not None:
+            self._find_reduced(self.sharded.settle())
+            return
         self.buckets = buckets_of(self.trained, came)
+        self.sizes = sizes_of(self.trained, self.buckets)
         if not self.watch.clock.each:
             place = {number: at for at, number in enumerate(came)}
             self._last = frozenset(
@@ -178,5 +188,15 @@ class Session:
             )
         ddp = self.trained.ddp
         if ddp is not None and not ddp._comm_hooks:
-            sizes = [sum(self.parameters[each].numel() for each in bucket) for bucket in self.buckets]
-            self._exchanges = Exchanges(ddp, self.watch, sizes)
+            self._exchanges = Exchanges(ddp, self.watch, [numel for numel, _ in self.sizes], self._guard)
+
+    def _find_reduced(self, reduced: Sequence[Reduced]) -> None:
+        """The buckets of FSDP2, with their parameters where each of these came with one of them."""
+        named = [sorted(each.parameters) for each in reduced]
+        flat = [number for bucket in named for number in bucket]
+        if all(named) and len(set(flat)) == len(flat):
+            self.buckets = named
+            numels = [numel for numel, _ in sizes_of(self.trained, named)]
+        else:
+            self.buckets, numels = [[] for _ in reduced], [each.numel for each in reduced]
+        self.sizes = [(numel, each.dtype) for numel, each in zip(numels, reduced, strict=True)]
