@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from netsim_ddp.workloads.recording.exchanges import HOOK_ID, Guard, has_hooks, note_end
+from netsim_ddp.workloads.recording.exchanges import GroupHooks, Guard, note_end
 from netsim_ddp.workloads.recording.steps import Watch
 
 _names: weakref.WeakKeyDictionary[DistributedDataParallel, str] = weakref.WeakKeyDictionary()
@@ -90,22 +90,14 @@ class Exchanges:
         self._watch, self._sizes = watch, sizes
         self._next = 0
         self._going: dict[int, int] = {}
-        self._group = ddp.process_group
-        if has_hooks():
-            self._group.register_pre_hook(HOOK_ID, guard(self._begins))
-            self._group.register_post_hook(HOOK_ID, guard(self._has_begun))
+        self.close = GroupHooks([ddp.process_group], self._begins, self._has_begun, guard).close
 
     def rewind(self) -> None:
         """A backward pass begins: the next bucket is the first."""
         self._next = 0
         self._going.clear()
 
-    def close(self) -> None:
-        if has_hooks():
-            self._group.unregister_pre_hook(HOOK_ID)
-            self._group.unregister_post_hook(HOOK_ID)
-
-    def _begins(self, call: Any) -> None:
+    def _begins(self, _: int, call: Any) -> None:
         if not (self._watch.timing and self._watch.in_backward and self._next < len(self._sizes)):
             return
         if call.name.name == "ALLREDUCE" and self._sizes[self._next] == sum(
@@ -114,7 +106,7 @@ class Exchanges:
             self._going[call.op_id] = self._next
             self._next += 1
 
-    def _has_begun(self, call: Any) -> None:
+    def _has_begun(self, _: int, call: Any) -> None:
         number = self._going.pop(call.op_id, None)
         if number is not None and call.work is not None:
             note_end(call.work.get_future(), self._watch, self._watch.open, number)

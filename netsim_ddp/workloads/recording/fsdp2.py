@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import format_bytes
-from netsim_ddp.workloads.recording.exchanges import HOOK_ID, Guard, has_hooks, note_end
+from netsim_ddp.workloads.recording.exchanges import GroupHooks, Guard, has_hooks, note_end
 from netsim_ddp.workloads.recording.steps import Watch
 
 _ONE_RANK = "run it on two ranks or more: torchrun --nproc-per-node 2"
@@ -78,15 +77,13 @@ class ReduceScatters:
 
     def __init__(self, groups: list[ProcessGroup], watch: Watch, guard: Guard) -> None:
         """Args: guard: wraps what torch is given to call, so that a fault in it ends no training."""
-        self._groups, self._watch = groups, watch
+        self._watch = watch
         self._blocking: int | None = None
         self._came: list[Reduced] = []
         self._known: list[Reduced] | None = None
         self._going: dict[tuple[int, int], int] = {}
         self._gathered: dict[int, int] = {}
-        for place, group in enumerate(groups):
-            group.register_pre_hook(HOOK_ID, guard(partial(self._begins, place)))
-            group.register_post_hook(HOOK_ID, guard(partial(self._has_begun, place)))
+        self.close = GroupHooks(groups, self._begins, self._has_begun, guard).close
 
     @property
     def gathered_bytes(self) -> int:
@@ -120,11 +117,6 @@ class ReduceScatters:
             )
         self._known = list(self._came)
         return self._known
-
-    def close(self) -> None:
-        for group in self._groups:
-            group.unregister_pre_hook(HOOK_ID)
-            group.unregister_post_hook(HOOK_ID)
 
     def _begins(self, place: int, call: Any) -> None:
         watch = self._watch
