@@ -186,6 +186,26 @@ def answer(workers: str, launches: list[list[Round]]) -> str:
     return " ".join(said)
 
 
+def added(launches: list[list[Round]]) -> str:
+    """What the exchange alone adds to a step: above no communication, and under DDP above a hook that sends nothing."""
+    if not {"none", "nothing", "nothing+views", "backend", "hook", "hook+views"} <= launches[0][0].keys():
+        return ""
+
+    def above(name: str, base: str) -> Figure:
+        return lambda turns: of(name, "step_ms")(turns) - of(base, "step_ms")(turns)
+
+    own, hook, views = (
+        above(*pair) for pair in (("backend", "none"), ("hook", "nothing"), ("hook+views", "nothing+views"))
+    )
+    ms = [f"{over(launches, figure)[0]:.0f}" for figure in (own, hook, views)]
+    shares = [f"{over(launches, ratio(figure, own))[0]:.2f}x" for figure in (hook, views)]
+    return (
+        f"The exchange alone adds {ms[0]} ms to a step with the backend (above no communication), {ms[1]} ms with the "
+        f"hook (above DDP with a hook that sends nothing), {shares[0]}, and {ms[2]} ms with views, {shares[1]}; ratios "
+        "are those of the same rounds."
+    )
+
+
 QUESTION = """# netsim's hook and backend beside the peers, in a user's own DDP script
 
 How long is a step of the script that people have, and what does it cost the processor, with each way of averaging
@@ -240,6 +260,7 @@ def page(kept: dict[str, Any]) -> str:
     blocks = [*QUESTION.split("\n\n"), answer(*list(by_workers.items())[-1]), made]
     for workers, launches in by_workers.items():
         blocks += [f"## {workers} ranks, repeats: {len(launches)}", table(launches)]
+        blocks += [text] if (text := added(launches)) else []
     blocks += PROSE.split("\n\n")
     as_is = ("|", "#", "```")
     filled = [

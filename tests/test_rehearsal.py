@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, entry_of
 from netsim_ddp.predict.clock import Computed, PredictedLink
 from netsim_ddp.predict.message_cost import MessageCost
-from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, rehearse
+from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, _beside, rehearse
 from netsim_ddp.steps.phases import step_records
 
 SIZES = [(200, 300), (300,), (64, 200), (7,)]
@@ -134,3 +135,34 @@ def test_steps_differ_as_the_rehearsed_ones_did(link: PredictedLink) -> None:
         ends.append(link.play(found, Computed((0.01,), 0.01), number).end - begin)
     assert len(set(ends)) > 1
     assert median(ends) > 0.01
+
+
+def test_what_several_ranks_do_at_once_ends_with_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it fails: a child that stayed would take a core until the command ends."""
+    children: list[int] = []
+    fork = os.fork
+
+    def forking() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", forking)
+    flat = _flat()
+    buckets = [(0, len(SIZES))]
+
+    def rehearsed(at_once: int) -> Rehearsal:
+        return rehearse("topk", {}, flat, buckets, _gradients(), Group(0, 4), at_once=at_once)
+
+    together, alone = rehearsed(3), rehearsed(1)
+    assert [type(event) for event in together.events] == [type(event) for event in alone.events]
+    assert together.wire_bytes == alone.wire_bytes
+
+    def fails() -> NoReturn:
+        raise RuntimeError("a fault of the method")
+
+    with pytest.raises(RuntimeError, match="a fault"), _beside(lambda: None, 2):
+        fails()
+    assert len(children) == 4
+    for child in children:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)

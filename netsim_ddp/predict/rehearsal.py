@@ -8,8 +8,11 @@ messages of the right size. What is noted is played on a link's clock by :mod:`n
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +25,7 @@ from netsim_ddp.communication.executor import pipeline, stages, starts_first
 from netsim_ddp.communication.flat import FlatGradients
 from netsim_ddp.communication.framing import wire_bytes
 from netsim_ddp.communication.segments import CodecWork, Group, Wire, segments_of
+from netsim_ddp.link.base import die_with_parent
 from netsim_ddp.link.bucket.schedule import Sent
 
 WARMUP, STEPS, MORE, BUDGET_S = 2, 5, 15, 0.5
@@ -121,6 +125,7 @@ def rehearse(
     substituted: Substituted | None = None,
     *,
     as_ddp: bool = False,
+    at_once: int = 1,
 ) -> Rehearsal:
     """Rehearse a step of the method ``name`` as rank 0 of ``group``, which needs no processes.
 
@@ -130,6 +135,8 @@ def rehearse(
         gradients: sets of recorded gradients, which take turns.
         substituted: the seconds of a piece that is all the codec's, instead of those that it took here.
         as_ddp: exchanges start as their buckets become full, and are waited for after the last, as DDP does.
+        at_once: the step is rehearsed by so many processes, of which one is timed: ranks of one host take memory
+            bandwidth from each other.
 
     Raises:
         UsageError: an exchange of the user's own, of which it is not known what the others would send.
@@ -141,18 +148,24 @@ def rehearse(
     parts = [stages(segments_of(method, name)) if group.world_size > 1 else [] for method in methods]
     steps: list[list[Event]] = []
     sets = itertools.cycle(gradients)
-    began = time.perf_counter()
-    for number in range(WARMUP + MORE):
-        if number >= WARMUP + STEPS and time.perf_counter() - began > BUDGET_S:
-            break
+
+    def one() -> list[Event]:
         for view, gradient in zip(flat.views, next(sets), strict=True):
             view.copy_(gradient)
         notes = _Notes(substituted)
         with torch.no_grad():
             for bucket in (starts_first if as_ddp else pipeline)(notes, parts):
                 notes.events.append(Full(bucket))
-        if number >= WARMUP:
-            steps.append(notes.events)
+        return notes.events
+
+    for _ in range(WARMUP):
+        one()
+    with _beside(one, at_once - 1):
+        began = time.perf_counter()
+        for number in range(MORE):
+            if number >= STEPS and time.perf_counter() - began > BUDGET_S:
+                break
+            steps.append(one())
     wires = [stage.wire for part in parts for stage in part if stage.wire is not None]
     return Rehearsal(
         world_size=group.world_size,
@@ -162,6 +175,26 @@ def rehearse(
         residual_bytes=sum(method.residual_bytes for method in methods),
         collective="+".join(sorted({each.collective for each in methods if each.collective})) or None,
     )
+
+
+@contextmanager
+def _beside(run: Callable[[], object], count: int) -> Iterator[None]:
+    """Within it ``count`` other processes do ``run`` again and again."""
+    children = []
+    try:
+        for _ in range(count):
+            if (child := os.fork()) == 0:
+                with suppress(BaseException):
+                    die_with_parent()
+                    while True:
+                        run()
+                os._exit(0)
+            children.append(child)
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _merged(events: Sequence[Event]) -> Event:

@@ -83,8 +83,8 @@ def predict(
     return result
 
 
-def predicted(scenario: PredictScenario, costs: message_cost.Costs) -> Cell:
-    """The one cell of ``scenario``, where a message costs a host ``costs``.
+def predicted(scenario: PredictScenario, costs: message_cost.Costs, at_once: int) -> Cell:
+    """The one cell of ``scenario``, where a message costs a host ``costs`` and ``at_once`` ranks share one.
 
     Raises:
         UsageError: as :func:`predict`.
@@ -92,14 +92,19 @@ def predicted(scenario: PredictScenario, costs: message_cost.Costs) -> Cell:
     scenario = scenario.resolved()
     subject = subject_of(scenario)
     _have_ready_times(scenario, subject, lambda _: None)
-    (cell,) = summarise(_cells(scenario, subject, costs))
+    (cell,) = summarise(_cells(scenario, subject, costs, at_once))
     return cell
 
 
-def _cells(scenario: PredictScenario, subject: Subject, costs: message_cost.Costs) -> list[Cell]:
+def _cells(
+    scenario: PredictScenario, subject: Subject, costs: message_cost.Costs, at_once: int = 1
+) -> list[Cell]:
     found = []
     for method in scenario.methods:
-        repeats = [_repeat(scenario, method, subject, costs, number) for number in range(scenario.repeats)]
+        repeats = []
+        for number in range(scenario.repeats):
+            rehearsal = subject.rehearse(scenario, method, number, at_once)
+            repeats.append((rehearsal, _repeat(scenario, method, subject, costs, rehearsal)))
         found.append(_cell(scenario, method, subject, repeats))
     return found
 
@@ -120,9 +125,12 @@ def _have_ready_times(scenario: PredictScenario, subject: Subject, report: Repor
 
 
 def _repeat(
-    scenario: PredictScenario, method: MethodSpec, subject: Subject, costs: message_cost.Costs, number: int
-) -> tuple[Rehearsal, RepeatRecord]:
-    rehearsal = subject.rehearse(scenario, method, number)
+    scenario: PredictScenario,
+    method: MethodSpec,
+    subject: Subject,
+    costs: message_cost.Costs,
+    rehearsal: Rehearsal,
+) -> RepeatRecord:
     computed = subject.computed(scenario, subject.buckets(bool(method.params.get("overlap"))))
     link = PredictedLink(scenario.link_spec(), costs)
     took = max((len(each.took_s) for each in rehearsal.events if isinstance(each, Work)), default=STEPS)
@@ -143,7 +151,7 @@ def _repeat(
         residual_bytes=rehearsal.residual_bytes,
         steps=steps,
     )
-    return rehearsal, RepeatRecord(
+    return RepeatRecord(
         ranks=[rank], message_s={kind: cost.message_s or cost.round_s for kind, cost in costs.items()}
     )
 

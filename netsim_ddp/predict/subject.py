@@ -78,8 +78,11 @@ class Subject:
         names = [self.flat.names[first:last] for first, last in buckets]
         return [Computed(tuple(self.ready.bucket_times(scenario.compute_s, names)), scenario.compute_s)]
 
-    def rehearse(self, scenario: PredictScenario, method: MethodSpec, repeat: int) -> Rehearsal:
-        """The step of ``method``; from memory where only the link differs, unless a method chooses by it."""
+    def rehearse(
+        self, scenario: PredictScenario, method: MethodSpec, repeat: int, at_once: int = 1
+    ) -> Rehearsal:
+        """The step of ``method``, by ``at_once`` processes at the same time; from memory where only the link differs,
+        unless a method chooses by it."""
         spec, params = scenario.link_spec(), dict(method.params)
         buckets = self.buckets(bool(params.pop("overlap", False)))
         group = Group(
@@ -87,7 +90,7 @@ class Subject:
         )
         chosen = tuple(_chosen(method, self.flat, bucket, group) for bucket in buckets)
         times = scenario.codec_from
-        key = (method.id, scenario.workers, chosen, None if times is None else times.name, repeat)
+        key = (method.id, scenario.workers, chosen, None if times is None else times.name, repeat, at_once)
         if key not in self.rehearsed:
             self.rehearsed[key] = rehearse(
                 method.name,
@@ -98,6 +101,7 @@ class Subject:
                 group,
                 None if times is None else lambda work: substituted_seconds(times, work),
                 as_ddp=self.recording is not None and "gloo" in entry_of(method.name).ddp_backends,
+                at_once=at_once,
             )
         return self.rehearsed[key]
 

@@ -79,11 +79,21 @@ def _row(source: str, result: Result, cell: Cell) -> ValidatedCell:
         host_limited=cell.link.host_limited,
     )
     try:
-        again = predicted(_scenario(result, cell), _costs(cell))
+        scenario = _scenario(result, cell)
+        again = predicted(scenario, _costs(cell), _at_once(result, cell))
     except NetsimError as error:
         return row.model_copy(update={"reason": error.message})
     assert again.summary is not None
     return row.model_copy(update={"predicted_s": again.summary.step_s.median})
+
+
+def _at_once(result: Result, cell: Cell) -> int:
+    """How many ranks worked at the same moment on the host that measured ``cell``, as many as it had cores for, and
+    took memory bandwidth from each other."""
+    cores = result.environment.get("cores")
+    if cell.link.mechanism == "host" or not isinstance(cores, int):
+        return 1
+    return max(1, min(cell.workers, cores // cell.threads))
 
 
 def _scenario(result: Result, cell: Cell) -> PredictScenario:

@@ -30,7 +30,7 @@ from netsim_ddp.ranks.process_group import choose_device, lasting_bps
 from netsim_ddp.scenario import Scenario, ranks_at_once
 from netsim_ddp.steps.compute_times import ComputeTimes, measure, once
 from netsim_ddp.steps.ddp_program import OverlappedTraining
-from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, asleep, step_timer
+from netsim_ddp.steps.execution import Busy, Concurrent, Execution, Replayed, Spend, asleep, step_timer
 from netsim_ddp.steps.host_memory import GRADIENT_SETS
 from netsim_ddp.steps.link_model import LinkModel
 from netsim_ddp.steps.message_cost import message_costs
@@ -80,7 +80,8 @@ class StepsTask(ModelTask):
         program = self.program(group)
         spec, probed, costs = self.job.spec, self.probe(group, device), {}
         if LinkModel.knows(spec, self.job.mechanism) and device.type == "cpu":
-            costs = message_costs(self.channel, group, spec)
+            spend = self.spend(device) if self.scenario.execution == "replayed" else None
+            costs = message_costs(self.channel, group, spec, spend)
         rounds_s = 2 * spec.delay_s * len(cost.messages(program.wires))
         facts |= {
             "ideal_s": cost.ideal_seconds(program.wires, lasting_bps(self.job)) + rounds_s,
@@ -164,6 +165,10 @@ class StepsTask(ModelTask):
         """Whether a replayed rank can keep the cores busy that its work took: all ranks do so at once."""
         return self._at_once == self.job.world_size and device.type == "cpu"
 
+    def spend(self, device: torch.device) -> Spend:
+        """How a replayed rank spends the time of its work."""
+        return Busy(self.scenario.threads) if self.busy(device) else asleep
+
     def _replay(self, device: torch.device, times: ComputeTimes | None) -> dict[str, Any] | None:
         if self.scenario.execution != "replayed":
             return None
@@ -183,7 +188,7 @@ class StepsTask(ModelTask):
                 self._count,
                 computed=[] if times is None else times.of_steps(self.scenario.steps),
                 at_once=self._at_once,
-                spend=Busy(self.scenario.threads) if self.busy(device) else asleep,
+                spend=self.spend(device),
                 substitute=self.scenario.codec_from,
             )
         return Concurrent(step_timer(device), self._synchronize)
