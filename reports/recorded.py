@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -256,7 +257,10 @@ def page(kept: dict[str, Any]) -> str:
         "pass on the same cores is not in a recording.",
         "",
     ]
-    return "\n".join(lines)
+    as_is = ("|", "#", "```")
+    return "\n".join(
+        line if line.startswith(as_is) else textwrap.fill(line, 120, break_on_hyphens=False) for line in lines
+    )
 
 
 def ratio(row: Row) -> float:
@@ -287,7 +291,7 @@ def save(kept: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=20, help="watched, and launched or played in each turn")
+    parser.add_argument("--steps", type=int, default=12, help="watched, and launched or played in each turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--quick", action="store_true", help="whether everything runs; no file")
