@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from netsim_ddp.errors import LinkOffTarget
+from netsim_ddp.link.base import Link
 from netsim_ddp.link.mechanisms import HostLink
 from netsim_ddp.link.probe.peer import serve
-from netsim_ddp.link.probe.probe import MESSAGE_SIZES, Peers, ideal_seconds, message_count
+from netsim_ddp.link.probe.probe import MESSAGE_SIZES, Peers, ProbeReport, ideal_seconds, message_count, prove
 from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.report.terminal.probe import render_probe
 from netsim_ddp.results.fields import Tool
@@ -176,3 +178,34 @@ def test_json_is_one_document_that_reads_back(tmp_path: Path) -> None:
 def test_one_worker_has_nobody_to_send_to(tmp_path: Path) -> None:
     assert "two workers or more" in complaint(["probe", "--link", "none", "--workers", "1"], tmp_path)
     assert "has no unit" in complaint(["probe", "--bandwidth", "100"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shares", "waited_s"),
+    [
+        ([1.0], []),
+        ([0.9, 0.9, 0.85, 0.99], [0.0, 0.0, 3.0]),  # a busy stretch, which ends
+        ([0.9] * 7, None),  # one that does not
+        ([0.5] * 3, None),  # no busy stretch
+        ([1.2] * 3, None),
+    ],
+)
+def test_a_link_is_tried_again_while_the_host_may_only_be_busy(
+    shares: list[float], waited_s: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, left = HostLink(LinkSpec(2, 10**9), "bucket"), list(shares)
+    waits: list[float] = []
+
+    def probe(_: Link) -> ProbeReport:
+        share = left.pop(0)
+        return ProbeReport(share * CEILING, share * CEILING)
+
+    monkeypatch.setattr("netsim_ddp.link.probe.probe.probe", probe)
+    monkeypatch.setattr("time.sleep", waits.append)
+    if waited_s is None:
+        with pytest.raises(LinkOffTarget):
+            prove(link, lambda _: None)
+    else:
+        assert prove(link, lambda _: None) is not None
+        assert waits == waited_s
+    assert not left
