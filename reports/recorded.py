@@ -45,6 +45,7 @@ PLAYED = ["--model", "resnet18-small", "--batch-size", "4", "--ddp"]
 QUICK = {"mlp, no DDP": ["--model", "mlp"], "mlp, DDP": ["--model", "mlp", "--ddp", "--hook"]}
 METHODS = {"dense": ([], "dense,overlap=on"), "fp16 hook": (["--fp16"], "fp16,overlap=on")}
 RATES = ("100mbps", "1gbps")
+ALONE, THERE = "without a link", "on this link"
 DEADLINE_S = 1200.0
 WARM_UP = 3
 Row = dict[str, Any]
@@ -172,16 +173,23 @@ def played(folder: Path, recording: str, method: str, rate: str, steps: int) -> 
     return float(cell.summary.step_s.median)
 
 
-def pair(options: Sequence[str], method: str, rate: str, steps: int, repeats: int) -> Row:
-    """Launched and played in turns, of one recording that was made without a link."""
+def pair(options: Sequence[str], method: str, rate: str, steps: int, repeats: int, there: bool) -> Row:
+    """Launched and played in turns, of one recording. ``there``: it was made on the same link, by ``netsim launch``."""
     row: Row = {"launched_s": [], "played_s": []}
+    count = 3 + 2 * steps + 4
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        netsim(
-            folder,
-            *("record", "-o", "r.netsim", "--steps", str(steps), "--"),
-            *program(options, 3 + 2 * steps + 4),
-        )
+        if there:
+            netsim(
+                folder,
+                *("launch", "--workers", "2", "--bandwidth", rate, "--record", "r.netsim"),
+                *("--record-steps", str(steps), "--"),
+                *(sys.executable, str(SCRIPT), *options, "--steps", str(count)),
+            )
+        else:
+            netsim(
+                folder, *("record", "-o", "r.netsim", "--steps", str(steps), "--"), *program(options, count)
+            )
         for number in range(repeats):
             turns: list[tuple[str, Callable[[], float]]] = [
                 ("launched_s", lambda: launched(folder, options, rate, steps)),
@@ -234,14 +242,12 @@ def page(kept: dict[str, Any]) -> str:
         "",
         "## Playing",
         "",
-        "`own_training.py "
-        + " ".join(PLAYED)
-        + "` on two ranks of one thread: recorded without a link, then launched "
+        "`own_training.py " + " ".join(PLAYED) + "` on two ranks of one thread: recorded, then launched "
         "(`netsim launch`, timed by its own clock) and played (`netsim run --recording`, concurrent) on the same link "
         "in turns; the slower rank's median step of each run.",
         "",
-        "| link | method | launched, ms | played, ms | played / launched, by turn | of the medians |",
-        "|---|---|--:|--:|--:|--:|",
+        "| link | method | recorded | launched, ms | played, ms | played / launched, by turn | of the medians |",
+        "|---|---|---|--:|--:|--:|--:|",
     ]
     for name, row in kept["pairs"].items():
         turns = ", ".join(f"{b / a:.2f}" for a, b in zip(row["launched_s"], row["played_s"], strict=True))
@@ -316,15 +322,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for name, options in trainings.items():
         add("overhead", name, lambda options=options: overhead(options, given.steps))  # type: ignore[misc]
-    for rate in rates:
-        for title, (more, method) in METHODS.items():
-            add(
-                "pairs",
-                f"{rate}, {title}",
-                lambda more=more, method=method, rate=rate: pair(  # type: ignore[misc]
-                    [*base, *more], method, rate, given.steps, given.repeats
-                ),
-            )
+    for where, there in ((ALONE, False), (THERE, True)):
+        for rate in rates[1:] if there and not given.quick else rates:  # at the slow one both agree already
+            for title, (more, method) in METHODS.items():
+                add(
+                    "pairs",
+                    f"{rate}, {title}, {where}",
+                    lambda more=more, method=method, rate=rate, there=there: pair(  # type: ignore[misc]
+                        [*base, *more], method, rate, given.steps, given.repeats, there
+                    ),
+                )
     print(page(kept))
 
 
