@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import socket
 import threading
@@ -181,17 +182,18 @@ def test_one_worker_has_nobody_to_send_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "waited_s"),
+    ("shares", "stolen", "waited_s"),
     [
-        ([1.0], []),
-        ([0.9, 0.9, 0.85, 0.99], [0.0, 0.0, 3.0]),  # a busy stretch, which ends
-        ([0.9] * 7, None),  # one that does not
-        ([0.5] * 3, None),  # no busy stretch
-        ([1.2] * 3, None),
+        ([1.0], 0.0, []),
+        ([0.9, 0.9, 0.85, 0.99], 0.0, [0.0, 0.0, 3.0]),  # a busy stretch, which ends
+        ([0.9] * 7, 0.0, None),  # one that does not
+        ([0.5] * 3, 0.0, None),  # no busy stretch
+        ([0.5, 0.4, 0.5, 0.99], 1.0, [0.0, 0.0, 3.0]),  # a virtual machine whose cores others have
+        ([1.2] * 3, 1.0, None),
     ],
 )
 def test_a_link_is_tried_again_while_the_host_may_only_be_busy(
-    shares: list[float], waited_s: list[float] | None, monkeypatch: pytest.MonkeyPatch
+    shares: list[float], stolen: float, waited_s: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link, left = HostLink(LinkSpec(2, 10**9), "bucket"), list(shares)
     waits: list[float] = []
@@ -202,6 +204,8 @@ def test_a_link_is_tried_again_while_the_host_may_only_be_busy(
 
     monkeypatch.setattr("netsim_ddp.link.probe.probe.probe", probe)
     monkeypatch.setattr("time.sleep", waits.append)
+    taken = itertools.count(0, stolen)
+    monkeypatch.setattr("netsim_ddp.link.probe.probe._stolen_s", lambda: next(taken))
     if waited_s is None:
         with pytest.raises(LinkOffTarget):
             prove(link, lambda _: None)
