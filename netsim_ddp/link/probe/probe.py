@@ -33,6 +33,7 @@ PAUSES_S = (0.0, 0.0, 3.0, 6.0, 12.0, 20.0)
 TRIES_FAR_OFF, FAR_OFF, STOLEN = 3, 0.3, 0.05
 """So many for a link that falls short by more than ``FAR_OFF``, or exceeds its rate: no moment explains that, but where
 others took ``STOLEN`` of this machine's processors meanwhile."""
+LOOKS, AGAIN = 5, 2  # and so many times as long are those after the first
 BULK_RUNS, BULK_S = 3, 2.0
 MESSAGE_SIZES = (2_000, 20_000, 100_000, 400_000)
 MESSAGES, FEWEST_MESSAGES = 20, 5
