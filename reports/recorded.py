@@ -260,7 +260,7 @@ def page(kept: dict[str, Any]) -> str:
         "## What this does not show",
         "",
         "A GPU, more than two ranks, a link with delay, and methods that compress: what they cost beside a backward "
-        "pass on the same cores is not in a recording. Nor is, in one that was made without a link, what the packets of "
+        "pass on the same cores is not in a recording. Nor is, in one that was made without a link, what packets of "
         "the exchange take from cores that are all at work.",
         "",
     ]
