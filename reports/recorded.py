@@ -260,8 +260,10 @@ def page(kept: dict[str, Any]) -> str:
         "## What this does not show",
         "",
         "A GPU, more than two ranks, a link with delay, and methods that compress: what they cost beside a backward "
-        "pass on the same cores is not in a recording. Nor is, in one that was made without a link, what packets of "
-        "the exchange take from cores that are all at work.",
+        "pass on the same cores is not in a recording. Two ranks have both cores at work here, and the packets of the "
+        "exchange take from these: a recording that was made without a link has nothing of that in its moments, and "
+        "one that was made on the link has it in its moments and again as it is played. The launched step of 1 Gbit/s "
+        "lies between the two.",
         "",
     ]
     as_is = ("|", "#", "```")
@@ -284,8 +286,14 @@ def answer(kept: dict[str, Any]) -> list[str]:
             f"Watching cost {low:+.1%} to {high:+.1%} of a step; {told} of {len(costs)} can be told from nothing."
         )
     if kept["pairs"]:
-        ratios = [ratio(row) for row in kept["pairs"].values()]
-        said.append(f"A played step takes {min(ratios):.2f} to {max(ratios):.2f} of the launched one.")
+        of = {
+            where: [ratio(row) for name, row in kept["pairs"].items() if name.endswith(where)]
+            for where in (ALONE, THERE)
+        }
+        told = [
+            f"{min(found):.2f} to {max(found):.2f} (recorded {where})" for where, found in of.items() if found
+        ]
+        said.append(f"A played step takes {' and '.join(told)} of the launched one.")
     return [" ".join(said)]
 
 
