@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import _DEFAULT_FIRST_BUCKET_BYTES, _compute_bucket_assignment_by_size
 from torch.distributed import ProcessGroup
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.results.recording import BYTES_OF
 from netsim_ddp.units import counted
-from netsim_ddp.workloads.recording.fsdp2 import groups_of, is_fsdp2, is_sharded
+from netsim_ddp.workloads.recording.fsdp2 import groups_of, is_fsdp1, is_fsdp2, is_sharded
 
 BUCKET_BYTES = 25 << 20
 """Of DDP's buckets after the first, unless it is told otherwise."""
@@ -66,7 +65,7 @@ def find(optimized: Iterable[Tensor]) -> Trained | None:
         module, named = ddp.module, _named([ddp.module], {id(each) for each in ddp._module_parameters})
     else:
         module, named = roots[0], _named(roots, wanted)
-    if any(isinstance(each, FullyShardedDataParallel) for each in holding):
+    if any(is_fsdp1(each) for each in holding):
         raise UsageError(
             "the model is sharded by FullyShardedDataParallel (FSDP1), which is not recorded",
             hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2), or record it under DDP",

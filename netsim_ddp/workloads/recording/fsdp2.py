@@ -8,6 +8,7 @@ they were.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.fsdp import FSDPModule
 
 from netsim_ddp.errors import UsageError
 from netsim_ddp.units import format_bytes
@@ -33,7 +33,19 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def is_fsdp2(module: nn.Module) -> bool:
     """Whether ``fully_shard`` was called with it."""
-    return issubclass(type(module), FSDPModule)
+    return _is(module, "FSDPModule")
+
+
+def is_fsdp1(module: nn.Module) -> bool:
+    """Whether it is FullyShardedDataParallel's own."""
+    return _is(module, "FullyShardedDataParallel")
+
+
+def _is(module: nn.Module, name: str) -> bool:
+    """By the type: some objects do things when they are asked for their class. Who has such a module has imported the
+    package, which takes a second."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), name, None)
+    return kind is not None and issubclass(type(module), kind)
 
 
 def groups_of(modules: Iterable[nn.Module]) -> list[ProcessGroup]:
