@@ -263,7 +263,7 @@ def page(kept: dict[str, Any]) -> str:
         "pass on the same cores is not in a recording. Two ranks have both cores at work here, and the packets of the "
         "exchange take from these: a recording that was made without a link has nothing of that in its moments, and "
         "one that was made on the link has it in its moments and again as it is played. The launched step of 1 Gbit/s "
-        "lies between the two.",
+        "lies between the two, which fits; packets were not measured apart.",
         "",
     ]
     as_is = ("|", "#", "```")
