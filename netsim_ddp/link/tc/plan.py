@@ -18,12 +18,8 @@ WAKE_UP_S, BUSY_WAKE_UP_S = 65e-6, 75e-6
 CREDIT_S, BUSY_PACKET_S = 0.16e-3, 0.25e-3
 LONGEST_PAIR_S = 0.2e-3  # a pair of segments that lasts longer is cut
 HOST_BPS, PACKETS_PER_S = 4 * 10**9, 42_000  # of all ranks' links, on two cores
-ROOMS = (
-    1,
-    2,
-    4,
-    16,
-)  # times the wake-ups below: of a quiet host, then of hosts that others keep from waking up
+ROOMS = (1, 2, 4, 16)
+"""Times the wake-ups above: of a quiet host, then of hosts that others keep from waking up."""
 LARGEST_PACKET = 65536  # bytes; TCP makes none that is larger
 LONGEST_QUEUE = 2**32 - 1  # bytes; tc takes no more
 ROUNDING = 28  # bytes: a burst must stay below two segments after tc has rounded it

@@ -49,8 +49,8 @@ def _is(module: nn.Module, name: str) -> bool:
 
 
 def groups_of(modules: Iterable[nn.Module]) -> list[ProcessGroup]:
-    """The process groups that reduce and scatter the gradients of ``modules``, each once; none where nothing of them is
-    FSDP2's.
+    """The process groups that reduce and scatter the gradients of ``modules`` and gather their parameters, each once;
+    none where nothing of them is FSDP2's.
 
     Raises:
         UsageError: this torch does not tell when its process groups are used.
@@ -63,8 +63,9 @@ def groups_of(modules: Iterable[nn.Module]) -> list[ProcessGroup]:
                 hint="update torch, or record the training under DDP",
             )
         for sharded in state._fsdp_param_groups:
-            group = sharded._reduce_scatter_process_group
-            found[id(group)] = group
+            gathers = getattr(sharded.mesh_info, "shard_process_group", None)
+            for group in filter(None, (sharded._reduce_scatter_process_group, gathers)):
+                found[id(group)] = group
     return list(found.values())
 
 
@@ -156,9 +157,8 @@ class ReduceScatters:
             return
         try:
             future = call.work.get_future()
-        except (
-            RuntimeError
-        ):  # Gloo's have none: FSDP2 then waits, and its first gradient comes when that is over
+        except RuntimeError:
+            # Gloo's have none: FSDP2 then waits, and its first gradient comes when that is over.
             self._blocking = number
         else:
             note_end(future, self._watch, self._watch.open, number)
