@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-torch check bench doctor reference clean
+.PHONY: run test test-torch check bench figures doctor reference clean
 
 run: $(READY)
 	$(BIN)/netsim run --bandwidth 1gbps --ratio 0.01
@@ -32,6 +32,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+# What reports/ has not measured with this version, and the tables of README and docs: hours, on a quiet machine.
+figures: $(READY)
+	$(BIN)/python reports/figures.py
 
 reference: $(READY)
 	$(BIN)/python docs/reference/make.py

@@ -39,9 +39,7 @@ def difference(one: Cell, other: Cell) -> str:
         and their.epochs[-1].validation_accuracy is not None
     ]
     found = mean_interval(points)
-    return f"{found.mean:+.2f}" + (
-        f" ± {found.ci_high - found.mean:.2f}" if found.ci_high is not None else ""
-    )
+    return f"{found.value:+.2f}" + (f" ± {found.half_width:.2f}" if found.count > 1 else "")
 
 
 def main() -> None:

@@ -16,13 +16,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import Any
 
+from form import keep, made_on, page, table
+
+from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FILE, PAGE = HERE / "advise.json", HERE / "advise.md"
 TRAINING = HERE.parent / "tests" / "fixtures" / "own_training.py"
 MODELS = ("mlp", "simple_cnn", "transformer", "resnet18-small", "resnet18")
@@ -118,44 +120,60 @@ def said_so(row: Row) -> bool:
     return bool(row["expected_s"]["ci_low"] <= best <= row["expected_s"]["ci_high"])
 
 
-def page(document: dict[str, Any]) -> str:
-    rows = document["rows"]
-    good = sum(row["behind"] <= BAR for row in rows)
-    lines = [
-        "# Does netsim advise recommend the fastest method?\n",
-        f"In {good} of {len(rows)} cases the recommended method's step is within {BAR:.0%} of the fastest candidate's. "
-        f"{WORKERS} workers, replayed; {document['repeats']} repeats of each candidate whose predicted step is within "
-        f"{CLOSE:g} times the fastest; advice with `--time {document['time']}`.\n",
-        "| training | link | recommended | its step, ms | expected, ms | fastest | its step, ms | behind "
-        "| interval holds it |",
-        "|---|---|---|---:|---:|---|---:|---:|---|",
+def text(document: dict[str, Any]) -> str:
+    """The page."""
+    rows, machine = document["rows"], document["environment"]
+    good, loads = sum(row["behind"] <= BAR for row in rows), [row["load"] for row in rows]
+    worst = max(row["behind"] for row in rows)
+    return page(
+        "Does netsim advise recommend the fastest method?",
+        "Is the method that `netsim advise` recommends for a training and a link the one whose measured step is the "
+        "shortest?",
+        f"In {good} of {len(rows)} cases the recommended method's step is within {BAR:.0%} of the fastest candidate's; "
+        f"in the worst it is {worst:.1%} behind. Where it is further behind, the last column says whether the advice's "
+        "own interval said so.",
+        [
+            f"{WORKERS} workers, replayed; {document['repeats']} repeats of each candidate whose predicted step is "
+            f"within {CLOSE:g} times the fastest; advice with `--time {document['time']}`.",
+            table(
+                [
+                    "training",
+                    "link",
+                    "recommended",
+                    "its step, ms",
+                    "expected, ms",
+                    "fastest",
+                    "its step, ms",
+                    "behind",
+                    "interval holds it",
+                ],
+                [cells(row) for row in rows],
+            ),
+        ],
+        [
+            "`python reports/advise.py` (an hour). Every step is in [advise.json](advise.json).",
+            f"Made on {made_on(machine, document.get('commit'))}; load {min(loads):.1f} to {max(loads):.1f} while it "
+            "ran.",
+        ],
+        ["Other machines, GPUs, and more workers than a host carries.", "Accuracy."],
+    )
+
+
+def cells(row: Row) -> list[object]:
+    mine, best = row["measured_s"][row["recommended"]], row["measured_s"][row["best"]]
+    expected = row["expected_s"]
+    interval = f"{expected['ci_low'] * 1e3:.4g} to {expected['ci_high'] * 1e3:.4g}"
+    return [
+        row["model"],
+        row["link"],
+        f"`{row['recommended']}`",
+        f"{mine * 1e3:.4g}",
+        f"{expected['median'] * 1e3:.4g} ({interval})",
+        f"`{row['best']}`",
+        f"{best * 1e3:.4g}",
+        f"{row['behind']:.1%}",
+        "yes" if said_so(row) else "no",
     ]
-    for row in rows:
-        mine, best, expected = (
-            row["measured_s"][row["recommended"]],
-            row["measured_s"][row["best"]],
-            row["expected_s"],
-        )
-        interval = f"{expected['ci_low'] * 1e3:.4g} to {expected['ci_high'] * 1e3:.4g}"
-        lines.append(
-            f"| {row['model']} | {row['link']} | `{row['recommended']}` | {mine * 1e3:.4g} "
-            f"| {expected['median'] * 1e3:.4g} ({interval}) | `{row['best']}` | {best * 1e3:.4g} "
-            f"| {row['behind']:.1%} | {'yes' if said_so(row) else 'no'} |"
-        )
-    machine = document["environment"]
-    loads = [row["load"] for row in rows]
-    lines += [
-        "",
-        textwrap.fill(
-            f"Made by `python reports/advise.py` on {machine.get('cpu')}, {machine.get('cores')} cores, netsim "
-            f"{machine.get('netsim', '')}; load {min(loads):.1f} to {max(loads):.1f} while it ran.",
-            120,
-        ),
-        "",
-        "What it does not show: other machines, GPUs, more workers than a host carries, and accuracy.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -176,6 +194,7 @@ def main() -> None:
         "time": options.time,
         "repeats": options.repeats,
         "environment": environment(),
+        "commit": code_of([])[0].commit,
         "rows": rows,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -194,8 +213,8 @@ def main() -> None:
                     flush=True,
                 )
                 if not options.quick:
-                    FILE.write_text(json.dumps(document, indent=1) + "\n")
-                    PAGE.write_text(page(document))
+                    keep(FILE, document)
+                    PAGE.write_text(text(document))
 
 
 if __name__ == "__main__":

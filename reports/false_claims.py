@@ -1,28 +1,31 @@
 """How often netsim claims a difference that is not there, and how often it finds one that is.
 
-python reports/false_claims.py     (about three minutes; writes false-claims.md and false-claims.json beside this file)
+python reports/false_claims.py            (three minutes; writes false-claims.md and false-claims.json beside this file)
+python reports/false_claims.py --page     (only the page, from the file)
 
 Samples are simulated, the rule is netsim's own: ``netsim_ddp.results.verdicts``, which every command judges by.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from form import keep, page
 
 from netsim_ddp.results import verdicts
 from netsim_ddp.results.stats import Estimate
 from netsim_ddp.results.verdicts import ALPHA, FEWEST, FLOOR, Scores, Times, fastest_of, judge, repeats_needed
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+FILE, PAGE = HERE / "false-claims.json", HERE / "false-claims.md"
 REPEATS = range(2, 11)
 METHODS, RIVALS = 8, 3
 NULL_TRIALS, POWER_TRIALS, FEW_TRIALS = 3_000, 250, 100
@@ -158,6 +161,13 @@ def percent(value: float) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
+    if parser.parse_args().page:
+        PAGE.write_text(text(json.loads(FILE.read_text())))
+        return
     found: dict[str, Any] = {"alpha": ALPHA, "floor": FLOOR, "trials": NULL_TRIALS, "rows": []}
     for name, noise in NOISES.items():
         for methods, rivals in ((1, 1), (METHODS, RIVALS)):
@@ -187,11 +197,11 @@ def main() -> None:
         for between in (0.01, 0.02, 0.03)
         for files in (1, 2, 3, 4, 5, 7)
     ]
-    (HERE / "false-claims.json").write_text(json.dumps(found, indent=1) + "\n")
-    (HERE / "false-claims.md").write_text(page(found))
+    keep(FILE, found)
+    PAGE.write_text(text(found))
 
 
-def page(found: dict[str, Any]) -> str:
+def text(found: dict[str, Any]) -> str:
     parts = []
     for methods, rivals in ((1, 1), (METHODS, RIVALS)):
         for key, what in (
@@ -229,43 +239,56 @@ def page(found: dict[str, Any]) -> str:
         ],
     )
     needs = ", ".join(f"{m}: {repeats_needed(m)}" for m in (1, 6, 7, 8, 23, 24, 70))
-    text = f"""# Claims that are false, and differences that are missed
-
-Made by `python reports/false_claims.py` from simulated samples and netsim's own rule
-([verdicts.py](../netsim_ddp/results/verdicts.py)); {found["trials"]} families a figure from five repeats on,
-{FEW_TRIALS} below, {POWER_TRIALS} for the power. A standard error is 0.4 points at 5%, up to 3 points of the power.
-
-A difference is claimed with at least five repeats a side, an exact rank test that Holm's correction brings to at most
-{ALPHA:.0%} over all comparisons that are printed together, and beyond {FLOOR:.0%}. 1 x 1 is one method and its rival;
-{METHODS} x {RIVALS} is {METHODS} methods beside {RIVALS} baselines, of which one is the named rival: {METHODS}
-comparisons. The mark "(fastest)" counts as a claim. Repeats that a claim needs, by the number of comparisons: {needs}.
-
-The worst of all rows below claims something in **{percent(worst)}** of families in which nothing differs.
-
-Noise: log-normal; *heavy tails* (Student's t with two degrees, 3%); *bursts* (3%, one repeat in eight 10 to 60%
-longer); *drift* (3%, the machine 20% slower at the end than at the start); *wandering* (1%, the machine's speed by 5%
-with a correlation of 0.9 from one measurement to the next), the last two in netsim's own order, ABBA. At 30% the floor
-does nothing, and the test is alone.
-
-{chr(10).join(parts)}
-## Trainings
-
-Accuracy and loss of each method beside dense's of the same seeds, by the smaller of two exact p-values counted twice
-(rank sums, signed ranks of the pairs): the share of families of equal methods in which any is called better or worse.
-
-{trained}
-## Files of pytest-benchmark
-
-Equal code on both sides, 1% noise inside a process. With one file a side the rule
-cannot hold its level, whatever it does: a claim there speaks of these two processes, which `netsim compare` says first.
-Two to four files a side have to be apart by more than the floor even at their closest; from five on the processes
-themselves are tested.
-
-{benchmarks}"""
-    return "\n\n".join(
-        part if part.lstrip().startswith(("|", "#")) else textwrap.fill(part, 120)
-        for part in text.split("\n\n")
+    return page(
+        "Claims that are false, and differences that are missed",
+        "How often does netsim call a method faster or slower where nothing differs, and how often does it miss a real "
+        "difference?",
+        f"The worst of all rows below claims something in {percent(worst)} of families in which nothing differs. A "
+        f"method that is really 10% slower is found by seven repeats in {percent(power(found, 'log-normal 3%'))} of "
+        f"cases at 3% noise and in {percent(power(found, 'log-normal 8%'))} at 8%.",
+        [
+            f"{found['trials']} families a figure from five repeats on, {FEW_TRIALS} below, {POWER_TRIALS} for the "
+            "power. A standard error is 0.4 points at 5%, up to 3 points of the power.",
+            "A difference is claimed with at least five repeats a side, an exact rank test that Holm's correction "
+            f"brings to at most {ALPHA:.0%} over all comparisons that are printed together, and beyond {FLOOR:.0%}. 1 "
+            f"x 1 is one method and its rival; {METHODS} x {RIVALS} is {METHODS} methods beside {RIVALS} baselines, of "
+            "which one is the "
+            f'named rival: {METHODS} comparisons. The mark "(fastest)" counts as a claim. Repeats that a claim needs, '
+            "by "
+            f"the number of comparisons: {needs}.",
+            "Noise: log-normal; *heavy tails* (Student's t with two degrees, 3%); *bursts* (3%, one repeat in eight 10 "
+            "to 60% longer); *drift* (3%, the machine 20% slower at the end than at the start); *wandering* (1%, the "
+            "machine's speed by 5% with a correlation of 0.9 from one measurement to the next), the last two in "
+            "netsim's own order, ABBA. At 30% the floor does nothing, and the test is alone.",
+            *parts,
+            "## Trainings",
+            "Accuracy and loss of each method beside dense's of the same seeds, by the smaller of two exact p-values "
+            "counted twice (rank sums, signed ranks of the pairs): the share of families of equal methods in which any "
+            "is called better or worse.",
+            trained,
+            "## Files of pytest-benchmark",
+            "Equal code on both sides, 1% noise inside a process. With one file a side the rule cannot hold its level, "
+            "whatever it does: a claim there speaks of these two processes, which `netsim compare` says first. Two to "
+            "four files a side have to be apart by more than the floor even at their closest; from five on the "
+            "processes themselves are tested.",
+            benchmarks,
+        ],
+        [
+            "`python reports/false_claims.py` (three minutes), by netsim's own rule "
+            "([verdicts.py](../netsim_ddp/results/verdicts.py)). Every share is in "
+            "[false-claims.json](false-claims.json)."
+        ],
+        [
+            "Real machines: samples are simulated, and a machine may be disturbed in ways that none of these is.",
+            "Whether two runs at different times differ: the rule speaks of one run.",
+        ],
     )
+
+
+def power(found: dict[str, Any], noise: str) -> float:
+    """Of one method and its rival, seven repeats, 10%."""
+    (row,) = (row for row in found["rows"] if (row["noise"], row["methods"], row["repeats"]) == (noise, 1, 7))
+    return float(row["power_10_percent"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python reports/growth.py                (an hour on two cores; writes growth.json and growth.md beside this file)
 python reports/growth.py --seconds 600  (stops before; the same command again goes on where it stopped)
 python reports/growth.py --again        (forgets what was measured before)
+python reports/growth.py --page         (only the page, from the file)
 python reports/growth.py --quick        (whether everything runs: two and four workers, no file)
 
 Linux only. While a command runs, its processes are found in /proc, and what each holds of the machine's memory is read
@@ -27,11 +28,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from form import keep, made_on, page
+
 from netsim_ddp.results.files import load
 from netsim_ddp.results.limits import exchange, is_limited
+from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FILE, PAGE = HERE / "growth.json", HERE / "growth.md"
 WORKERS, RUNS = (8, 16, 32, 64), 3
 CASES = (("simple_cnn", "bucket"), ("simple_cnn", "tc"), ("resnet18", "bucket"))
@@ -179,37 +183,58 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
     return middle if low == high else f"{middle} ({low}..{high})"
 
 
-def page(kept: dict[str, Any]) -> str:
+def text(kept: dict[str, Any]) -> str:
+    """The page."""
     machine = kept["environment"]
     runs: dict[tuple[str, str, int], list[Row]] = {}
     for row in kept["rows"]:
         runs.setdefault((row["model"], row["link"], row["workers"]), []).append(row)
     loads = [row["load_1min"] for row in kept["rows"]]
-    lines = [
-        "# What workers cost on one host",
-        "",
-        f"Made by `python reports/growth.py` on {machine['cpu']}, {machine['cores']} cores, "
-        f"{kept['memory_bytes'] / 1e9:.0f} GB of memory, torch {machine['torch']}; load {min(loads):.1f} to "
-        f"{max(loads):.1f} at the end of a run. Each row is so many runs of",
-        "",
-        f"`netsim {' '.join(command('MODEL', 'LINK', 0)[:-1])} P`",
-        "",
-        "with the median and the range. The load is the command's own and that of other programs. *First step* is "
-        "from the command's start to the first step: torch is imported "
+    tables = [
+        "*First step* is from the command's start to the first step: torch is imported "
         "once, the link made and probed, the gradients recorded by one worker after the other. *Forked to ready* is "
         "the part from the fork of the workers on, of the first method and of the second, which finds the gradients "
         "recorded. *Per worker more* is what each worker added to the row above. Memory is the most that all "
         "processes of the command held at once (Pss: shared pages count once), and the mean of a worker; page tables "
         "are the kernel's, beside it. Files and threads are a worker's. *Exchange* is how long the exchange of a step "
-        "took, of what the link's model says: where it is limited by this host, the step says nothing of the link.",
-        "",
+        "took, of what the link's model says: where it is limited by this host, the step says nothing of the link. "
+        "Medians with the range.",
     ]
     if "note" in kept:
-        lines += [kept["note"], ""]
+        tables.append(kept["note"])
     for model, link in dict.fromkeys((model, link) for model, link, _ in runs):
         mine = {workers: rows for (a, b, workers), rows in runs.items() if (a, b) == (model, link)}
-        lines += [f"## {model}, {link}", "", *start_table(mine), "", *memory_table(mine), ""]
-    return "\n".join(lines)
+        tables += [f"## {model}, {link}", "\n".join(start_table(mine)), "\n".join(memory_table(mine))]
+    return page(
+        "What workers cost on one host",
+        "How many workers does one host hold, how long do they take to start, and what does each cost?",
+        answer({key: done(rows) for key, rows in runs.items() if done(rows)}),
+        tables,
+        [
+            "`python reports/growth.py` (half an hour). Each row is so many runs of "
+            f"`netsim {' '.join(command('MODEL', 'LINK', 0)[:-1])} P`. Every run is in [growth.json](growth.json).",
+            f"Made on {made_on(machine, kept.get('commit'))}, {kept['memory_bytes'] / 1e9:.0f} GB of memory; load "
+            f"{min(loads):.1f} to {max(loads):.1f} at the end of a run, the command's own and that of other programs.",
+        ],
+        [
+            "What a step takes on machines of their own: this host limits most exchanges from 16 workers on.",
+            "More than 64 workers, and models whose gradients do not fit that often into memory.",
+        ],
+    )
+
+
+def answer(runs: dict[tuple[str, str, int], list[Row]]) -> str:
+    """Of the most workers that each model had."""
+    most: dict[str, tuple[str, str, int]] = {}
+    for key in runs:
+        if key[0] not in most or key[2] > most[key[0]][2]:
+            most[key[0]] = key
+    said = [
+        f"{workers} workers of {model} start in {statistics.median(row['first_step_s'] for row in rows):.0f} s and "
+        f"hold {statistics.median(row['rank_bytes'] for row in rows) / 1e6:.0f} MB each"
+        for (model, _, workers), rows in ((key, runs[key]) for key in most.values())
+    ]
+    return f"{'; '.join(said)}, on the link {' and '.join(sorted({key[1] for key in most.values()}))}."
 
 
 def done(rows: Sequence[Row]) -> list[Row]:
@@ -274,11 +299,8 @@ def memory_table(runs: dict[int, list[Row]]) -> list[str]:
 
 
 def save(kept: dict[str, Any]) -> None:
-    text = json.dumps(kept, indent=1)
-    partial = FILE.with_suffix(f".{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(FILE)
-    PAGE.write_text(page(kept))
+    keep(FILE, kept)
+    PAGE.write_text(text(kept))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -291,12 +313,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="whether everything runs: two and four workers, no file"
     )
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
     given = parser.parse_args(arguments)
+    if given.page:
+        PAGE.write_text(text(json.loads(FILE.read_text())))
+        return
     cases = [tuple(case) for case in given.case or CASES]
     if given.quick:
         given.workers, given.runs, cases = [2, 4], 1, [("simple_cnn", "bucket")]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kept: dict[str, Any] = {"words": WORDS, "environment": environment(), "memory_bytes": total, "rows": []}
+    kept: dict[str, Any] = {
+        "words": WORDS,
+        "environment": environment(),
+        "commit": code_of([])[0].commit,
+        "memory_bytes": total,
+        "rows": [],
+    }
     if FILE.exists() and not given.again and not given.quick:
         before = json.loads(FILE.read_text())
         if before["words"] == WORDS and before["environment"]["cpu"] == kept["environment"]["cpu"]:
@@ -313,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kept["rows"].append(measure(*key))
                 if not given.quick:
                     save(kept)
-    print(page(kept))
+    print(text(kept))
 
 
 if __name__ == "__main__":

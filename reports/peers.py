@@ -2,6 +2,7 @@
 
 python reports/peers.py                (an hour and a half; writes peers.json and peers.md beside this file)
 python reports/peers.py --again        (forgets what was measured before, by the same commit and settings)
+python reports/peers.py --page         (only the page, from the file)
 python reports/peers.py --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
                                        (about a minute; some methods alone write no file)
 
@@ -14,22 +15,22 @@ import argparse
 import json
 import math
 import os
-import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from form import keep, made_on, page
+
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FILE, PAGE, WORKER = HERE / "peers.json", HERE / "peers.md", HERE / "peers_worker.py"
 NAMES = {
     "none": "no communication",
@@ -206,11 +207,11 @@ def added(launches: list[list[Round]]) -> str:
     )
 
 
-QUESTION = """# netsim's hook and backend beside the peers, in a user's own DDP script
-
-How long is a step of the script that people have, and what does it cost the processor, with each way of averaging
-gradients that they can paste into it?"""
-PROSE = """A step is the slowest rank's, from `zero_grad()` to the average in every parameter's gradient; with it the
+QUESTION = (
+    "How long is a step of the DDP script that people have, and what does it cost the processor, with each way of "
+    "averaging gradients that they can paste into it?"
+)
+READING = """A step is the slowest rank's, from `zero_grad()` to the average in every parameter's gradient; with it the
 smallest and the largest of the repeats. Ratios and differences are those of turns in the same round, and
 every figure is the median over a repeat's rounds, then over repeats. CPU is that of a rank's process, all
 threads, per step. "Sent" is the qdisc's count at the busiest rank's interface, with all headers. A call
@@ -224,11 +225,8 @@ Views: `gradient_as_bucket_view=True`. Batched: `batch_tensors_with_same_shape=T
 overlap=True)`. Buckets are DDP's default ones; PowerSGD has one bucket, since with several torch's hook starts
 all-reduces in another order on each rank, which Gloo does not survive, and starts in the third step
 (`start_powerSGD_iter=2`, warm start). The flat selection is thirty lines without DDP: one `torch.topk`, 8 bytes an
-entry. Ratio 0.01, fp32 values.
-
-## How to repeat it
-
-```
+entry. Ratio 0.01, fp32 values."""
+REPEAT = """```
 python reports/peers.py    # all of it, in more than an hour; goes on where it was stopped
 python reports/peers.py --workers 8 --repeats 1 --rounds 2 --methods none,backend,hook,hook+views
 ```
@@ -236,38 +234,39 @@ python reports/peers.py --workers 8 --repeats 1 --rounds 2 --methods none,backen
 The second line is a look in a minute or two, and only prints. `+views`, `+overlap`, `+onebucket` and `+batched` make
 variants. Each repeat is one `netsim launch --workers P --bandwidth RATE`, one thread a rank; in each round every
 method has its turn, in rotated order, with a model, a DDP and a state of its own, and three steps that are not
-measured.
+measured. Every turn is in [peers.json](peers.json)."""
+MISSING = (
+    "Hosts of their own. Ranks run at once, so with fewer cores than ranks a method pays for the work of all of them: "
+    "on hosts of their own the dense baselines gain on the methods that compute.",
+    "A real backward pass. This one only writes gradients, normal numbers that are independent between ranks, so there "
+    "is little to overlap with, and a real model's step is longer by its computation on every row.",
+    "An optimizer, and accuracy.",
+)
 
-## What it does not show
 
-Ranks run at once, so with fewer cores than ranks a method pays for the work of all of them: on hosts of their own the
-dense baselines gain on the methods that compute. The backward pass only writes gradients, normal numbers that are
-independent between ranks, so there is little to overlap with, and a real model's step is longer by its computation on
-every row. No optimizer runs, and nothing is said about accuracy."""
-
-
-def page(kept: dict[str, Any]) -> str:
+def text(kept: dict[str, Any]) -> str:
+    """The page."""
     machine, settings = kept["environment"], kept["settings"]
     in_order = sorted(kept["launches"].items(), key=lambda item: int(item[0]))
     by_workers = {workers: [each["rounds"] for each in found] for workers, found in in_order}
     others = [each["others"] for found in kept["launches"].values() for each in found]
     made = (
-        f"Made by `python reports/peers.py` at commit {kept['commit']} on {machine['cpu']}, {machine['cores']} cores, "
-        f"torch {machine['torch']}; {settings['bandwidth']}, repeats of {settings['rounds']} rounds of "
-        f"{settings['steps']} steps. Other programs took {statistics.median(others):.2f} of a core meanwhile in the "
+        f"Made on {made_on(machine, kept['commit'])}; {settings['bandwidth']}, repeats of {settings['rounds']} rounds "
+        f"of {settings['steps']} steps. Other programs took {statistics.median(others):.2f} of a core meanwhile in the "
         f"median launch, at most {max(others):.2f}."
     )
-    blocks = [*QUESTION.split("\n\n"), answer(*list(by_workers.items())[-1]), made]
+    blocks = []
     for workers, launches in by_workers.items():
         blocks += [f"## {workers} ranks, repeats: {len(launches)}", table(launches)]
-        blocks += [text] if (text := added(launches)) else []
-    blocks += PROSE.split("\n\n")
-    as_is = ("|", "#", "```")
-    filled = [
-        block if block.startswith(as_is) else textwrap.fill(block, 120, break_on_hyphens=False)
-        for block in blocks
-    ]
-    return "\n\n".join(filled) + "\n"
+        blocks += [more] if (more := added(launches)) else []
+    return page(
+        "netsim's hook and backend beside the peers, in a user's own DDP script",
+        QUESTION,
+        answer(*list(by_workers.items())[-1]),
+        [*blocks, "## How to read it", *READING.split("\n\n")],
+        [*REPEAT.split("\n\n"), made],
+        MISSING,
+    )
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -284,6 +283,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         "--width", type=int, default=64, help="of the ResNet's first layer: 8 has 3%% of the parameters"
     )
     parser.add_argument("--print-only", action="store_true", help="write no file")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument(
         "--quick", action="store_true", help="whether everything runs: two ranks, a small model, no file"
@@ -304,6 +304,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> None:
     given = arguments(words)
     settings = {key: getattr(given, key) for key in ("bandwidth", "rounds", "steps", "methods", "width")}
+    if given.page:
+        PAGE.write_text(text(json.loads(FILE.read_text())))
+        return
     kept = {
         "environment": environment(),
         "commit": code_of([])[0].commit,
@@ -324,17 +327,9 @@ def main(words: list[str] | None = None) -> None:
                 continue
             found.append(launch(given, workers, repeat))
             if not given.print_only:
-                partial = FILE.with_suffix(f".{os.getpid()}")
-                partial.write_text(dumped(kept))
-                partial.replace(FILE)
-                PAGE.write_text(page(kept))
-    print(page(kept))
-
-
-def dumped(kept: dict[str, Any]) -> str:
-    """As JSON, each turn on one line."""
-    text = json.dumps(kept, indent=1)
-    return re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n"
+                keep(FILE, kept)
+                PAGE.write_text(text(kept))
+    print(text(kept))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python reports/recorded.py            (half an hour on two cores; writes recorded.json and recorded.md beside this file)
 python reports/recorded.py --again    (forgets what was measured before; else the same command goes on where it stopped)
+python reports/recorded.py --page     (only the page, from the file)
 python reports/recorded.py --quick    (whether everything runs: small models and few steps, no file)
 
 The training is tests/fixtures/own_training.py, which knows nothing of a recorder and has a clock of its own.
@@ -16,21 +17,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from form import keep, made_on, page, table
 
 from netsim_ddp.results.files import load
 from netsim_ddp.results.recording import Recording
 from netsim_ddp.results.recording_file import read_gradients
 from netsim_ddp.results.stats import ratio_interval
+from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FILE, PAGE = HERE / "recorded.json", HERE / "recorded.md"
 SCRIPT = HERE.parent / "tests" / "fixtures" / "own_training.py"
 TRAININGS = {
@@ -207,76 +209,81 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle} ({low}..{high})"
 
 
-def page(kept: dict[str, Any]) -> str:
-    machine = kept["environment"]
+def text(kept: dict[str, Any]) -> str:
+    """The page."""
     loads = [row["load_1min"] for rows in (kept["overhead"], kept["pairs"]) for row in rows.values()]
-    lines = [
-        "# Recording a training, and playing it",
-        "",
+    return page(
+        "Recording a training, and playing it",
         "What does it cost to watch a training, and does a recorded step that `netsim run` plays on a link take as "
         "long as the training itself on that link?",
-        "",
-        *answer(kept),
-        "",
-        f"Made by `python reports/recorded.py` on {machine['cpu']}, {machine['cores']} cores, torch "
-        f"{machine['torch']}; load {min(loads):.1f} to {max(loads):.1f} before each row.",
-        "",
-        "## Watching",
-        "",
-        "Steps with the recorder's clock on and off take turns in one process (under DDP, in each of two). The "
-        "interval is that of the ratio of medians, 95%. *Moments* is how far what the recording says lies from the "
-        "script's own clock, the median of each kind as a share of the step, the largest of them; *same bits* compares "
-        "the parameters at the end with those of the training unwatched.",
-        "",
-        "| training | watched, ms | not, ms | watching costs | moments | same bits |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for name, row in kept["overhead"].items():
-        found = ratio_interval(row["off_s"], row["on_s"])
-        costs = f"{found.value - 1:+.1%} ({found.low - 1:+.1%}..{found.high - 1:+.1%})"
-        off, same = max(row["off_by"].values()), "yes" if row["same"] else "NO"
-        lines.append(
-            f"| {name} | {spread(row['on_s'])} | {spread(row['off_s'])} | {costs} | {off:.2%} | {same} |"
-        )
-    lines += [
-        "",
-        "## Playing",
-        "",
-        "`own_training.py " + " ".join(PLAYED) + "` on two ranks of one thread: recorded, then launched "
-        "(`netsim launch`, timed by its own clock) and played (`netsim run --recording`, concurrent) on the same link "
-        "in turns; the slower rank's median step of each run.",
-        "",
-        "| link | method | recorded | launched, ms | played, ms | played / launched, by turn | of the medians |",
-        "|---|---|---|--:|--:|--:|--:|",
-    ]
-    for name, row in kept["pairs"].items():
-        turns = ", ".join(f"{b / a:.2f}" for a, b in zip(row["launched_s"], row["played_s"], strict=True))
-        lines.append(
-            f"| {' | '.join(name.split(', '))} | {spread(row['launched_s'])} | {spread(row['played_s'])} | {turns} | "
-            f"{ratio(row):.3f} |"
-        )
-    lines += [
-        "",
-        "## What this does not show",
-        "",
-        "A GPU, more than two ranks, a link with delay, and methods that compress: what they cost beside a backward "
-        "pass on the same cores is not in a recording. Two ranks have both cores at work here, and the packets of the "
-        "exchange take from these: a recording that was made without a link has nothing of that in its moments, and "
-        "one that was made on the link has it in its moments and again as it is played. The launched step of 1 Gbit/s "
-        "lies between the two, which fits; packets were not measured apart.",
-        "",
-    ]
-    as_is = ("|", "#", "```")
-    return "\n".join(
-        line if line.startswith(as_is) else textwrap.fill(line, 120, break_on_hyphens=False) for line in lines
+        answer(kept),
+        [
+            "## Watching",
+            "Steps with the recorder's clock on and off take turns in one process (under DDP, in each of two). The "
+            "interval is that of the ratio of medians, 95%. *Moments* is how far what the recording says lies from the "
+            "script's own clock, the median of each kind as a share of the step, the largest of them; *same bits* "
+            "compares the parameters at the end with those of the training unwatched.",
+            table(
+                ["training", "watched, ms", "not, ms", "watching costs", "moments", "same bits"],
+                [watching_cells(name, row) for name, row in kept["overhead"].items()],
+            ),
+            "## Playing",
+            f"`own_training.py {' '.join(PLAYED)}` on two ranks of one thread: recorded, then launched "
+            "(`netsim launch`, timed by its own clock) and played (`netsim run --recording`, concurrent) on the same "
+            "link in turns; the slower rank's median step of each run.",
+            table(
+                [
+                    "link",
+                    "method",
+                    "recorded",
+                    "launched, ms",
+                    "played, ms",
+                    "played / launched, by turn",
+                    "of the medians",
+                ],
+                [playing_cells(name, row) for name, row in kept["pairs"].items()],
+            ),
+        ],
+        [
+            "`python reports/recorded.py` (half an hour). Every step is in [recorded.json](recorded.json).",
+            f"Made on {made_on(kept['environment'], kept.get('commit'))}; load {min(loads):.1f} to {max(loads):.1f} "
+            "before each row.",
+        ],
+        [
+            "A GPU, more than two ranks, a link with delay, and methods that compress: what they cost beside a "
+            "backward pass on the same cores is not in a recording.",
+            "Why played steps differ at 1 Gbit/s. Two ranks have both cores at work here, and the packets of the "
+            "exchange take from these: a recording that was made without a link has nothing of that in its moments, "
+            "and one that was made on the link has it in its moments and again as it is played. The launched step of "
+            "1 Gbit/s lies between the two, which fits; packets were not measured apart.",
+        ],
     )
+
+
+def watching_cells(name: str, row: Row) -> list[object]:
+    found = ratio_interval(row["off_s"], row["on_s"])
+    costs = f"{found.value - 1:+.1%} ({found.low - 1:+.1%}..{found.high - 1:+.1%})"
+    same = "yes" if row["same"] else "NO"
+    return [
+        name,
+        spread(row["on_s"]),
+        spread(row["off_s"]),
+        costs,
+        f"{max(row['off_by'].values()):.2%}",
+        same,
+    ]
+
+
+def playing_cells(name: str, row: Row) -> list[object]:
+    turns = ", ".join(f"{b / a:.2f}" for a, b in zip(row["launched_s"], row["played_s"], strict=True))
+    return [*name.split(", "), spread(row["launched_s"]), spread(row["played_s"]), turns, f"{ratio(row):.3f}"]
 
 
 def ratio(row: Row) -> float:
     return statistics.median(row["played_s"]) / statistics.median(row["launched_s"])
 
 
-def answer(kept: dict[str, Any]) -> list[str]:
+def answer(kept: dict[str, Any]) -> str:
     costs = [ratio_interval(row["off_s"], row["on_s"]) for row in kept["overhead"].values()]
     said = []
     if costs:
@@ -294,14 +301,12 @@ def answer(kept: dict[str, Any]) -> list[str]:
             f"{min(found):.2f} to {max(found):.2f} (recorded {where})" for where, found in of.items() if found
         ]
         said.append(f"A played step takes {' and '.join(told)} of the launched one.")
-    return [" ".join(said)]
+    return " ".join(said)
 
 
 def save(kept: dict[str, Any]) -> None:
-    partial = FILE.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(kept, indent=1) + "\n")
-    partial.replace(FILE)
-    PAGE.write_text(page(kept))
+    keep(FILE, kept)
+    PAGE.write_text(text(kept))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -310,12 +315,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--quick", action="store_true", help="whether everything runs; no file")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
     given = parser.parse_args(arguments)
+    if given.page:
+        PAGE.write_text(text(json.loads(FILE.read_text())))
+        return
     trainings, base, rates = TRAININGS, PLAYED, RATES
     if given.quick:
         given.steps, given.repeats, trainings, base, rates = 3, 1, QUICK, QUICK["mlp, DDP"][:3], RATES[1:]
     settings = {"steps": given.steps, "repeats": given.repeats}
-    kept: dict[str, Any] = {"settings": settings, "environment": environment(), "overhead": {}, "pairs": {}}
+    kept: dict[str, Any] = {
+        "settings": settings,
+        "environment": environment(),
+        "commit": code_of([])[0].commit,
+        "overhead": {},
+        "pairs": {},
+    }
     if FILE.exists() and not given.again and not given.quick:
         before = json.loads(FILE.read_text())
         if before["settings"] == settings and before["environment"]["cpu"] == kept["environment"]["cpu"]:
@@ -341,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         [*base, *more], method, rate, given.steps, given.repeats, there
                     ),
                 )
-    print(page(kept))
+    print(text(kept))
 
 
 if __name__ == "__main__":

@@ -1,51 +1,41 @@
-"""What compressed gradients cost on the wire: measures, and prints the page beside this file.
+"""What compressed gradients cost on the wire: measures, and writes wire.json and wire.md beside this file.
 
-python reports/wire.py > reports/wire.md     (a quarter of an hour; close other programs)
-python reports/wire.py growth instruments    (those parts alone)
+python reports/wire.py                       (a quarter of an hour; close other programs)
+python reports/wire.py growth instruments    (those parts anew)
+python reports/wire.py --again               (all parts anew)
+python reports/wire.py --page                (only the page, from the file)
 
 Draws reports/bytes.svg where matplotlib is installed (pip install 'netsim-ddp[report]').
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from form import keep, made_on, netsim, page, table
+
+from netsim_ddp.steps.code_versions import code_of
+from netsim_ddp.steps.environment import environment
+
+HERE = Path(__file__).resolve().parent
+FILE, PAGE = HERE / "wire.json", HERE / "wire.md"
 RATES = ["10mbps", "100mbps", "1gbps"]
 WORKERS = [2, 4, 8]
-SHORT = ["--compute", "20ms", "--warmup", "1", "--repeats", "1"]
+SHORT = ["--compute", "20ms", "--warmup", "1", "--repeats", "1", "--baseline", "none"]
 SPLIT_ROUNDS = 2  # entries to their owners, sums to all
-
-
-def netsim(*words: str) -> dict[str, Any]:
-    """One command's document; a probe that is off target answers one too."""
-    print("netsim", *words, file=sys.stderr)
-    done = subprocess.run(
-        [sys.executable, "-m", "netsim_ddp", *words, "--json", "-"],
-        stdout=subprocess.PIPE,
-        timeout=900,
-        check=False,
-    )
-    if done.returncode not in (0, 4) or not done.stdout:
-        sys.exit(f"netsim {' '.join(words)} ended with {done.returncode}")
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+Row = dict[str, Any]
 
 
 def methods(*names: str) -> list[str]:
     return [word for name in names for word in ("--method", name)]
-
-
-def row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def sent_s(cell: dict[str, Any]) -> float:
@@ -59,60 +49,56 @@ def communicate_s(cell: dict[str, Any]) -> float:
     return statistics.median(max(step["communicate_s"] for step in ranks) for ranks in steps)
 
 
-def grid() -> None:
-    print("""
-## Communicate time against bytes / line rate
-
-`netsim run --model simple_cnn --bandwidth RATE --workers P --compute 20ms` with `--method dense,overlap=off` and
-`--method topk,collective=split,overlap=off`, 1,078,666 parameters: the slowest rank's communicate time, median of the
-steps. "Bytes" is what the interface counted / its rate; a round is one exchange of 1 KiB between all ranks, as
-`netsim probe --collectives` measures it on the same link. topk has two rounds; its bar is 1.5x (bytes + rounds),
-that of dense 1.10x bytes at P <= 4.
-
-| rate | P | dense, ms | bytes, ms | ratio | topk, ms | bytes, ms | round, ms | ratio |
-|---|---|---|---|---|---|---|---|---|""")
+def grid() -> list[Row]:
+    rows = []
     for workers in WORKERS:
         for rate in RATES:
             where = ["--bandwidth", rate, "--workers", str(workers), "--link", "tc"]
             probed = netsim("probe", *where, "--collectives")["collectives"]
             exchange = next(c for c in probed if c["operation"] == "exchange" and c["size_bytes"] == 1024)
-            a_round = statistics.median(exchange["samples_s"])
             slow = ["--steps", "3" if rate == "10mbps" else "10"]
             dense = netsim("run", *where, *SHORT, *slow, *methods("dense,overlap=off"))["cells"][0]
             split = methods("topk,collective=split,overlap=off")
             topk = netsim("run", *where, *SHORT, "--steps", "20", *split)["cells"][0]
-            took, least = communicate_s(dense), sent_s(dense)
-            sparse, bound = communicate_s(topk), sent_s(topk) + SPLIT_ROUNDS * a_round
-            cells = [f"{took * 1e3:.1f}", f"{least * 1e3:.1f}", f"{took / least:.3f}", f"{sparse * 1e3:.2f}"]
-            cells += [f"{sent_s(topk) * 1e3:.2f}", f"{a_round * 1e3:.2f}", f"{sparse / bound:.2f}"]
-            row(rate, workers, *cells)
+            rows.append(
+                {
+                    "rate": rate,
+                    "workers": workers,
+                    "round_s": statistics.median(exchange["samples_s"]),
+                    **{
+                        f"{name}_{what}": value
+                        for name, cell in (("dense", dense), ("topk", topk))
+                        for what, value in (
+                            ("s", communicate_s(cell)),
+                            ("bytes_s", sent_s(cell)),
+                            ("limited", cell["link"]["host_limited"]),
+                        )
+                    },
+                }
+            )
+    return rows
 
 
-def growth() -> None:
-    print("""
-## Bytes per worker
-
-`netsim run --workers P --bandwidth 1gbps --compute 20ms --method topk,collective=split --method topk-allgather`,
-simple_cnn, ratio 0.01: kB per step at the busiest interface, and what the formulas of a message of k entries say. See
-[bytes.svg](bytes.svg), which goes on to 64 workers by formula.
-
-| P | split-reduce | all-gather | 2 (P-1)/P k b | (P-1) k b |
-|---|---|---|---|---|""")
-    measured: list[tuple[int, float, float]] = []
-    payload = 0.0
+def growth() -> list[Row]:
+    rows = []
     for workers in range(2, 9):
         where = ["--bandwidth", "1gbps", "--workers", str(workers), *SHORT, "--steps", "3"]
         both = methods("topk,collective=split,overlap=off", "topk-allgather,overlap=off")
         split, gathered = netsim("run", *where, *both)["cells"]
-        payload = gathered["summary"]["payload_bytes_per_step"] / (workers - 1)
-        sizes = [cell["summary"]["tx_bytes_per_step"] for cell in (split, gathered)]
-        measured.append((workers, sizes[0], sizes[1]))
-        formulas = [2 * (workers - 1) / workers * payload, (workers - 1) * payload]
-        row(workers, *(f"{size / 1e3:.1f}" for size in [*sizes, *formulas]))
-    draw(measured, payload)
+        rows.append(
+            {
+                "workers": workers,
+                "split_bytes": split["summary"]["tx_bytes_per_step"],
+                "gathered_bytes": gathered["summary"]["tx_bytes_per_step"],
+                "message_bytes": gathered["summary"]["payload_bytes_per_step"] / (workers - 1),
+            }
+        )
+    return rows
 
 
-def draw(measured: list[tuple[int, float, float]], payload: float) -> None:
+def draw(rows: list[Row]) -> None:
+    payload = rows[-1]["message_bytes"]
+    measured = [(row["workers"], row["split_bytes"], row["gathered_bytes"]) for row in rows]
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -142,15 +128,7 @@ def draw(measured: list[tuple[int, float, float]], payload: float) -> None:
     figure.savefig(HERE / "bytes.svg", metadata={"Date": None})
 
 
-def instruments() -> None:
-    print("""
-## What the instruments cost
-
-Two ranks train simple_cnn (topk, 1 thread each, no shaped link); every other step is timed and reported as in
-`netsim run`, the others are bare. Medians of 400 steps of each kind on the slower rank. The bar is 1% of a step.
-
-| bare, ms | instrumented, ms | difference | calls alone, us | of a step |
-|---|---|---|---|---|""")
+def instruments() -> Row:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     store = HERE / f".store-{os.getpid()}"
@@ -165,13 +143,7 @@ Two ranks train simple_cnn (topk, 1 thread each, no shaped link); every other st
             rank.kill()
         store.unlink(missing_ok=True)
     bare, timed, calls = max(found)
-    row(
-        f"{bare * 1e3:.3f}",
-        f"{timed * 1e3:.3f}",
-        f"{100 * (timed / bare - 1):+.2f}%",
-        f"{calls * 1e6:.0f}",
-        f"{100 * calls / bare:.2f}%",
-    )
+    return {"bare_s": bare, "instrumented_s": timed, "calls_s": calls}
 
 
 def instrumented_rank(rank: int, store: str, answers: Any) -> None:
@@ -263,14 +235,138 @@ def cost_of_calls(timer: Any, say: Any) -> float:
 PARTS = {"grid": grid, "growth": growth, "instruments": instruments}
 
 
+def grid_cells(row: Row) -> list[object]:
+    dense, topk = row["dense_s"] / row["dense_bytes_s"], row["topk_s"] / bound_s(row)
+    mark = {name: " (host-limited)" if row[f"{name}_limited"] else "" for name in ("dense", "topk")}
+    return [
+        row["rate"],
+        row["workers"],
+        f"{row['dense_s'] * 1e3:.1f}{mark['dense']}",
+        f"{row['dense_bytes_s'] * 1e3:.1f}",
+        f"{dense:.3f}",
+        f"{row['topk_s'] * 1e3:.2f}{mark['topk']}",
+        f"{row['topk_bytes_s'] * 1e3:.2f}",
+        f"{row['round_s'] * 1e3:.2f}",
+        f"{topk:.2f}",
+    ]
+
+
+def bound_s(row: Row) -> float:
+    """Of split-reduce's exchange: its bytes at the line's rate, and its rounds."""
+    return float(row["topk_bytes_s"] + SPLIT_ROUNDS * row["round_s"])
+
+
+def growth_cells(row: Row) -> list[object]:
+    others, message = row["workers"] - 1, row["message_bytes"]
+    sizes = [
+        row["split_bytes"],
+        row["gathered_bytes"],
+        2 * others / row["workers"] * message,
+        others * message,
+    ]
+    return [row["workers"], *(f"{size / 1e3:.1f}" for size in sizes)]
+
+
+def text(kept: dict[str, Any]) -> str:
+    """The page."""
+    rows, sizes, cost = kept["grid"], kept["growth"], kept["instruments"]
+    open_rows = [row for row in rows if not row["dense_limited"]]
+    dense = [row["dense_s"] / row["dense_bytes_s"] for row in open_rows if row["workers"] <= 4]
+    over = [
+        row["split_bytes"] / (2 * (row["workers"] - 1) / row["workers"] * row["message_bytes"])
+        for row in sizes
+    ]
+    bare, timed, calls = cost["bare_s"], cost["instrumented_s"], cost["calls_s"]
+    return page(
+        "What compressed gradients cost on the wire",
+        "How far is an exchange from its bytes at the line's rate, how many bytes does a worker send as workers are "
+        "added, and what do the instruments add?",
+        f"With up to four workers dense takes {min(dense):.3f} to {max(dense):.3f} times its bytes at the line's rate, "
+        f"and split-reduce's bytes are {min(over):.2f} to {max(over):.2f} times its formula, headers included. The "
+        f"calls of the instruments take {100 * calls / bare:.2f}% of a step of {bare * 1e3:.1f} ms.",
+        [
+            "## Communication against bytes / line rate",
+            f"`netsim run --model simple_cnn --bandwidth RATE --workers P {' '.join(SHORT)}` with `--method "
+            "dense,overlap=off` and `--method topk,collective=split,overlap=off`, 1,078,666 parameters: the slowest "
+            'rank\'s communication, median of the steps. "Bytes" is what the interface counted / its rate; a round is '
+            "one "
+            "exchange of 1 KiB between all ranks, as `netsim probe --collectives` measures it on the same link. Dense "
+            f"is held against its bytes, topk against its bytes and {SPLIT_ROUNDS} rounds.",
+            table(
+                [
+                    "rate",
+                    "P",
+                    "dense, ms",
+                    "bytes, ms",
+                    "ratio",
+                    "topk, ms",
+                    "bytes, ms",
+                    "round, ms",
+                    "ratio",
+                ],
+                [grid_cells(row) for row in rows],
+            ),
+            "## Bytes per worker",
+            f"`netsim run --workers P --bandwidth 1gbps {' '.join(SHORT)} --steps 3 --method "
+            "topk,collective=split,overlap=off --method topk-allgather,overlap=off`, ratio 0.01: kB per step at the "
+            "busiest interface, and what the formulas of a message of k entries of b bytes say. "
+            "[bytes.svg](bytes.svg) goes on to 64 workers by formula.",
+            table(
+                ["P", "split-reduce", "all-gather", "2 (P-1)/P k b", "(P-1) k b"],
+                [growth_cells(row) for row in sizes],
+            ),
+            "## What the instruments cost",
+            "Two ranks train simple_cnn (topk, 1 thread each, no shaped link); every other step is timed and reported "
+            "as in `netsim run`, the others are bare. Medians of 400 steps of each kind on the slower rank.",
+            table(
+                ["bare, ms", "instrumented, ms", "difference", "calls alone, us", "of a step"],
+                [
+                    [
+                        f"{bare * 1e3:.3f}",
+                        f"{timed * 1e3:.3f}",
+                        f"{100 * (timed / bare - 1):+.2f}%",
+                        f"{calls * 1e6:.0f}",
+                        f"{100 * calls / bare:.2f}%",
+                    ]
+                ],
+            ),
+        ],
+        [
+            "`python reports/wire.py` (a quarter of an hour), or one of its parts: "
+            f"{', '.join(f'`python reports/wire.py {part}`' for part in PARTS)}. What it measured is in "
+            "[wire.json](wire.json).",
+            f"Made on {made_on(kept['environment'], kept['commit'])}.",
+        ],
+        [
+            "One run each: the ratios have no interval. Where a message takes half a millisecond, as topk's with two "
+            "workers at 1 Gbit/s, the host's own scheduling is much of it, and another run gives another ratio.",
+            "Rows that are host-limited say what two cores carry, and nothing of the link.",
+            "The difference between timed and bare steps is smaller than their noise; only the calls by themselves are "
+            "known.",
+        ],
+    )
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or list(PARTS)
-    if unknown := [word for word in wanted if word not in PARTS]:
-        sys.exit(f"no part {unknown[0]!r}: {', '.join(PARTS)}")
-    if not sys.argv[1:]:
-        print("# What compressed gradients cost on the wire\n\nMade by `python reports/wire.py`.")
-    for word in wanted:
-        PARTS[word]()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"measured anew: {', '.join(PARTS)}")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
+    parser.add_argument("--again", action="store_true", help="forget what was measured before")
+    given = parser.parse_args()
+    if unknown := [word for word in given.parts if word not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}: {', '.join(PARTS)}")
+    kept: dict[str, Any] = {"environment": environment(), "commit": code_of([])[0].commit}
+    if FILE.exists() and not given.again:
+        kept = json.loads(FILE.read_text())
+    if not given.page:
+        for name, measure in PARTS.items():
+            if name in given.parts or name not in kept:
+                kept[name] = measure()
+                keep(FILE, kept)
+        draw(kept["growth"])
+    PAGE.write_text(text(kept))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import netsim_ddp
 
 ROOT = Path(netsim_ddp.__file__).parent
 FLOORS = [
-    {"errors", "log", "units", "names", "reading", "switches"},
+    {"errors", "log", "units", "names", "reading", "stolen", "switches"},
     {"options"},
     {"methods", "origin"},
     {"results"},

@@ -7,6 +7,7 @@ import itertools
 import json
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,12 @@ def test_one_worker_has_nobody_to_send_to(tmp_path: Path) -> None:
     assert "has no unit" in complaint(["probe", "--bandwidth", "100"], tmp_path)
 
 
+def iter_ticks(share: float) -> Callable[[], tuple[int, int]]:
+    """A machine whose host gives ``share`` of its processors to others."""
+    passed = itertools.count(0, 100)
+    return lambda: ((now := next(passed)), round(now * share))
+
+
 @pytest.mark.parametrize(
     ("shares", "stolen", "waited_s"),
     [
@@ -204,8 +211,7 @@ def test_a_link_is_tried_again_while_the_host_may_only_be_busy(
 
     monkeypatch.setattr("netsim_ddp.link.probe.probe.probe", probe)
     monkeypatch.setattr("time.sleep", waits.append)
-    taken = itertools.count(0, stolen)
-    monkeypatch.setattr("netsim_ddp.link.probe.probe._stolen_s", lambda: next(taken))
+    monkeypatch.setattr("netsim_ddp.stolen._ticks", iter_ticks(stolen))
     if waited_s is None:
         with pytest.raises(LinkOffTarget):
             prove(link, lambda _: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from netsim_ddp.link.spec import LinkSpec
 from netsim_ddp.methods import METHODS, entry_of
 from netsim_ddp.predict.clock import Computed, PredictedLink
 from netsim_ddp.predict.message_cost import MessageCost
-from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, _beside, rehearse
+from netsim_ddp.predict.rehearsal import Finish, Full, Rehearsal, Start, Work, _beside, _undisturbed, rehearse
 from netsim_ddp.steps.phases import step_records
 
 SIZES = [(200, 300), (300,), (64, 200), (7,)]
@@ -100,7 +101,7 @@ def test_a_dense_step_is_compute_and_line_and_what_comes_after(link: PredictedLi
     found = _rehearsed("dense", 4)
     sample = link.play(found, Computed((0.03,), 0.03, after_s=0.01), 0)
     (record,) = step_records([sample])
-    local = sum(event.took_s[0] for event in found.events if isinstance(event, Work))
+    local = sum(max(event.took_s) for event in found.events if isinstance(event, Work))
     line = found.wire_bytes * 8 / 1e8
     assert record.compute_s == pytest.approx(0.03)
     assert record.optimizer_s == pytest.approx(0.01)
@@ -137,6 +138,30 @@ def test_steps_differ_as_the_rehearsed_ones_did(link: PredictedLink) -> None:
     assert median(ends) > 0.01
 
 
+def test_an_exchange_begins_with_the_slowest_rank() -> None:
+    late = {}
+    for workers in (2, 8, 64):
+        found = _rehearsed("topk", workers)
+        first = next(event for event in found.events if isinstance(event, Work))
+        slow = {id(first): (0.0, 0.0, 0.0, 0.1)}
+        events = tuple(
+            replace(event, took_s=slow.get(id(event), (0.0,))) if isinstance(event, Work) else event
+            for event in found.events
+        )
+        link = PredictedLink(LinkSpec(workers=workers, rate_bps=10**12), {}, None)
+        played = [
+            link.play(replace(found, events=events), Computed((0.01,), 0.01), step) for step in range(200)
+        ]
+        records = step_records(played)
+        assert all(
+            record.wall_s == pytest.approx(0.01 + record.compress_s, rel=0.02, abs=1e-3) for record in records
+        )
+        late[workers] = sum(record.compress_s > 0.09 for record in records) / 200
+    assert late[2] == pytest.approx(1 - 0.75**2, abs=0.1)
+    assert late[8] == pytest.approx(1 - 0.75**8, abs=0.1)
+    assert late[64] == 1
+
+
 def test_what_several_ranks_do_at_once_ends_with_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it fails: a child that stayed would take a core until the command ends."""
     children: list[int] = []
@@ -166,3 +191,23 @@ def test_what_several_ranks_do_at_once_ends_with_the_rehearsal(monkeypatch: pyte
     for child in children:
         with pytest.raises(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
+
+
+@pytest.mark.parametrize(("stolen", "tries"), [([0.0], 1), ([0.2, 0.01], 2), ([0.3, 0.1, 0.2], 3)])
+def test_what_others_disturbed_is_rehearsed_again(
+    stolen: list[float], tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter(stolen)
+
+    class Told:
+        share = property(lambda _: next(shares))
+
+    monkeypatch.setattr("netsim_ddp.predict.rehearsal.StolenTime", Told)
+    monkeypatch.setattr("netsim_ddp.predict.rehearsal.BUDGET_S", 0.0)
+    took = iter(range(100))
+    steps = _undisturbed(lambda: [Work("compress", (float(next(took)),))])
+    best = stolen.index(min(stolen))
+    assert [each.took_s for (each,) in steps if isinstance(each, Work)] == [
+        (float(5 * best + n),) for n in range(5)
+    ]
+    assert next(took) == 5 * tries

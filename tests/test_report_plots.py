@@ -134,7 +134,9 @@ def test_links_share_a_plot_only_while_their_bytes_agree() -> None:
 def test_training_curves_are_means_over_seeds() -> None:
     result = training(seeds=(0, 1))
     charts = {chart.key: chart for chart in training_curves(collection(result))}
-    assert set(charts) == {"training-bytes", "training-time", "training-epoch"}
+    assert set(charts) == {"training-bytes", "training-time", "training-epoch", "training-loss"}
+    losses = [repeat.epochs[1].validation_loss or 0 for repeat in result.cells[0].repeats]
+    assert charts["training-loss"].series[0].points[1].y == pytest.approx(sum(losses) / 2)
     (_, first, *_) = charts["training-epoch"].series[0].points
     reached = [repeat.epochs[1].validation_accuracy or 0 for repeat in result.cells[0].repeats]
     assert first.y == pytest.approx(sum(reached) / 2 * 100)

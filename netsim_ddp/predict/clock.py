@@ -1,8 +1,14 @@
-"""A rehearsed step on a link's clock: when would it be through, and where would its time go?"""
+"""A rehearsed step on a link's clock: when would it be through, and where would its time go?
+
+Every rank does the local work in a time of its own, one that was rehearsed; an exchange begins with the last rank. So a
+step grows with the workers, as the slowest of more of them is slower.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from netsim_ddp.communication.framing import acknowledgement_bytes, wire_bytes
 from netsim_ddp.link.bucket.folded import FoldedClock
@@ -53,8 +59,12 @@ class PredictedLink:
         )
         self._clock, self._costs, self._now = FoldedClock(self._spec), costs, 1.0
 
+    @property
+    def workers(self) -> int:
+        return self._spec.workers
+
     def play(self, rehearsal: Rehearsal, computed: Computed, step: int) -> StepSample:
-        """The next step; of the times of each local piece the one that ``step`` is the number of."""
+        """The next step, of the slowest rank; ``step`` decides which of the rehearsed steps each rank does."""
         return _Playing(self, computed, step).run(rehearsal)
 
     def begin(self) -> float:
@@ -80,11 +90,13 @@ class PredictedLink:
 
 
 class _Playing:
-    """One step's way through its events."""
+    """One step's way through its events. All ranks have a clock; a lap is that of the rank that is last."""
 
     def __init__(self, link: PredictedLink, computed: Computed, step: int) -> None:
-        self._link, self._computed, self._step = link, computed, step
-        self._begin = self._now = link.begin()
+        self._link, self._computed = link, computed
+        self._rehearsed = np.random.default_rng(step).random(link.workers)
+        self._begin = link.begin()
+        self._now = np.full(link.workers, self._begin)
         self._laps: list[tuple[Phase, float, float]] = []
         self._started: dict[int, Interval] = {}
         self._starts: list[float] = []
@@ -97,9 +109,11 @@ class _Playing:
                 last = event is fulls[-1]
                 self._to("compute", self._ready(event.bucket, last=last))
             elif isinstance(event, Work):
-                self._to(event.phase, self._now + event.took_s[self._step % len(event.took_s)])
+                which = (self._rehearsed * len(event.took_s)).astype(int)
+                self._to(event.phase, self._now + np.asarray(event.took_s)[which])
             elif isinstance(event, Start):
-                self._started[event.wire] = (self._now, self._link.complete(event.sent, self._now))
+                last_s = float(self._now.max())
+                self._started[event.wire] = (last_s, self._link.complete(event.sent, last_s))
             elif isinstance(event, Finish):
                 start, done = self._started[event.wire]
                 self._starts.append(start)
@@ -107,7 +121,7 @@ class _Playing:
         if not fulls:
             self._to("compute", self._begin + self._computed.ends_s)
         self._to("optimizer", self._now + self._computed.after_s)
-        self._link.end(self._now)
+        self._link.end(float(self._now.max()))
         return StepSample(
             self._laps,
             starts=self._starts,
@@ -119,7 +133,6 @@ class _Playing:
         """When the gradient of ``bucket`` is there: of a part that is everything, with the last one."""
         return self._begin + (self._computed.ends_s if last else self._computed.full_s[bucket])
 
-    def _to(self, phase: Phase, moment: float) -> None:
-        moment = max(moment, self._now)
-        self._laps.append((phase, self._now, moment))
-        self._now = moment
+    def _to(self, phase: Phase, moment: float | np.ndarray) -> None:
+        before, self._now = float(self._now.max()), np.maximum(self._now, moment)
+        self._laps.append((phase, before, float(self._now.max())))

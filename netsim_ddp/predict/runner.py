@@ -18,7 +18,7 @@ from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict import message_cost
 from netsim_ddp.predict.clock import PredictedLink
 from netsim_ddp.predict.rehearsal import STEPS, Rehearsal, Work
-from netsim_ddp.predict.subject import Subject, ready_times, subject_of
+from netsim_ddp.predict.subject import Subject, measure_ready_times, subject_of
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.fields import Tool
 from netsim_ddp.results.files import now_utc
@@ -40,6 +40,8 @@ from netsim_ddp.steps.experiment import Event, Report, Save
 from netsim_ddp.steps.phases import step_records
 from netsim_ddp.steps.runner import FULL
 
+PLAYED = 2048
+"""Of a step among so many workers a few are played, of fewer workers more: their clock takes time by the worker."""
 WARM_STEPS = 10
 """Steps before those that count: after so many a connection's window is what it will be."""
 
@@ -120,8 +122,8 @@ def _have_ready_times(scenario: PredictScenario, subject: Subject, report: Repor
         and any(method.params.get("overlap") for method in scenario.methods)
     ):
         report(Event("note", "measuring when a backward pass has its gradients ready"))
-        subject.ready = ready_times(scenario, str(environment()["cpu"]))
-        report(Event("note", f"{FULL}: {subject.ready.described}"))
+        ready = measure_ready_times(subject, scenario, str(environment()["cpu"]))
+        report(Event("note", f"{FULL}: {ready.described}"))
 
 
 def _repeat(
@@ -134,7 +136,7 @@ def _repeat(
     computed = subject.computed(scenario, subject.buckets(bool(method.params.get("overlap"))))
     link = PredictedLink(scenario.link_spec(), costs)
     took = max((len(each.took_s) for each in rehearsal.events if isinstance(each, Work)), default=STEPS)
-    count = max(took, len(computed))
+    count = max(min(took, max(STEPS, PLAYED // scenario.workers)), len(computed))
 
     def play(step: int) -> StepRecord:
         return step_records([link.play(rehearsal, computed[step % len(computed)], step)])[0]

@@ -32,6 +32,7 @@ from netsim_ddp.scenario import Settings, available_cores
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
+from netsim_ddp.stolen import NOTICEABLE, StolenTime
 from netsim_ddp.units import counted
 from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
@@ -112,7 +113,7 @@ class Experiment(ABC, Generic[S]):
         )
         self.stack = ExitStack()
         """Left when the last repeat is done, or one has failed."""
-        self._started = time.monotonic()
+        self._started, self._stolen = time.monotonic(), StolenTime()
 
     def run(self) -> Result:
         """Carry the experiment out.
@@ -275,6 +276,13 @@ class Experiment(ABC, Generic[S]):
         self.result.cells = self.summarise(self.result.cells)
         for note in self.notes():
             self.warn(note)
+        if (share := self._stolen.share) is not None:
+            self.result.environment["stolen_share"] = round(share, 3)
+            if share > NOTICEABLE:
+                self.warn(
+                    f"this virtual machine's host gave {share:.0%} of its processors to others meanwhile: what the "
+                    "processor does took longer, and may take another time later"
+                )
         if error is not None:
             self.result.warnings.append(error.message)
             for cell in self.result.cells:

@@ -57,12 +57,21 @@ class Passes:
     """Forward and backward passes of a workload's model, as in a training step, with the moment of each gradient.
 
     Gradients are accumulated into one flat buffer, as in a training step; hooks stay on the parameters.
+
+    Args:
+        flat: that buffer, if there is one already.
     """
 
-    def __init__(self, workload: Workload, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        device: torch.device,
+        say: Callable[[str], None],
+        flat: FlatGradients | None = None,
+    ) -> None:
         self._workload, self._device, self._say = workload, device, say
         self._clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
-        self._flat = FlatGradients(workload.model.named_parameters())
+        self._flat = flat or FlatGradients(workload.model.named_parameters())
         self._marks: dict[str, Any] = {}
         self._told = time.monotonic()
         for name, parameter in zip(self._flat.names, self._flat.parameters, strict=True):
@@ -109,12 +118,16 @@ class Passes:
             name: median(shares[name] for _, shares in rows) for name in self._flat.names
         }
 
-    def largest_batch(self, inputs: Tensor, targets: Tensor) -> int:
-        """The examples of the batch, or as many as there is memory for, by what a pass of a few of them takes."""
+    def largest_batch(self, inputs: Tensor, targets: Tensor, within_s: float | None = None) -> int:
+        """The examples of the batch, or as many as there is memory for, by what a pass of a few of them takes; and time
+        for, where :meth:`measure` is to take no longer than ``within_s``."""
         count = len(inputs)
         small = min(count, SMALL_BATCH)
-        before = _resident(self._device)
+        before, begin = _resident(self._device), time.monotonic()
         self.once(inputs[:small], targets[:small])
+        if within_s is not None:
+            each_s = (time.monotonic() - begin) / small
+            count = max(small, min(count, int(within_s / (PASSES + 1) / each_s)))
         each = max(_peak(self._device) - before, 0) / small
         on_gpu = self._device.type == "cuda"
         free = torch.cuda.mem_get_info(self._device)[0] if on_gpu else available_bytes()

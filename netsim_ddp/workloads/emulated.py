@@ -16,8 +16,9 @@ _AWAKE_SECONDS = 200e-6
 _yield_processor: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
-def record_gradient_sets(workload: Workload, count: int) -> list[list[Tensor]]:
-    """Gradients of ``count`` real forward and backward passes over the workload's next ``count`` batches.
+def record_gradient_sets(workload: Workload, count: int, examples: int | None = None) -> list[list[Tensor]]:
+    """Gradients of ``count`` real forward and backward passes over the workload's next ``count`` batches, or over the
+    first ``examples`` of each.
 
     Returns ``count`` lists with one tensor per trained parameter, in ``model.parameters()`` order, of the
     parameter's shape and device; zeros where a parameter took no part. Each set is as large as the model:
@@ -31,7 +32,7 @@ def record_gradient_sets(workload: Workload, count: int) -> list[list[Tensor]]:
     sets: list[list[Tensor]] = []
     for _ in range(count):
         images, targets = workload.next_batch()
-        loss = workload.loss(model(images), targets)
+        loss = workload.loss(model(images[:examples]), targets[:examples])
         # autograd.grad instead of backward(): it leaves .grad alone and triggers no hook of a wrapper.
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         sets.append(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from netsim_ddp.link.bucket.schedule import wire_bytes
 from netsim_ddp.link.probe.peer import DEADLINE_S
 from netsim_ddp.link.spec import LinkSpec, goodput
 from netsim_ddp.results.probe import HOST_TOLERANCE, Bulk, Message, RoundTrip
+from netsim_ddp.stolen import NOTICEABLE, StolenTime
 from netsim_ddp.units import format_bytes, format_rate
 
 _log = logging.getLogger(__name__)
@@ -30,9 +30,9 @@ SHORT_TOLERANCE = 0.05
 BELOW = 0.02  # of its rate a link may lose before it is given room
 PAUSES_S = (0.0, 0.0, 3.0, 6.0, 12.0, 20.0)
 """Before each try after the first: a host that is busy for a moment is not the link."""
-TRIES_FAR_OFF, FAR_OFF, STOLEN = 3, 0.3, 0.05
+TRIES_FAR_OFF, FAR_OFF = 3, 0.3
 """So many for a link that falls short by more than ``FAR_OFF``, or exceeds its rate: no moment explains that, but where
-others took ``STOLEN`` of this machine's processors meanwhile."""
+others had this machine's processors meanwhile."""
 LOOKS, AGAIN = 5, 2  # and so many times as long are those after the first
 BULK_RUNS, BULK_S = 3, 2.0
 MESSAGE_SIZES = (2_000, 20_000, 100_000, 400_000)
@@ -132,15 +132,14 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
     Raises:
         LinkOffTarget: the link is not what was asked for, however often it is tried.
     """
-    tries, begin, before = 0, time.monotonic(), _stolen_s()
+    tries, stolen = 0, StolenTime()
     while (measured := make_room(link, warn)) is not None:
         try:
             check(link, measured)
         except LinkOffTarget:
             tries += 1
             share = measured.alone_bps / link.spec.at_start.ceiling_bps
-            stolen = (_stolen_s() - before) / ((os.cpu_count() or 1) * (time.monotonic() - begin))
-            busy = share < 1 and (share > 1 - FAR_OFF or stolen > STOLEN)
+            busy = share < 1 and (share > 1 - FAR_OFF or (stolen.share or 0.0) > NOTICEABLE)
             if tries > len(PAUSES_S) or (tries >= TRIES_FAR_OFF and not busy):
                 raise
             _log.info("the link is off target; trying again in %.0f s", PAUSES_S[tries - 1])
@@ -149,16 +148,6 @@ def prove(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:
             warn_of_host(link, measured, warn)
             break
     return measured
-
-
-def _stolen_s() -> float:
-    """Seconds of processor time, of all cores together, for which this virtual machine wanted to run and its host let
-    others; 0 where the system does not tell."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def make_room(link: Link, warn: Callable[[str], None]) -> ProbeReport | None:

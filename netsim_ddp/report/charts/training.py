@@ -46,7 +46,9 @@ def _difference(entry: Entry) -> Difference | None:
 
 
 def training_curves(collection: Collection) -> list[Chart]:
-    """Validation accuracy (or loss, of a model without classes) over bytes, over time and over epochs."""
+    """Validation accuracy (or loss, of a model without classes) over bytes, over time and over epochs; the loss beside
+    the accuracy over epochs, since it still tells methods apart where the validation set is too small for its accuracy
+    to."""
     charts = []
     for block in collection.blocks:
         entries = [entry for entry in block.entries if any(repeat.epochs for repeat in entry.cell.repeats)]
@@ -62,29 +64,30 @@ def _training(block: Block, entries: Sequence[Entry]) -> list[Chart]:
         for repeat in entry.cell.repeats
         for epoch in repeat.epochs
     )
-    y_label = "validation accuracy, %" if accurate else "validation loss"
     note = ("Bytes are charged by the bucket, not measured.",) if charged(entries) else ()
     seeds = sorted({sum(bool(repeat.epochs) for repeat in entry.cell.repeats) for entry in entries})
     counts = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     means = f"Means of {counts} seeds; the whiskers reach from the lowest to the highest."
     spread = () if seeds[-1] == 1 else (means,)
-    axes: tuple[tuple[str, str, bool, tuple[str, ...]], ...] = (
-        ("bytes", "MB sent per rank", True, note),
-        ("time", "seconds of training", False, ()),
-        ("epoch", "epoch", False, ()),
-    )
+    axes: list[tuple[str, str, bool, bool, tuple[str, ...]]] = [
+        ("bytes", "MB sent per rank", True, accurate, note),
+        ("time", "seconds of training", False, accurate, ()),
+        ("epoch", "epoch", False, accurate, ()),
+    ]
+    if accurate:
+        axes.append(("epoch", "epoch", False, False, ()))
     charts = []
-    for axis, x_label, log, notes in axes:
-        series = [one for entry in entries if (one := _curve(entry, axis, accurate)) is not None]
+    for axis, x_label, log, of_accuracy, notes in axes:
+        series = [one for entry in entries if (one := _curve(entry, axis, of_accuracy)) is not None]
         if not any(len(one.points) > 1 for one in series):
             continue
         charts.append(
             Chart(
-                key=f"training-{axis}",
-                kind=f"{'accuracy' if accurate else 'loss'} against {axis}",
+                key=f"training-{axis}" if of_accuracy == accurate else "training-loss",
+                kind=f"{'accuracy' if of_accuracy else 'loss'} against {axis}",
                 title=block.title,
                 x_label=x_label,
-                y_label=y_label,
+                y_label="validation accuracy, %" if of_accuracy else "validation loss",
                 series=tuple(series),
                 x_log=log,
                 notes=(*spread, *notes),
