@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,7 @@ LARGEST_FOLDER = 10 * 10**6  # bytes
 
 
 def script(name: str) -> dict[str, Any]:
-    sys.path.insert(0, str(REPORTS))
-    try:
-        return runpy.run_path(str(REPORTS / name))
-    finally:
-        sys.path.remove(str(REPORTS))
+    return runpy.run_path(str(REPORTS / name))
 
 
 PAGES: list[Path] = script("pages.py")["PAGES"]

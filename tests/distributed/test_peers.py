@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torchvision
 
 from reports import peers, peers_worker
+from reports.form import keep
 from tests.distributed.test_run import tc_or_skip
 
 METHODS = "none,ddp+onebucket,fp16,powersgd+batched+views,flat,backend,hook+views,hook+overlap"
@@ -52,7 +54,7 @@ def test_some_methods_alone_write_no_file_and_unknown_ones_are_refused() -> None
         peers.arguments(["--help"])
 
 
-def test_figures_are_of_rounds_then_of_repeats_and_the_file_holds_them() -> None:
+def test_figures_are_of_rounds_then_of_repeats_and_the_file_holds_them(tmp_path: Path) -> None:
     def turn(step: float, cpu: float) -> dict[str, object]:
         return {
             "step_ms": [step, step + 1, 2 * step],
@@ -74,6 +76,7 @@ def test_figures_are_of_rounds_then_of_repeats_and_the_file_holds_them() -> None
         for more in (0, 40, 20)
     ]
     kept = {"launches": {"8": [{"others": 0.0, "rounds": each} for each in launches]}}
-    assert json.loads(peers.dumped(kept)) == kept
+    keep(tmp_path / "kept.json", kept)
+    assert json.loads((tmp_path / "kept.json").read_text()) == kept
     figures = peers.row(launches, "hook").split(" | ")
     assert figures[2:7] == ["320 (300..340)", "1.60 (1.50..1.70)", "220 (200..240)", "50", "2.00"]
