@@ -13,6 +13,7 @@ pytestmark = pytest.mark.alone
 
 RUN = ["--compute", "20ms", "--workers", "2", "--steps", "6", "--warmup", "2", "--repeats", "1"]
 METHODS = ["--method", "dense,overlap=off", "--method", "topk,overlap=off,ratio=0.05"]
+LOOKS = 5
 LINK = ["--bandwidth", "400mbps:200mbps", "--slow-rank", "1=100mbps"]
 
 
@@ -28,12 +29,18 @@ def communicate_s(cell: Cell) -> float:
 def test_both_links_take_as_long(tmp_path: Path) -> None:
     tc_or_skip()
     words = [*RUN, *METHODS, *LINK]
-    tc, bucket = (measured(tmp_path, *words, "--link", how, start=forked).cells for how in ("tc", "bucket"))
-    for real, charged in zip(tc, bucket, strict=True):
-        assert real.link.shape == charged.link.shape
-        took, arithmetic = communicate_s(real), communicate_s(charged)
+    bucket = measured(tmp_path, *words, "--link", "bucket", start=forked).cells
+    for _ in range(LOOKS):  # a host whose processors others have for a while carries less
+        tc = measured(tmp_path, *words, "--link", "tc", start=forked).cells
+        assert [cell.link.shape for cell in tc] == [cell.link.shape for cell in bucket]
+        took = [
+            (communicate_s(real), communicate_s(charged)) for real, charged in zip(tc, bucket, strict=True)
+        ]
         # The kernel's TCP is never faster than its own bytes at the rate; acknowledgements and a busy machine add.
-        assert 0.95 * arithmetic - 2e-3 < took < 1.3 * arithmetic + 2e-3, real.id
+        assert all(real > 0.95 * charged - 2e-3 for real, charged in took), took
+        if all(real < 1.3 * charged + 2e-3 for real, charged in took):
+            return
+    pytest.fail(f"tc and bucket, dense and topk, seconds: {took}")
 
 
 def test_delay_costs_every_round_a_way(tmp_path: Path) -> None:
