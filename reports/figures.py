@@ -33,6 +33,7 @@ from netsim_ddp.steps.environment import environment
 
 HERE = Path(__file__).resolve().parent
 NOTES, PARTIAL = HERE / "figures.json", HERE / ".partial"
+LONGEST_S = 24 * 3600.0
 LOAD, WAIT_S = 0.3, 300.0
 """Of the last minute, at most; and how long it may take to fall to that after what was measured before."""
 TABLE = re.compile(r"^\| page \| question .*\n(?:\|.*\n)+", re.MULTILINE)
@@ -209,17 +210,18 @@ def run(command: str, again: bool) -> None:
         if again and "--again" in Path(words[1]).read_text():
             words.append("--again")
     print("$", command, flush=True)
-    done = subprocess.run(words, cwd=ROOT, check=False)
+    done = subprocess.run(words, cwd=ROOT, check=False, timeout=LONGEST_S)
     if done.returncode:
         raise Refused(f"`{command}` ended with {done.returncode}")
     if place is not None:
         partial = Path(words[words.index("--json") + 1])
-        compact(partial)
+        compact(partial, command)
         partial.replace(place)
 
 
-def compact(path: Path) -> None:
-    """Rewrite a result file as small as it can be read: numbers to seven digits, without spaces."""
+def compact(path: Path, command: str) -> None:
+    """Rewrite a result file as small as it can be read, numbers to seven digits and without spaces; and with
+    ``command`` as the one that made it, which names no folder of this machine."""
 
     def short(value: object) -> object:
         if isinstance(value, float):
@@ -228,18 +230,19 @@ def compact(path: Path) -> None:
             return [short(each) for each in value]
         return {key: short(each) for key, each in value.items()} if isinstance(value, dict) else value
 
-    path.write_text(json.dumps(short(json.loads(path.read_text())), separators=(",", ":")) + "\n")
+    document = json.loads(path.read_text()) | {"command": command}
+    path.write_text(json.dumps(short(document), separators=(",", ":")) + "\n")
 
 
 def measure(name: str, noisy: bool) -> None:
     """Measure one figure, and note it."""
     figure, notes = FIGURES[name], noted()
+    load = wait_until_quiet(noisy or not figure.timed)
     begun, code = PARTIAL / f"{name}.begun", code_of([])[0]
     PARTIAL.mkdir(exist_ok=True)
     here = f"{code.commit} {figure.commands}"
     again = not begun.exists() or begun.read_text() != here
     begun.write_text(here)
-    load = wait_until_quiet(noisy or not figure.timed)
     began, (all_before, stolen_before) = time.monotonic(), ticks()
     for command in figure.commands:
         run(command, again)

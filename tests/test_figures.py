@@ -78,6 +78,12 @@ def test_no_figure_stands_in_prose_that_no_file_gives(path: Path) -> None:
     assert not unknown, "link the report that has it, or list it in tests/fixtures/settings.txt as a setting"
 
 
+def test_no_result_file_names_a_folder_of_the_machine_that_made_it() -> None:
+    for path in REPORTS.glob("*.json"):
+        command = json.loads(path.read_text()).get("command", "")
+        assert not re.search(r"(?:^|\s)/", command), path.name
+
+
 def test_the_settings_are_all_needed() -> None:
     for line in SETTINGS.read_text().splitlines():
         if not line.startswith("#") and line.strip():
