@@ -140,9 +140,8 @@ def test_phases_add_up_to_the_step(slow_link: Result) -> None:
 def test_compression_sends_less_and_is_faster_on_a_slow_link(slow_link: Result) -> None:
     dense, overlapped, half, fp16, gathered, topk, topk_fp16 = (_summary(cell) for cell in slow_link.cells)
     assert half.wire_reduction == pytest.approx(2, rel=0.02)
-    assert half.speedup_vs_dense16 == 1
-    assert topk.speedup_vs_dense16 is not None
-    assert topk.speedup_vs_dense16 > 2
+    assert half.step_s.median > 2 * topk.step_s.median
+    assert dense.step_s.median > 4 * topk.step_s.median
     assert overlapped.wire_reduction == pytest.approx(1, rel=0.02)
     assert fp16.wire_reduction == pytest.approx(2, rel=0.02)
     # 2(P-1)/P 4N bytes against (P-1) k b and 2(P-1)/P k b, with b = 5.05 bytes per packed entry; 3.05 with fp16
@@ -150,12 +149,24 @@ def test_compression_sends_less_and_is_faster_on_a_slow_link(slow_link: Result) 
     assert gathered.wire_reduction == pytest.approx(39.6, rel=0.05)
     assert topk.wire_reduction == pytest.approx(79.2, rel=0.05)
     assert 1.2 < topk_fp16.wire_reduction / topk.wire_reduction < 5.05 / 3.05
-    assert topk.speedup is not None
-    assert topk.speedup > 4
     assert dense.residual_bytes == 0
     assert gathered.residual_bytes == 4 * MODEL_PARAMETERS
     # The owner's sums are another quarter.
     assert topk.residual_bytes == pytest.approx(5 * MODEL_PARAMETERS, rel=0.01)
+
+
+@pytest.mark.alone
+def test_a_speedup_is_the_ratio_of_two_steps_unless_this_host_limited_both(slow_link: Result) -> None:
+    """On a host that others use any of the cells may be limited, and a ratio of two such says nothing."""
+    dense, half = slow_link.cells[0], slow_link.cells[2]
+    for cell in slow_link.cells:
+        found = _summary(cell)
+        for baseline, speedup in ((dense, found.speedup), (half, found.speedup_vs_dense16)):
+            if cell.link.host_limited and baseline.link.host_limited:
+                assert speedup is None
+            else:
+                expected = _summary(baseline).step_s.median / found.step_s.median
+                assert speedup == pytest.approx(expected, rel=1e-6)
 
 
 def _summary(cell: Cell) -> Any:
