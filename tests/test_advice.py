@@ -24,6 +24,7 @@ from netsim_ddp.results.advice import (
     ranked,
     within,
 )
+from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Interval
 from netsim_ddp.results.training_record import MeanInterval
 from netsim_ddp.tools.advise import RIVAL, considered
@@ -142,6 +143,8 @@ def test_the_command_measures_and_says_so(tmp_path: Path) -> None:
         "60s",
         "--repeats",
         "1",
+        "--link",
+        "bucket",
         "--json",
         "-",
         "--html",
@@ -157,6 +160,8 @@ def test_the_command_measures_and_says_so(tmp_path: Path) -> None:
     held = [each for each in advice.candidates if each.measured is not None]
     assert {advice.rival, advice.recommended} <= {each.id for each in held}
     assert len(advice.files) == 2
+    assert {cell.link.mechanism for cell in load(tmp_path / advice.files[1]).cells} == {"bucket"}
+    assert any("netsim run" in line and "--link bucket" in line for line in advice.commands)
     assert any("accuracy was not measured" in each for each in advice.missing)
     text = page.read_text()
     assert "What is not known" in text
@@ -186,6 +191,8 @@ def test_where_the_link_is_fast_dense_is_recommended(tmp_path: Path) -> None:
         (("--accuracy", "missing.json"), "missing.json"),
         (("--method", "tpok"), "unknown method 'tpok'"),
         (("--json", "-", "--html", "-"), "both want stdout"),
+        (("--link", "none"), "--link tc, bucket or auto"),
+        (("--link", "wire"), "choose from auto, tc"),
     ],
 )
 def test_what_cannot_be_advised_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:

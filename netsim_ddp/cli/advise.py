@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netsim_ddp.cli.expand import given
-from netsim_ddp.cli.options import LinkOptions, Optimizer, Text
+from netsim_ddp.cli.options import LinkOptions, Mechanism, Optimizer, Text
 from netsim_ddp.cli.output import check_targets, progress, write_to
 from netsim_ddp.cli.predict import PredictOptions
 from netsim_ddp.cli.saving import SavedFiles, new_file, point_last
@@ -33,6 +33,7 @@ class AdviseOptions(PredictOptions):
         Text, typer.Option(metavar="N", help="How often each of them is measured, at most. [7]")
     ] = None
     optimizer: Optimizer = None
+    link: Mechanism = None
 
 
 def advise(

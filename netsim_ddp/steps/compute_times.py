@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from netsim_ddp.ranks.barrier import HostBarrier
+from netsim_ddp.ranks.turn_threads import TurnThreads
 
 WARM_PASSES, WARM_S = 2, 0.3
 LEAST_PASSES, MEASURED_S = 5, 1.5
@@ -68,6 +69,7 @@ def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once
     """
     found = ComputeTimes()
     residual, gradient = torch.zeros(numel), torch.ones(numel)
+    threads = TurnThreads(torch.get_num_threads())
     count, first, began = 0, 0.0, None
     while True:
         # All ranks read the same moment, so they agree on when it is enough.
@@ -80,10 +82,12 @@ def measure(passes: Passes, numel: int, barrier: HostBarrier, rank: int, at_once
         for ranks in dict.fromkeys((at_once, 1)):
             backwards = count % 2 == 1
             barrier.take_turn(rank, ranks, backwards=backwards)
+            threads.wake()
             chunks = passes.take()
             begin = time.monotonic()
             residual.add_(gradient)
             took = time.monotonic() - begin
+            threads.settle()
             barrier.pass_turn(rank, ranks, backwards=backwards)
             if began is not None and ranks == at_once:
                 found.passes.append(chunks)

@@ -17,12 +17,11 @@ import torch
 
 from netsim_ddp.communication.segments import CodecWork, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
+from netsim_ddp.ranks.turn_threads import ELEMENTS_PER_THREAD, TurnThreads
 from netsim_ddp.results.codec import Substitute
 from netsim_ddp.steps.phases import HostClock, Phase, StepSample, StepTimer
 from netsim_ddp.workloads.emulated import sleep_until
 
-_ELEMENTS_PER_THREAD = 32768
-"""What torch gives one thread at least: so many elements per thread occupy every thread, within its core's cache."""
 _LAST_S = 50e-6
 
 Play = Callable[["Execution"], None]
@@ -130,6 +129,7 @@ class Replayed(Execution):
             :mod:`netsim_ddp.steps.compute_times` measured it for all methods: the seconds until each bucket is full,
             one after the other. Empty under an emulated accelerator.
         at_once: how many ranks measure at a time.
+        threads: of a rank's work.
         spend: lets the measured time of a piece pass.
         substitute: the codec's pieces last what it says, instead of what they took here.
     """
@@ -144,6 +144,7 @@ class Replayed(Execution):
         *,
         computed: Sequence[Sequence[float]] = (),
         at_once: int = 1,
+        threads: int = 1,
         spend: Spend,
         substitute: Substitute | None = None,
     ) -> None:
@@ -159,6 +160,7 @@ class Replayed(Execution):
         """A warm-up step is played once: that warms caches, kernels and connections alike."""
         self._durations: list[float] = []
         self._inside = self._backwards = False
+        self._pool = TurnThreads(1 if self._cuda else threads)
         self._held_back: list[Wire] = []
 
     def step(self, play: Play) -> StepSample:
@@ -252,14 +254,18 @@ class Replayed(Execution):
         self._spend(self._timer.last() + seconds)
         self._timer.lap(phase)
 
-    def _enter(self) -> None:
+    def _enter(self, *, working: bool = True) -> None:
         if not self._inside:
             self._barrier.take_turn(self._rank, self._at_once, backwards=self._backwards)
             self._inside = True
+            if working:
+                self._pool.wake()
 
     def _leave(self) -> None:
         """Every rank has its turn between two exchanges, used or not."""
-        self._enter()
+        if self._inside:
+            self._pool.settle()
+        self._enter(working=False)
         self._inside = False
         self._barrier.pass_turn(self._rank, self._at_once, backwards=self._backwards)
 
@@ -296,7 +302,7 @@ class Busy:
     """
 
     def __init__(self, threads: int) -> None:
-        self._row = torch.ones(threads * _ELEMENTS_PER_THREAD)
+        self._row = torch.ones(threads * ELEMENTS_PER_THREAD)
         self._rows_per_s = 1e5
         for _ in range(3):
             self(time.monotonic() + 1e-3)

@@ -188,6 +188,7 @@ class StepsTask(ModelTask):
                 self._count,
                 computed=[] if times is None else times.of_steps(self.scenario.steps),
                 at_once=self._at_once,
+                threads=self.scenario.threads,
                 spend=self.spend(device),
                 substitute=self.scenario.codec_from,
             )

@@ -33,6 +33,7 @@ from netsim_ddp.results.stats import ratio_interval
 from netsim_ddp.results.summary import repeat_medians, summarise
 from netsim_ddp.results.training import summarise_training
 from netsim_ddp.results.verdicts import FEWEST, Times, judge
+from netsim_ddp.scenario import Scenario
 from netsim_ddp.scenario.files import build, build_scenario
 from netsim_ddp.scenario.predict import PredictScenario
 from netsim_ddp.steps import runner
@@ -49,6 +50,7 @@ PROMISING = 1.25
 REPEATS, STEPS, WARMUP = 7, 5, 2
 SHORTEST_S = 5.0
 """With less time left nothing can be measured."""
+MADE, MADE_AS = ("auto", "tc", "bucket"), "--link tc, bucket or auto"
 TRAINED_WORKERS = 4
 """At most so many in the ``netsim train`` line: accuracy is measured where it can be trained."""
 
@@ -86,7 +88,8 @@ def advise(
     """Recommend a method.
 
     Args:
-        flags: of ``netsim predict``, without its methods: model or recording, workers, link.
+        flags: of ``netsim predict``, without its methods: model or recording, workers, link; and ``link``, which says
+            how the link is made where methods are measured.
         methods: the candidates; by default those of the registry.
         time_s: from the call on; no repeat is started after it.
         budget_points: of accuracy, in percentage points, that a method may lose against dense.
@@ -94,12 +97,18 @@ def advise(
         save: sees the predictions, then what is measured, after every repeat.
 
     Raises:
-        UsageError: the flags do not make a scenario that can be predicted, or every candidate is beyond the budget.
+        UsageError: the flags do not make a scenario that can be predicted or measured, or every candidate is beyond the
+            budget.
     """
     began = time.monotonic()
     given = {**flags, "baseline": "none"}
     repeats = given.pop("repeats", REPEATS)
     known = {key: given.pop(key) for key in ("errors",) if key in given}
+    made = {key: given.pop(key) for key in ("link",) if key in given}
+    if build(Scenario, made).link not in MADE:
+        raise UsageError(
+            f"--link {made['link']} is not the link that is asked about", hint=f"write {MADE_AS}"
+        )
     scenario = build(PredictScenario, {**given, **known, "methods": considered(methods)})
     report(Event("note", f"predicting {len(scenario.resolved().methods)} methods"))
     predicted = predictions.predict(scenario, command=command, report=report, save=save)
@@ -117,7 +126,13 @@ def advise(
     finalists = _finalists(candidates)
     more = {"ready_from": next(iter(predicted.ready.values()))} if predicted.ready else {}
     measured, why = _measured(
-        {**given, **more, "repeats": repeats, "methods": [spec for spec in specs if spec.id in finalists]},
+        {
+            **given,
+            **more,
+            **made,
+            "repeats": repeats,
+            "methods": [spec for spec in specs if spec.id in finalists],
+        },
         time_s - (time.monotonic() - began),
         command,
         report,
