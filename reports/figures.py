@@ -28,6 +28,7 @@ from typing import Any
 from pages import EXPORTS, PAGES, ROOT, export, filled
 
 from netsim_ddp import __version__
+from netsim_ddp.results.prediction_errors import OWN, load
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
@@ -298,6 +299,15 @@ def fill_tables() -> None:
             print("filled", path.relative_to(ROOT))
     for name, command in EXPORTS.items():
         export(command, ROOT / name)
+    OWN.write_text(validated())
+
+
+def validated() -> str:
+    """What every prediction says of its error, from the validation's file."""
+    found = load(HERE / "validation.json").model_copy(
+        update={"source": "netsim's own, reports/validation.md"}
+    )
+    return json.dumps(found.model_dump(mode="json"), indent=1) + "\n"
 
 
 def main(words: list[str] | None = None) -> None:

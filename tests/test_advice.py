@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from netsim_ddp.cli.advise import parse_points
-from netsim_ddp.errors import UsageError
+from netsim_ddp.errors import LinkOffTarget, UsageError
 from netsim_ddp.methods.snippet import snippet
 from netsim_ddp.methods.spec import parse_method
 from netsim_ddp.report.terminal.advice import render_advice
@@ -25,8 +25,9 @@ from netsim_ddp.results.advice import (
     within,
 )
 from netsim_ddp.results.files import load
-from netsim_ddp.results.record import Interval
+from netsim_ddp.results.record import Interval, Result
 from netsim_ddp.results.training_record import MeanInterval
+from netsim_ddp.tools import advise as tools
 from netsim_ddp.tools.advise import RIVAL, considered
 from tests.commands import answer, complaint, measuring
 
@@ -171,6 +172,29 @@ def test_the_command_measures_and_says_so(tmp_path: Path) -> None:
     shown = answer(["show", str(place)], tmp_path).stdout
     assert "Use topk" in shown
     assert "netsim train" in shown
+
+
+def test_where_the_link_cannot_be_made_the_prediction_stands_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved: list[Result] = []
+
+    def refused(*_: object, save: Any, **__: object) -> None:
+        save(saved[0].model_copy(update={"cells": []}))
+        raise LinkOffTarget("the link delivers half")
+
+    monkeypatch.setattr(tools.runner, "run", refused)
+    advice = tools.advise(
+        {"model": "simple_cnn", "workers": 2, "bandwidth": "20mbps", "compute": "20ms"},
+        methods=[parse_method("topk")],
+        time_s=60.0,
+        command=["netsim", "advise"],
+        report=lambda _: None,
+        save=saved.append,
+    )
+    assert [bool(each.cells) for each in saved] == [True]
+    assert any("cannot be measured here: the link delivers half" in each for each in advice.missing)
+    assert advice.step_s.ci_low < advice.step_s.median < advice.step_s.ci_high
 
 
 def test_where_the_link_is_fast_dense_is_recommended(tmp_path: Path) -> None:

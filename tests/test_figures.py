@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from netsim_ddp.results.prediction_errors import OWN
+
 ROOT = Path(__file__).parent.parent
 REPORTS = ROOT / "reports"
 SETTINGS = Path(__file__).parent / "fixtures" / "settings.txt"
@@ -113,6 +115,10 @@ def test_the_folder_is_small_and_every_note_is_of_a_figure() -> None:
     noted = set(json.loads((REPORTS / "figures.json").read_text()))
     assert noted <= set(found["FIGURES"])
     assert all((REPORTS / found["FIGURES"][name].page).exists() for name in noted)
+
+
+def test_predictions_say_the_error_that_the_validation_found() -> None:
+    assert OWN.read_text() == script("figures.py")["validated"](), "python reports/figures.py --tables"
 
 
 def test_a_busy_machine_measures_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,8 +208,15 @@ def test_an_error_stands_beside_each_figure_and_what_lies_beyond_the_validation_
     assert "4 workers (validated: " not in said
 
 
-def test_without_a_validation_predictions_say_that_their_error_is_not_known() -> None:
-    assert any("is not known" in line for line in choices(_predicted(methods=["topk"])))
+def test_netsims_own_validation_stands_beside_predictions_unless_none_is_wanted() -> None:
+    result = _predicted(methods=["topk"])
+    (cell,) = [cell for cell in result.cells if cell.method == "topk"]
+    assert cell.prediction_error is not None
+    assert "reports/validation.md" in cell.prediction_error.source
+    assert cell.summary is not None
+    assert cell.summary.step_s.ci_low < cell.summary.step_s.median < cell.summary.step_s.ci_high
+    assert any("± holds 90%" in line for line in choices(result))
+    assert any("is not known" in line for line in choices(_predicted(methods=["topk"], errors="none")))
 
 
 def test_a_file_that_is_no_validation_is_refused(tmp_path: Path) -> None:

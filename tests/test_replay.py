@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from netsim_ddp.communication.executor import pipeline, stages
 from netsim_ddp.communication.segments import Local, Wire
 from netsim_ddp.ranks.barrier import HostBarrier
 from netsim_ddp.ranks.fork_server import anonymous_file
+from netsim_ddp.ranks.turn_threads import TurnThreads
 from netsim_ddp.scenario import available_cores, ranks_at_once
 from netsim_ddp.steps.compute_times import LEAST_PASSES, ComputeTimes, measure, once
 from netsim_ddp.steps.execution import Busy, Execution, Replayed, Spend, asleep
@@ -122,6 +125,30 @@ def test_all_work_between_two_exchanges_is_one_turn_and_the_order_of_ranks_alter
         for event in part
     ]
     assert work == expected
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or available_cores() < 2, reason="needs Linux and two cores to place threads on"
+)
+def test_within_a_turn_other_threads_leave_the_callers_core_and_may_go_anywhere_afterwards() -> None:
+    everywhere, end = os.sched_getaffinity(0), threading.Event()
+    waiting = threading.Thread(target=end.wait)
+    waiting.start()
+    other = waiting.native_id
+    assert other is not None
+    try:
+        threads = TurnThreads(2)
+        threads.wake()
+        assert len(everywhere - os.sched_getaffinity(other)) == 1
+        assert os.sched_getaffinity(0) == everywhere
+        threads.settle()
+        assert os.sched_getaffinity(other) == everywhere
+        alone = TurnThreads(1)
+        alone.wake()
+        assert os.sched_getaffinity(other) == everywhere
+    finally:
+        end.set()
+        waiting.join()
 
 
 def test_nobody_measures_while_an_exchange_is_under_way() -> None:

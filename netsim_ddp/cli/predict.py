@@ -67,8 +67,9 @@ class PredictOptions:
     errors: Annotated[
         Text,
         typer.Option(
-            metavar="FILE",
-            help="How far predictions were off, to stand beside each figure; --validate with --json writes it. [none]",
+            metavar="FILE|none",
+            help="How far predictions were off, to stand beside each figure; --validate with --json writes it. "
+            "[netsim's own validation]",
         ),
     ] = None
     seed: Seed = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from contextlib import suppress
 
@@ -49,6 +50,6 @@ class TurnThreads:
     @staticmethod
     def _allow(cores: set[int]) -> None:
         for name in os.listdir("/proc/self/task"):
-            if (thread := int(name)) != os.getpid():
+            if (thread := int(name)) != threading.get_native_id():
                 with suppress(ProcessLookupError):  # it has ended
                     os.sched_setaffinity(thread, cores)

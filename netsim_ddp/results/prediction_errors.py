@@ -8,6 +8,7 @@ prediction is extrapolated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -22,6 +23,8 @@ SHARE = 0.9
 """Of the errors, how many an interval holds."""
 FEWEST = 6
 """With fewer cells of a method the errors of all methods count."""
+OWN = Path(__file__).with_name("validated.json")
+"""The errors of netsim's own validation: ``python reports/figures.py --tables`` takes them from its file."""
 
 
 class ErrorRange(Strict):
@@ -64,6 +67,12 @@ class PredictionErrors(Strict):
                 f"delay {format_duration(delay_s)} (validated: up to {format_duration(self.delay_s[1])})"
             )
         return found
+
+
+@cache
+def own() -> PredictionErrors:
+    """Those of netsim's own validation, which stand beside a prediction that names no others."""
+    return PredictionErrors.model_validate_json(OWN.read_text(encoding="utf-8"))
 
 
 def load(path: Path) -> PredictionErrors:

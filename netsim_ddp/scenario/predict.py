@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from netsim_ddp.origin import Origin
-from netsim_ddp.results.prediction_errors import PredictionErrors
+from netsim_ddp.results.prediction_errors import PredictionErrors, own
 from netsim_ddp.results.prediction_errors import load as load_errors
 from netsim_ddp.scenario.settings import available_cores, refuse
 from netsim_ddp.scenario.steps import Scenario
@@ -25,8 +25,9 @@ class PredictScenario(Scenario):
     device: Literal["cpu"] = "cpu"
     backend: Literal["gloo"] = "gloo"
     repeats: int = Field(default=1, ge=1, le=1000)
-    errors: PredictionErrors | None = None
-    """How far predictions were off: a file of ``netsim predict --validate --json``, or what was read of it."""
+    errors: PredictionErrors | None = Field(default_factory=own)
+    """How far predictions were off: a file of ``netsim predict --validate --json``, or what was read of it; by default
+    netsim's own validation, ``none`` where it shall not be said."""
 
     price_per_hour: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     """Of one worker, in any currency."""
@@ -37,6 +38,8 @@ class PredictScenario(Scenario):
     def _errors_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str | Path):
             return value
+        if value == "none":
+            return None
         with Origin.of(info).naming("errors"):
             return load_errors(Path(value))
 

@@ -206,8 +206,9 @@ def _measured(
     last: list[Result] = []
 
     def keep(result: Result) -> None:
-        last[:] = [result]
-        save(result)
+        if result.cells:  # none where the link could not be made, or is not what was asked for
+            last[:] = [result]
+            save(result)
 
     try:
         scenario = build_scenario({**values, **how})
@@ -253,10 +254,11 @@ def _advice(
 ) -> Advice:
     best, entry = candidates[0], entry_of(candidates[0].method)
     rival = next(each for each in candidates if each.id == RIVAL.id)
-    errors = prediction_errors(candidates)
-    if errors is None and scenario.errors is not None:
-        of_method = scenario.errors.of(best.method)
-        errors = of_method.low, of_method.high
+    known = [] if scenario.errors is None else [scenario.errors.of(best.method)]
+    off = [(each.low, each.high) for each in known]
+    if (here := prediction_errors(candidates)) is not None:
+        off.append(here)  # of few cells: what was validated may still happen
+    errors = (min(low for low, _ in off), max(high for _, high in off)) if off else None
     return Advice(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
