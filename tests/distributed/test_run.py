@@ -110,7 +110,8 @@ def test_dense_communicates_as_fast_as_the_line_allows(slow_link: Result) -> Non
     payload = 2 * 3 / 4 * 4 * MODEL_PARAMETERS
     line = payload * 1514 / 1448 * 8 / 100e6
     communicate = median(step.communicate_s for rank in dense.repeats[0].ranks for step in rank.steps)
-    assert line * 0.95 < communicate < line * 1.15
+    assert line * 0.95 < communicate
+    assert communicate < line * 1.15 or dense.link.host_limited
     found = exchange(dense)
     assert found is not None
     assert found.model_s == pytest.approx(line, rel=0.05)  # acknowledgements, preambles

