@@ -16,7 +16,7 @@ from netsim_ddp.link.bucket.clock import LinkClock
 from netsim_ddp.link.mechanisms import HostLink, choose
 from netsim_ddp.link.profiles import PROFILES
 from netsim_ddp.link.spec import SEGMENT_WIRE, Change, LinkSpec
-from netsim_ddp.link.tc.plan import Shapes, needs_delay_by, plan
+from netsim_ddp.link.tc.plan import ROOMS, Shapes, needs_delay_by, packet_of, plan
 from netsim_ddp.scenario import Scenario, build_scenario
 from netsim_ddp.scenario.matrix import expand, parse
 
@@ -350,3 +350,21 @@ def test_netem_holds_what_is_on_its_way_when_the_link_is_fastest() -> None:
         if "netem" in step.argv
     )
     assert int(words[words.index("limit") + 1]) * SEGMENT_WIRE > 10**9 / 8 * 0.5
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize(
+    "rates", [(10**9, 2 * 10**7), (10**8, 2 * 10**7), (4 * 10**8, 10**6, 10**8), (10**7, 10**9)]
+)
+def test_every_stretch_holds_the_packets_of_every_other(rates: tuple[int, ...], room: int) -> None:
+    """A bucket that is smaller than the packet at the head of its queue carries nothing."""
+    first, *others = rates
+    changes = tuple(Change(1.0 + each, rate, rate) for each, rate in enumerate(others))
+    spec = LinkSpec(4, first, timeline=changes)
+    packet = packet_of(spec, room)
+    assert packet is not None
+    bursts = [Shapes.of(now, room, packet).up[0].burst for _, now in spec.stretches()]
+    # What a device hands down is two segments at least; a bucket that holds less cuts them.
+    queued = max(packet, 2 * SEGMENT_WIRE) if max(bursts) >= 2 * SEGMENT_WIRE else SEGMENT_WIRE
+    assert min(bursts) >= queued
+    assert packet_of(LinkSpec(4, first), room) is None

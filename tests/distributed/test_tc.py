@@ -53,6 +53,21 @@ def test_a_timeline_is_played_and_played_again() -> None:
     assert 0.6 < min(shares.values()) < max(shares.values()) < 1.1, shares
 
 
+@pytest.mark.parametrize("wider", [0, 1])
+def test_a_link_that_becomes_slow_carries_what_stood_in_its_queue(wider: int) -> None:
+    """Packets of the fast stretch, which the slow stretch's bucket has to hold."""
+    changes = (Change(0.4, 20 * MBIT, 20 * MBIT),)
+    with TcLink(LinkSpec(2, 1000 * MBIT, timeline=changes)) as link:
+        for _ in range(wider):
+            link.give_room()
+        for _ in range(5):
+            link.begin()
+            share = stream(link, 1.5).goodput_bps(0.9, 1.4) / goodput(20 * MBIT)
+            if 0.6 < share < 1.3:
+                break
+    assert 0.6 < share < 1.3
+
+
 @pytest.mark.parametrize("begins", [5 * MBIT, 50 * MBIT])
 def test_a_link_whose_timeline_starts_at_once_starts_with_its_first_rate(begins: int) -> None:
     changes = (Change(0.0, begins, begins), Change(3.0, 20 * MBIT, 20 * MBIT))

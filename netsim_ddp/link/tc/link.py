@@ -37,7 +37,7 @@ from netsim_ddp.link.tc import tun
 from netsim_ddp.link.tc.channel import Channel, RemoteProcess, open_channel
 from netsim_ddp.link.tc.driver import Driver
 from netsim_ddp.link.tc.helper import HOSTS
-from netsim_ddp.link.tc.plan import ROOMS, Shapes, address, change, needs_delay_by, netem, plan
+from netsim_ddp.link.tc.plan import ROOMS, Shapes, address, change, needs_delay_by, netem, packet_of, plan
 from netsim_ddp.link.tc.tun import ForwarderClient
 from netsim_ddp.units import format_bytes
 
@@ -68,7 +68,8 @@ class TcLink(Link):
         self._beside = beside
         self._numbers: dict[int | None, int | None] = {None: None}
         """By rank (None: the bridge), what the helper calls its namespace."""
-        self.shapes, self.congestion = Shapes.of(spec), spec.congestion or "cubic"
+        self.packet = packet_of(spec)
+        self.shapes, self.congestion = Shapes.of(spec, packet=self.packet), spec.congestion or "cubic"
         self.credit_bytes, self.room = 0, ROOMS[0]
         self.delay_by: Literal["netem", "tun"] | None = None
         self._forwarder: ForwarderClient | None = None
@@ -130,7 +131,7 @@ class TcLink(Link):
         self._driver = Driver(
             list(self.spec.stretches()),
             self.spec.period_s,
-            lambda now: change(now, namespaces, self.room),
+            lambda now: change(now, namespaces, self.room, self.packet),
             self._write,
         )
         self._driver.begin()
@@ -143,8 +144,9 @@ class TcLink(Link):
         if self.room == ROOMS[-1]:
             return False
         self.room = ROOMS[ROOMS.index(self.room) + 1]
-        self.shapes = Shapes.of(self.spec, self.room)
-        for rank, text in change(self.spec.first, self._namespaces, self.room).items():
+        self.packet = packet_of(self.spec, self.room)
+        self.shapes = Shapes.of(self.spec, self.room, self.packet)
+        for rank, text in change(self.spec.first, self._namespaces, self.room, self.packet).items():
             _, problem = self.run_tool(rank, "tc", "-batch", "-", text=text)
             if problem is not None:
                 raise _refusal("tc", problem)

@@ -81,14 +81,21 @@ class Shapes:
     down: tuple[Shape, ...]
 
     @classmethod
-    def of(cls, spec: LinkSpec, room: int = 1) -> Shapes:
-        """Of ``spec`` until its first change. ``room`` is :func:`shape_for`'s."""
+    def of(cls, spec: LinkSpec, room: int = 1, packet: int | None = None) -> Shapes:
+        """Of ``spec`` until its first change. ``room`` is :func:`shape_for`'s.
+
+        Args:
+            packet: what :func:`packet_of` says of a link that changes: its buckets hold such a one, and the refill.
+        """
         spec = spec.first
 
         def shape(rate_bps: int) -> Shape:
             found = shape_for(max(rate_bps, spec.peak_bps or 0), spec.workers, room)
             if spec.peak_bps is not None:
                 found = replace(found, rate_bps=rate_bps, burst=spec.credit_bytes or 0, peak=found)
+            elif packet is not None:
+                refill = rate_bps / 8 * WAKE_UP_S * room
+                found = replace(found, gso=packet, burst=max(found.burst, round(packet + refill)))
             # Packets are lost and delayed whole: one of many segments would lose or delay them all at once.
             if spec.loss or spec.jitter_s:
                 found = replace(found, gso=SEGMENT_WIRE)
@@ -112,6 +119,25 @@ class Shapes:
     def longest_wait_s(self) -> float:
         """How long the last packet of a full queue waits, where that is longest."""
         return max(shape.limit * 8 / shape.rate_bps for shape in (*self.up, *self.down))
+
+
+def packet_of(spec: LinkSpec, room: int = 1) -> int | None:
+    """Bytes of the packets of a link that changes; None of one that does not.
+
+    When the rate falls, packets of the stretch before stand in the queue, and a bucket that holds less than one of them
+    carries nothing until the rate rises again. So all stretches have packets of one size: the smallest that the host
+    can afford in the fastest one. In a slow stretch a message after idle may be early by one of them.
+    """
+    if not spec.varies:
+        return None
+    stretches = [(now, Shapes.of(now, room)) for _, now in spec.stretches()]
+    shapes = [shape for _, each in stretches for shape in (*each.up, *each.down)]
+    affordable = [
+        min(float(each.gso), now.fastest_bps / 8 * now.workers / PACKETS_PER_S) for now, each in stretches
+    ]
+    whole = any(shape.burst >= 2 * SEGMENT_WIRE for shape in shapes)  # TCP hands down two segments at least
+    least = 2 * SEGMENT_WIRE if whole else SEGMENT_WIRE
+    return round(max(least, min(shape.gso for shape in shapes), *affordable))
 
 
 @dataclass(frozen=True)
@@ -204,13 +230,15 @@ def _tbf(shape: Shape) -> list[str]:
     return words.split()
 
 
-def change(now: LinkSpec, namespaces: Sequence[int | None], room: int = 1) -> dict[int | None, str]:
+def change(
+    now: LinkSpec, namespaces: Sequence[int | None], room: int = 1, packet: int | None = None
+) -> dict[int | None, str]:
     """The ``tc`` batch of each namespace that changes a link to ``now``, one of its stretches, with :func:`shape_for`'s
-    ``room``.
+    ``room`` and the ``packet`` of :func:`packet_of`.
 
     A change also fills the buckets, so that even the only stretch of a link with credit is worth playing.
     """
-    shapes = Shapes.of(now, room)
+    shapes = Shapes.of(now, room, packet)
     batches: dict[int | None, str] = dict.fromkeys(namespaces, "")
     for rank in range(now.workers):
         batches[None] += f"qdisc change dev v{rank} {' '.join(_tbf(shapes.down[rank]))}\n"
@@ -241,14 +269,15 @@ def script(spec: LinkSpec) -> list[str]:
     names = [_named(None), *map(_named, ranks)]
     lines = [f"ip netns add {name}" for name in names]
     delay_by: Literal["netem"] | None = "netem" if needs_delay_by(spec) else None
-    for step in plan(spec, Shapes.of(spec), names[1:], spec.congestion or "cubic", delay_by):
+    packet = packet_of(spec)
+    for step in plan(spec, Shapes.of(spec, packet=packet), names[1:], spec.congestion or "cubic", delay_by):
         tool, *words = step.argv
         lines.append(shlex.join([tool, "-n", _named(step.rank), *words]))
     for (before, _), (at, now) in pairwise(spec.stretches() if spec.varies else ()):
         lines.append(f"sleep {at - before:g}")
         lines += [
             f"tc -n {_named(rank)} {line}"
-            for rank, text in change(now, [None, *ranks]).items()
+            for rank, text in change(now, [None, *ranks], packet=packet).items()
             for line in text.splitlines()
         ]
     return [
