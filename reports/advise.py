@@ -138,9 +138,9 @@ def text(document: dict[str, Any]) -> str:
         "Does netsim advise recommend the fastest method?",
         "Is the method that `netsim advise` recommends for a training and a link the one whose measured step is the "
         "shortest?",
-        f"In {good} of {len(rows)} cases the recommended method's step is within {BAR:.0%} of the fastest candidate's; "
-        f"in the worst it is {worst:.1%} behind. Where it is further behind, the last column says whether the advice's "
-        "own interval said so.",
+        f"In {good} of {len(rows)} cases{missing(rows)} the recommended method's step is within {BAR:.0%} of the "
+        f"fastest candidate's; in the worst it is {worst:.1%} behind. Where it is further behind, the last column says "
+        "whether the advice's own interval said so.",
         [
             f"{WORKERS} workers, replayed; {document['repeats']} repeats of 10 steps of each candidate whose predicted "
             f"step is within {CLOSE:g} times the fastest; advice with `--time {document['time']}`. In brackets the "
@@ -167,6 +167,12 @@ def text(document: dict[str, Any]) -> str:
         ],
         ["Other machines, GPUs, and more workers than a host carries.", "Accuracy."],
     )
+
+
+def missing(rows: list[Row]) -> str:
+    """How many cases are not measured yet, in words."""
+    left = len(MODELS) * len(LINKS) - len(rows)
+    return f" ({left} of {left + len(rows)} are not measured yet)" if left else ""
 
 
 def cells(row: Row) -> list[object]:
@@ -197,7 +203,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the file")
     options = parser.parse_args()
+    if options.page:
+        PAGE.write_text(text(json.loads(FILE.read_text())))
+        return
     models, links = (MODELS[:1], LINKS[:1]) if options.quick else (MODELS, LINKS)
     rows: list[Row] = []
     if FILE.exists() and not options.again and not options.quick:
