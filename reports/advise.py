@@ -165,7 +165,11 @@ def text(document: dict[str, Any]) -> str:
             f"Made on {made_on(machine, document.get('commit'))}; load {min(loads):.1f} to {max(loads):.1f} while it "
             "ran.",
         ],
-        ["Other machines, GPUs, and more workers than a host carries.", "Accuracy."],
+        [
+            "Other machines, GPUs, and more workers than a host carries.",
+            "One version of netsim: a call measures what is missing, by the code of its day; the commit is the last one's.",
+            "Accuracy.",
+        ],
     )
 
 

@@ -51,5 +51,5 @@ class TurnThreads:
     def _allow(cores: set[int]) -> None:
         for name in os.listdir("/proc/self/task"):
             if (thread := int(name)) != threading.get_native_id():
-                with suppress(ProcessLookupError):  # it has ended
+                with suppress(OSError):  # it has ended, or a container does not let threads be placed
                     os.sched_setaffinity(thread, cores)
