@@ -167,7 +167,7 @@ def text(document: dict[str, Any]) -> str:
         ],
         [
             "Other machines, GPUs, and more workers than a host carries.",
-            "One version of netsim: a call measures what is missing, by the code of its day; the commit is the last one's.",
+            "One version of netsim: a call measures what is missing, by the code of its day; the commit is the last's.",
             "Accuracy.",
         ],
     )
