@@ -44,7 +44,9 @@ def _rehearsed(
 
 def _taking(found: Rehearsal, each_s: float) -> Rehearsal:
     """``found``, as if its local pieces had taken ``each_s`` in every step: what they took here is this machine's."""
-    events = (replace(event, took_s=(each_s,)) if isinstance(event, Work) else event for event in found.events)
+    events = (
+        replace(event, took_s=(each_s,)) if isinstance(event, Work) else event for event in found.events
+    )
     return replace(found, events=tuple(events))
 
 
