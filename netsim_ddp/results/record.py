@@ -183,6 +183,10 @@ class RepeatRecord(Strict):
     """Of a sweep: how long this took, its processes started and ended, but neither link nor imports."""
     seed: Count | None = None
     epochs: list[EpochRecord] = Field(default_factory=list)
+    stolen_share: Positive | None = None
+    """Of a virtual machine's processors, what its host gave to others meanwhile."""
+    tries: Count = 1
+    """How often it was run, because the host took more than is allowed: the one that it took least from is kept."""
 
 
 class Interval(Strict):
@@ -229,9 +233,9 @@ class ReplayRecord(Strict):
 
     ``at_once`` ranks measured at a time, as many as the host has cores for; ``busy`` says whether ranks then kept their
     cores busy while they played it, or slept. A slowdown is what the same work takes with ``at_once`` ranks at a time
-    over what it takes alone on the host, the median over ranks, one value per repeat: of forward and backward, and of
-    adding one buffer of the gradient's size to another, which only memory and caches limit. Empty where one rank
-    measures at a time, or where compute is emulated.
+    over what it takes alone on the host, the median over ranks, one value each time a repeat ran: of forward and
+    backward, and of adding one buffer of the gradient's size to another, which only memory and caches limit. Empty
+    where one rank measures at a time, or where compute is emulated.
     """
 
     at_once: Count

@@ -26,6 +26,8 @@ from netsim_ddp.results.record import (
     StepRecord,
     Summary,
 )
+from netsim_ddp.stolen import NOTICEABLE
+from netsim_ddp.units import counted
 
 _T = TypeVar("_T")
 PHASES = tuple(Phases.model_fields)
@@ -246,4 +248,22 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         phases = math.fsum(getattr(step, name) for steps in all_steps for step in steps for name in PHASES)
         if abs(phases - wall) > UNEXPLAINED_FLOOR * wall:
             found.append(f"{cell.id}: the phases add up to {phases / wall:.1%} of the step")
+    return found + _of_the_host([repeat for cell in cells for repeat in cell.repeats])
+
+
+def _of_the_host(repeats: Sequence[RepeatRecord]) -> list[str]:
+    """What a virtual machine's host took from ``repeats``."""
+    found, limit = [], f"more than {NOTICEABLE:.0%}"
+    of = f"of {counted(len(repeats), 'repeat')}"
+    if again := sum(repeat.tries > 1 for repeat in repeats):
+        found.append(
+            f"{again} {of} ran again, because this virtual machine's host gave {limit} of its processors to others "
+            "meanwhile; the try that it took least from counts"
+        )
+    shares = [repeat.stolen_share or 0.0 for repeat in repeats]
+    if disturbed := [share for share in shares if share > NOTICEABLE]:
+        found.append(
+            f"during {len(disturbed)} {of} that count this virtual machine's host gave {limit} of its processors to "
+            f"others (up to {max(disturbed):.0%}): what the processor does took longer, and may take another time later"
+        )
     return found

@@ -38,6 +38,8 @@ from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
 
 BUSY = "this machine is busy already"
+TRIES = 3
+"""A repeat is run at most so often: again where a virtual machine's host took processors from it."""
 UNUSED_SHOWN = 3
 """So many parameters without a gradient are named."""
 
@@ -86,6 +88,8 @@ class Experiment(ABC, Generic[S]):
     unit: ClassVar[str] = "repeat"
     slower: ClassVar[str] = "compute and compress take"
     """What lasts longer where ranks share cores."""
+    undisturbed: bool = False
+    """Whether a repeat that a virtual machine's host disturbed is run again."""
     link: Link
     launcher: Launcher
 
@@ -254,22 +258,51 @@ class Experiment(ABC, Generic[S]):
         """Repeats outermost and every other one backwards (ABBA), so that a drift of the machine's speed falls on all
         cells alike, and an experiment that is cut short has whole repeats."""
         repeats, order = self.scenario.repeats, range(len(self.scenario.methods))
-        total, done, budget_s = repeats * len(order), 0, self.scenario.time_budget_s
+        total, done = repeats * len(order), 0
+        spare = (total + 1) // 2 if self.undisturbed and self._trace is None else 0
         for number in range(repeats):
-            if number and budget_s is not None and time.monotonic() - self._started > budget_s:
+            if number and self._time_is_up():
                 self.warn(f"time budget spent after {number} of {counted(repeats, self.unit)}")
                 return
             for index in order if number % 2 == 0 else reversed(order):
                 cell = self.result.cells[index]
                 self.report(Event("progress", f"{cell.id}, {self.label(number)}", done, total))
                 try:
-                    self.repeat(index, number)
+                    spare -= self._repeat_undisturbed(index, number, spare)
                 except RankError as error:
                     cell.error = error.message
                     raise
                 done += 1
                 self.save()
         self.report(Event("progress", "done", total, total))
+
+    def _time_is_up(self) -> bool:
+        budget_s = self.scenario.time_budget_s
+        return budget_s is not None and time.monotonic() - self._started > budget_s
+
+    def _repeat_undisturbed(self, index: int, number: int, spare: int) -> int:
+        """Run a repeat, and again where this virtual machine's host took processors from it. Of the tries the one that
+        it took least from counts, whatever they measured.
+
+        Returns:
+            How many tries there were beside the first, of the ``spare`` ones that are left.
+        """
+        cell, tries, least = self.result.cells[index], 0, 0.0
+        while not tries or (tries < min(TRIES, 1 + spare) and least > NOTICEABLE and not self._time_is_up()):
+            before, stolen = len(cell.repeats), StolenTime()
+            self.repeat(index, number)
+            if len(cell.repeats) == before:  # finished by an earlier command
+                return 0
+            share = stolen.share or 0.0
+            if tries:
+                new = cell.repeats.pop()
+                if share < least:
+                    cell.repeats[-1] = new
+            least = min(least, share) if tries else share
+            tries += 1
+        told = {"stolen_share": round(least, 4), "tries": tries}
+        cell.repeats[-1] = cell.repeats[-1].model_copy(update=told)
+        return tries - 1
 
     def _close(self, status: Literal["complete", "partial", "failed"], error: NetsimError | None) -> None:
         self.result.status = status
@@ -278,11 +311,6 @@ class Experiment(ABC, Generic[S]):
             self.warn(note)
         if (share := self._stolen.share) is not None:
             self.result.environment["stolen_share"] = round(share, 3)
-            if share > NOTICEABLE:
-                self.warn(
-                    f"this virtual machine's host gave {share:.0%} of its processors to others meanwhile: what the "
-                    "processor does took longer, and may take another time later"
-                )
         if error is not None:
             self.result.warnings.append(error.message)
             for cell in self.result.cells:

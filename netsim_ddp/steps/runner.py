@@ -63,6 +63,7 @@ class Steps(Experiment[Scenario]):
     """Measured steps. ``hosts``: the real hosts to run on, instead of a link of our own."""
 
     hosts: Hub | None = None
+    undisturbed = True
 
     def check(self) -> None:
         """Refuse a recording that is another one by now, or whose model does not fit in this machine's memory: all sets
@@ -80,6 +81,7 @@ class Steps(Experiment[Scenario]):
             self.note("waiting for the other ranks' commands")
             self.launcher, self.link = self.stack.enter_context(self.hosts), self.hosts.link
             workers = self.hosts.ranks_per_interface
+            self.undisturbed = False  # each host has its own processors
         else:
             spec, how = self.scenario.link_spec(), self.scenario.link
             self.link, probed = pool.link(spec, how, self.note, self.warn)
