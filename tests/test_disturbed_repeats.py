@@ -120,3 +120,21 @@ def test_none_is_run_again_after_its_time_or_with_a_trace(monkeypatch: pytest.Mo
     traced._trace = lambda _: None
     traced.run()
     assert [index for index, _ in traced.ran] == [0, 1]
+
+
+@pytest.mark.parametrize(("before", "while_probing", "warned"), [(0.1, 3.0, False), (3.0, 0.1, True)])
+def test_the_load_of_the_probe_is_no_other_programs(
+    before: float, while_probing: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = iter([before, before])
+    monkeypatch.setattr("os.getloadavg", lambda: (next(loads, while_probing),) * 3)
+    _taking([], monkeypatch)
+    played = Played(2, 1)
+    start = played.start
+
+    def probing(pool: Pool) -> None:
+        start(pool)
+        played.warn_of_contention(0)
+
+    monkeypatch.setattr(played, "start", probing)
+    assert any("busy already" in text for text in played.run().warnings) == warned

@@ -118,6 +118,8 @@ class Experiment(ABC, Generic[S]):
         self.stack = ExitStack()
         """Left when the last repeat is done, or one has failed."""
         self._started, self._stolen = time.monotonic(), StolenTime()
+        # Before the link is probed: what that takes is no other program's.
+        self._busy = busy_machine() if pool is None else None
 
     def run(self) -> Result:
         """Carry the experiment out.
@@ -197,8 +199,8 @@ class Experiment(ABC, Generic[S]):
                 f"{counted(workers, 'worker')} x {counted(threads, 'thread')} share {counted(cores, 'core')}: "
                 f"{self.slower} longer here than on machines of their own"
             )
-        if self._pool is None and (busy := busy_machine()) is not None:
-            self.warn(busy)
+        if self._busy is not None:
+            self.warn(self._busy)
 
     def take_facts(self, cell: Cell, facts: Facts) -> float | None:
         """Keep what the ranks know once they are built, and tell what a user should know of their model.
