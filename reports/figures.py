@@ -28,7 +28,7 @@ from typing import Any
 from pages import EXPORTS, PAGES, ROOT, export, filled
 
 from netsim_ddp import __version__
-from netsim_ddp.results.prediction_errors import OWN, load
+from netsim_ddp.results import files, prediction_errors, repeatability
 from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 
@@ -299,14 +299,26 @@ def fill_tables() -> None:
             print("filled", path.relative_to(ROOT))
     for name, command in EXPORTS.items():
         export(command, ROOT / name)
-    OWN.write_text(validated())
+    prediction_errors.OWN.write_text(validated())
+    repeatability.OWN.write_text(repeatable())
 
 
 def validated() -> str:
     """What every prediction says of its error, from the validation's file."""
-    found = load(HERE / "validation.json").model_copy(
+    found = prediction_errors.load(HERE / "validation.json").model_copy(
         update={"source": "netsim's own, reports/validation.md"}
     )
+    return json.dumps(found.model_dump(mode="json"), indent=1) + "\n"
+
+
+def repeatable() -> str:
+    """How far another run's step may be from a measured one, from the cells of the validation that were measured at two
+    hours."""
+    pairs = [
+        (files.load(HERE / f"{name}-earlier.json"), files.load(HERE / f"{name}.json"))
+        for name in ("validation-measured", "validation-concurrent")
+    ]
+    found = repeatability.repeatability(pairs, "netsim's own, reports/validation.md")
     return json.dumps(found.model_dump(mode="json"), indent=1) + "\n"
 
 

@@ -26,10 +26,12 @@ from netsim_ddp.results.advice import (
 )
 from netsim_ddp.results.files import load
 from netsim_ddp.results.record import Interval, Result
+from netsim_ddp.results.repeatability import repeatability
 from netsim_ddp.results.training_record import MeanInterval
 from netsim_ddp.tools import advise as tools
 from netsim_ddp.tools.advise import RIVAL, considered
 from tests.commands import answer, complaint, measuring
+from tests.results_factory import make_cell, make_link, make_result
 
 
 def candidate(name: str, predicted: float, sent: float, *measured: float, **more: Any) -> Candidate:
@@ -92,12 +94,32 @@ def test_the_budget_is_held_against_the_whole_interval(mean: float, low: float |
 
 def test_an_interval_comes_from_what_predictions_were_off() -> None:
     cells = [candidate("a", 1.1, 1, 1.0), candidate("b", 0.9, 1, 1.0), candidate("c", 2.0, 1)]
-    errors = prediction_errors(cells)
+    errors, repeatable = prediction_errors(cells), (-0.02, 0.03)
     assert errors == pytest.approx((-0.1, 0.1))
-    found = expected(cells[2], errors)
+    found = expected(cells[2], errors, repeatable)
     assert (found.ci_low, found.median, found.ci_high) == pytest.approx((2 / 1.1, 2.0, 2 / 0.9))
-    assert expected(cells[2], None).ci_high == 2.0
-    assert expected(cells[0], errors) == cells[0].measured
+    assert expected(cells[2], None, repeatable).ci_high == 2.0
+
+
+def test_a_measured_steps_interval_holds_what_other_runs_were_off() -> None:
+    once, wide = candidate("a", 1.1, 1, 1.0), candidate("b", 1.1, 1, 1.0, 0.9, 1.2)
+    for one, low, high in ((once, 0.98, 1.03), (wide, 0.9, 1.2)):
+        found = expected(one, None, (-0.02, 0.03))
+        assert (found.ci_low, found.median, found.ci_high) == pytest.approx((low, 1.0, high))
+
+
+def test_what_other_runs_were_off_is_the_later_runs_step_over_each_repeat() -> None:
+    limited = make_link(host_limited=True)
+    first = [
+        make_cell("topk", [100.0, 80.0]),
+        make_cell("fp16", [10.0]),
+        make_cell("dense", [10.0], link=limited),
+    ]
+    later = [make_cell("dense", [90.0]), make_cell("topk", [100.0, 80.0, 90.0]), make_cell("powersgd", [1.0])]
+    found = repeatability([(make_result(first), make_result(later))], "here")
+    assert (found.cells, found.low, found.high) == (1, pytest.approx(-0.1), pytest.approx(0.125))
+    with pytest.raises(UsageError, match="no cell twice"):
+        repeatability([(make_result(first[1:]), make_result(later))], "here")
 
 
 def test_candidates_overlap_and_do_not_and_the_baselines_are_always_there() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.results.prediction_errors import OWN
+from netsim_ddp.results import prediction_errors, repeatability
 
 ROOT = Path(__file__).parent.parent
 REPORTS = ROOT / "reports"
@@ -117,8 +117,10 @@ def test_the_folder_is_small_and_every_note_is_of_a_figure() -> None:
     assert all((REPORTS / found["FIGURES"][name].page).exists() for name in noted)
 
 
-def test_predictions_say_the_error_that_the_validation_found() -> None:
-    assert OWN.read_text() == script("figures.py")["validated"](), "python reports/figures.py --tables"
+def test_intervals_hold_the_errors_that_validation_and_second_runs_found() -> None:
+    asked = "python reports/figures.py --tables"
+    assert prediction_errors.OWN.read_text() == script("figures.py")["validated"](), asked
+    assert repeatability.OWN.read_text() == script("figures.py")["repeatable"](), asked
 
 
 def test_a_busy_machine_measures_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from netsim_ddp.report.labels import DASH, milliseconds, times, two_digits
 from netsim_ddp.report.tables import Column, Table, table_of
 from netsim_ddp.results.advice import SAME, Advice, Candidate, Speedup
 from netsim_ddp.results.labels import clean
-from netsim_ddp.units import format_bytes
+from netsim_ddp.units import counted, format_bytes
 
 RUNNERS_UP = 3
 
@@ -66,10 +66,11 @@ def _speedup(advice: Advice) -> str:
 
 def _basis(advice: Advice, one: Candidate) -> str:
     if one.counts:
-        count = len(one.measured_s)
-        return (
-            f"measured here in {count} repeat{'s' * (count != 1)} (predicted: {one.predicted_s * 1e3:.4g} ms)"
-        )
+        text = f"measured here in {counted(len(one.measured_s), 'repeat')} (predicted: {one.predicted_s * 1e3:.4g} ms)"
+        if advice.repeatability is not None:
+            low, high = advice.repeatability
+            text += f"; other runs were {low:+.0%} to {high:+.0%} off"
+        return text
     why = "; what was measured is host-limited" if one.measured is not None else ""
     if advice.prediction_errors is None:
         return f"predicted{why}"

@@ -82,9 +82,10 @@ class Advice(Strict):
 
     ``candidates`` stand in the order of the rule: the recommended one first, then by their steps; those whose accuracy
     is beyond the budget last. ``rival`` is the id of dense in 16 bits, overlapped. ``prediction_errors`` are the least
-    and greatest of predicted over measured, less 1, of the candidates that were measured here. ``step_s`` and its
-    interval are the recommended method's. ``missing`` says in sentences what is not known. ``snippet`` and ``commands``
-    are to be pasted; ``files`` hold what was measured and predicted.
+    and greatest of predicted over measured, less 1, of the candidates that were measured here and of what was
+    validated; ``repeatability`` of a later run over a measured repeat, less 1, where the step was measured. ``step_s``
+    and its interval are the recommended method's, in a run to come. ``missing`` says in sentences what is not known.
+    ``snippet`` and ``commands`` are to be pasted; ``files`` hold what was measured and predicted.
     """
 
     schema_version: Literal[1] = 1
@@ -104,6 +105,7 @@ class Advice(Strict):
     speedup: Speedup
     candidates: list[Candidate]
     prediction_errors: tuple[Finite, Finite] | None = None
+    repeatability: tuple[Finite, Finite] | None = None
     missing: list[str]
     snippet: str
     commands: list[str]
@@ -158,11 +160,20 @@ def within(accuracy: AccuracyOf | None, points: float | None) -> Budget | None:
     return "beyond" if found.mean < -points else "not resolved"
 
 
-def expected(candidate: Candidate, errors: tuple[float, float] | None) -> Interval:
-    """The step of ``candidate`` with its interval: the measured one's, or the predicted step with the ``errors`` of the
-    predictions that were held against measurements; of no width where there are none."""
+def expected(
+    candidate: Candidate, errors: tuple[float, float] | None, repeatable: tuple[float, float]
+) -> Interval:
+    """The step of ``candidate`` in a run to come.
+
+    Args:
+        errors: of predictions that were held against measurements; with none, a predicted step has no interval.
+        repeatable: how far later runs were from a measured repeat: the repeats of one call share an hour, and few of
+            them say little even of that.
+    """
     if candidate.measured is not None and candidate.counts:
-        return candidate.measured
+        found = candidate.measured
+        low, high = (found.median * (1 + each) for each in repeatable)
+        return Interval(median=found.median, ci_low=min(found.ci_low, low), ci_high=max(found.ci_high, high))
     step = candidate.predicted_s
     low, high = errors or (0.0, 0.0)
     return Interval(median=step, ci_low=min(step, step / (1 + high)), ci_high=max(step, step / (1 + low)))

@@ -15,6 +15,7 @@ from netsim_ddp.methods.snippet import snippet
 from netsim_ddp.methods.spec import MethodSpec
 from netsim_ddp.predict import runner as predictions
 from netsim_ddp.predict import subject
+from netsim_ddp.results import repeatability
 from netsim_ddp.results.advice import (
     AccuracyOf,
     Advice,
@@ -259,6 +260,8 @@ def _advice(
     if (here := prediction_errors(candidates)) is not None:
         off.append(here)  # of few cells: what was validated may still happen
     errors = (min(low for low, _ in off), max(high for _, high in off)) if off else None
+    found = repeatability.own()
+    repeatable = (found.low, found.high)
     return Advice(
         tool=Tool(version=__version__),
         created_utc=now_utc(),
@@ -271,10 +274,11 @@ def _advice(
         recommended=best.id,
         verdict="not the network" if entry.is_baseline else "16 bits" if entry.rival_on else "compress",
         rival=rival.id,
-        step_s=expected(best, errors),
+        step_s=expected(best, errors, repeatable),
         speedup=_speedup(best, rival, candidates, errors),
         candidates=candidates,
         prediction_errors=errors,
+        repeatability=repeatable if best.counts else None,
         missing=_missing(best, scenario, why),
         snippet=snippet(best.method, best.params, overlap=best.overlap),
         commands=_commands(best, rival, flags, scenario),
