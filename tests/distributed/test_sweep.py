@@ -20,7 +20,7 @@ from netsim_ddp.scenario import Scenario
 from netsim_ddp.steps.runner import run
 from tests.commands import FORKED, ROOT
 from tests.forking import ADDRESS, address
-from tests.links import usable
+from tests.links import is_sent, usable
 
 DEADLINE_S = 240
 MATRIX = """
@@ -160,5 +160,6 @@ def test_two_links_and_one_interpreter_serve_several_runs() -> None:
     for cell, rate in zip(cells, (*rates, rates[0]), strict=True):
         assert cell.link.measured_bps == pytest.approx(rate * 1448 / 1514, rel=0.05)
         for rank in cell.repeats[0].ranks:  # each link counts its own bytes
-            assert rank.tx_bytes == pytest.approx(rank.predicted_tx_bytes, rel=0.02)
+            assert rank.predicted_tx_bytes is not None
+            assert is_sent(rank.tx_bytes, rank.predicted_tx_bytes, cell.link.retransmits)
     assert cells[0].summary.communicate_s > 2 * cells[1].summary.communicate_s
