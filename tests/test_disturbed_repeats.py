@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netsim_ddp.errors import RankError
+from netsim_ddp.errors import RankError, UsageError
 from netsim_ddp.methods.spec import parse_method
 from netsim_ddp.ranks.pool import Pool
 from netsim_ddp.results.record import Cell
@@ -57,6 +57,7 @@ class Played(Experiment[Scenario]):
 
 def _taking(shares: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """The experiment's own clock says 0, each repeat's the next one of ``shares``."""
+    monkeypatch.delenv("NETSIM_DISTURBED", raising=False)
     told: Iterator[float] = iter(shares)
 
     class Told:
@@ -111,7 +112,9 @@ def test_a_try_that_fails_leaves_what_was_measured_before(monkeypatch: pytest.Mo
     assert played.kept() == [[1.0], []]
 
 
-def test_none_is_run_again_after_its_time_or_with_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_is_run_again_after_its_time_or_with_a_trace_or_where_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _taking([0.2] * 9, monkeypatch)
     late = Played(2, 1, time_budget_s=1e-9)
     late.run()
@@ -120,6 +123,13 @@ def test_none_is_run_again_after_its_time_or_with_a_trace(monkeypatch: pytest.Mo
     traced._trace = lambda _: None
     traced.run()
     assert [index for index, _ in traced.ran] == [0, 1]
+    monkeypatch.setenv("NETSIM_DISTURBED", "keep")
+    kept = Played(2, 1)
+    kept.run()
+    assert [index for index, _ in kept.ran] == [0, 1]
+    monkeypatch.setenv("NETSIM_DISTURBED", "never")
+    with pytest.raises(UsageError, match="NETSIM_DISTURBED=never is not one of repeat, keep"):
+        Played(2, 1).run()
 
 
 @pytest.mark.parametrize(("before", "while_probing", "warned"), [(0.1, 3.0, False), (3.0, 0.1, True)])

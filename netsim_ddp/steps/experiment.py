@@ -33,6 +33,7 @@ from netsim_ddp.steps.code_versions import code_of
 from netsim_ddp.steps.environment import environment
 from netsim_ddp.steps.link_record import link_record
 from netsim_ddp.stolen import NOTICEABLE, StolenTime
+from netsim_ddp.switches import repeats_disturbed
 from netsim_ddp.units import counted
 from netsim_ddp.workloads.corpus import read_corpus
 from netsim_ddp.workloads.files import data_folder, present, provide
@@ -261,7 +262,7 @@ class Experiment(ABC, Generic[S]):
         cells alike, and an experiment that is cut short has whole repeats."""
         repeats, order = self.scenario.repeats, range(len(self.scenario.methods))
         total, done = repeats * len(order), 0
-        spare = (total + 1) // 2 if self.undisturbed and self._trace is None else 0
+        spare = (total + 1) // 2 if self.undisturbed and self._trace is None and repeats_disturbed() else 0
         for number in range(repeats):
             if number and self._time_is_up():
                 self.warn(f"time budget spent after {number} of {counted(repeats, self.unit)}")
