@@ -56,14 +56,11 @@ class Played(Experiment[Scenario]):
 
 
 def _taking(shares: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The experiment's own clock says 0, each repeat's the next one of ``shares``."""
+    """During each repeat the host takes the next one of ``shares``, and nothing after the last."""
     monkeypatch.delenv("NETSIM_DISTURBED", raising=False)
     told: Iterator[float] = iter(shares)
 
     class Told:
-        def __init__(self) -> None:
-            self.began = False
-
         @property
         def share(self) -> float:
             return next(told, 0.0)
